@@ -1,0 +1,35 @@
+# `make quickstart` and `make test` do all their own set-up in .venv; they need only Python >= 3.11.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test check fix
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convattn needs Python 3.11 or newer, this is %s; name another: make PYTHON=python3.12" % sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
+	touch $@
+
+setup: $(INSTALLED) ## Install everything into .venv
+
+quickstart: $(INSTALLED) ## Train a small attention network on digits in clutter, test it, show where it looks (3 minutes)
+	$(BIN)/convattn train quickstart
+
+test: $(INSTALLED) ## Run the fast tests
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not browser and not weights"
+
+check: $(INSTALLED) ## Format, lint, types and import direction; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(INSTALLED) ## Format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

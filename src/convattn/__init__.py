@@ -1,0 +1,20 @@
+"""Attention for any convolutional network: inside its convolutions and in place of its pool.
+
+Importing this package registers its models with timm.
+"""
+
+from convattn.explain import capture_attention
+from convattn.functional import aggregate, relative_attention_2d
+from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.models import OUR_MODELS
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "OUR_MODELS",
+    "AAConv2d",
+    "LearnedAggregation2d",
+    "aggregate",
+    "capture_attention",
+    "relative_attention_2d",
+]

@@ -1,0 +1,5 @@
+"""Where a network looks."""
+
+from convattn.explain.capture import capture_attention
+
+__all__ = ["capture_attention"]

@@ -1,0 +1,279 @@
+"""The two papers' attention as pure tensor functions, without modules or parameters."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _key_offsets(size: int, device: torch.device) -> Tensor:
+    """Row of a (2 * size - 1) table that holds the offset key - query, as (query, key)."""
+    steps = torch.arange(size, device=device)
+    return steps[None, :] - steps[:, None] + size - 1
+
+
+def _check_relative(
+    q: Tensor, k: Tensor, rel_h: Tensor | None, rel_w: Tensor | None, feat_size: tuple[int, int]
+) -> None:
+    height, width = feat_size
+    if q.shape[-2] != height * width or k.shape[-2] != height * width:
+        raise ValueError(
+            f"feat_size={height}x{width} needs {height * width} positions, but q has "
+            f"{q.shape[-2]} and k has {k.shape[-2]}; flatten the map row by row"
+        )
+    if (rel_h is None) != (rel_w is None):
+        raise ValueError("rel_h and rel_w go together: give both tables or neither")
+    for name, table, size in (("rel_h", rel_h, height), ("rel_w", rel_w, width)):
+        if table is not None and table.shape[0] != 2 * size - 1:
+            raise ValueError(
+                f"{name} has {table.shape[0]} rows, but feat_size={height}x{width} needs "
+                f"{2 * size - 1}; resample it with convattn.layers.resample_table"
+            )
+
+
+def _relative_biases(
+    q: Tensor, rel_h: Tensor, rel_w: Tensor, feat_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """What the scaled queries see in every row and every column of the map.
+
+    Returns:
+        (B, heads, H*W, H) and (B, heads, H*W, W).
+    """
+    height, width = feat_size
+    grid = q.unflatten(-2, (height, width))  # (B, heads, H, W, d)
+    table_h = rel_h[_key_offsets(height, q.device)]  # (H, H, d)
+    table_w = rel_w[_key_offsets(width, q.device)]  # (W, W, d)
+    bias_h = torch.einsum("bnhwd,hyd->bnhwy", grid, table_h)
+    bias_w = torch.einsum("bnhwd,wxd->bnhwx", grid, table_w)
+    return bias_h.flatten(2, 3), bias_w.flatten(2, 3)
+
+
+def relative_attention_weights_2d(
+    q: Tensor,
+    k: Tensor,
+    rel_h: Tensor | None = None,
+    rel_w: Tensor | None = None,
+    *,
+    feat_size: tuple[int, int],
+) -> Tensor:
+    """The attention of every position of a map to every other, after softmax.
+
+    Holds the whole (H*W x H*W) matrix: for looking at, and as the oracle of
+    :func:`relative_attention_2d`.
+
+    Args:
+        q: Queries, (B, heads, H*W, d), row by row, not scaled.
+        k: Keys, as ``q``.
+        rel_h: Vertical table, (2H - 1, d); row ``y_key - y_query + H - 1``.
+        rel_w: Horizontal table, (2W - 1, d); row ``x_key - x_query + W - 1``.
+        feat_size: Height and width of the map.
+
+    Returns:
+        (B, heads, H*W, H*W); the last dimension sums to 1.
+
+    Raises:
+        ValueError: If the tables or the number of positions do not fit ``feat_size``.
+    """
+    _check_relative(q, k, rel_h, rel_w, feat_size)
+    height, width = feat_size
+    q = q * q.shape[-1] ** -0.5
+    logits = q @ k.transpose(-2, -1)
+    if rel_h is not None and rel_w is not None:
+        bias_h, bias_w = _relative_biases(q, rel_h, rel_w, feat_size)
+        logits = logits.unflatten(-1, (height, width))  # (B, heads, H*W, H, W)
+        logits = (logits + bias_h[..., :, None] + bias_w[..., None, :]).flatten(-2)
+    return logits.softmax(dim=-1)
+
+
+def relative_attention_2d(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rel_h: Tensor | None = None,
+    rel_w: Tensor | None = None,
+    *,
+    feat_size: tuple[int, int],
+    fused: bool = True,
+) -> Tensor:
+    r"""2D relative self-attention over a flattened feature map.
+
+    Bello et al. 2019, https://arxiv.org/abs/1904.09925, section 3:
+
+    .. math:: l_{ij} = q_i \cdot (k_j + r^W_{x_j - x_i} + r^H_{y_j - y_i}) / \sqrt{d}
+
+    The relative term depends on a key through its row and its column alone. So the queries are
+    lengthened by what they see in every row and column, the keys by the one-hot code of their
+    own row and column, and an ordinary fused attention kernel computes the exact result in
+    O(H*W * (d + H + W)) memory, forward and backward.
+
+    Args:
+        q: Queries, (B, heads, H*W, d), row by row, not scaled.
+        k: Keys, as ``q``.
+        v: Values, (B, heads, H*W, d_v).
+        rel_h: Vertical table, (2H - 1, d); row ``y_key - y_query + H - 1``. None for no positions.
+        rel_w: Horizontal table, (2W - 1, d); row ``x_key - x_query + W - 1``.
+        feat_size: Height and width of the map.
+        fused: False computes the same through the whole (H*W x H*W) matrix.
+
+    Returns:
+        (B, heads, H*W, d_v).
+
+    Raises:
+        ValueError: If the tables or the number of positions do not fit ``feat_size``.
+
+    Example:
+        >>> q = k = v = torch.randn(1, 2, 15, 4)
+        >>> out = relative_attention_2d(
+        ...     q, k, v, torch.randn(5, 4), torch.randn(9, 4), feat_size=(3, 5)
+        ... )
+        >>> out.shape
+        torch.Size([1, 2, 15, 4])
+    """
+    if not fused:
+        weights = relative_attention_weights_2d(q, k, rel_h, rel_w, feat_size=feat_size)
+        return weights.to(v.dtype) @ v
+    _check_relative(q, k, rel_h, rel_w, feat_size)
+    height, width = feat_size
+    v_dim = v.shape[-1]
+    q = q * q.shape[-1] ** -0.5
+    if rel_h is not None and rel_w is not None:
+        bias_h, bias_w = _relative_biases(q, rel_h, rel_w, feat_size)
+        rows = torch.eye(height, dtype=k.dtype, device=k.device)
+        columns = torch.eye(width, dtype=k.dtype, device=k.device)
+        code = torch.cat(
+            [
+                rows[:, None].expand(height, width, height),
+                columns[None].expand(height, width, width),
+            ],
+            dim=-1,
+        ).flatten(0, 1)  # (H*W, H + W)
+        q = torch.cat([q, bias_h.to(q.dtype), bias_w.to(q.dtype)], dim=-1)
+        k = torch.cat([k, code.expand(*k.shape[:-1], -1)], dim=-1)
+    # Every fused kernel takes q, k and v of one width, and CUDA's want multiples of 8; without
+    # the zeros PyTorch would silently fall back to the one that holds the whole matrix.
+    full = math.ceil(max(q.shape[-1], v_dim) / 8) * 8
+    q, k, v = (F.pad(t, (0, full - t.shape[-1])) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :v_dim]
+
+
+def aggregation_weights(
+    x: Tensor,
+    query: Tensor,
+    key_weight: Tensor,
+    key_bias: Tensor | None = None,
+    *,
+    num_heads: int = 1,
+    token: Tensor | None = None,
+) -> Tensor:
+    """How much each learned query takes from each patch, after softmax.
+
+    The queries come from parameters, not from the picture. So ``q . (W_k x_j)`` is computed as
+    ``(W_k^T q) . x_j``, one vector a head and query instead of a projection of every patch,
+    wherever that is cheaper.
+
+    Args:
+        x: Patches, (B, N, C).
+        query: Projected queries, (K, C), not scaled.
+        key_weight: (C, C), as in a linear layer.
+        key_bias: (C,). The softmax does not feel it; given, it takes part in the graph.
+        num_heads: Heads; C is divided by them.
+        token: Further keys that stand before the patches, the same for every picture, (T, C).
+
+    Returns:
+        (B, heads, K, T + N); the last dimension sums to 1.
+
+    Raises:
+        ValueError: If C is not divisible by ``num_heads``.
+    """
+    num_queries, dim = query.shape
+    if dim % num_heads:
+        raise ValueError(f"num_heads={num_heads} does not divide the {dim} channels")
+    head_dim = dim // num_heads
+    q = query.unflatten(-1, (num_heads, head_dim)) * head_dim**-0.5  # (K, heads, d)
+    if num_heads * num_queries <= dim + num_queries:
+        weight = key_weight.unflatten(0, (num_heads, head_dim))  # (heads, d, C)
+        probe = torch.einsum("khd,hdc->hkc", q, weight).flatten(0, 1)  # (heads*K, C)
+        bias = None
+        if key_bias is not None:
+            bias = torch.einsum("khd,hd->hk", q, key_bias.unflatten(0, (num_heads, head_dim)))
+            bias = bias.flatten()
+        logits = F.linear(x, probe, bias).transpose(1, 2)  # (B, heads*K, N)
+        logits = logits.unflatten(1, (num_heads, num_queries))
+        own = None if token is None else F.linear(token, probe, bias).T
+    else:
+        keys = F.linear(x, key_weight, key_bias).unflatten(-1, (num_heads, head_dim))
+        logits = torch.einsum("khd,bnhd->bhkn", q, keys)
+        own = None
+        if token is not None:
+            own_keys = F.linear(token, key_weight, key_bias).unflatten(-1, (num_heads, head_dim))
+            own = torch.einsum("khd,thd->hkt", q, own_keys)
+    if own is not None:
+        own = own.reshape(num_heads, num_queries, -1).expand(x.shape[0], -1, -1, -1)
+        logits = torch.cat([own, logits], dim=-1)
+    return logits.softmax(dim=-1)
+
+
+def aggregate(
+    x: Tensor,
+    query: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    key_bias: Tensor | None = None,
+    value_bias: Tensor | None = None,
+    *,
+    num_heads: int = 1,
+    token: Tensor | None = None,
+) -> Tensor:
+    """Attention pooling: each learned query takes a weighted mean of the values of all patches.
+
+    Touvron et al. 2021, https://arxiv.org/abs/2112.13692. Exact, in the cheaper order for the
+    shape: attention weights sum to 1, so with few queries the patches are pooled first and the
+    pooled vectors projected (``sum_j a_j W_v x_j = W_v sum_j a_j x_j``), with many the patches
+    are projected first.
+
+    Args:
+        x: Patches, (B, N, C).
+        query: Projected queries, (K, C), not scaled.
+        key_weight: (C, C), as in a linear layer.
+        value_weight: (C, C), as in a linear layer.
+        key_bias: (C,).
+        value_bias: (C,).
+        num_heads: Heads; C is divided by them.
+        token: Further keys and values before the patches, the same for every picture, (T, C).
+
+    Returns:
+        (B, K, C), before any output projection.
+
+    Raises:
+        ValueError: If C is not divisible by ``num_heads``.
+
+    Example:
+        >>> weight = torch.eye(8)
+        >>> aggregate(torch.randn(2, 49, 8), torch.zeros(1, 8), weight, weight).shape
+        torch.Size([2, 1, 8])
+    """
+    weights = aggregation_weights(
+        x, query, key_weight, key_bias, num_heads=num_heads, token=token
+    ).to(x.dtype)
+    num_queries, dim = query.shape
+    head_dim = dim // num_heads
+    own = None
+    if token is not None:
+        own, weights = weights.split([token.shape[0], x.shape[1]], dim=-1)
+    pool_first = x.shape[1] * num_heads * num_queries + num_queries * dim
+    project_first = x.shape[1] * (dim + num_queries)
+    if pool_first <= project_first:
+        pooled = weights.flatten(1, 2) @ x  # (B, heads*K, C)
+        if own is not None and token is not None:
+            pooled = pooled + own.flatten(1, 2) @ token.to(x.dtype)
+        pooled = pooled.unflatten(1, (num_heads, num_queries))
+        weight = value_weight.unflatten(0, (num_heads, head_dim))
+        out = torch.einsum("bhkc,hdc->bkhd", pooled, weight.to(pooled.dtype)).flatten(-2)
+        return out if value_bias is None else out + value_bias.to(out.dtype)
+    values = F.linear(x, value_weight, value_bias).unflatten(-1, (num_heads, head_dim))
+    out = torch.einsum("bhkn,bnhd->bkhd", weights, values)
+    if own is not None and token is not None:
+        own_values = F.linear(token, value_weight, value_bias).unflatten(-1, (num_heads, head_dim))
+        out = out + torch.einsum("bhkt,thd->bkhd", own, own_values.to(out.dtype))
+    return out.flatten(-2)

@@ -1,0 +1,7 @@
+"""Layers: drop-ins for a convolution and for a convnet's pool and classifier."""
+
+from convattn.layers.aa_conv import AAConv2d
+from convattn.layers.aggregation import LearnedAggregation2d
+from convattn.layers.rel_pos import resample_table
+
+__all__ = ["AAConv2d", "LearnedAggregation2d", "resample_table"]

@@ -1,0 +1,12 @@
+"""The papers' networks, registered with timm on import."""
+
+from timm.models import list_models
+
+from convattn.models import patchconvnet
+
+_MODULES = (patchconvnet,)
+OUR_MODELS: tuple[str, ...] = tuple(
+    name for module in _MODULES for name in list_models(module=module.__name__.split(".")[-1])
+)
+
+__all__ = ["OUR_MODELS"]
