@@ -191,7 +191,7 @@ def aggregation_weights(
         raise ValueError(f"num_heads={num_heads} does not divide the {dim} channels")
     head_dim = dim // num_heads
     q = query.unflatten(-1, (num_heads, head_dim)) * head_dim**-0.5  # (K, heads, d)
-    if num_heads * num_queries <= dim + num_queries:
+    if num_heads * num_queries <= dim:
         weight = key_weight.unflatten(0, (num_heads, head_dim))  # (heads, d, C)
         probe = torch.einsum("khd,hdc->hkc", q, weight).flatten(0, 1)  # (heads*K, C)
         bias = None
@@ -261,9 +261,8 @@ def aggregate(
     own = None
     if token is not None:
         own, weights = weights.split([token.shape[0], x.shape[1]], dim=-1)
-    pool_first = x.shape[1] * num_heads * num_queries + num_queries * dim
-    project_first = x.shape[1] * (dim + num_queries)
-    if pool_first <= project_first:
+    # By the number of queries alone, never of patches: that may be a symbol of an exported program.
+    if num_heads * num_queries <= dim:
         pooled = weights.flatten(1, 2) @ x  # (B, heads*K, C)
         if own is not None and token is not None:
             pooled = pooled + own.flatten(1, 2) @ token.to(x.dtype)

@@ -16,7 +16,10 @@ COORD_CHANNELS = 3
 
 
 def resample_table(table: Tensor, num_rows: int) -> Tensor:
-    """Stretches a table of relative offsets to another size, linearly and about its centre.
+    """Stretches a table of relative offsets to another size, about its centre.
+
+    Linear interpolation to a larger table; to a smaller one the mean of the rows around, weighted
+    by distance, so that every row has a part in it.
 
     Args:
         table: (2S - 1, d), row ``offset + S - 1``.
@@ -29,14 +32,15 @@ def resample_table(table: Tensor, num_rows: int) -> Tensor:
     # While exporting, a comparison of sizes would freeze the picture's size into the program.
     if not torch.compiler.is_exporting() and rows == num_rows:
         return table
+    # Tensors rather than numbers from here on, for the same reason.
     position = torch.arange(num_rows, device=table.device, dtype=torch.float32)
-    from_centre = (position - (num_rows - 1) / 2) * (rows - 1) / max(num_rows - 1, 1)
-    source = from_centre + (rows - 1) / 2
-    low = source.floor().clamp(0, rows - 1)
-    weight = (source - low).to(table.dtype)[:, None]
-    low = low.long()
-    high = (low + 1).clamp(max=rows - 1)
-    return torch.lerp(table[low], table[high], weight)
+    step = (rows - 1) / position[-1].clamp(min=1)
+    source = (position - position.mean()) * step + (rows - 1) / 2
+    distance = (source[:, None] - torch.arange(rows, device=table.device)).abs()
+    reach = step.clamp(min=1)
+    weight = (1 - distance / reach).clamp(min=0)  # (num_rows, rows)
+    weight = weight / weight.sum(1, keepdim=True)
+    return weight.to(table.dtype) @ table
 
 
 class RelativeTables(nn.Module):

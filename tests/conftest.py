@@ -1,0 +1,20 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tests run side by side; threads of one would only get in the way of another."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of real data sets; tests that use it carry the marker ``data``."""
+    folder = os.environ.get("CONVATTN_DATA")
+    if not folder:
+        pytest.skip("CONVATTN_DATA is not set: it names the folder of real data sets")
+    return Path(folder)
