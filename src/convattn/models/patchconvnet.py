@@ -100,7 +100,8 @@ class PatchConvNet(nn.Module):
         mlp_ratio: Hidden channels of the aggregation's MLP per channel.
         class_tokens: One aggregation token, and one map, a class.
         layer_scale: Initial factor of every residual branch.
-        norm: Normalisation in the trunk, "layernorm" as published or "batchnorm".
+        norm: "layernorm" as published; "batchnorm" normalises trunk and stem by batch instead,
+            which learns faster in short runs.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth, the same for every block.
         device: As in nn.Linear.
@@ -159,8 +160,11 @@ class PatchConvNet(nn.Module):
         widths = [in_chans, *(embed_dim >> (steps - 1 - i) for i in range(steps))]
         stem: list[nn.Module] = []
         for before, after in pairwise(widths):
-            stem += [nn.Conv2d(before, after, 3, 2, 1, bias=False, **where), nn.GELU()]
-        self.stem = nn.Sequential(*stem[:-1])
+            stem.append(nn.Conv2d(before, after, 3, 2, 1, bias=False, **where))
+            if after < embed_dim:
+                stem += [nn.BatchNorm2d(after, **where)] if norm == "batchnorm" else []
+                stem.append(nn.GELU())
+        self.stem = nn.Sequential(*stem)
         self.blocks = nn.Sequential(
             *(
                 PatchConvBlock(
@@ -220,7 +224,9 @@ class PatchConvNet(nn.Module):
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The classifier, an nn.Identity when there is none."""
-        return self.head.fc if self.global_pool else self.head
+        classifier = self.head.fc if self.global_pool else self.head
+        assert isinstance(classifier, nn.Module)
+        return classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Makes a new classifier, and with ``class_tokens`` new tokens.
@@ -409,7 +415,7 @@ def patchconvnet_s60_multi(pretrained: bool = False, **kwargs: Any) -> PatchConv
     return _create("patchconvnet_s60_multi", pretrained, args, kwargs)
 
 
-_NANO = {"patch_size": 8, "embed_dim": 64, "depth": 6, "layer_scale": 0.1, "norm": "batchnorm"}
+_NANO = {"patch_size": 8, "embed_dim": 64, "depth": 6, "layer_scale": 1.0, "norm": "batchnorm"}
 
 
 @register_model

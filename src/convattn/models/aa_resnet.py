@@ -1,0 +1,206 @@
+"""Attention-augmented ResNets.
+
+Bello et al. 2019, https://arxiv.org/abs/1904.09925, sections 4.2 and 4.4, on timm's ResNet.
+"""
+
+from typing import Any, cast
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
+
+from convattn.layers import AAConv2d
+from convattn.layers.rel_pos import Position
+
+
+def augmented_conv(conv: nn.Conv2d, **attention: Any) -> AAConv2d:
+    """The attention-augmented layer that stands where ``conv`` stood.
+
+    Its convolution branch is drawn anew as timm draws ResNet's, and has a bias only if ``conv``
+    had one: where BatchNorm follows the concatenation it would have no effect.
+
+    Args:
+        conv: What it replaces; gives every word of a convolution, the device and the dtype.
+        **attention: The attention words of AAConv2d.
+
+    Raises:
+        ValueError: As AAConv2d.
+    """
+    layer = AAConv2d(
+        conv.in_channels,
+        conv.out_channels,
+        cast(tuple[int, int], conv.kernel_size),
+        cast(tuple[int, int], conv.stride),
+        cast(tuple[int, int], conv.padding),
+        cast(tuple[int, int], conv.dilation),
+        conv.groups,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+        **attention,
+    )
+    if layer.conv is not None:
+        nn.init.kaiming_normal_(layer.conv.weight, mode="fan_out", nonlinearity="relu")
+        if conv.bias is None:
+            layer.conv.bias = None
+    return layer
+
+
+def strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width of what a padded layer of this stride makes of a map."""
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+class AAResNet(ResNet):
+    """ResNet with attention-augmented convolutions in its last three stages.
+
+    Bello et al. 2019, https://arxiv.org/abs/1904.09925: the 3x3 convolution of every bottleneck,
+    or the first of every basic block, computes part of its channels by attention. The attention
+    is downsampled in the stage of stride 8 only, 28x28 at 224. Inferred from parameter counts:
+    the tables of that stage are made for 28x28 all the same, and resampled; queries, keys, values
+    and the projection have biases, the convolution, which BatchNorm follows, has none.
+
+    Args:
+        block: timm's BasicBlock or Bottleneck.
+        layers: Blocks of each stage.
+        num_heads: Attention heads.
+        qk_ratio: Query (and key) channels per output channel.
+        v_ratio: Share of an augmented convolution's output channels that attention computes.
+        min_head_dim: Least query channels of a head.
+        position: "relative", "sine", "coord" or "none".
+        img_size: Side, or height and width, of the pictures that positions are made for, in
+            pixels; other sizes resample them.
+        **kwargs: timm's ResNet arguments.
+
+    Shape:
+        (B, in_chans, H, W) -> (B, num_classes)
+
+    Raises:
+        ValueError: If ``num_heads`` cannot share the channels of a stage.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("aa_resnet_nano", num_classes=7)
+        >>> model(torch.randn(2, 3, 64, 96)).shape
+        torch.Size([2, 7])
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        layers: tuple[int, ...],
+        *,
+        num_heads: int = 8,
+        qk_ratio: float = 0.2,
+        v_ratio: float = 0.1,
+        min_head_dim: int = 20,
+        position: Position = "relative",
+        img_size: int | tuple[int, int] = 224,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(block, layers, **kwargs)
+        name = "conv2" if issubclass(block, Bottleneck) else "conv1"
+        size = strided((img_size, img_size) if isinstance(img_size, int) else img_size, 4)
+        for info in self.feature_info[2:]:
+            downsample = 2 if info["reduction"] == 8 else 1
+            for residual in cast(Any, self.get_submodule(info["module"])):
+                conv = residual.get_submodule(name)
+                # timm's anti-aliasing moves the stride from the convolution to a pool behind it.
+                height, width = strided(size, conv.stride[0])
+                size = strided(size, residual.stride)
+                layer = augmented_conv(
+                    conv,
+                    num_heads=num_heads,
+                    qk_ratio=qk_ratio,
+                    v_ratio=v_ratio,
+                    min_head_dim=min_head_dim,
+                    position=position,
+                    feat_size=(height * downsample, width * downsample),
+                    attn_downsample=downsample,
+                )
+                setattr(residual, name, layer)
+
+
+def _create(variant: str, pretrained: bool, defaults: dict[str, Any], **kwargs: Any) -> AAResNet:
+    model = build_model_with_cfg(AAResNet, variant, pretrained, **{**defaults, **kwargs})
+    return cast(AAResNet, model)
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "conv1",
+        "classifier": "fc",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:1904.09925",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "aa_resnet34.untrained": _cfg(),
+        "aa_resnet50.untrained": _cfg(),
+        "aa_resnet101.untrained": _cfg(),
+        "aa_resnet152.untrained": _cfg(),
+        "aa_resnet_nano.untrained": _cfg(
+            num_classes=10,
+            input_size=(3, 64, 64),
+            pool_size=(2, 2),
+            crop_pct=1.0,
+            first_conv="conv1.0",
+        ),
+    }
+)
+
+
+@register_model
+def aa_resnet34(pretrained: bool = False, **kwargs: Any) -> AAResNet:
+    """AA-ResNet-34: the first 3x3 of every block, a quarter of the channels by attention."""
+    defaults = {"block": BasicBlock, "layers": (3, 4, 6, 3), "qk_ratio": 0.25, "v_ratio": 0.25}
+    return _create("aa_resnet34", pretrained, defaults, **kwargs)
+
+
+@register_model
+def aa_resnet50(pretrained: bool = False, **kwargs: Any) -> AAResNet:
+    """AA-ResNet-50."""
+    defaults = {"block": Bottleneck, "layers": (3, 4, 6, 3)}
+    return _create("aa_resnet50", pretrained, defaults, **kwargs)
+
+
+@register_model
+def aa_resnet101(pretrained: bool = False, **kwargs: Any) -> AAResNet:
+    """AA-ResNet-101."""
+    defaults = {"block": Bottleneck, "layers": (3, 4, 23, 3)}
+    return _create("aa_resnet101", pretrained, defaults, **kwargs)
+
+
+@register_model
+def aa_resnet152(pretrained: bool = False, **kwargs: Any) -> AAResNet:
+    """AA-ResNet-152."""
+    defaults = {"block": Bottleneck, "layers": (3, 8, 36, 3)}
+    return _create("aa_resnet152", pretrained, defaults, **kwargs)
+
+
+@register_model
+def aa_resnet_nano(pretrained: bool = False, **kwargs: Any) -> AAResNet:
+    """AA-ResNet for laptops and tests: one basic block a stage, 16 to 128 channels."""
+    defaults = {
+        "block": BasicBlock,
+        "layers": (1, 1, 1, 1),
+        "channels": (16, 32, 64, 128),
+        "stem_type": "deep",
+        "stem_width": 8,
+        "num_heads": 4,
+        "qk_ratio": 0.25,
+        "v_ratio": 0.25,
+        "min_head_dim": 8,
+        "img_size": 64,
+    }
+    return _create("aa_resnet_nano", pretrained, defaults, **kwargs)

@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.data import resolve_data_config
+from torch.utils.flop_counter import FlopCounterMode
+
+from convattn.models.patchconvnet import PatchConvNet
+from convattn.weights import patchconvnet_from_released
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("single_token", {}),
+        ("four_heads", {"num_heads": 4}),
+        ("ratio4", {"mlp_ratio": 4.0}),
+        ("multi_token", {"class_tokens": True}),
+    ],
+)
+def test_golden_logits_attention_and_gradients(name, options, checkpoint):
+    golden = load_file(GOLDEN / f"patchconvnet_{name}.safetensors")
+    model = PatchConvNet(embed_dim=64, depth=3, num_classes=10, **options).double().eval()
+    released = {n[6:]: t.double() for n, t in golden.items() if n.startswith("state/")}
+    model.load_state_dict(patchconvnet_from_released(released))
+    model.set_grad_checkpointing(checkpoint)
+    x = golden["input"].clone().requires_grad_()
+    logits = model(x)
+    (logits * torch.arange(logits.numel()).double().sin().view_as(logits)).sum().backward()
+    torch.testing.assert_close(logits, golden["logits"], rtol=0, atol=1e-9)
+    scale = golden["input_grad"].abs().max()
+    torch.testing.assert_close(x.grad / scale, golden["input_grad"] / scale, rtol=0, atol=1e-9)
+    maps = model.head.attention_weights(model.forward_features(x)).flatten(-2)
+    patches = golden["attention"][..., -maps.shape[-1] :]
+    torch.testing.assert_close(maps, patches, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "gmacs"),
+    [
+        ("patchconvnet_s60", {224: 3.98, 384: 11.68, 512: 20.76}),
+        ("patchconvnet_s120", {224: 7.49, 384: 22.0, 512: 39.1}),
+        ("patchconvnet_b60", {224: 15.80, 384: 46.39, 512: 82.46}),
+        ("patchconvnet_b120", {224: 29.77, 384: 87.42, 512: 155.4}),
+        ("patchconvnet_l60", {224: 28.04, 384: 82.33, 512: 146.3}),
+        ("patchconvnet_l120", {224: 52.85, 384: 155.2, 512: 275.8}),
+    ],
+)
+def test_multiply_adds_are_the_paper_s(name, gmacs):
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+        for size, expected in gmacs.items():
+            with FlopCounterMode(display=False) as counter:
+                model(torch.empty(1, 3, size, size))
+            # The paper projects every patch to a key and a value, which ours leaves out.
+            saved = 2 * (size // 16) ** 2 * model.embed_dim**2
+            ours = counter.get_total_flops() / 2
+            assert (ours + saved) / 1e9 == pytest.approx(expected, rel=0.01)
+
+
+def test_a_panorama_is_computed_on_its_own_grid():
+    torch.manual_seed(0)
+    model = timm.create_model("patchconvnet_s60", depth=2, embed_dim=32).eval()
+    x = torch.randn(1, 3, 224, 896)
+    features = model.forward_features(x)
+    assert features.shape[2:] == (14, 56)
+    assert model.head.attention_weights(features).shape[-2:] == (14, 56)
+    # The right half of the picture reaches the right half of the grid, and no other place.
+    changed = x.clone()
+    changed[..., 600:] = 0
+    difference = (model.forward_features(changed) - features).abs().amax((0, 1, 2))
+    reach = 600 // 16 - 4
+    assert not difference[:reach].any()
+    assert (difference[reach + 5 :] > 0).all()
+
+
+def test_multi_class_tokens_work_for_any_number_of_classes():
+    model = timm.create_model("patchconvnet_nano_multi", num_classes=7).eval()
+    x = torch.randn(2, 3, 64, 48)
+    assert model(x).shape == (2, 7)
+    model.reset_classifier(23)
+    assert model(x).shape == (2, 23)
+    assert model.head.token.shape == (23, 64)
+    model.reset_classifier(1)
+    assert model(x).shape == (2, 1)
+
+
+def test_average_pool_is_an_option_of_the_same_network():
+    model = timm.create_model("patchconvnet_nano", num_classes=7, global_pool="avg").eval()
+    features = model.forward_features(torch.randn(2, 3, 64, 48))
+    pooled = model.forward_head(features, pre_logits=True)
+    expected = model.head.norm(features.mean((2, 3), keepdim=True)).flatten(1)
+    torch.testing.assert_close(pooled, expected)
+    model.reset_classifier(5, "attn")
+    assert model.forward_head(features).shape == (2, 5)
+    model.reset_classifier(5, "")
+    assert model.forward_head(features).shape == features.shape
+
+
+def test_published_initialisation():
+    model = timm.create_model("patchconvnet_s60", depth=1)
+    assert model.blocks[0].gamma[0] == pytest.approx(1e-4)
+    assert model.head.gamma1[0] == pytest.approx(1e-4)
+    assert model.head.token.std() == pytest.approx(0.02, rel=0.2)
+    assert model.head.attn.q.weight.std() == pytest.approx(0.02, rel=0.02)
+    assert model.no_weight_decay() == {"head.token"}
+    assert timm.create_model("patchconvnet_s120", depth=1).blocks[0].gamma[0] == pytest.approx(1e-6)
+
+
+def test_stochastic_depth_is_the_same_at_every_block():
+    model = timm.create_model("patchconvnet_nano", drop_path_rate=0.3)
+    assert [block.drop_path.drop_prob for block in model.blocks] == [0.3] * 6
+
+
+def test_evaluation_transform_is_the_authors():
+    config = resolve_data_config(model=timm.create_model("patchconvnet_s60", depth=1))
+    assert config["crop_pct"] == 224 / 256
+    assert config["interpolation"] == "bicubic"
+    assert config["mean"] == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch_size": 12}, "patch_size=12 is not one of 4, 8, 16, 32"),
+        ({"embed_dim": 60}, "embed_dim=60 is not divisible by 8.*nearest that works: 64"),
+        ({"norm": "rms"}, "norm='rms' is not one of"),
+    ],
+)
+def test_wrong_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        PatchConvNet(**options)
