@@ -1,0 +1,402 @@
+"""Labelled data sets by name: training and test pictures, classes, size, mean and deviation."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.imagenet_info import ImageNetInfo
+from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from convattn.data.cluttered_digits import cluttered_digits
+from convattn.data.images import ImageFiles, TensorImages
+
+DATASETS: tuple[str, ...] = (
+    "cluttered_digits",
+    "folder",
+    "cifar10",
+    "cifar100",
+    "fashion_mnist",
+    "imagenet",
+)
+
+_IDX_SUFFIXES = ("", ".gz")
+_TEST_SHARE = 0.2
+_TEST_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set for classification."""
+
+    name: str
+    """Its name in ``DATASETS``."""
+    class_names: tuple[str, ...]
+    """The classes in the order of their numbers."""
+    train: TensorImages | ImageFiles
+    """Training pictures, without a transform: give them one by ``with_transform``."""
+    test: TensorImages | ImageFiles
+    """Test pictures, alike."""
+    image_size: tuple[int, int] | None
+    """Height and width in pixels; None when the pictures vary."""
+    in_chans: int
+    """Channels of a picture."""
+    mean: tuple[float, ...]
+    """Mean of each channel, in 0..1."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel, in 0..1."""
+
+
+def load_source(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+    num_train: int | None = None,
+    num_test: int | None = None,
+    seed: int = 0,
+) -> Source:
+    """Open a data set by name.
+
+    - ``cluttered_digits`` is generated (see there): 20,000 training and 1,000 test pictures of
+      64 x 64 unless told otherwise. ``seed`` chooses the training pictures; the test pictures are
+      always the same, so that runs compare.
+    - ``folder`` reads ``root/train/CLASS/picture.jpg`` and ``root/val/CLASS/...`` or
+      ``root/test/CLASS/...``; pictures may lie in deeper folders. Where ``root`` holds the class
+      folders themselves, a fifth of each class, drawn by ``seed``, becomes the test set.
+    - ``imagenet`` reads ``root/train/n01440764/...`` and ``root/val/n01440764/...``, for all of
+      ImageNet's classes or some.
+    - ``cifar10`` and ``cifar100`` read torchvision's folder, ``fashion_mnist`` its four IDX files,
+      packed by gzip or not, in ``root``, ``root/raw`` or ``root/FashionMNIST/raw``.
+
+    Args:
+        name: One of ``DATASETS``.
+        root: Folder of the data set; generated sets need none.
+        download: Fetch CIFAR or Fashion-MNIST into ``root`` when it is not there.
+        image_size: Side of generated pictures in pixels; all others keep their own size.
+        num_train: Training pictures to make, or to draw by ``seed`` from all; None means all.
+        num_test: Test pictures, alike; the draw does not depend on ``seed``.
+        seed: Any integer from 0.
+
+    Returns:
+        The source; a picture file that cannot be read raises ``UnreadableImageError`` when it is
+        asked for, since opening every file beforehand would take as long as an epoch.
+
+    Raises:
+        ValueError: If the name is unknown, a number does not fit, or the files are not what they
+            should be.
+        FileNotFoundError: If folders or files are missing.
+
+    Example:
+        >>> source = load_source("cluttered_digits", num_train=200, num_test=100)
+        >>> len(source.train), source.image_size, source.class_names[:3]
+        (200, (64, 64), ('0', '1', '2'))
+    """
+    if name not in DATASETS:
+        nearest = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0)[0]
+        raise ValueError(
+            f"unknown data set {name!r}; did you mean {nearest!r}? Known: {', '.join(DATASETS)}"
+        )
+    if name == "cluttered_digits":
+        return _load_cluttered_digits(image_size, num_train, num_test, seed)
+    folder = _existing_root(name, root, download)
+    if name == "folder":
+        source = _load_folder(folder, seed)
+    elif name == "imagenet":
+        source = _load_imagenet(folder)
+    elif name == "fashion_mnist":
+        source = _load_fashion_mnist(folder, download)
+    else:
+        source = _load_cifar(name, folder, download)
+    return replace(
+        source,
+        train=_draw(source.train, num_train, seed, f"{name}: num_train"),
+        test=_draw(source.test, num_test, _TEST_SEED, f"{name}: num_test"),
+    )
+
+
+def _load_cluttered_digits(
+    image_size: int | None, num_train: int | None, num_test: int | None, seed: int
+) -> Source:
+    size = 64 if image_size is None else image_size
+    train = cluttered_digits(20_000 if num_train is None else num_train, image_size=size, seed=seed)
+    test = cluttered_digits(
+        1_000 if num_test is None else num_test, split="test", image_size=size, seed=_TEST_SEED
+    )
+    return Source(
+        name="cluttered_digits",
+        class_names=tuple("0123456789"),
+        train=train,
+        test=test,
+        image_size=(size, size),
+        in_chans=3,
+        mean=(0.404, 0.415, 0.386),
+        std=(0.253, 0.204, 0.210),
+    )
+
+
+def _existing_root(name: str, root: str | Path | None, download: bool) -> Path:
+    if root is None:
+        raise ValueError(f"{name} needs root (--data.root), the folder that holds its files")
+    folder = Path(root).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"root={folder} is a file; expected the folder of {name}")
+    if not folder.exists() and not download:
+        raise FileNotFoundError(f"root={folder} does not exist; give {name}'s folder (--data.root)")
+    return folder
+
+
+def _draw(
+    images: TensorImages | ImageFiles, number: int | None, seed: int, what: str
+) -> TensorImages | ImageFiles:
+    """A random part of the pictures, in their own order."""
+    if number is None:
+        return images
+    if not 1 <= number <= len(images):
+        raise ValueError(f"{what}={number}; expected 1 to {len(images)}, all there are")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(images), generator=generator)[:number]
+    return images.select(chosen.sort().values)
+
+
+def _load_folder(root: Path, seed: int) -> Source:
+    if _is_split(root):
+        class_names, train, test = _read_split_folders(root)
+    else:
+        class_names, pictures = _read_class_folders(root)
+        train, test = _set_aside(pictures, seed)
+    return _file_source("folder", class_names, train, test)
+
+
+def _load_imagenet(root: Path) -> Source:
+    class_names, train, test = _read_split_folders(root)
+    info = ImageNetInfo("imagenet-1k")
+    described = dict(zip(info.label_names(), info.label_descriptions(), strict=True))
+    names = tuple(described.get(folder, folder) for folder in class_names)
+    return _file_source("imagenet", names, train, test)
+
+
+def _file_source(
+    name: str, class_names: tuple[str, ...], train: ImageFiles, test: ImageFiles
+) -> Source:
+    return Source(
+        name=name,
+        class_names=class_names,
+        train=train,
+        test=test,
+        image_size=None,
+        in_chans=3,
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+    )
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
+    )
+
+
+def _is_split(root: Path) -> bool:
+    """Whether ``root`` holds train and val or test, and not classes of these names."""
+    names = {"train", "val", "test"}.intersection(_subfolders(root))
+    return len(names) > 1 or any(_subfolders(root / name) for name in names)
+
+
+def _read_split_folders(root: Path) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
+    if not (root / "train").is_dir():
+        raise FileNotFoundError(
+            f"{root} has no folder train; expected {root}/train/CLASS/picture.jpg and the same "
+            "classes in val or test"
+        )
+    held_out = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+    if held_out is None:
+        raise FileNotFoundError(
+            f"{root} has train but neither val nor test; add one, or give {root / 'train'} as root "
+            "to have a fifth of its pictures set aside"
+        )
+    class_names, train = _read_class_folders(root / "train")
+    test_names, test = _read_class_folders(held_out)
+    if class_names != test_names:
+        only = [
+            f"only in {folder}: {', '.join(sorted(names)[:10])}"
+            for folder, names in (
+                (root / "train", set(class_names) - set(test_names)),
+                (held_out, set(test_names) - set(class_names)),
+            )
+            if names
+        ]
+        raise ValueError(
+            f"the class folders of {root / 'train'} and {held_out} differ ({'; '.join(only)}); "
+            "both must have the same ones"
+        )
+    return class_names, train, test
+
+
+def _read_class_folders(folder: Path) -> tuple[tuple[str, ...], ImageFiles]:
+    class_names = _subfolders(folder)
+    if not class_names:
+        raise FileNotFoundError(
+            f"{folder} holds no class folders; expected {folder}/CLASS/picture.jpg, one folder a "
+            "class"
+        )
+    if len(class_names) == 1:
+        raise ValueError(
+            f"{folder} holds one class, {class_names[0]!r}; expected at least 2 class folders"
+        )
+    numbers = {class_name: number for number, class_name in enumerate(class_names)}
+    samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
+    counts = labels.bincount(minlength=len(class_names))
+    empty = [class_names[number] for number in (counts == 0).nonzero()[:, 0].tolist()]
+    if empty:
+        raise FileNotFoundError(
+            f"no pictures ({', '.join(IMG_EXTENSIONS)}) in "
+            f"{', '.join(str(folder / name) for name in empty[:5])}; add some or remove the folder"
+        )
+    return tuple(class_names), ImageFiles([path for path, _ in samples], labels)
+
+
+def _set_aside(pictures: ImageFiles, seed: int) -> tuple[ImageFiles, ImageFiles]:
+    """Training and test part: of each class a fifth, rounded, for the test, and both get some."""
+    generator = torch.Generator().manual_seed(seed)
+    for_test = torch.zeros(len(pictures), dtype=torch.bool)
+    for label in pictures.labels.unique().tolist():
+        members = (pictures.labels == label).nonzero()[:, 0]
+        if len(members) < 2:
+            raise ValueError(
+                f"{pictures.paths[int(members[0])]} is the only picture of its class; expected at "
+                "least 2, one to train and one to test"
+            )
+        number = max(1, round(_TEST_SHARE * len(members)))
+        drawn = torch.randperm(len(members), generator=generator)[:number]
+        for_test[members[drawn]] = True
+    return pictures.select((~for_test).nonzero()[:, 0]), pictures.select(for_test.nonzero()[:, 0])
+
+
+def _load_cifar(name: str, root: Path, download: bool) -> Source:
+    kind = CIFAR10 if name == "cifar10" else CIFAR100
+    with _download_errors(name, root, download):
+        train, test = (kind(str(root), train=part, download=download) for part in (True, False))
+    return Source(
+        name=name,
+        class_names=tuple(train.classes),
+        train=_cifar_images(train),
+        test=_cifar_images(test),
+        image_size=(32, 32),
+        in_chans=3,
+        mean=(0.4914, 0.4822, 0.4465) if name == "cifar10" else (0.5071, 0.4865, 0.4409),
+        std=(0.2470, 0.2435, 0.2616) if name == "cifar10" else (0.2673, 0.2564, 0.2762),
+    )
+
+
+def _cifar_images(dataset: CIFAR10) -> TensorImages:
+    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+    return TensorImages(images, torch.tensor(dataset.targets, dtype=torch.int64))
+
+
+@contextmanager
+def _download_errors(name: str, root: Path, download: bool) -> Iterator[None]:
+    """Says in one sentence what torchvision says in several ways."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if download:
+            reason = " ".join(str(error).split())
+            raise FileNotFoundError(
+                f"{name} could not be downloaded into {root} ({reason}); check the connection, or "
+                "copy its files there"
+            ) from error
+        raise FileNotFoundError(
+            f"{root} holds no complete {name}; give its folder (--data.root) or pass download=True "
+            "(--data.download)"
+        ) from error
+
+
+def _load_fashion_mnist(root: Path, download: bool) -> Source:
+    folders = (root, root / "FashionMNIST" / "raw", root / "raw")
+    if download and not any(_find_idx(folder, "train-images-idx3-ubyte") for folder in folders):
+        with _download_errors("fashion_mnist", root, download):
+            FashionMNIST(str(root), download=True)
+    parts = []
+    for part in ("train", "t10k"):
+        images = _read_idx(_require_idx(folders, f"{part}-images-idx3-ubyte"), num_axes=3)
+        labels_file = _require_idx(folders, f"{part}-labels-idx1-ubyte")
+        labels = _read_idx(labels_file, num_axes=1)
+        if len(labels) != len(images):
+            raise ValueError(
+                f"{labels_file} holds {len(labels)} labels for {len(images)} images; fetch both "
+                "files anew"
+            )
+        if labels.max(initial=0) >= len(FashionMNIST.classes):
+            raise ValueError(
+                f"{labels_file} holds label {labels.max()}; expected 0 to 9: fetch the file anew"
+            )
+        parts.append(TensorImages(torch.tensor(images).unsqueeze(1), torch.tensor(labels).long()))
+    return Source(
+        name="fashion_mnist",
+        class_names=tuple(FashionMNIST.classes),
+        train=parts[0],
+        test=parts[1],
+        image_size=(28, 28),
+        in_chans=1,
+        mean=(0.2860,),
+        std=(0.3530,),
+    )
+
+
+def _find_idx(folder: Path, stem: str) -> Path | None:
+    files = (folder / f"{stem}{suffix}" for suffix in _IDX_SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _require_idx(folders: tuple[Path, ...], stem: str) -> Path:
+    for folder in folders:
+        file = _find_idx(folder, stem)
+        if file is not None:
+            return file
+    raise FileNotFoundError(
+        f"{folders[0]} holds no {stem} or {stem}.gz, nor do its folders raw and FashionMNIST/raw; "
+        "give Fashion-MNIST's folder (--data.root) or pass download=True (--data.download)"
+    )
+
+
+def _read_idx(file: Path, *, num_axes: int) -> NDArray[np.uint8]:
+    """Bytes of an IDX file, as http://yann.lecun.com/exdb/mnist describes it: (N,) or (N, 28, 28).
+
+    torchvision compares the md5 of the packed file, which changes when the same data are packed
+    anew; here the header has to fit the contents.
+    """
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file} cannot be unpacked ({error}); fetch the file anew") from error
+    header = 4 + 4 * num_axes
+    if content[:4] != bytes([0, 0, 8, num_axes]) or len(content) < header:
+        raise ValueError(
+            f"{file} begins with {content[:4].hex()}; expected {0x0800 + num_axes:08x}, an IDX "
+            f"file of bytes in {num_axes} dimensions: fetch the file anew"
+        )
+    shape = tuple(int(length) for length in np.frombuffer(content, ">u4", num_axes, offset=4))
+    if shape[1:] != (28, 28)[: num_axes - 1]:
+        raise ValueError(
+            f"{file} holds pictures of {shape[1]} x {shape[2]}; expected 28 x 28 as Fashion-MNIST's"
+        )
+    if len(content) - header != math.prod(shape):
+        raise ValueError(
+            f"{file} announces {math.prod(shape)} bytes and holds {len(content) - header}; fetch "
+            "the file anew"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -1,0 +1,563 @@
+"""What is done to a picture before a network sees it, the same for files and for tensors.
+
+A transform takes a PIL image and gives (C, H, W) floats, or takes (B, C, H, W) bytes and gives as
+many floats: so it serves ``ImageFiles`` and ``TensorImages`` alike. Whole batches of bytes go
+through tensor operations of the same meaning where there are some, else picture by picture through
+PIL.
+
+Randomness comes from the global generators: torch's alone for batches of bytes, and also Python's
+and numpy's for PIL images (timm draws from all three). The same states before a call give the same
+floats, bit for bit, in whatever process. A DataLoader's worker seeds all three anew each epoch from
+the loader's generator; to have augmentation depend on neither the worker nor their number, seed
+them before each batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import Mixup, create_transform
+from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment, posterize
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.transforms import str_to_interp_mode
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms.functional import to_pil_image
+
+from convattn.data.images import Transform
+
+PaddingMode = Literal["constant", "reflect"]
+ErasingMode = Literal["const", "rand", "pixel"]
+
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+_NUM_TRIES = 10  # draws of a rectangle that may not fit the picture, as timm and torchvision do
+_ERASED_AREA = (0.02, 1 / 3)  # timm's
+_ERASED_ASPECT = (0.3, 1 / 0.3)  # timm's
+_LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def eval_transform(
+    image_size: int | tuple[int, int],
+    *,
+    crop_pct: float = 0.875,
+    crop_mode: str = "center",
+    interpolation: str = "bicubic",
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+) -> Transform:
+    """The picture as a network is tested with: resized, cropped, normalised.
+
+    Exactly timm's transform for a ``pretrained_cfg`` of these values, whose ``input_size[1:]`` is
+    ``image_size``. Sets whose pictures have the network's own size want ``crop_pct=1.0``: they are
+    then only normalised, and boxes and masks keep their places.
+
+    Args:
+        image_size: Height and width in pixels.
+        crop_pct: Share of the resized picture's side that the crop keeps.
+        crop_mode: ``"center"``, ``"squash"`` or ``"border"``.
+        interpolation: One of ``nearest, bilinear, bicubic, box, hamming, lanczos``.
+        mean: Mean of each channel, in 0..1.
+        std: Standard deviation of each channel, in 0..1.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> eval_transform(224)(Image.new("RGB", (500, 375))).shape
+        torch.Size([3, 224, 224])
+    """
+    size = _height_width(image_size)
+    _check_one_of("interpolation", interpolation, _INTERPOLATIONS)
+    _check_one_of("crop_mode", crop_mode, ("center", "squash", "border"))
+    if not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct={crop_pct}; expected a share above 0, at most 1")
+    return _EvalTransform(size, crop_pct, crop_mode, interpolation, _Normalize(mean, std))
+
+
+def train_transform(
+    image_size: int | tuple[int, int],
+    *,
+    scale: tuple[float, float] | None = None,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    random_crop_padding: int = 0,
+    padding_mode: PaddingMode = "constant",
+    hflip: float = 0.5,
+    color_jitter: float = 0.0,
+    auto_augment: str | None = None,
+    random_erasing: float = 0.0,
+    erasing_mode: ErasingMode = "const",
+    interpolation: str = "bicubic",
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+) -> Transform:
+    """The picture as a network is trained with: cropped, mirrored, recoloured, erased in part.
+
+    With ``scale`` the crop is timm's random resized one (ImageNet's way). Without it the picture
+    is resized to cover ``image_size`` and cropped in its middle, or, with ``random_crop_padding``,
+    at a random place after padding (CIFAR's way).
+
+    Args:
+        image_size: Height and width in pixels.
+        scale: Lowest and highest share of the picture's area that the random resized crop keeps.
+        ratio: Lowest and highest width / height of that crop.
+        random_crop_padding: Pixels of padding on every side.
+        padding_mode: What is padded: ``"constant"`` black or ``"reflect"``.
+        hflip: Chance of mirroring left to right.
+        color_jitter: Largest relative change of brightness, contrast and saturation. As in timm,
+            ``auto_augment`` turns it off, except for ``"3a"``.
+        auto_augment: timm's name of a policy, for example ``"rand-m9-mstd0.5-inc1"``.
+        random_erasing: Chance that a rectangle, a fiftieth to a third of the area, is erased.
+        erasing_mode: By the mean (``"const"``), one random colour (``"rand"``) or random pixels.
+        interpolation: As in ``eval_transform``; with ``scale`` also ``"random"``, bilinear or
+            bicubic.
+        mean: Mean of each channel, in 0..1.
+        std: Standard deviation of each channel, in 0..1.
+
+    Raises:
+        ValueError: If a value is out of its range, or ``scale`` and ``random_crop_padding`` are
+            both given.
+
+    Example:
+        >>> transform = train_transform(32, random_crop_padding=4, random_erasing=0.25)
+        >>> transform(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([8, 3, 32, 32])
+    """
+    size = _height_width(image_size)
+    for name, chance in (("hflip", hflip), ("random_erasing", random_erasing)):
+        if not 0 <= chance <= 1:
+            raise ValueError(f"{name}={chance}; expected a chance from 0 to 1")
+    if scale is not None and random_crop_padding:
+        raise ValueError(
+            f"scale={scale} and random_crop_padding={random_crop_padding} are two kinds of random "
+            "crop; give one of them"
+        )
+    if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"scale={scale}; expected lowest and highest share, 0 < low <= high <= 1")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"ratio={ratio}; expected lowest and highest width / height, above 0")
+    if random_crop_padding < 0:
+        raise ValueError(f"random_crop_padding={random_crop_padding}; expected pixels, at least 0")
+    if padding_mode == "reflect" and random_crop_padding >= min(size):
+        raise ValueError(
+            f"random_crop_padding={random_crop_padding} cannot be reflected from pictures of "
+            f"{size[0]} x {size[1]}; expected at most {min(size) - 1}"
+        )
+    if color_jitter < 0:
+        raise ValueError(f"color_jitter={color_jitter}; expected a relative change, at least 0")
+    _check_one_of("padding_mode", padding_mode, ("constant", "reflect"))
+    _check_one_of("erasing_mode", erasing_mode, ("const", "rand", "pixel"))
+    allowed = _INTERPOLATIONS if scale is None else (*_INTERPOLATIONS, "random")
+    _check_one_of("interpolation", interpolation, allowed)
+    return _TrainTransform(
+        size,
+        scale=scale,
+        ratio=ratio,
+        random_crop_padding=random_crop_padding,
+        padding_mode=padding_mode,
+        hflip=hflip,
+        color_jitter=color_jitter,
+        auto_augment=auto_augment,
+        random_erasing=random_erasing,
+        erasing_mode=erasing_mode,
+        interpolation=interpolation,
+        normalize=_Normalize(mean, std),
+    )
+
+
+def batch_mix(
+    *,
+    num_classes: int,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    prob: float = 1.0,
+    switch_prob: float = 0.5,
+    mode: Literal["batch", "pair", "elem"] = "batch",
+    label_smoothing: float = 0.0,
+) -> BatchMix | None:
+    """Mixup and cutmix of a batch, as timm does them, or None when both are off.
+
+    The result is called with images (B, C, H, W), which it changes, and labels (B,), and gives the
+    images and soft targets (B, num_classes). It draws from numpy's global generator.
+
+    Args:
+        num_classes: Width of the targets.
+        mixup: alpha of mixup (https://arxiv.org/abs/1710.09412); 0 turns it off.
+        cutmix: alpha of cutmix (https://arxiv.org/abs/1905.04899); 0 turns it off.
+        prob: Chance that a batch is mixed at all.
+        switch_prob: Chance of cutmix where both are on.
+        mode: Whether one strength is drawn for the batch, a pair or an element.
+        label_smoothing: Share of the target spread evenly over all classes.
+
+    Raises:
+        ValueError: If a value is out of its range; when called, if the batch is odd.
+    """
+    for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+        if alpha < 0:
+            raise ValueError(f"{name}={alpha}; expected alpha of a Beta distribution, or 0 for off")
+    shares = (("prob", prob), ("switch_prob", switch_prob), ("label_smoothing", label_smoothing))
+    for name, share in shares:
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}={share}; expected 0 to 1")
+    _check_one_of("mode", mode, ("batch", "pair", "elem"))
+    if mixup == cutmix == 0:
+        return None
+    return BatchMix(
+        mixup_alpha=mixup,
+        cutmix_alpha=cutmix,
+        prob=prob,
+        switch_prob=switch_prob,
+        mode=mode,
+        label_smoothing=label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+class BatchMix(Mixup):
+    """timm's Mixup, with an error that says what to change. See ``batch_mix``."""
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix (B, C, H, W) images, in place, and give (B, num_classes) targets for (B,) labels."""
+        if len(images) % 2:
+            raise ValueError(
+                f"a batch of {len(images)} pictures cannot be mixed in pairs; choose an even "
+                f"batch_size, for example {len(images) + 1}"
+            )
+        mixed: tuple[Tensor, Tensor] = super().__call__(images, labels)
+        return mixed
+
+
+class _Normalize:
+    """Bytes (B, C, H, W) to floats of mean 0 and deviation 1, as torchvision's Normalize."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(
+                f"mean={mean} and std={std}; expected as many of each, one a channel, std above 0"
+            )
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+
+    def check(self, images: Tensor) -> None:
+        if images.shape[1] != len(self.mean):
+            raise ValueError(
+                f"the pictures have {images.shape[1]} channels and mean={self.mean} has "
+                f"{len(self.mean)}; give the data set's own mean and std"
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.check(images)
+        shape = (-1, 1, 1)
+        mean, std = torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
+        return images.float().div_(255).sub_(mean).div_(std)
+
+
+class _EvalTransform:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        crop_pct: float,
+        crop_mode: str,
+        interpolation: str,
+        normalize: _Normalize,
+    ) -> None:
+        self.size = size
+        self.crop_pct = crop_pct
+        self.normalize = normalize
+        self.pil = create_transform(
+            (3, *size),
+            is_training=False,
+            interpolation=interpolation,
+            mean=normalize.mean,
+            std=normalize.std,
+            crop_pct=crop_pct,
+            crop_mode=crop_mode,
+        )
+
+    def __call__(self, images: Image.Image | Tensor) -> Tensor:
+        if isinstance(images, Image.Image):
+            return self.pil(images)
+        if images.shape[2:] == self.size and self.crop_pct == 1:
+            return self.normalize(images)
+        return _one_by_one(images, self.pil, self.normalize)
+
+
+class _TrainTransform:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        *,
+        scale: tuple[float, float] | None,
+        ratio: tuple[float, float],
+        random_crop_padding: int,
+        padding_mode: PaddingMode,
+        hflip: float,
+        color_jitter: float,
+        auto_augment: str | None,
+        random_erasing: float,
+        erasing_mode: ErasingMode,
+        interpolation: str,
+        normalize: _Normalize,
+    ) -> None:
+        self.size = size
+        self.scale = scale
+        self.ratio = ratio
+        self.padding = random_crop_padding
+        self.padding_mode = padding_mode
+        self.hflip = hflip
+        self.color_jitter = color_jitter
+        self.auto_augment = auto_augment
+        self.random_erasing = random_erasing
+        self.erasing_mode = erasing_mode
+        self.interpolation = interpolation
+        self.normalize = normalize
+        try:
+            crop_and_flip, recolour, finish = create_transform(
+                (3, *size),
+                is_training=True,
+                scale=scale,
+                ratio=ratio,
+                hflip=hflip,
+                color_jitter=color_jitter or None,
+                auto_augment=auto_augment,
+                interpolation=interpolation,
+                mean=normalize.mean,
+                std=normalize.std,
+                re_prob=random_erasing,
+                re_mode=erasing_mode,
+                separate=True,
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"auto_augment={auto_augment!r} is no policy of timm's ({error}); expected for "
+                "example 'rand-m9-mstd0.5-inc1', 'augmix-m3-w3', 'original', 'v0' or '3a'"
+            ) from error
+        if auto_augment is not None:
+            _allow_posterize_to_nothing(recolour.transforms[0])
+        if scale is None:
+            crop = (
+                transforms.RandomCrop(size, padding=self.padding, padding_mode=padding_mode)
+                if self.padding
+                else transforms.CenterCrop(size)
+            )
+            cover = _Cover(size, interpolation)
+            crop_and_flip = transforms.Compose([cover, crop, *crop_and_flip.transforms[1:]])
+        self.pil = transforms.Compose([crop_and_flip, recolour, finish])
+
+    def __call__(self, images: Image.Image | Tensor) -> Tensor:
+        if isinstance(images, Image.Image):
+            return self.pil(images)
+        if not self._has_tensor_operations(images.shape[2], images.shape[3]):
+            return _one_by_one(images, self.pil, self.normalize)
+        if self.padding:
+            images = _random_crop(images, self.size, self.padding, self.padding_mode)
+        if self.scale is not None:
+            images = _random_resized_crop(
+                images, self.size, self.scale, self.ratio, self.interpolation
+            )
+        images = _random_flip(images, self.hflip)
+        if self.color_jitter:
+            images = _jitter_colour(images, self.color_jitter)
+        images = self.normalize(images)
+        if self.random_erasing:
+            _erase(images, self.random_erasing, self.erasing_mode)
+        return images
+
+    def _has_tensor_operations(self, height: int, width: int) -> bool:
+        if self.auto_augment is not None:
+            return False
+        if self.scale is None:
+            return (height, width) == self.size
+        # Sampling without a low-pass filter is right only where the crop is enlarged.
+        enlarged = height <= self.size[0] and width <= self.size[1]
+        return enlarged and self.interpolation in ("bilinear", "bicubic")
+
+
+def _allow_posterize_to_nothing(augment: RandAugment | AugMixAugment | AutoAugment) -> None:
+    """Have timm's strongest Posterize, which keeps 0 bits, give black as it always did.
+
+    Pillow refuses 0 bits since version 13, in the middle of a training.
+    """
+    groups = augment.policy if isinstance(augment, AutoAugment) else [augment.ops]
+    for group in groups:
+        for op in group:
+            if op.aug_fn is posterize:
+                op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **unused: Any) -> Image.Image:
+    if bits_to_keep == 0:
+        return Image.new(image.mode, image.size)
+    posterized: Image.Image = posterize(image, bits_to_keep)
+    return posterized
+
+
+class _Cover:
+    """Resize until both sides reach ``size``, keeping the aspect ratio."""
+
+    def __init__(self, size: tuple[int, int], interpolation: str) -> None:
+        self.size = size
+        self.mode = str_to_interp_mode(interpolation)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        enlarge = max(self.size[0] / image.height, self.size[1] / image.width)
+        size = [
+            max(least, round(length * enlarge))
+            for least, length in zip(self.size, (image.height, image.width), strict=True)
+        ]
+        return transforms.functional.resize(image, size, self.mode)
+
+
+def _one_by_one(images: Tensor, pil: Any, normalize: _Normalize) -> Tensor:
+    normalize.check(images)
+    return torch.stack([pil(to_pil_image(image)) for image in images])
+
+
+def _random_crop(
+    images: Tensor, size: tuple[int, int], padding: int, padding_mode: PaddingMode
+) -> Tensor:
+    """Pad bytes (B, C, H, W) on every side, then crop each picture at a place of its own."""
+    # Reflection knows no bytes.
+    if padding_mode == "reflect":
+        padded = F.pad(images.float(), [padding] * 4, mode="reflect").to(torch.uint8)
+    else:
+        padded = F.pad(images, [padding] * 4)
+    room = padded.shape[2] - size[0] + 1, padded.shape[3] - size[1] + 1
+    tops, lefts = (torch.randint(length, (len(images),)).tolist() for length in room)
+    source, cropped = padded.numpy(), np.empty((*images.shape[:2], *size), np.uint8)
+    # One slice a picture: five times faster than a gather over the batch.
+    for target, picture, top, left in zip(cropped, source, tops, lefts, strict=True):
+        target[:] = picture[:, top : top + size[0], left : left + size[1]]
+    return torch.from_numpy(cropped)
+
+
+def _random_resized_crop(
+    images: Tensor,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    interpolation: str,
+) -> Tensor:
+    """Enlarge a random rectangle of each picture of bytes (B, C, H, W) to ``size``."""
+    height, width = images.shape[2:]
+    drawn, fits = _draw_rectangles(len(images), (height, width), scale, ratio, inclusive=True)
+    # timm's way out where no rectangle fits: the largest in the middle of an allowed ratio.
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    middle = min(height, round(width / aspect)), min(width, round(height * aspect))
+    whole = torch.tensor([(height - middle[0]) // 2, (width - middle[1]) // 2, *middle])
+    top, left, tall, wide = torch.where(fits.unsqueeze(1), drawn, whole).float().unbind(1)
+    zero = torch.zeros_like(top)
+    theta = torch.stack(
+        [
+            torch.stack([wide / width, zero, (2 * left + wide) / width - 1], 1),
+            torch.stack([zero, tall / height, (2 * top + tall) / height - 1], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(theta, [len(images), images.shape[1], *size], align_corners=False)
+    sampled = F.grid_sample(
+        images.float(), grid, mode=interpolation, padding_mode="border", align_corners=False
+    )
+    return sampled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _draw_rectangles(
+    count: int,
+    size: tuple[int, int],
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    *,
+    inclusive: bool,
+) -> tuple[Tensor, Tensor]:
+    """For each picture the first of some random rectangles that fits: see timm's loops.
+
+    ``aspect`` is width / height and drawn log-uniformly, ``area`` a share of the picture's.
+    ``inclusive`` lets a rectangle be as long as the picture.
+
+    Returns:
+        Top, left, height and width (B, 4) int64, and whether there was one (B,).
+    """
+    shape = count, _NUM_TRIES
+    surface = torch.empty(shape).uniform_(*area) * (size[0] * size[1])
+    aspects = torch.empty(shape).uniform_(math.log(aspect[0]), math.log(aspect[1])).exp()
+    height, width = (surface / aspects).sqrt().round(), (surface * aspects).sqrt().round()
+    longest = size if inclusive else (size[0] - 1, size[1] - 1)
+    fits = (height <= longest[0]) & (width <= longest[1])
+    first = fits.int().argmax(1, keepdim=True)
+    height, width = height.gather(1, first)[:, 0], width.gather(1, first)[:, 0]
+    places = torch.rand(2, count)
+    top = (places[0] * (size[0] - height + 1)).floor()
+    left = (places[1] * (size[1] - width + 1)).floor()
+    return torch.stack([top, left, height, width], 1).long(), fits.any(1)
+
+
+def _random_flip(images: Tensor, chance: float) -> Tensor:
+    """Mirror some of the pictures of bytes (B, C, H, W) left to right."""
+    flipped = images.numpy().copy()
+    for index in (torch.rand(len(images)) < chance).nonzero()[:, 0].tolist():
+        flipped[index] = flipped[index, :, :, ::-1]
+    return torch.from_numpy(flipped)
+
+
+def _jitter_colour(images: Tensor, strength: float) -> Tensor:
+    """Change brightness, contrast and saturation of bytes (B, C, H, W), as torchvision does.
+
+    The amounts are each picture's own, the order one for the batch. Grey pictures have no
+    saturation.
+    """
+    pixels = images.float()
+    for step in torch.randperm(3).tolist():
+        amount = torch.empty(len(images), 1, 1, 1).uniform_(max(0.0, 1 - strength), 1 + strength)
+        if step == 0:
+            pixels = pixels.mul_(amount)
+        elif step == 1:
+            pixels = torch.lerp(_grey(pixels).mean((2, 3), keepdim=True), pixels, amount)
+        else:
+            pixels = torch.lerp(_grey(pixels), pixels, amount)
+        pixels = pixels.clamp_(0, 255)
+    return pixels.round_().to(torch.uint8)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """Luminance, (B, 1, H, W)."""
+    if pixels.shape[1] == 1:
+        return pixels
+    red, green, blue = pixels.split(1, 1)
+    return (red * _LUMINANCE[0]).add_(green, alpha=_LUMINANCE[1]).add_(blue, alpha=_LUMINANCE[2])
+
+
+def _erase(images: Tensor, chance: float, mode: ErasingMode) -> None:
+    """Random erasing of floats (B, C, H, W), in place, as timm does it.
+
+    Zhong et al. 2017, https://arxiv.org/abs/1708.04896.
+    """
+    count, channels, height, width = images.shape
+    size = (height, width)
+    drawn, fits = _draw_rectangles(count, size, _ERASED_AREA, _ERASED_ASPECT, inclusive=False)
+    top, left, tall, wide = drawn.unsqueeze(2).unbind(1)
+    rows, columns = torch.arange(height), torch.arange(width)
+    within_rows = (rows >= top) & (rows < top + tall)
+    within_columns = (columns >= left) & (columns < left + wide)
+    erased = (within_rows.unsqueeze(2) & within_columns.unsqueeze(1)).unsqueeze(1)
+    erased = erased & (fits & (torch.rand(count) < chance)).view(-1, 1, 1, 1)
+    if mode == "const":
+        images.masked_fill_(erased, 0)
+    else:
+        noise = torch.randn(count, channels, *((1, 1) if mode == "rand" else size))
+        torch.where(erased, noise, images, out=images)
+
+
+def _height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < 1:
+        raise ValueError(f"image_size={image_size}; expected pixels, at least 1")
+    return height, width
+
+
+def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}; expected one of {', '.join(allowed)}")
