@@ -1,0 +1,444 @@
+"""How good a trained network is, and whether its attention lies on the object.
+
+Needs neither Lightning nor the training code: a run folder's ``config.json`` and
+``model.safetensors`` are enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import pickle
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convattn.explain.capture import capture_attention
+from convattn.layers import AAConv2d, LearnedAggregation2d
+
+_MAPS_AT_ONCE = 32  # attention layers hand out (heads, N, N) a picture: bounds the memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What ``evaluate`` found; shares lie between 0 and 1."""
+
+    num_images: int
+    """Pictures looked at."""
+    loss: float
+    """Mean cross-entropy in nats."""
+    top1: float
+    """Share of pictures whose class is the most likely one."""
+    top5: float
+    """Share of pictures whose class is among the five most likely ones."""
+    per_class: dict[str, float]
+    """top1 of each class; a class without pictures is left out."""
+    peak_in_box: float | None
+    """Share of pictures whose attention peaks inside the object's box; None without box or map."""
+    energy_in_box: float | None
+    """Mean share of the attention that lies inside the box; None without box or map."""
+    images_per_second: float
+    """Pictures a second, loading included."""
+
+    def to_json(self) -> str:
+        """The result as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    def table(self) -> str:
+        """The result as a small table for people."""
+        rows = [
+            ("pictures", f"{self.num_images:,}"),
+            ("top-1", f"{self.top1:.2%}"),
+            ("top-5", f"{self.top5:.2%}"),
+            ("loss", f"{self.loss:.4f}"),
+        ]
+        if self.peak_in_box is not None and self.energy_in_box is not None:
+            rows.append(("attention peak inside the object's box", f"{self.peak_in_box:.2%}"))
+            rows.append(("attention inside the object's box", f"{self.energy_in_box:.2%}"))
+        if len(self.per_class) > 1:
+            worst = min(self.per_class, key=self.per_class.__getitem__)
+            rows.append((f"worst class, {worst}", f"{self.per_class[worst]:.2%}"))
+        rows.append(("pictures a second", f"{self.images_per_second:,.0f}"))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The one of ``names`` that is spelt most like ``name``.
+
+    Args:
+        name: What was given.
+        names: What would have been right; at least one.
+    """
+    return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
+
+
+def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """Timm's ``create_model`` with errors for people.
+
+    Args:
+        name: Name in timm's registry, with or without a ``.tag``.
+        pretrained: Load the released weights of that name.
+        arguments: Arguments of the model; one that is None is left out.
+
+    Raises:
+        ValueError: If there is no such model, it has no released weights, or refuses an argument.
+    """
+    if not timm.is_model(name):
+        raise ValueError(
+            f"unknown model {name!r}; the nearest is {nearest(name, timm.list_models())!r}"
+        )
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        raise ValueError(f"model {name!r} refuses its arguments: {_one_line(error)}") from error
+    except RuntimeError as error:
+        if not pretrained:
+            raise
+        raise ValueError(
+            f"no released weights of {name!r} could be loaded ({_one_line(error)}); "
+            "leave pretrained out to start from random weights"
+        ) from error
+    return model
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a model with trained weights; nothing is unpickled.
+
+    Args:
+        model: The network.
+        path: A run folder, a ``.safetensors`` file, or a file of ``torch.save`` that holds a state
+            dict, alone or under ``state_dict`` or ``model``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or its tensors are those of another model; names the first.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} does not exist; name a finished run folder, a .safetensors file or a state "
+            "dict"
+        )
+    weights = _read_weights(file)
+    differences = tensor_differences(weights, model.state_dict())
+    if differences:
+        raise ValueError(
+            f"{file} holds another model or another number of classes: {differences}; create the "
+            "model that it was saved from"
+        )
+    model.load_state_dict(weights)
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(file)
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f"{file} is damaged ({_one_line(error)}); restore it or train anew"
+            ) from None
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{file} is no PyTorch file of plain tensors ({_one_line(error)}); save a state dict "
+            "with torch.save or safetensors"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        raise ValueError(f"{file} holds no state dict; save model.state_dict() with torch.save")
+    prefix = "model."
+    if content and all(name.startswith(prefix) for name in content):
+        return {name.removeprefix(prefix): value for name, value in content.items()}
+    return dict(content)
+
+
+def tensor_differences(
+    theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], *, show: int = 3
+) -> str:
+    """In which names and shapes two state dicts differ, in words; empty when they agree.
+
+    Args:
+        theirs: Tensors of the file.
+        ours: Tensors of the model.
+        show: How many differences to spell out.
+    """
+    lines = []
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        if name not in theirs:
+            lines.append(f"{name} {_shape(ours[name])} is missing in the file")
+        elif name not in ours:
+            lines.append(f"{name} {_shape(theirs[name])} is unknown to the model")
+        elif theirs[name].shape != ours[name].shape:
+            lines.append(
+                f"{name} is {_shape(theirs[name])} in the file, {_shape(ours[name])} in the model"
+            )
+    if not lines:
+        return ""
+    rest = f", and {len(lines) - show} more" if len(lines) > show else ""
+    return f"{len(lines)} tensors differ: " + ", ".join(lines[:show]) + rest
+
+
+def load_run(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained model of a run folder, in evaluation mode, and its configuration.
+
+    ``model.pretrained_cfg`` holds the size, mean, standard deviation, interpolation and crop that
+    its pictures need, and the names of its classes under ``label_names``, as timm's models do.
+
+    Args:
+        folder: What ``convattn train`` has made.
+
+    Returns:
+        The model on the CPU, and ``config.json`` as a dictionary.
+
+    Raises:
+        FileNotFoundError: If the folder is no run, or the run has not ended.
+        ValueError: If its files contradict each other.
+    """
+    path = Path(folder)
+    config_file, weights = path / "config.json", path / "model.safetensors"
+    if not config_file.is_file():
+        raise FileNotFoundError(
+            f"{path} is no run folder: it has no config.json; name a folder that `convattn train` "
+            "has made"
+        )
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"{path} has no model.safetensors yet: its training has not ended; go on with "
+            f"`convattn train --resume {path}`"
+        )
+    config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+    try:
+        with safetensors.safe_open(weights, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{weights} is damaged ({_one_line(error)}); restore it or train anew"
+        ) from None
+    pretrained_cfg = json.loads(metadata.get("pretrained_cfg", "{}"))
+    spec = config["model"]
+    model = create_model(
+        spec["name"],
+        num_classes=pretrained_cfg.get("num_classes", spec["num_classes"]),
+        in_chans=pretrained_cfg.get("input_size", (3,))[0],
+        drop_rate=spec["drop_rate"],
+        drop_path_rate=spec["drop_path_rate"],
+        **spec["model_args"],
+    )
+    load_weights(model, weights)
+    model.pretrained_cfg = pretrained_cfg
+    return model.eval(), config
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Sequence[Tensor]],
+    *,
+    class_names: Sequence[str],
+    boxes: Tensor | None = None,
+    device: torch.device | str | None = None,
+) -> Result:
+    """Test a classifier; the model is left as it was, but on ``device``.
+
+    Args:
+        model: The classifier.
+        loader: Batches of normalised pictures (B, C, H, W) and class numbers (B,), in order.
+        class_names: Name of each class number.
+        boxes: The object of each picture, in the loader's order and in pixels of what the model
+            sees: (N, 4), xmin, ymin, xmax, ymax, the maxima one past the object.
+        device: Where to compute; None takes the GPU if there is one.
+
+    Raises:
+        ValueError: If the model has another number of classes than the data, or there is no data.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    training = model.training
+    model.to(device).eval()
+    looks = has_attention(model)
+    num_classes = len(class_names)
+    hits, counts = torch.zeros(num_classes), torch.zeros(num_classes)
+    loss, top5, seen = 0.0, 0, 0
+    peaks: list[Tensor] = []
+    energies: list[Tensor] = []
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
+            if boxes is None or not looks:
+                logits = model(images)
+            else:
+                logits, maps = logits_and_attention(model, images)
+                size = (images.shape[-2], images.shape[-1])
+                there = boxes[seen : seen + len(images)].to(device)
+                peaks.append(peak_in_box(maps, there, size))
+                energies.append(energy_in_box(maps, there, size))
+            if logits.shape[1] != num_classes:
+                raise ValueError(
+                    f"the model has {logits.shape[1]} classes and the data {num_classes}; name the "
+                    "data that it was trained on, or train it on these"
+                )
+            loss += F.cross_entropy(logits.float(), labels, reduction="sum").item()
+            best = logits.topk(min(5, num_classes), dim=1).indices == labels[:, None]
+            top5 += int(best.any(1).sum())
+            hits += torch.bincount(labels[best[:, 0]], minlength=num_classes).cpu()
+            counts += torch.bincount(labels, minlength=num_classes).cpu()
+            seen += len(images)
+    seconds = time.perf_counter() - start
+    model.train(training)
+    if not seen:
+        raise ValueError("there is no picture to evaluate; name a data set with test pictures")
+    return Result(
+        num_images=seen,
+        loss=loss / seen,
+        top1=float(hits.sum()) / seen,
+        top5=top5 / seen,
+        per_class={
+            name: float(hit / count)
+            for name, hit, count in zip(class_names, hits, counts, strict=True)
+            if count
+        },
+        peak_in_box=float(torch.cat(peaks).float().mean()) if peaks else None,
+        energy_in_box=float(torch.cat(energies).mean()) if energies else None,
+        images_per_second=seen / seconds,
+    )
+
+
+def has_attention(model: nn.Module) -> bool:
+    """Whether a network has a layer that can tell where it looks.
+
+    Args:
+        model: Any network.
+    """
+    return any(isinstance(m, AAConv2d | LearnedAggregation2d) for m in model.modules())
+
+
+def logits_and_attention(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of a batch and where the network looked, a few pictures at a time.
+
+    Args:
+        model: A network with attention, in evaluation mode.
+        images: (B, C, H, W), normalised, on the model's device.
+
+    Returns:
+        (B, num_classes), and ``spatial_attention``'s (B, h, w).
+
+    Raises:
+        ValueError: If the network has no attention.
+    """
+    size = (images.shape[-2], images.shape[-1])
+    logits, maps = [], []
+    for chunk in images.split(_MAPS_AT_ONCE):
+        with capture_attention(model) as captured:
+            logits.append(model(chunk))
+        maps.append(spatial_attention(captured, logits[-1], size))
+    return torch.cat(logits), torch.cat(maps)
+
+
+def spatial_attention(
+    captured: Mapping[str, Tensor], logits: Tensor, image_size: tuple[int, int]
+) -> Tensor:
+    """One map a picture of where the network looked, its sum 1.
+
+    The attention pool says it directly, averaged over its heads; with a token a class it is the
+    predicted class's token. Without a pool it is how much the positions of the last attention
+    layer are looked at, averaged over heads and over the positions that look.
+
+    Args:
+        captured: What ``capture_attention`` gathered: (B, heads, tokens, H, W) of pools,
+            (B, heads, N, N) of attention convolutions.
+        logits: (B, num_classes), of the same forward pass.
+        image_size: Height and width of the pictures, which tell the shape of N positions.
+
+    Returns:
+        (B, H, W).
+    """
+    pools = [maps for maps in captured.values() if maps.ndim == 5]
+    if pools:
+        per_token = pools[-1].float().mean(1)  # (B, tokens, H, W)
+        several = per_token.shape[1] > 1
+        token = logits.argmax(1) if several else torch.zeros_like(logits[:, 0], dtype=torch.long)
+        chosen = per_token[torch.arange(len(token), device=token.device), token]
+    else:
+        received = list(captured.values())[-1].float().mean((1, 2))  # (B, N)
+        chosen = received.unflatten(1, _grid(received.shape[1], image_size))
+    return chosen / chosen.sum((1, 2), keepdim=True)
+
+
+def _grid(positions: int, image_size: tuple[int, int]) -> tuple[int, int]:
+    """The height and width with that many positions whose shape is nearest to the picture's."""
+    shape = math.log(image_size[0] / image_size[1])
+    height = min(
+        (h for h in range(1, positions + 1) if positions % h == 0),
+        key=lambda h: abs(math.log(h * h / positions) - shape),
+    )
+    return height, positions // height
+
+
+def peak_in_box(maps: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Whether the centre of each map's strongest patch lies inside the box.
+
+    Args:
+        maps: (B, h, w), over the whole picture.
+        boxes: (B, 4) in pixels: xmin, ymin, xmax, ymax, the maxima one past the object.
+        image_size: Height and width of the picture in pixels.
+
+    Returns:
+        (B,) bool.
+    """
+    height, width = maps.shape[1:]
+    peak = maps.flatten(1).argmax(1)
+    y = (peak.div(width, rounding_mode="floor") + 0.5) * (image_size[0] / height)
+    x = (peak % width + 0.5) * (image_size[1] / width)
+    xmin, ymin, xmax, ymax = boxes.unbind(1)
+    return (xmin <= x) & (x < xmax) & (ymin <= y) & (y < ymax)
+
+
+def energy_in_box(maps: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Share of each map's sum inside the box; a patch counts by the share of it that is inside.
+
+    Args:
+        maps: (B, h, w), not negative, over the whole picture.
+        boxes: (B, 4) in pixels: xmin, ymin, xmax, ymax, the maxima one past the object.
+        image_size: Height and width of the picture in pixels.
+
+    Returns:
+        (B,), between 0 and 1.
+    """
+    xmin, ymin, xmax, ymax = boxes.to(maps.dtype).unbind(1)
+    rows = _overlap(ymin, ymax, maps.shape[1], image_size[0])
+    columns = _overlap(xmin, xmax, maps.shape[2], image_size[1])
+    inside = torch.einsum("bhw,bh,bw->b", maps, rows, columns)
+    return inside / maps.sum((1, 2))
+
+
+def _overlap(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
+    """Share of each of ``cells`` equal cells of a side between low and high, (B, cells)."""
+    step = size / cells
+    starts = torch.arange(cells, device=low.device, dtype=low.dtype) * step
+    covered = torch.minimum(high[:, None], starts + step) - torch.maximum(low[:, None], starts)
+    return covered.clamp(min=0) / step
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

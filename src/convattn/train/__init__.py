@@ -1,0 +1,1 @@
+"""Training: recipes, and a run folder out of each."""

@@ -1,0 +1,201 @@
+"""Batches whose order and augmentation depend on the seed and the place in the training alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+
+from convattn.data.images import TensorImages
+from convattn.train.config import DataConfig
+from convattn.train.inputs import (
+    open_source,
+    pretrained_cfg,
+    testing_transform,
+    training_transform,
+)
+from convattn.train.seeding import derive_seed, seeded
+
+
+class Batch(NamedTuple):
+    """Which pictures a batch holds, and the seed of their augmentation."""
+
+    seed: int
+    indices: list[int]
+
+
+class EpochBatches(Sampler[Batch]):
+    """The shuffled batches of one rank, from any place in the training on.
+
+    Every optimiser step takes the next ``batch_size`` pictures of the epoch's order. Ranks and
+    accumulated parts share them out evenly, so that their number does not change what a step sees.
+    The pictures left over at the end of an epoch wait for the next one.
+
+    Args:
+        num_images: Number of training pictures.
+        batch_size: Pictures per optimiser step, over all ranks and accumulated parts.
+        seed: Seed of the order and of the augmentation.
+        rank: Of this process.
+        world_size: Number of processes.
+        accumulate: Parts a step is split into.
+        start_step: Optimiser steps already taken; the first epoch is begun there.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        start_step: int = 0,
+    ) -> None:
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.accumulate = accumulate
+        self.steps = num_images // batch_size
+        self.epoch, self._start = divmod(start_step, self.steps)
+        self._start_epoch = self.epoch
+
+    @property
+    def sampler(self) -> EpochBatches:
+        """Itself: Lightning sets the epoch on a batch sampler's sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration goes through.
+
+        Args:
+            epoch: Counted from 0.
+        """
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        order = torch.randperm(self.num_images, generator=generator)
+        share = self.batch_size // (self.world_size * self.accumulate)
+        start = self._start if self.epoch == self._start_epoch else 0
+        for batch in range(start * self.accumulate, len(self)):
+            first = (batch * self.world_size + self.rank) * share
+            yield Batch(
+                seed=derive_seed(self.seed, self.epoch, batch, self.rank),
+                indices=order[first : first + share].tolist(),
+            )
+
+
+class SeededBatches(Dataset[Any]):
+    """A data set that is asked for ``Batch``es and augments each by the batch's own seed.
+
+    Args:
+        dataset: Gives (picture, label) items and augments with the global generators.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, batch: Batch) -> Sequence[Any]:
+        with seeded(batch.seed):
+            if isinstance(self.dataset, TensorImages):
+                return self.dataset.__getitems__(batch.indices)
+            return [self.dataset[index] for index in batch.indices]
+
+
+class ClassificationData(L.LightningDataModule):
+    """Training and test batches of a data set by name.
+
+    Args:
+        config: The data set and its augmentation.
+        seed: Seed of the order and the augmentation; the pictures are the same for every seed.
+        accumulate: Parts a step's batch is split into.
+
+    Raises:
+        ValueError: If the batch does not fit the number of pictures.
+    """
+
+    def __init__(self, config: DataConfig, *, seed: int, accumulate: int = 1) -> None:
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        self.accumulate = accumulate
+        self.source = open_source(config)
+        num_images = len(self.source.train)
+        if num_images < config.batch_size:
+            raise ValueError(
+                f"data.batch_size={config.batch_size} is more than the {num_images} training "
+                f"pictures; choose at most {num_images}"
+            )
+        self._step = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps an epoch."""
+        return len(self.source.train) // self.config.batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the training; Lightning keeps it in the checkpoint."""
+        assert self.trainer is not None
+        return {"step": self.trainer.global_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Begin at that place.
+
+        Args:
+            state_dict: What ``state_dict`` gave.
+        """
+        self._step = state_dict["step"]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """This rank's share of the training batches."""
+        assert self.trainer is not None
+        config, world_size = self.config, self.trainer.world_size
+        parts = world_size * self.accumulate
+        if config.batch_size % parts:
+            good = max(1, round(config.batch_size / parts)) * parts
+            raise ValueError(
+                f"data.batch_size={config.batch_size} cannot be shared by {world_size} devices in "
+                f"accumulate={self.accumulate} parts; nearest that works: {good}"
+            )
+        dataset = self.source.train.with_transform(training_transform(config, self.source))
+        return self._loader(
+            SeededBatches(dataset),
+            batch_sampler=EpochBatches(
+                len(dataset),
+                config.batch_size,
+                seed=self.seed,
+                rank=self.trainer.global_rank,
+                world_size=world_size,
+                accumulate=self.accumulate,
+                start_step=self._step,
+            ),
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """This rank's share of the test pictures."""
+        assert self.trainer is not None
+        world_size = self.trainer.world_size
+        cfg = pretrained_cfg(self.config, self.source)
+        share = range(self.trainer.global_rank, len(self.source.test), world_size)
+        dataset = self.source.test.with_transform(testing_transform(cfg))
+        return self._loader(
+            Subset(dataset, share), batch_size=max(1, self.config.batch_size // world_size)
+        )
+
+    def _loader(self, dataset: Dataset[Any], **arguments: Any) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            num_workers=self.config.num_workers,
+            persistent_workers=self.config.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **arguments,
+        )

@@ -1,0 +1,133 @@
+"""Pictures as a configuration wants them: opened, transformed, batched for a test.
+
+Knows no Lightning, so that ``convattn evaluate`` starts without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from timm.data import resolve_data_config
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from convattn.data import Source, TensorImages, eval_transform, load_source, train_transform
+from convattn.data.images import Transform
+from convattn.train.config import DataConfig
+
+_SIZE_OF_VARYING_PICTURES = 224
+_CROP_OF_RESIZED_PICTURES = 0.875
+
+
+def open_source(config: DataConfig, *, training: bool = True) -> Source:
+    """The data set that a configuration names; its pictures are the same for every run's seed.
+
+    Args:
+        config: Name, place and size of the data set.
+        training: Whether the training pictures are wanted; else there is but one of them, since
+            generating all takes longer than most tests.
+
+    Raises:
+        ValueError: If there is no such data set, or its files are not what they should be.
+        FileNotFoundError: If its files are missing.
+    """
+    return load_source(
+        config.name,
+        root=config.root,
+        download=config.download,
+        image_size=config.image_size,
+        num_train=config.num_train if training else 1,
+        num_test=config.num_test,
+    )
+
+
+def training_transform(config: DataConfig, source: Source) -> Transform:
+    """What is done to a training picture.
+
+    Args:
+        config: The augmentation.
+        source: The data set.
+    """
+    return train_transform(
+        _image_size(config, source),
+        scale=config.scale,
+        ratio=config.ratio,
+        random_crop_padding=config.random_crop_padding,
+        hflip=config.hflip,
+        color_jitter=config.color_jitter,
+        auto_augment=config.auto_augment,
+        random_erasing=config.random_erasing,
+        interpolation=config.interpolation,
+        mean=source.mean,
+        std=source.std,
+    )
+
+
+def pretrained_cfg(config: DataConfig, source: Source) -> dict[str, Any]:
+    """What a network trained on these pictures needs of a test picture, in timm's words.
+
+    Args:
+        config: How pictures are resized and cropped.
+        source: The data set.
+    """
+    size = _image_size(config, source)
+    crop_pct = config.crop_pct
+    if crop_pct is None:
+        crop_pct = 1.0 if size == source.image_size else _CROP_OF_RESIZED_PICTURES
+    return {
+        "num_classes": len(source.class_names),
+        "input_size": (source.in_chans, *size),
+        "mean": source.mean,
+        "std": source.std,
+        "interpolation": config.interpolation,
+        "crop_pct": crop_pct,
+        "crop_mode": "center",
+        "label_names": source.class_names,
+    }
+
+
+def testing_transform(cfg: Mapping[str, Any]) -> Transform:
+    """What is done to a test picture.
+
+    Args:
+        cfg: The ``pretrained_cfg`` of a model of timm's or of a run.
+    """
+    resolved = resolve_data_config(pretrained_cfg=dict(cfg))
+    return eval_transform(
+        tuple(resolved["input_size"][1:]),
+        crop_pct=resolved["crop_pct"],
+        crop_mode=resolved["crop_mode"],
+        interpolation=resolved["interpolation"],
+        mean=tuple(resolved["mean"]),
+        std=tuple(resolved["std"]),
+    )
+
+
+def test_batches(
+    config: DataConfig, source: Source, cfg: Mapping[str, Any]
+) -> tuple[DataLoader[Any], Tensor | None]:
+    """The test pictures in order, and the boxes of their objects where they are known.
+
+    Args:
+        config: Size of a batch and number of workers.
+        source: The data set.
+        cfg: The ``pretrained_cfg`` of the model.
+
+    Returns:
+        The batches, and (N, 4) boxes in pixels of what the model sees, or None.
+    """
+    loader = DataLoader(
+        source.test.with_transform(testing_transform(cfg)),
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+    )
+    as_they_are = tuple(cfg["input_size"][1:]) == source.image_size and cfg["crop_pct"] == 1
+    boxes = source.test.boxes if isinstance(source.test, TensorImages) else None
+    return loader, boxes if as_they_are else None
+
+
+def _image_size(config: DataConfig, source: Source) -> tuple[int, int]:
+    if config.image_size is not None:
+        return config.image_size, config.image_size
+    return source.image_size or (_SIZE_OF_VARYING_PICTURES, _SIZE_OF_VARYING_PICTURES)

@@ -1,0 +1,105 @@
+"""timm's optimisers and schedules by name, from flat arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm.optim
+import timm.scheduler
+import torch
+from torch import nn
+
+from convattn.evaluate import nearest
+
+
+def create_optimizer(
+    model: nn.Module,
+    *,
+    opt: str,
+    lr: float,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    betas: Sequence[float] | None = None,
+    opt_args: Mapping[str, Any] | None = None,
+    layer_decay: float | None = None,
+) -> torch.optim.Optimizer:
+    """The optimiser of a model's trainable parameters.
+
+    Weight decay spares 1-D parameters (biases, norms, LayerScale) and what the model names in
+    ``no_weight_decay()`` (class tokens).
+
+    Args:
+        model: The network.
+        opt: timm's name of the optimiser.
+        lr: Highest learning rate.
+        weight_decay: Decay of the parameters that are not spared.
+        momentum: For the optimisers that have one.
+        betas: Decay of the first and second moment, for Adam's family; None keeps the default.
+        opt_args: Further arguments of the optimiser.
+        layer_decay: Factor on the learning rate per layer, from the head down.
+
+    Raises:
+        ValueError: If timm knows no such optimiser, or it takes no such argument.
+    """
+    names = timm.optim.list_optimizers()
+    if opt not in names:
+        raise ValueError(f"unknown optimiser {opt!r}; the nearest is {nearest(opt, names)!r}")
+    arguments = dict(opt_args or {})
+    if betas is not None:
+        arguments["betas"] = tuple(betas)
+    try:
+        return timm.optim.create_optimizer_v2(
+            model,
+            opt=opt,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            layer_decay=layer_decay,
+            **arguments,
+        )
+    except TypeError as error:
+        raise ValueError(f"optimiser {opt!r} refuses its arguments: {error}") from None
+
+
+def create_schedule(
+    optimizer: torch.optim.Optimizer,
+    *,
+    schedule: str,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: float = 0.0,
+    warmup_lr: float = 0.0,
+    min_lr: float = 0.0,
+    decay_rate: float = 0.1,
+    decay_epochs: float = 30.0,
+    decay_milestones: Sequence[int] = (),
+) -> timm.scheduler.scheduler.Scheduler:
+    """The learning rate as a function of the optimiser step alone: ``step_update(step)`` sets it.
+
+    Args:
+        optimizer: Whose learning rates are set.
+        schedule: timm's name of the schedule.
+        epochs: Length of the training, warm-up included.
+        steps_per_epoch: Optimiser steps an epoch.
+        warmup_epochs: Epochs of linear rise.
+        warmup_lr: Learning rate of the first step of that rise.
+        min_lr: Learning rate at the end.
+        decay_rate: Factor of a step, or power of a poly schedule.
+        decay_epochs: Epochs between two steps.
+        decay_milestones: Epochs at which a multistep schedule steps.
+    """
+    created, _ = timm.scheduler.create_scheduler_v2(
+        optimizer,
+        sched=schedule,
+        num_epochs=epochs,
+        decay_epochs=decay_epochs,
+        decay_milestones=list(decay_milestones),
+        decay_rate=decay_rate,
+        min_lr=min_lr,
+        warmup_lr=warmup_lr,
+        warmup_epochs=warmup_epochs,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return created

@@ -1,0 +1,322 @@
+"""Named training runs: functions that return a ``TrainConfig``.
+
+A figure marked *inferred* is in neither paper nor public code. "Ours" is filled in where we have
+trained the recipe to its end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from convattn.train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+Recipe = Callable[[], TrainConfig]
+
+RECIPES: dict[str, Recipe] = {}
+"""Every recipe by its name."""
+
+
+def register_recipe(recipe: Recipe) -> Recipe:
+    """List a function among the recipes, under its own name.
+
+    Args:
+        recipe: Returns the configuration; its docstring says what it reproduces.
+    """
+    RECIPES[recipe.__name__] = recipe
+    return recipe
+
+
+@register_recipe
+def quickstart() -> TrainConfig:
+    """A small PatchConvNet with attention pooling on cluttered digits, in about 3 minutes.
+
+    Paper: none; it shows the paper's claim, that attention pooling finds the object, on a laptop.
+    Ours: see README. Hardware: 2 CPU cores. Time: about 3 minutes.
+    """
+    return TrainConfig(
+        recipe="quickstart",
+        data=DataConfig(
+            name="cluttered_digits", num_train=20000, num_test=1000, batch_size=128, hflip=0.0
+        ),
+        model=ModelConfig(name="patchconvnet_nano"),
+        optim=OptimConfig(opt="muon", lr=2e-2, weight_decay=0.05, warmup_epochs=0.4),
+        epochs=4,
+        channels_last=True,
+    )
+
+
+@register_recipe
+def quickstart_avgpool() -> TrainConfig:
+    """The quickstart network with average pooling, trained alike: what attention is worth.
+
+    Paper: none. Ours: see README. Hardware: 2 CPU cores. Time: about 3 minutes.
+    """
+    return _variant(quickstart(), "quickstart_avgpool", model_args={"global_pool": "avg"})
+
+
+@register_recipe
+def fashion_mnist_aa() -> TrainConfig:
+    """A small attention-augmented network on Fashion-MNIST.
+
+    Paper: none. Ours: at least 91 % top-1. Hardware: 2 CPU cores. Time: below 10 minutes.
+    """
+    return TrainConfig(
+        recipe="fashion_mnist_aa",
+        data=DataConfig(name="fashion_mnist", batch_size=128, random_crop_padding=2),
+        model=ModelConfig(name="aa_wide_resnet_nano"),
+        optim=OptimConfig(opt="muon", lr=2e-2, weight_decay=0.02, warmup_epochs=0.2),
+        epochs=2,
+        channels_last=True,
+    )
+
+
+def _wide_resnet_cifar100(name: str, *, batch_size: int, weight_decay: float) -> TrainConfig:
+    return TrainConfig(
+        recipe=f"{name}_cifar100",
+        data=DataConfig(
+            name="cifar100", batch_size=batch_size, random_crop_padding=4, num_workers=4
+        ),
+        model=ModelConfig(name=name),
+        optim=OptimConfig(
+            opt="sgd",
+            lr=0.2 * batch_size / 256,
+            momentum=0.9,
+            weight_decay=weight_decay,
+            warmup_epochs=25,
+        ),
+        epochs=500,
+        eval_every=5,
+        log_every=50,
+    )
+
+
+@register_recipe
+def aa_wide_resnet28_10_cifar100() -> TrainConfig:
+    """Attention-augmented Wide-ResNet-28-10 on CIFAR-100.
+
+    Paper (arXiv 1904.09925, table 1): 81.6 % top-1, 95.2 % top-5. Ours: not trained yet.
+    Hardware: one GPU. Time: not measured. Inferred: 500 epochs, SGD 0.9 with lr 0.2 per 256
+    pictures, 5 % warm-up then cosine, batch 256, weight decay 5e-4, flip and a crop padded by 4.
+    """
+    return _wide_resnet_cifar100("aa_wide_resnet28_10", batch_size=256, weight_decay=5e-4)
+
+
+@register_recipe
+def wide_resnet28_10_cifar100() -> TrainConfig:
+    """Wide-ResNet-28-10 on CIFAR-100, the plain twin.
+
+    Paper (arXiv 1904.09925, table 1): 80.3 % top-1, 95.0 % top-5. Ours: not trained yet.
+    Hardware: one GPU. Time: not measured. Inferred: as the augmented twin, but batch 1024 and
+    weight decay 2e-4.
+    """
+    return _wide_resnet_cifar100("wide_resnet28_10", batch_size=1024, weight_decay=2e-4)
+
+
+@register_recipe
+def se_wide_resnet28_10_cifar100() -> TrainConfig:
+    """Squeeze-excite Wide-ResNet-28-10 on CIFAR-100.
+
+    Paper (arXiv 1904.09925, table 1): 81.0 % top-1, 95.3 % top-5. Ours: not trained yet.
+    Hardware: one GPU. Time: not measured. Inferred: as the plain twin.
+    """
+    return _wide_resnet_cifar100("se_wide_resnet28_10", batch_size=1024, weight_decay=2e-4)
+
+
+def _imagenet(batch_size: int, **augmentation: float | str) -> DataConfig:
+    return DataConfig(
+        name="imagenet",
+        image_size=224,
+        batch_size=batch_size,
+        num_workers=8,
+        scale=(0.08, 1.0),
+        **augmentation,  # type: ignore[arg-type]
+    )
+
+
+@register_recipe
+def aa_resnet50_imagenet() -> TrainConfig:
+    """Attention-augmented ResNet-50 on ImageNet.
+
+    Paper (arXiv 1904.09925, table 2): 77.7 % top-1, 93.8 % top-5. Ours: not trained yet.
+    Hardware: 8 GPUs. Time: not measured. Inferred: 100 epochs, SGD 0.9 with lr 0.128 per 256
+    pictures, weight decay 1e-4, 5 % warm-up, a tenth at epochs 30, 60, 80 and 90; batch 1024,
+    bfloat16 and the usual crop and flip.
+    """
+    batch_size = 1024
+    return TrainConfig(
+        recipe="aa_resnet50_imagenet",
+        data=_imagenet(batch_size),
+        model=ModelConfig(name="aa_resnet50"),
+        optim=OptimConfig(
+            opt="sgd",
+            lr=0.128 * batch_size / 256,
+            momentum=0.9,
+            weight_decay=1e-4,
+            schedule="multistep",
+            warmup_epochs=5,
+            decay_milestones=(30, 60, 80, 90),
+        ),
+        epochs=100,
+        precision="bf16-mixed",
+        channels_last=True,
+        log_every=50,
+    )
+
+
+@register_recipe
+def aa_resnet34_imagenet() -> TrainConfig:
+    """Attention-augmented ResNet-34 on ImageNet.
+
+    Paper (arXiv 1904.09925, table 2): 74.7 % top-1, 92.0 % top-5. Ours: not trained yet.
+    Hardware: 8 GPUs. Time: not measured. Inferred: as ``aa_resnet50_imagenet``.
+    """
+    return _variant(aa_resnet50_imagenet(), "aa_resnet34_imagenet", name="aa_resnet34")
+
+
+@register_recipe
+def aa_resnet101_imagenet() -> TrainConfig:
+    """Attention-augmented ResNet-101 on ImageNet.
+
+    Paper (arXiv 1904.09925, table 2): 78.7 % top-1, 94.4 % top-5. Ours: not trained yet.
+    Hardware: 8 GPUs. Time: not measured. Inferred: as ``aa_resnet50_imagenet``.
+    """
+    return _variant(aa_resnet50_imagenet(), "aa_resnet101_imagenet", name="aa_resnet101")
+
+
+@register_recipe
+def aa_resnet152_imagenet() -> TrainConfig:
+    """Attention-augmented ResNet-152 on ImageNet.
+
+    Paper (arXiv 1904.09925, table 2): 79.1 % top-1, 94.6 % top-5. Ours: not trained yet.
+    Hardware: 8 GPUs. Time: not measured. Inferred: as ``aa_resnet50_imagenet``.
+    """
+    return _variant(aa_resnet50_imagenet(), "aa_resnet152_imagenet", name="aa_resnet152")
+
+
+@register_recipe
+def aa_mnasnet_100_imagenet() -> TrainConfig:
+    """Attention-augmented MnasNet 1.0 on ImageNet.
+
+    Paper (arXiv 1904.09925): 75.7 % top-1 (inferred). Ours: not trained yet. Hardware: 8 GPUs.
+    Time: not measured. Inferred: 350 epochs of RMSProp with a step decay of 0.97 every 2.4 epochs,
+    lr 0.064 at batch 1024, weight decay 1e-5, dropout 0.2, averaged weights.
+    """
+    return TrainConfig(
+        recipe="aa_mnasnet_100_imagenet",
+        data=_imagenet(1024),
+        model=ModelConfig(name="aa_mnasnet_100", drop_rate=0.2),
+        optim=OptimConfig(
+            opt="rmsproptf",
+            lr=0.064,
+            momentum=0.9,
+            weight_decay=1e-5,
+            opt_args={"alpha": 0.9, "eps": 1e-3},
+            schedule="step",
+            warmup_epochs=5,
+            decay_epochs=2.4,
+            decay_rate=0.97,
+        ),
+        epochs=350,
+        precision="bf16-mixed",
+        ema_decay=0.9999,
+        channels_last=True,
+        log_every=50,
+    )
+
+
+@register_recipe
+def patchconvnet_s60_imagenet() -> TrainConfig:
+    """PatchConvNet-S60 on ImageNet.
+
+    Paper (arXiv 2112.13692): 82.1 % top-1. Ours: not trained yet. Hardware: 8 GPUs. Time: not
+    measured. From the authors: LAMB, lr 3e-3, batch 2048. Inferred: 400 epochs, 5 of warm-up then
+    cosine, weight decay 0.01, drop path 0.05, RandAugment, mixup 0.8, cutmix 1.0, smoothing 0.1.
+    """
+    return TrainConfig(
+        recipe="patchconvnet_s60_imagenet",
+        data=_imagenet(
+            2048,
+            auto_augment="rand-m9-mstd0.5-inc1",
+            random_erasing=0.25,
+            mixup=0.8,
+            cutmix=1.0,
+            label_smoothing=0.1,
+        ),
+        model=ModelConfig(name="patchconvnet_s60", drop_path_rate=0.05),
+        optim=OptimConfig(
+            opt="lamb", lr=3e-3, weight_decay=0.01, warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5
+        ),
+        epochs=400,
+        precision="bf16-mixed",
+        channels_last=True,
+        log_every=50,
+    )
+
+
+@register_recipe
+def patchconvnet_s60_multi_imagenet() -> TrainConfig:
+    """PatchConvNet-S60 with a class token for every class on ImageNet.
+
+    Paper (arXiv 2112.13692): 81.1 % top-1 from scratch. Ours: not trained yet. Hardware: 8 GPUs.
+    Time: not measured. Inferred: as ``patchconvnet_s60_imagenet``.
+    """
+    return _variant(
+        patchconvnet_s60_imagenet(),
+        "patchconvnet_s60_multi_imagenet",
+        name="patchconvnet_s60_multi",
+    )
+
+
+@register_recipe
+def patchconvnet_s120_imagenet() -> TrainConfig:
+    """PatchConvNet-S120 on ImageNet.
+
+    Paper (arXiv 2112.13692): 83.2 % top-1. Ours: not trained yet. Hardware: 8 GPUs. Time: not
+    measured. Inferred: as ``patchconvnet_s60_imagenet``, drop path 0.1.
+    """
+    return _variant(
+        patchconvnet_s60_imagenet(),
+        "patchconvnet_s120_imagenet",
+        name="patchconvnet_s120",
+        drop_path_rate=0.1,
+    )
+
+
+@register_recipe
+def patchconvnet_b60_imagenet() -> TrainConfig:
+    """PatchConvNet-B60 on ImageNet.
+
+    Paper (arXiv 2112.13692): 83.5 % top-1. Ours: not trained yet. Hardware: 8 GPUs. Time: not
+    measured. Inferred: as ``patchconvnet_s60_imagenet``, drop path 0.2.
+    """
+    return _variant(
+        patchconvnet_s60_imagenet(),
+        "patchconvnet_b60_imagenet",
+        name="patchconvnet_b60",
+        drop_path_rate=0.2,
+    )
+
+
+@register_recipe
+def patchconvnet_b120_imagenet() -> TrainConfig:
+    """PatchConvNet-B120 on ImageNet.
+
+    Paper (arXiv 2112.13692): 84.1 % top-1. Ours: not trained yet. Hardware: 8 GPUs. Time: not
+    measured. Inferred: as ``patchconvnet_s60_imagenet``, drop path 0.3.
+    """
+    return _variant(
+        patchconvnet_s60_imagenet(),
+        "patchconvnet_b120_imagenet",
+        name="patchconvnet_b120",
+        drop_path_rate=0.3,
+    )
+
+
+def _variant(base: TrainConfig, recipe: str, **model: object) -> TrainConfig:
+    """The same training under another name, with another model."""
+    return dataclasses.replace(
+        base,
+        recipe=recipe,
+        model=dataclasses.replace(base.model, **model),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,272 @@
+import json
+import math
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from convattn.evaluate import (
+    create_model,
+    energy_in_box,
+    evaluate,
+    load_run,
+    load_weights,
+    logits_and_attention,
+    nearest,
+    peak_in_box,
+    spatial_attention,
+    tensor_differences,
+)
+
+NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
+SMALL = {"embed_dim": 16, "depth": 1}
+
+
+class Lookup(nn.Module):
+    """Gives the logits that are handed in as the picture."""
+
+    def forward(self, images):
+        return images.flatten(1)
+
+
+def batches(logits, labels, size=4):
+    return DataLoader(TensorDataset(logits[:, :, None, None], labels), batch_size=size)
+
+
+def test_accuracy_and_loss_are_the_slow_loop():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(30, 7), torch.randint(0, 6, (30,))
+    result = evaluate(Lookup(), batches(logits, labels), class_names=NAMES, device="cpu")
+    top1, top5, loss = 0, 0, 0.0
+    hits: dict[str, list[bool]] = {}
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        order = sorted(range(7), key=lambda index: -row[index])
+        top1 += order[0] == label
+        top5 += label in order[:5]
+        loss -= row[label] - math.log(sum(map(math.exp, row)))
+        hits.setdefault(NAMES[label], []).append(order[0] == label)
+    assert result.num_images == 30
+    assert result.top1 == pytest.approx(top1 / 30)
+    assert result.top5 == pytest.approx(top5 / 30)
+    assert result.loss == pytest.approx(loss / 30, rel=1e-5)
+    assert result.per_class == pytest.approx({k: sum(v) / len(v) for k, v in hits.items()})
+    assert result.peak_in_box is None
+
+
+def test_top5_of_three_classes_is_all():
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    result = evaluate(Lookup(), batches(logits, labels), class_names=NAMES[:3], device="cpu")
+    assert result.top5 == 1
+
+
+def test_model_is_left_in_its_mode():
+    model = Lookup().train()
+    evaluate(model, batches(torch.randn(4, 7), torch.arange(4)), class_names=NAMES, device="cpu")
+    assert model.training
+
+
+def test_other_number_of_classes_is_refused():
+    loader = batches(torch.randn(4, 7), torch.arange(4))
+    with pytest.raises(ValueError, match="has 7 classes and the data 3"):
+        evaluate(Lookup(), loader, class_names=NAMES[:3], device="cpu")
+
+
+def test_no_pictures_are_refused():
+    with pytest.raises(ValueError, match="no picture"):
+        evaluate(Lookup(), [], class_names=NAMES, device="cpu")
+
+
+def test_peak_and_energy_are_the_slow_loop():
+    torch.manual_seed(1)
+    maps = torch.rand(20, 4, 6)
+    height, width = 16, 36
+    low = torch.randint(0, 8, (20, 2))
+    boxes = torch.cat([low, low + torch.randint(1, 9, (20, 2))], 1)
+    boxes[::2, 2] += 12  # half of them wide enough to hold many a peak
+    peaks = peak_in_box(maps, boxes, (height, width))
+    energies = energy_in_box(maps, boxes, (height, width))
+    for number in range(20):
+        xmin, ymin, xmax, ymax = boxes[number].tolist()
+        best, inside, total = (-1.0, 0, 0), 0.0, 0.0
+        for row in range(4):
+            for column in range(6):
+                best = max(best, (float(maps[number, row, column]), row, column))
+        for y in range(height):
+            for x in range(width):
+                value = float(maps[number, y // 4, x // 6])
+                total += value
+                inside += value * (xmin <= x < xmax and ymin <= y < ymax)
+        x, y = (best[2] + 0.5) * 6, (best[1] + 0.5) * 4
+        assert bool(peaks[number]) == (xmin <= x < xmax and ymin <= y < ymax)
+        assert float(energies[number]) == pytest.approx(inside / total, rel=1e-5)
+    assert 0 < peaks.sum() < 20
+
+
+def test_pools_map_is_averaged_over_heads_and_sums_to_one():
+    pool = torch.rand(2, 3, 1, 4, 5)
+    captured = {"layer": torch.rand(2, 2, 9, 9), "head": pool}
+    maps = spatial_attention(captured, torch.rand(2, 7), (8, 8))
+    expected = pool[:, :, 0].mean(1)
+    torch.testing.assert_close(maps, expected / expected.sum((1, 2), keepdim=True))
+
+
+def test_a_token_a_class_shows_the_predicted_classs_map():
+    pool = torch.rand(2, 1, 7, 4, 5)
+    logits = torch.zeros(2, 7)
+    logits[0, 3] = logits[1, 6] = 1
+    maps = spatial_attention({"head": pool}, logits, (8, 8))
+    expected = torch.stack([pool[0, 0, 3], pool[1, 0, 6]])
+    torch.testing.assert_close(maps, expected / expected.sum((1, 2), keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"), [((32, 32), (4, 4)), ((8, 32), (2, 8)), ((99, 24), (8, 2))]
+)
+def test_attention_layers_show_how_much_a_position_is_looked_at(size, grid):
+    weights = torch.rand(2, 3, 16, 16)
+    maps = spatial_attention(
+        {"first": torch.rand(2, 3, 64, 64), "last": weights}, torch.rand(2, 7), size
+    )
+    expected = torch.zeros(2, 16)
+    for head in range(3):
+        for query in range(16):
+            expected += weights[:, head, query]
+    expected = (expected / expected.sum(1, keepdim=True)).view(2, *grid)
+    torch.testing.assert_close(maps, expected)
+
+
+def test_attention_of_many_pictures_is_that_of_each():
+    model = create_model("patchconvnet_nano", num_classes=7, **SMALL).eval()
+    images = torch.randn(35, 3, 32, 32)
+    with torch.inference_mode():
+        logits, maps = logits_and_attention(model, images)
+        alone = logits_and_attention(model, images[34:])
+        expected = model(images)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(maps[34:], alone[1], atol=1e-5, rtol=1e-4)
+
+
+def test_boxes_give_the_share_of_peaks_inside():
+    model = create_model("patchconvnet_nano", num_classes=7, **SMALL)
+    images = torch.randn(10, 3, 32, 32)
+    loader = DataLoader(TensorDataset(images, torch.zeros(10, dtype=torch.long)), batch_size=4)
+    whole = torch.tensor([[0, 0, 32, 32]]).repeat(10, 1)
+    nothing = torch.tensor([[0, 0, 1, 1]]).repeat(10, 1)
+    boxes = torch.cat([whole[:7], nothing[:3]])
+    result = evaluate(model, loader, class_names=NAMES, boxes=boxes, device="cpu")
+    assert result.peak_in_box == pytest.approx(0.7)
+    assert 0.7 <= result.energy_in_box < 0.71
+
+
+def test_table_tells_the_shares():
+    logits = F.one_hot(torch.arange(7), 7).float() * 5
+    result = evaluate(Lookup(), batches(logits, torch.arange(7)), class_names=NAMES, device="cpu")
+    assert "100.00%" in result.table().splitlines()[1]
+    assert json.loads(result.to_json())["top1"] == 1
+
+
+def write_run(folder, model, **config):
+    folder.mkdir()
+    spec = {
+        "name": "patchconvnet_nano",
+        "num_classes": 7,
+        "drop_rate": None,
+        "drop_path_rate": None,
+        "model_args": SMALL,
+    }
+    (folder / "config.json").write_text(json.dumps({"model": spec, **config}))
+    cfg = {"num_classes": 7, "input_size": [3, 32, 32], "mean": [0.5], "label_names": NAMES}
+    safetensors.torch.save_file(
+        model.state_dict(), folder / "model.safetensors", {"pretrained_cfg": json.dumps(cfg)}
+    )
+    return folder
+
+
+def test_run_folder_gives_back_the_model(tmp_path):
+    model = create_model("patchconvnet_nano", num_classes=7, **SMALL).eval()
+    loaded, config = load_run(write_run(tmp_path / "run", model, epochs=3))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images), model(images))
+    assert not loaded.training
+    assert config["epochs"] == 3
+    assert loaded.pretrained_cfg["label_names"] == list(NAMES)
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        load_run(tmp_path)
+
+
+def test_unfinished_run_says_how_to_go_on(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="convattn train --resume"):
+        load_run(tmp_path)
+
+
+def test_damaged_weights_are_named(tmp_path):
+    model = create_model("patchconvnet_nano", num_classes=7, **SMALL)
+    folder = write_run(tmp_path / "run", model)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+        load_run(folder)
+
+
+def test_differences_are_spelt_out():
+    ours = {"a": torch.zeros(2, 3), "b": torch.zeros(()), "c": torch.zeros(1), "d": torch.zeros(1)}
+    theirs = {"a": torch.zeros(2, 4), "d": torch.zeros(1), "e": torch.zeros(5)}
+    assert tensor_differences(theirs, ours) == (
+        "4 tensors differ: a is 2x4 in the file, 2x3 in the model, b scalar is missing in the "
+        "file, c 1 is missing in the file, and 1 more"
+    )
+    assert tensor_differences(ours, ours) == ""
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "epoch": 3}])
+def test_weights_come_from_plain_and_wrapped_state_dicts(wrap, tmp_path):
+    model = create_model("patchconvnet_nano", num_classes=7, **SMALL)
+    other = create_model("patchconvnet_nano", num_classes=7, **SMALL)
+    torch.save(wrap(model.state_dict()), tmp_path / "weights.pth")
+    load_weights(other, tmp_path / "weights.pth")
+    assert all(torch.equal(other.state_dict()[k], v) for k, v in model.state_dict().items())
+
+
+def test_other_number_of_classes_names_the_classifier(tmp_path):
+    model = create_model("patchconvnet_nano", num_classes=7, **SMALL)
+    other = create_model("patchconvnet_nano", num_classes=5, **SMALL)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"2 tensors differ: head.fc.weight is 7x16 in the file"):
+        load_weights(other, tmp_path / "weights.pth")
+
+
+def test_code_in_a_weights_file_is_not_run(tmp_path):
+    torch.save({"state_dict": print}, tmp_path / "weights.pth")
+    model = create_model("patchconvnet_nano", num_classes=7, **SMALL)
+    with pytest.raises(ValueError, match="no PyTorch file of plain tensors"):
+        load_weights(model, tmp_path / "weights.pth")
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing.pth does not exist"):
+        load_weights(nn.Linear(1, 1), tmp_path / "nothing.pth")
+
+
+def test_unknown_model_names_the_nearest():
+    with pytest.raises(ValueError, match="the nearest is 'patchconvnet_nano'"):
+        create_model("patchconvnet_nan")
+
+
+def test_unknown_argument_of_a_model_is_one_sentence():
+    with pytest.raises(ValueError, match="'patchconvnet_nano' refuses its arguments"):
+        create_model("patchconvnet_nano", colour="red")
+
+
+def test_missing_released_weights_are_one_sentence():
+    with pytest.raises(ValueError, match="no released weights of 'patchconvnet_nano'"):
+        create_model("patchconvnet_nano", pretrained=True)
+
+
+def test_nearest_always_gives_a_name():
+    assert nearest("???", ["train", "list"]) in ("train", "list")

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from PIL import Image
+
+from convattn.data import cluttered_digits
+from convattn.evaluate import create_model
+from convattn.train.callbacks import (
+    COLUMNS,
+    Ema,
+    MetricsFile,
+    draw_attention,
+    overlay,
+    read_metrics,
+)
+
+
+def test_metrics_come_back_as_written(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.log_metrics({"train_loss": 0.5, "unknown": 3.0}, 1)
+    file.log_metrics({"val_top1": 0.25}, 2)
+    assert file.path.read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert read_metrics(file.path) == [
+        {"step": 1, "train_loss": 0.5},
+        {"step": 2, "val_top1": 0.25},
+    ]
+
+
+def test_rewinding_drops_later_rows_and_a_torn_one(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    for step in (1, 2, 3):
+        file.log_metrics({"train_loss": step}, step)
+    with file.path.open("a") as stream:
+        stream.write("4,1,0.")
+    file.rewind(2)
+    assert [row["step"] for row in read_metrics(file.path)] == [1, 2]
+
+
+def test_rewinding_nothing_leaves_an_empty_table(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.rewind(5)
+    assert read_metrics(file.path) == []
+
+
+def test_average_is_the_slow_loop():
+    values = [1.0, 2.0, 4.0, 8.0, 16.0]
+    expected = values[0]
+    for number, value in enumerate(values[1:], start=1):
+        decay = min(0.3, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * value
+    model = torch.nn.Linear(1, 1, bias=False)
+    ema = Ema(0.3)
+    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema._average)
+    for value in values:
+        torch.nn.init.constant_(model.weight, value)
+        averaged.update_parameters(model)
+    assert averaged.module.weight.item() == pytest.approx(expected)
+
+
+def test_attention_page_shows_pictures_of_any_shape(tmp_path):
+    model = create_model("patchconvnet_nano", embed_dim=16, depth=1, num_classes=10)
+    digits = cluttered_digits(5, image_size=48)
+    images = digits.images[..., :32] / 255
+    out = tmp_path / "attention.png"
+    draw_attention(
+        model,
+        images,
+        digits.labels.tolist(),
+        out,
+        class_names="0123456789",
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        boxes=digits.boxes,
+        title="five",
+    )
+    with Image.open(out) as page:
+        assert page.width > 1000
+        colours = page.convert("RGB").resize((64, 64)).getcolors(maxcolors=64 * 64)
+        assert len(colours) > 100
+
+
+def test_overlay_is_brightest_where_the_heat_is():
+    heat = torch.zeros(4, 4)
+    heat[1, 2] = 3.0
+    shown = overlay(torch.full((4, 4, 3), 0.5), heat)
+    assert shown.min() >= 0
+    assert shown.max() <= 1
+    assert shown.sum(-1).argmax() == 1 * 4 + 2

@@ -1,0 +1,295 @@
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from convattn.train.callbacks import read_metrics
+from convattn.train.classification import ClassificationTask
+from convattn.train.config import ModelConfig, TrainConfig
+from convattn.train.exceptions import InterruptedTraining, NonFiniteError
+from convattn.train.run import resume, train
+from tests.train.conftest import TINY, digest, steady_columns, tiny
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+def at_step(monkeypatch, step, action):
+    """Have ``action`` happen inside the training step that follows ``step`` optimiser steps."""
+    real = ClassificationTask.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = real(self, batch, batch_idx)
+        return action(loss) if self.global_step == step else loss
+
+    monkeypatch.setattr(ClassificationTask, "training_step", training_step)
+
+
+def test_run_folder_holds_what_the_design_promises(finished):
+    files = {path.name for path in finished.folder.iterdir()}
+    assert files == {
+        "attention.png",
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "evaluation.json",
+        "metrics.csv",
+        "model.safetensors",
+        "report.md",
+        "tensorboard",
+    }
+
+
+def test_config_of_the_folder_rebuilds_the_run(finished, tmp_path):
+    config = TrainConfig.load(finished.folder / "config.json")
+    again = train(replace(config, out=str(tmp_path / "again")))
+    assert again is not None
+    assert digest(again.folder) == digest(finished.folder)
+    assert steady_columns(again.folder) == steady_columns(finished.folder)
+
+
+def test_another_seed_gives_other_weights(finished, tmp_path):
+    other = train(tiny(tmp_path / "other", seed=1))
+    assert other is not None
+    assert digest(other.folder) != digest(finished.folder)
+
+
+def test_metrics_hold_every_window_and_every_test(finished):
+    rows = read_metrics(finished.folder / "metrics.csv")
+    assert [row["step"] for row in rows if "train_loss" in row] == [
+        3,
+        6,
+        8,
+        9,
+        12,
+        15,
+        16,
+        18,
+        21,
+        24,
+    ]
+    assert [row["step"] for row in rows if "val_top1" in row] == [16]
+
+
+def test_saved_weights_are_the_average(finished):
+    content = torch.load(finished.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    saved = load_file(finished.folder / "model.safetensors")
+    name = next(name for name, tensor in saved.items() if tensor.ndim == 4)
+    assert torch.equal(saved[name], content["state_dict"][f"model.{name}"])
+    assert not torch.equal(saved[name], content["current_model_state"][f"model.{name}"])
+
+
+def test_report_names_the_result_and_the_commands(finished):
+    report = (finished.folder / "report.md").read_text()
+    assert f"{finished.result.top1:.2%}" in report
+    assert f"convattn evaluate {finished.folder}" in report
+    assert f"convattn train --resume {finished.folder}" in report
+
+
+def test_killed_run_resumes_to_the_same_weights_and_metrics(finished, start, tmp_path):
+    folder = tmp_path / "killed"
+    config = tmp_path / "config.json"
+    config.write_text(tiny(folder).to_json())
+    code = (
+        "import sys; from convattn.train.config import TrainConfig; "
+        "from convattn.train.run import train; train(TrainConfig.load(__import__('pathlib')"
+        f".Path({str(config)!r})))"
+    )
+    process = start("-c", code)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    # Rows of steps 9 and 12 are written inside the second epoch, after its first checkpoint.
+    while not any(row["step"] > 9 for row in read_metrics(folder / "metrics.csv")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    step = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert step % 8 != 0
+    assert step < 24
+    resume(folder)
+    assert digest(folder) == digest(finished.folder)
+    assert steady_columns(folder) == steady_columns(finished.folder)
+
+
+@pytest.mark.parametrize("step", [5, 8, 16, 23])
+def test_crashed_run_resumes_from_any_checkpoint(step, finished, tmp_path, monkeypatch):
+    def crash(loss):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, step, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(tiny(tmp_path / "run"))
+    resume(tmp_path / "run")
+    assert digest(tmp_path / "run") == digest(finished.folder)
+    assert steady_columns(tmp_path / "run") == steady_columns(finished.folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_leaves_a_checkpoint_and_says_how_to_resume(
+    number, finished, tmp_path, monkeypatch, capsys
+):
+    def interrupt(loss):
+        signal.raise_signal(number)
+        return loss
+
+    handler = signal.getsignal(number)
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 10, interrupt)
+        with pytest.raises(InterruptedTraining, match=f"convattn train --resume {folder}"):
+            train(tiny(folder, checkpoint_every=0))
+    assert signal.getsignal(number) is handler
+    assert torch.load(folder / "checkpoints" / "last.ckpt")["global_step"] == 11
+    resume(folder)
+    assert digest(folder) == digest(finished.folder)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
+    value, tmp_path, monkeypatch
+):
+    at_step(monkeypatch, 10, lambda loss: loss * float(value))
+    with pytest.raises(NonFiniteError, match=f"the loss is {value} at step 11; "):
+        train(tiny(tmp_path / "run", checkpoint_every=4))
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert content["global_step"] == 8
+    assert all(torch.isfinite(tensor).all() for tensor in content["state_dict"].values())
+
+
+def test_workers_parts_and_layout_do_not_change_a_resumed_run(tmp_path, monkeypatch):
+    def crash(loss):
+        raise RuntimeError("power cut")
+
+    augmented = replace(TINY.data, num_workers=2, auto_augment="rand-m5-mstd0.5", num_train=50)
+    changes = {"data": augmented, "accumulate": 2, "epochs": 2, "checkpoint_every": 1}
+    changes["channels_last"] = True
+    whole = train(tiny(tmp_path / "whole", **changes))
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(tiny(tmp_path / "cut", **changes))
+    cut = resume(tmp_path / "cut")
+    assert whole is not None
+    assert cut is not None
+    assert digest(cut.folder) == digest(whole.folder)
+
+
+def plain(out: Path, **changes: object) -> TrainConfig:
+    """No BatchNorm and nothing random but the start and the order of the pictures."""
+    data = replace(
+        TINY.data, random_crop_padding=0, random_erasing=0.0, mixup=0.0, hflip=0.0, num_train=40
+    )
+    model = ModelConfig(name="test_convnext")
+    optim = replace(TINY.optim, opt="sgd", lr=0.1)
+    return tiny(out, data=data, model=model, optim=optim, epochs=2, ema_decay=None, **changes)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    run = train(plain(tmp_path_factory.mktemp("plain") / "one"))
+    assert run is not None
+    return load_file(run.folder / "model.safetensors")
+
+
+def largest_difference(folder, reference):
+    weights = load_file(folder / "model.safetensors")
+    return max(float((weights[name] - reference[name]).abs().max()) for name in reference)
+
+
+def test_accumulated_parts_agree_with_the_whole_batch(one_process, tmp_path):
+    run = train(plain(tmp_path / "parts", accumulate=4))
+    assert run is not None
+    assert largest_difference(run.folder, one_process) < 1e-5
+
+
+def test_two_processes_agree_with_one(one_process, start, tmp_path):
+    folder = tmp_path / "two"
+    config = tmp_path / "config.json"
+    config.write_text(plain(folder, devices=2, strategy="ddp").to_json())
+    script = tmp_path / "two.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from convattn.train.config import TrainConfig\n"
+        "from convattn.train.run import train\n"
+        f"train(TrainConfig.load(Path({str(config)!r})))\n"
+    )
+    process = start(str(script))
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert largest_difference(folder, one_process) < 1e-5
+    steps = [row["step"] for row in read_metrics(folder / "metrics.csv") if "train_loss" in row]
+    assert steps == [2, 3, 4]
+
+
+def test_existing_folder_is_never_overwritten(finished):
+    before = digest(finished.folder)
+    with pytest.raises(FileExistsError, match="give another --out"):
+        train(tiny(finished.folder))
+    assert digest(finished.folder) == before
+
+
+def test_default_folders_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = {"epochs": 1, "data": replace(TINY.data, num_train=16)}
+    folders = [train(replace(TINY, **short)).folder for _ in range(2)]
+    assert folders == [Path("runs/tiny"), Path("runs/tiny-2")]
+
+
+def test_finished_run_is_not_resumed(finished):
+    with pytest.raises(ValueError, match="has ended"):
+        resume(finished.folder)
+
+
+def test_checkpoint_of_another_model_names_the_tensors(finished, tmp_path):
+    model = replace(TINY.model, checkpoint=str(finished.folder), model_args={"embed_dim": 32})
+    with pytest.raises(ValueError, match=r"tensors differ: .* in the file, .* in the model"):
+        train(tiny(tmp_path / "run", model=model))
+    assert not (tmp_path / "run").exists()
+
+
+def test_trained_weights_can_be_started_from(finished, tmp_path):
+    model = replace(TINY.model, checkpoint=str(finished.folder / "model.safetensors"))
+    optim = replace(TINY.optim, lr=1e-12, warmup_epochs=0)
+    run = train(tiny(tmp_path / "run", model=model, optim=optim, epochs=1, ema_decay=None))
+    ours, theirs = (load_file(f / "model.safetensors") for f in (run.folder, finished.folder))
+    weights = [name for name in ours if "running" not in name and "tracked" not in name]
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in weights)
+
+
+def test_batch_larger_than_the_data_is_refused(tmp_path):
+    data = replace(TINY.data, batch_size=256)
+    with pytest.raises(ValueError, match="more than the 130 training pictures"):
+        train(tiny(tmp_path / "run", data=data))
+
+
+def test_wrong_number_of_classes_is_refused(tmp_path):
+    model = replace(TINY.model, num_classes=7)
+    with pytest.raises(ValueError, match="cluttered_digits has 10 classes"):
+        train(tiny(tmp_path / "run", model=model))
+
+
+def test_network_without_attention_gets_no_attention_picture(tmp_path):
+    run = train(plain(tmp_path / "run"))
+    assert run.attention is None
+    assert not (run.folder / "attention.png").exists()
+
+
+def test_random_state_outside_is_left_deterministic_or_not(finished):
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_evaluation_file_is_the_result(finished):
+    values = json.loads((finished.folder / "evaluation.json").read_text())
+    assert values["top1"] == finished.result.top1
+
+
+def test_no_half_written_file_stays(finished):
+    assert not [path for path in finished.folder.rglob("*.tmp*")]
+    assert os.listdir(finished.folder / "checkpoints") == ["last.ckpt"]
