@@ -40,9 +40,11 @@ def golden_part(golden, prefix):
     return part
 
 
-def test_golden_layer_values_and_gradients():
+@pytest.mark.parametrize("fused", [True, False])
+def test_golden_layer_values_and_gradients(fused):
     golden = load_file(GOLDEN)
     layer = small(num_heads=4, min_head_dim=6).double()
+    layer.fused_attn = fused
     layer.load_state_dict(golden_part(golden, "state/"))
     x = golden["input"].clone().requires_grad_()
     out = layer(x)
@@ -62,6 +64,19 @@ def test_attention_weights_are_the_ones_that_the_forward_pass_uses():
     attended = (weights @ v).mT.flatten(1, 2).unflatten(2, (5, 7))
     torch.testing.assert_close(layer(x)[:, 8:], layer.proj(attended))
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+
+
+@pytest.mark.parametrize("downsample", [1, 2])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_fused_and_plain_path_agree(position, downsample):
+    layer = small(position=position, attn_downsample=downsample, stride=2).double()
+    x = torch.randn(2, 6, 12, 9, dtype=torch.float64, requires_grad=True)
+    runs = []
+    for fused in (True, False):
+        layer.fused_attn = fused
+        out = layer(x)
+        runs.append([out, *torch.autograd.grad(out.sin().sum(), [x, *layer.parameters()])])
+    torch.testing.assert_close(*runs, rtol=1e-10, atol=1e-12)
 
 
 def same_size_cases():

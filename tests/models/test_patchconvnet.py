@@ -70,13 +70,12 @@ def test_a_panorama_is_computed_on_its_own_grid():
     features = model.forward_features(x)
     assert features.shape[2:] == (14, 56)
     assert model.head.attention_weights(features).shape[-2:] == (14, 56)
-    # The right half of the picture reaches the right half of the grid, and no other place.
+    # The right of the picture changes the right of the grid; elsewhere squeeze-excite alone.
     changed = x.clone()
     changed[..., 600:] = 0
     difference = (model.forward_features(changed) - features).abs().amax((0, 1, 2))
-    reach = 600 // 16 - 4
-    assert not difference[:reach].any()
-    assert (difference[reach + 5 :] > 0).all()
+    first = 600 // 16
+    assert difference[first + 1 :].min() > 1e3 * difference[: first - 4].max()
 
 
 def test_multi_class_tokens_work_for_any_number_of_classes():
@@ -104,12 +103,14 @@ def test_average_pool_is_an_option_of_the_same_network():
 
 def test_published_initialisation():
     model = timm.create_model("patchconvnet_s60", depth=1)
-    assert model.blocks[0].gamma[0] == pytest.approx(1e-4)
-    assert model.head.gamma1[0] == pytest.approx(1e-4)
-    assert model.head.token.std() == pytest.approx(0.02, rel=0.2)
-    assert model.head.attn.q.weight.std() == pytest.approx(0.02, rel=0.02)
+    assert model.blocks[0].gamma[0].item() == pytest.approx(1e-4)
+    assert model.head.gamma1[0].item() == pytest.approx(1e-4)
+    assert model.head.token.std().item() == pytest.approx(0.02, rel=0.2)
+    assert model.head.attn.q.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert model.no_weight_decay() == {"head.token"}
-    assert timm.create_model("patchconvnet_s120", depth=1).blocks[0].gamma[0] == pytest.approx(1e-6)
+    assert timm.create_model("patchconvnet_s120", depth=1).blocks[0].gamma[
+        0
+    ].item() == pytest.approx(1e-6)
 
 
 def test_stochastic_depth_is_the_same_at_every_block():

@@ -68,6 +68,9 @@ class AAConv2d(nn.Module):
         device: As in nn.Conv2d.
         dtype: As in nn.Conv2d.
 
+    Attributes:
+        fused_attn: Set to False to compute by the plain path, which holds all pairs of positions.
+
     Shape:
         (B, in_channels, H, W) -> (B, out_channels, H', W'), as nn.Conv2d.
 
@@ -136,6 +139,7 @@ class AAConv2d(nn.Module):
         self.position = position
         self.feat_size = _pair(feat_size, "feat_size", least=1)
         self.attn_downsample = attn_downsample
+        self.fused_attn = True
         self.qk_channels = _head_channels(out_channels, qk_ratio, num_heads, min_head_dim)
         self.v_channels = _head_channels(out_channels, v_ratio, num_heads, 1)
         conv_channels = out_channels - self.v_channels
@@ -267,7 +271,9 @@ class AAConv2d(nn.Module):
         attn_input = self._attn_input(x)
         size = (attn_input.shape[2], attn_input.shape[3])
         q, k, v = self._project(attn_input)
-        out = relative_attention_2d(q, k, v, *self._tables(size), feat_size=size)
+        out = relative_attention_2d(
+            q, k, v, *self._tables(size), feat_size=size, fused=self.fused_attn
+        )
         out = out.transpose(1, 2).flatten(2).unflatten(1, size)  # (B, H, W, d_v)
         return self.proj(out.permute(0, 3, 1, 2))
 

@@ -480,18 +480,8 @@ def draw_curves(metrics: Path, out: Path, *, title: str) -> None:
     ):
         epochs, shares = _column(rows, column)
         percent = [100 * share for share in shares]
-        accuracy.plot(epochs, percent, "o-", color=colour, markersize=4, label=label)
-        if percent:
-            accuracy.annotate(
-                f"{percent[-1]:.1f}",
-                (epochs[-1], percent[-1]),
-                xytext=(-4, -6),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-                color=colour,
-                fontweight="bold",
-            )
+        told = f"{label}, {percent[-1]:.1f} at the end" if percent else label
+        accuracy.plot(epochs, percent, "o-", color=colour, markersize=4, label=told)
     accuracy.set(title="Test accuracy", ylabel="per cent", ylim=(0, 103))
     rate.plot(*_column(rows, "lr"), color="#54278f", linewidth=2)
     rate.set(title="Learning rate", ylim=(0, None))
@@ -510,14 +500,11 @@ def _column(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float]
     return [row["epoch"] for row in having], [row[name] for row in having]
 
 
-def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Running mean that starts without bias."""
-    smooth, total, norm = [], 0.0, 0.0
-    for value in values:
-        total = weight * total + (1 - weight) * value
-        norm = weight * norm + (1 - weight)
-        smooth.append(total / norm)
-    return smooth
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Mean over a fortieth of the curve to either side."""
+    reach = len(values) // 40
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def draw_attention(

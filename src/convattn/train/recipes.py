@@ -36,9 +36,7 @@ def quickstart() -> TrainConfig:
     """
     return TrainConfig(
         recipe="quickstart",
-        data=DataConfig(
-            name="cluttered_digits", num_train=20000, num_test=1000, batch_size=128, hflip=0.0
-        ),
+        data=DataConfig(name="cluttered_digits", batch_size=128, hflip=0.0),
         model=ModelConfig(name="patchconvnet_nano"),
         optim=OptimConfig(opt="muon", lr=2e-2, weight_decay=0.05, warmup_epochs=0.4),
         epochs=4,
