@@ -20,6 +20,7 @@ from convattn.evaluate import (
     spatial_attention,
     tensor_differences,
 )
+from convattn.explain import image_sized
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 SMALL = {"embed_dim": 16, "depth": 1}
@@ -82,12 +83,13 @@ def test_no_pictures_are_refused():
 def test_peak_and_energy_are_the_slow_loop():
     torch.manual_seed(1)
     maps = torch.rand(20, 4, 6)
-    height, width = 16, 36
+    height, width = 16, 48
     low = torch.randint(0, 8, (20, 2))
     boxes = torch.cat([low, low + torch.randint(1, 9, (20, 2))], 1)
-    boxes[::2, 2] += 12  # half of them wide enough to hold many a peak
+    boxes[::2, 2] += 20  # half of them wide enough to hold many a peak
     peaks = peak_in_box(maps, boxes, (height, width))
     energies = energy_in_box(maps, boxes, (height, width))
+    heats = image_sized(maps, (height, width))
     for number in range(20):
         xmin, ymin, xmax, ymax = boxes[number].tolist()
         best, inside, total = (-1.0, 0, 0), 0.0, 0.0
@@ -96,10 +98,10 @@ def test_peak_and_energy_are_the_slow_loop():
                 best = max(best, (float(maps[number, row, column]), row, column))
         for y in range(height):
             for x in range(width):
-                value = float(maps[number, y // 4, x // 6])
+                value = float(heats[number, y, x])
                 total += value
                 inside += value * (xmin <= x < xmax and ymin <= y < ymax)
-        x, y = (best[2] + 0.5) * 6, (best[1] + 0.5) * 4
+        x, y = best[2] * 8 + 0.5, best[1] * 4 + 0.5
         assert bool(peaks[number]) == (xmin <= x < xmax and ymin <= y < ymax)
         assert float(energies[number]) == pytest.approx(inside / total, rel=1e-5)
     assert 0 < peaks.sum() < 20
@@ -154,7 +156,7 @@ def test_boxes_give_the_share_of_peaks_inside():
     images = torch.randn(10, 3, 32, 32)
     loader = DataLoader(TensorDataset(images, torch.zeros(10, dtype=torch.long)), batch_size=4)
     whole = torch.tensor([[0, 0, 32, 32]]).repeat(10, 1)
-    nothing = torch.tensor([[0, 0, 1, 1]]).repeat(10, 1)
+    nothing = torch.tensor([[1, 1, 2, 2]]).repeat(10, 1)
     boxes = torch.cat([whole[:7], nothing[:3]])
     result = evaluate(model, loader, class_names=NAMES, boxes=boxes, device="cpu")
     assert result.peak_in_box == pytest.approx(0.7)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convattn.explain.capture import capture_attention
+from convattn.explain.heatmap import cell_centres, image_sized
 from convattn.layers import AAConv2d, LearnedAggregation2d
 
 _MAPS_AT_ONCE = 32  # attention layers hand out (heads, N, N) a picture: bounds the memory
@@ -392,7 +393,7 @@ def _grid(positions: int, image_size: tuple[int, int]) -> tuple[int, int]:
 
 
 def peak_in_box(maps: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Whether the centre of each map's strongest patch lies inside the box.
+    """Whether the point that each map's strongest cell looks at lies inside the box.
 
     Args:
         maps: (B, h, w), over the whole picture.
@@ -402,16 +403,19 @@ def peak_in_box(maps: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Ten
     Returns:
         (B,) bool.
     """
-    height, width = maps.shape[1:]
+    rows, columns = (
+        cell_centres(cells, size)[0].to(boxes.device)
+        for cells, size in zip(maps.shape[1:], image_size, strict=True)
+    )
     peak = maps.flatten(1).argmax(1)
-    y = (peak.div(width, rounding_mode="floor") + 0.5) * (image_size[0] / height)
-    x = (peak % width + 0.5) * (image_size[1] / width)
+    y = rows[peak // len(columns)]
+    x = columns[peak % len(columns)]
     xmin, ymin, xmax, ymax = boxes.unbind(1)
     return (xmin <= x) & (x < xmax) & (ymin <= y) & (y < ymax)
 
 
 def energy_in_box(maps: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Share of each map's sum inside the box; a patch counts by the share of it that is inside.
+    """Share of each picture's heat map that lies inside the box.
 
     Args:
         maps: (B, h, w), not negative, over the whole picture.
@@ -421,19 +425,12 @@ def energy_in_box(maps: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> T
     Returns:
         (B,), between 0 and 1.
     """
-    xmin, ymin, xmax, ymax = boxes.to(maps.dtype).unbind(1)
-    rows = _overlap(ymin, ymax, maps.shape[1], image_size[0])
-    columns = _overlap(xmin, xmax, maps.shape[2], image_size[1])
-    inside = torch.einsum("bhw,bh,bw->b", maps, rows, columns)
-    return inside / maps.sum((1, 2))
-
-
-def _overlap(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
-    """Share of each of ``cells`` equal cells of a side between low and high, (B, cells)."""
-    step = size / cells
-    starts = torch.arange(cells, device=low.device, dtype=low.dtype) * step
-    covered = torch.minimum(high[:, None], starts + step) - torch.maximum(low[:, None], starts)
-    return covered.clamp(min=0) / step
+    heat = image_sized(maps, image_size)
+    xmin, ymin, xmax, ymax = boxes[:, :, None].unbind(1)
+    y, x = (torch.arange(size, device=boxes.device) for size in image_size)
+    rows, columns = (ymin <= y) & (y < ymax), (xmin <= x) & (x < xmax)
+    inside = torch.einsum("bhw,bh,bw->b", heat, rows.to(heat), columns.to(heat))
+    return inside / heat.sum((1, 2))
 
 
 def _shape(tensor: Tensor) -> str:

@@ -115,7 +115,7 @@ def test_published_initialisation():
 
 def test_stochastic_depth_is_the_same_at_every_block():
     model = timm.create_model("patchconvnet_nano", drop_path_rate=0.3)
-    assert [block.drop_path.drop_prob for block in model.blocks] == [0.3] * 6
+    assert [block.drop_path.drop_prob for block in model.blocks] == [0.3] * 4
 
 
 def test_evaluation_transform_is_the_authors():

@@ -415,12 +415,12 @@ def patchconvnet_s60_multi(pretrained: bool = False, **kwargs: Any) -> PatchConv
     return _create("patchconvnet_s60_multi", pretrained, args, kwargs)
 
 
-_NANO = {"patch_size": 8, "embed_dim": 64, "depth": 6, "layer_scale": 1.0, "norm": "batchnorm"}
+_NANO = {"patch_size": 8, "embed_dim": 64, "depth": 4, "layer_scale": 1.0, "norm": "batchnorm"}
 
 
 @register_model
 def patchconvnet_nano(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """PatchConvNet for laptops and tests: stride 8, 6 blocks of 64 channels, BatchNorm."""
+    """PatchConvNet for laptops and tests: stride 8, 4 blocks of 64 channels, BatchNorm."""
     return _create("patchconvnet_nano", pretrained, _NANO, kwargs)
 
 

@@ -18,7 +18,6 @@ from typing import Any, TextIO
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from convattn.evaluate import logits_and_attention
+from convattn.explain.heatmap import image_sized
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 
 COLUMNS = (
@@ -540,7 +540,7 @@ def draw_attention(
         logits, maps = logits_and_attention(model.eval(), images.to(device))
     predicted = logits.argmax(1).tolist()
     size = (images.shape[-2], images.shape[-1])
-    heats = F.interpolate(maps[:, None], size=size, mode="bilinear")[:, 0].cpu()
+    heats = image_sized(maps, size).cpu()
     scale, shift = (torch.tensor(values).view(-1, 1, 1) for values in (std, mean))
     pictures = (images * scale + shift).clamp(0, 1).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
     # One axes for the whole page: matplotlib takes seconds to lay out dozens of them.
