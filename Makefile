@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 setup: $(INSTALLED) ## Install everything into .venv
 
-quickstart: $(INSTALLED) ## Train a small attention network on digits in clutter, test it, show where it looks (3 minutes)
+quickstart: $(INSTALLED) ## Train a small attention network on digits in clutter, test it, show where it looks (2 minutes)
 	$(BIN)/convattn train quickstart
 
 test: $(INSTALLED) ## Run the fast tests

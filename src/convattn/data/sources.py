@@ -154,7 +154,7 @@ def _existing_root(name: str, root: str | Path | None, download: bool) -> Path:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"root={folder} is a file; expected the folder of {name}")
     if not folder.exists() and not download:
-        raise FileNotFoundError(f"root={folder} does not exist; give {name}'s folder (--data.root)")
+        raise FileNotFoundError(f"root={folder} does not exist; name a folder (--data.root)")
     return folder
 
 
