@@ -63,6 +63,14 @@ def test_multiply_adds_are_the_paper_s(name, gmacs):
             assert (ours + saved) / 1e9 == pytest.approx(expected, rel=0.01)
 
 
+def test_multiply_adds_of_a_thousand_class_tokens_are_the_paper_s():
+    with torch.device("meta"):
+        model = timm.create_model("patchconvnet_s60_multi").eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, 224, 224))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(5.31, rel=0.01)
+
+
 def test_a_panorama_is_computed_on_its_own_grid():
     torch.manual_seed(0)
     model = timm.create_model("patchconvnet_s60", depth=2, embed_dim=32).eval()
