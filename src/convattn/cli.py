@@ -238,7 +238,13 @@ def _evaluate(arguments: list[str]) -> int:
     if folder is not None and options.checkpoint is not None:
         raise UsageError("--checkpoint goes with a model's name; a run has its own weights")
 
-    from convattn.evaluate import create_model, evaluate, load_run, load_weights
+    from convattn.evaluate import (
+        create_model,
+        evaluate,
+        load_run,
+        load_weights,
+        replace_atomically,
+    )
     from convattn.train.inputs import open_source, test_batches
 
     if folder is not None:
@@ -267,7 +273,7 @@ def _evaluate(arguments: list[str]) -> int:
     )
     print(result.table())
     if folder is not None:
-        (folder / "evaluation.json").write_text(result.to_json(), encoding="utf-8")
+        replace_atomically(folder / "evaluation.json", result.to_json().encode())
         print(f"\n{folder / 'evaluation.json'}")
     return 0
 

@@ -86,6 +86,18 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
 
 
+def replace_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds the old or the new one, never a part.
+
+    Args:
+        path: The file.
+        content: What it shall hold.
+    """
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_bytes(content)
+    os.replace(fresh, path)
+
+
 def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
     """Timm's ``create_model`` with errors for people.
 

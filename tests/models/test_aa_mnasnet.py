@@ -1,32 +1,13 @@
-from functools import cache
-
 import pytest
 import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import convattn.models.aa_mnasnet  # noqa: F401 registers the models
-from convattn.layers import AAConv2d
+from tests.models.networks import augmented, build, plain
 
 # Width, parameters in millions, GFLOPs: unconfirmed columns, to which the placement was fitted.
 COLUMNS = [("075", 3.02, 0.51), ("100", 4.06, 0.70), ("125", 5.53, 1.07), ("140", 6.44, 1.25)]
-
-
-@cache
-def build(name, **kwargs):
-    with torch.device("meta"):
-        return timm.create_model(name, **kwargs).eval()
-
-
-def augmented(model):
-    return {name: m for name, m in model.named_modules() if isinstance(m, AAConv2d)}
-
-
-def plain(model):
-    """Without the padding of the fused path, which would count as work."""
-    for layer in augmented(model).values():
-        layer.fused_attn = False
-    return model
 
 
 @pytest.mark.parametrize(("width", "millions", "gflops"), COLUMNS)

@@ -1,12 +1,10 @@
-from functools import cache
-
 import pytest
 import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import convattn.models.aa_resnet  # noqa: F401 registers the models
-from convattn.layers import AAConv2d
+from tests.models.networks import augmented, build, plain
 
 BLOCKS = {
     "aa_resnet34": (3, 4, 6, 3),
@@ -14,23 +12,6 @@ BLOCKS = {
     "aa_resnet101": (3, 4, 23, 3),
     "aa_resnet152": (3, 8, 36, 3),
 }
-
-
-@cache
-def build(name, **kwargs):
-    with torch.device("meta"):
-        return timm.create_model(name, **kwargs).eval()
-
-
-def augmented(model):
-    return {name: m for name, m in model.named_modules() if isinstance(m, AAConv2d)}
-
-
-def plain(model):
-    """Without the padding of the fused path, which would count as work."""
-    for layer in augmented(model).values():
-        layer.fused_attn = False
-    return model
 
 
 @pytest.mark.parametrize(

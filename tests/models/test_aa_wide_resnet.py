@@ -1,32 +1,13 @@
-from functools import cache
-
 import pytest
 import timm
 import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from convattn.layers import AAConv2d
 from convattn.models.aa_wide_resnet import PreActBlock, WideResNet
+from tests.models.networks import augmented, build, plain
 
 BIG = ("wide_resnet28_10", "se_wide_resnet28_10", "aa_wide_resnet28_10")
-
-
-@cache
-def build(name, **kwargs):
-    with torch.device("meta"):
-        return timm.create_model(name, **kwargs).eval()
-
-
-def augmented(model):
-    return {name: m for name, m in model.named_modules() if isinstance(m, AAConv2d)}
-
-
-def plain(model):
-    """Without the padding of the fused path, which would count as work."""
-    for layer in augmented(model).values():
-        layer.fused_attn = False
-    return model
 
 
 @pytest.mark.parametrize(
@@ -175,8 +156,8 @@ def test_checkpointing_changes_no_gradient():
         model.zero_grad()
         model(x).square().sum().backward()
         grads.append([p.grad.clone() for p in model.parameters()])
-    for plain, checkpointed in zip(*grads, strict=True):
-        torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-5)
+    for kept, checkpointed in zip(*grads, strict=True):
+        torch.testing.assert_close(checkpointed, kept, rtol=1e-4, atol=1e-5)
 
 
 def test_last_block_is_dropped_most():

@@ -28,7 +28,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from convattn.evaluate import logits_and_attention
+from convattn.evaluate import logits_and_attention, replace_atomically
 from convattn.explain.heatmap import image_sized
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 
@@ -354,18 +354,6 @@ class Checkpoints(Callback):
             os.replace(fresh, self.path)
         self.saved_step = trainer.global_step
         self._saved_at = time.monotonic()
-
-
-def replace_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old or the new one, never a part.
-
-    Args:
-        path: The file.
-        content: What it shall hold.
-    """
-    fresh = path.with_name(path.name + ".tmp")
-    fresh.write_bytes(content)
-    os.replace(fresh, path)
 
 
 class ProgressLine(Callback):

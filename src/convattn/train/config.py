@@ -6,13 +6,14 @@ They stop at the front door: models, transforms and optimisers take flat argumen
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from convattn.evaluate import nearest
 
 Scalar = bool | int | float | str
 
@@ -247,9 +248,9 @@ def _build(cls: type[Any], values: Any, source: str, prefix: str) -> Any:
     arguments = {}
     for key, value in values.items():
         if key not in hints:
-            nearest = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)[0]
             raise ValueError(
-                f"{source}: unknown field {prefix}{key}; the nearest is {prefix}{nearest}"
+                f"{source}: unknown field {prefix}{key}; the nearest is "
+                f"{prefix}{nearest(key, hints)}"
             )
         hint = hints[key]
         if dataclasses.is_dataclass(hint):

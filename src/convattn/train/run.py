@@ -32,6 +32,7 @@ from convattn.evaluate import (
     has_attention,
     load_run,
     load_weights,
+    replace_atomically,
     tensor_differences,
 )
 from convattn.train.callbacks import (
@@ -42,7 +43,6 @@ from convattn.train.callbacks import (
     TrainingMetrics,
     draw_attention,
     draw_curves,
-    replace_atomically,
 )
 from convattn.train.classification import ClassificationTask
 from convattn.train.config import TrainConfig
