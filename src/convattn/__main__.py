@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-_EXTRAS = ("lightning", "matplotlib", "sklearn", "tensorboard", "torchmetrics", "tyro")
+_EXTRAS = ("lightning", "matplotlib", "pyarrow", "sklearn", "tensorboard", "torchmetrics", "tyro")
 
 
 def main() -> int:

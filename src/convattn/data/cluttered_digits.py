@@ -314,7 +314,7 @@ def _load_material(split: Split, image_size: int) -> _Material:
         from sklearn.datasets import load_digits, load_sample_image
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "cluttered_digits needs scikit-learn: pip install 'convattn[train]'"
+            "cluttered_digits needs scikit-learn: pip install 'convattn[train]'", name="sklearn"
         ) from error
     values, labels = load_digits(return_X_y=True)
     chosen = split_digits(labels, split)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -134,15 +134,25 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = _read_rgb(self.paths[index])
+        image = read_rgb(self.paths[index], self.paths[index])
         label = int(self.labels[index])
         return (image if self.transform is None else self.transform(image)), label
 
 
-def _read_rgb(path: str) -> Image.Image:
+def read_rgb(file: str | BinaryIO, name: str, *, kind: str = "file") -> Image.Image:
+    """Decode a picture as RGB.
+
+    Args:
+        file: Its path, or its bytes as an open file.
+        name: What an error calls it.
+        kind: What an error says to replace or remove.
+
+    Raises:
+        UnreadableImageError: If it is missing, cut short, or no picture.
+    """
     try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
+        with Image.open(file) as image:
+            return image.convert("RGB")
     # A broken file makes Pillow's decoders raise whatever it leads them to: OSError, SyntaxError,
     # ValueError, struct.error, EOFError, DecompressionBombError ...
     except Exception as error:
@@ -153,5 +163,5 @@ def _read_rgb(path: str) -> Image.Image:
         else:
             reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(
-            f"{path} cannot be read as a picture ({reason}): replace or remove this file"
+            f"{name} cannot be read as a picture ({reason}): replace or remove this {kind}"
         ) from error

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import io
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.imagenet_info import ImageNetInfo
+from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from convattn.data.cluttered_digits import cluttered_digits
-from convattn.data.images import ImageFiles, TensorImages
+from convattn.data.images import ImageFiles, TensorImages, read_rgb
 
 DATASETS: tuple[str, ...] = (
     "cluttered_digits",
@@ -29,6 +32,7 @@ DATASETS: tuple[str, ...] = (
     "cifar100",
     "fashion_mnist",
     "imagenet",
+    "tiny_imagenet",
 )
 
 _IDX_SUFFIXES = ("", ".gz")
@@ -80,6 +84,11 @@ def load_source(
       ImageNet's classes or some.
     - ``cifar10`` and ``cifar100`` read torchvision's folder, ``fashion_mnist`` its four IDX files,
       packed by gzip or not, in ``root``, ``root/raw`` or ``root/FashionMNIST/raw``.
+    - ``tiny_imagenet`` reads ``root/train.parquet`` and ``root/val.parquet`` with the columns
+      ``image`` (its ``bytes``), ``label`` and, if boxes are known, ``bbox``: xmin, ymin, xmax, ymax
+      in pixels, the maxima on the object. ``root/classes.tsv`` names the classes, a line of
+      number, WordNet id and words each. Or it reads the layout that the set was published in:
+      ``root/train/n01443537/images/...`` and ``root/val/images/...`` with their box files.
 
     Args:
         name: One of ``DATASETS``.
@@ -98,6 +107,8 @@ def load_source(
         ValueError: If the name is unknown, a number does not fit, or the files are not what they
             should be.
         FileNotFoundError: If folders or files are missing.
+        ModuleNotFoundError: If a parquet file is to be read and pyarrow, of the ``train`` extra, is
+            not installed.
 
     Example:
         >>> source = load_source("cluttered_digits", num_train=200, num_test=100)
@@ -112,6 +123,8 @@ def load_source(
     if name == "cluttered_digits":
         return _load_cluttered_digits(image_size, num_train, num_test, seed)
     folder = _existing_root(name, root, download)
+    if name == "tiny_imagenet":
+        return _load_tiny_imagenet(folder, num_train, num_test, seed)
     if name == "folder":
         source = _load_folder(folder, seed)
     elif name == "imagenet":
@@ -164,11 +177,15 @@ def _draw(
     """A random part of the pictures, in their own order."""
     if number is None:
         return images
-    if not 1 <= number <= len(images):
-        raise ValueError(f"{what}={number}; expected 1 to {len(images)}, all there are")
+    return images.select(_drawn(len(images), number, seed, what))
+
+
+def _drawn(available: int, number: int, seed: int, what: str) -> Tensor:
+    """Which pictures are drawn, (number,) ascending."""
+    if not 1 <= number <= available:
+        raise ValueError(f"{what}={number}; expected 1 to {available}, all there are")
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(images), generator=generator)[:number]
-    return images.select(chosen.sort().values)
+    return torch.randperm(available, generator=generator)[:number].sort().values
 
 
 def _load_folder(root: Path, seed: int) -> Source:
@@ -400,3 +417,270 @@ def _read_idx(file: Path, *, num_axes: int) -> NDArray[np.uint8]:
             "the file anew"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+@dataclass(frozen=True)
+class _PackedImages:
+    """Pictures before they are decoded, so that only the drawn ones need be."""
+
+    names: Sequence[str]
+    """What an error calls each."""
+    files: Sequence[str | bytes]
+    """The path of each, or its contents."""
+    kind: str
+    """What an error says to replace: a file or a row."""
+    labels: Tensor
+    boxes: Tensor | None
+    """(N, 4) int64: xmin, ymin, xmax, ymax, the maxima on the object."""
+
+
+_Listed = tuple[str, str, list[int]]
+"""Path, WordNet id and box of a picture."""
+
+
+def _load_tiny_imagenet(
+    root: Path, num_train: int | None, num_test: int | None, seed: int
+) -> Source:
+    if (root / "train.parquet").is_file() or (root / "val.parquet").is_file():
+        class_names, train, test = _read_tiny_imagenet_parquet(root)
+    elif (root / "train").is_dir():
+        class_names, train, test = _read_tiny_imagenet_folders(root)
+    else:
+        raise FileNotFoundError(
+            f"{root} holds neither train.parquet and val.parquet nor a folder train; give "
+            "Tiny ImageNet's folder (--data.root)"
+        )
+    train_images = _unpack(train, num_train, seed, "tiny_imagenet: num_train")
+    test_images = _unpack(test, num_test, _TEST_SEED, "tiny_imagenet: num_test")
+    height, width = train_images.images.shape[2:]
+    if test_images.images.shape[2:] != (height, width):
+        test_height, test_width = test_images.images.shape[2:]
+        raise ValueError(
+            f"{root} holds training pictures of {height} x {width} and test pictures of "
+            f"{test_height} x {test_width}; expected one size: resize them beforehand"
+        )
+    return Source(
+        name="tiny_imagenet",
+        class_names=class_names,
+        train=train_images,
+        test=test_images,
+        image_size=(height, width),
+        in_chans=3,
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2770, 0.2691, 0.2821),
+    )
+
+
+def _unpack(packed: _PackedImages, number: int | None, seed: int, what: str) -> TensorImages:
+    """The drawn pictures, decoded."""
+    available = len(packed.files)
+    chosen = torch.arange(available) if number is None else _drawn(available, number, seed, what)
+    images: NDArray[np.uint8] | None = None
+    for row, index in enumerate(chosen.tolist()):
+        file = packed.files[index]
+        name = packed.names[index]
+        opened = io.BytesIO(file) if isinstance(file, bytes) else file
+        pixels = np.asarray(read_rgb(opened, name, kind=packed.kind)).transpose(2, 0, 1)
+        if images is None:
+            images = np.empty((len(chosen), *pixels.shape), np.uint8)
+        if pixels.shape != images.shape[1:]:
+            raise ValueError(
+                f"{name} is a picture of {pixels.shape[1]} x {pixels.shape[2]} where those before "
+                f"it are {images.shape[2]} x {images.shape[3]}; expected one size: resize them "
+                "beforehand"
+            )
+        images[row] = pixels
+    assert images is not None
+    boxes = None
+    if packed.boxes is not None:
+        boxes = packed.boxes[chosen]
+        least, most = boxes[:, :2], boxes[:, 2:]
+        inside = torch.tensor([images.shape[3], images.shape[2]])  # width bounds x, height y
+        wrong = ((least < 0) | (most < least) | (most >= inside)).any(1).nonzero()[:, 0].tolist()
+        if wrong:
+            raise ValueError(
+                f"{packed.names[int(chosen[wrong[0]])]} has the box {boxes[wrong[0]].tolist()}; "
+                f"expected xmin, ymin, xmax, ymax inside its {images.shape[2]} x "
+                f"{images.shape[3]} pixels, counted from 0, the maxima on the object"
+            )
+        boxes = torch.cat([least, most + 1], dim=1)
+    return TensorImages(torch.from_numpy(images), packed.labels[chosen], boxes=boxes)
+
+
+def _read_tiny_imagenet_parquet(
+    root: Path,
+) -> tuple[tuple[str, ...], _PackedImages, _PackedImages]:
+    parts = []
+    for file in (root / "train.parquet", root / "val.parquet"):
+        if not file.is_file():
+            raise FileNotFoundError(f"{root} holds no {file.name}; fetch the data set anew")
+        parts.append(_read_parquet(file))
+    train, test = parts
+    names_file = root / "classes.tsv"
+    if names_file.is_file():
+        rows = _read_table(names_file, 3)
+        if [number for number, _, _ in rows] != [str(number) for number in range(len(rows))]:
+            raise ValueError(
+                f"{names_file} numbers its classes otherwise than 0, 1, 2, ...; put them in order"
+            )
+        class_names = tuple(_first_word(words) for _, _, words in rows)
+    else:
+        names_file = root / "train.parquet"
+        class_names = tuple(map(str, range(max(0, int(train.labels.max())) + 1)))
+    for name, part in (("train", train), ("val", test)):
+        wrong = part.labels[(part.labels < 0) | (part.labels >= len(class_names))]
+        if len(wrong):
+            raise ValueError(
+                f"{root / name}.parquet holds label {int(wrong[0])}; expected 0 to "
+                f"{len(class_names) - 1}, the classes of {names_file}"
+            )
+    return class_names, train, test
+
+
+def _read_parquet(file: Path) -> _PackedImages:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{file} needs pyarrow: pip install 'convattn[train]'", name="pyarrow"
+        ) from error
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} cannot be read as parquet ({reason}); fetch it anew") from error
+    if not table.num_rows:
+        raise ValueError(f"{file} holds no rows; fetch it anew")
+    for name in ("image", "label"):
+        if name not in table.column_names:
+            raise ValueError(
+                f"{file} has no column {name!r} but {', '.join(table.column_names)}; expected "
+                "image, label and, if boxes are known, bbox"
+            )
+    image_type = table.schema.field("image").type
+    if not pa.types.is_struct(image_type) or image_type.get_field_index("bytes") < 0:
+        raise ValueError(
+            f"the column image of {file} is {image_type}; expected a struct with the field bytes"
+        )
+    contents = [image and image["bytes"] for image in table["image"].to_pylist()]
+    if None in contents:
+        raise ValueError(
+            f"row {contents.index(None)} (from 0) of {file} holds no picture; expected its bytes"
+        )
+    boxes = None
+    if "bbox" in table.column_names:
+        boxes = _integers(file, table, "bbox", pa.list_(pa.int64()), (table.num_rows, 4))
+    return _PackedImages(
+        names=[f"row {row} (from 0) of {file}" for row in range(table.num_rows)],
+        files=contents,
+        kind="row",
+        labels=_integers(file, table, "label", pa.int64(), (table.num_rows,)),
+        boxes=boxes,
+    )
+
+
+def _integers(file: Path, table: Any, name: str, kind: Any, shape: tuple[int, ...]) -> Tensor:
+    """A column as int64."""
+    try:
+        # Arrow refuses to round, NumPy to make a number of an empty cell or a ragged column.
+        values = np.array(table[name].cast(kind).to_pylist(), dtype=np.int64)
+    except (TypeError, ValueError, NotImplementedError):  # pyarrow's own are among these
+        values = np.empty(0, np.int64)
+    if values.shape != shape:
+        each = "a whole number" if len(shape) == 1 else f"{shape[1]} whole numbers"
+        raise ValueError(
+            f"the column {name} of {file} is {table.schema.field(name).type}; expected {each} in "
+            "every row"
+        )
+    return torch.from_numpy(values)
+
+
+def _read_tiny_imagenet_folders(
+    root: Path,
+) -> tuple[tuple[str, ...], _PackedImages, _PackedImages]:
+    wnids = _subfolders(root / "train")
+    if len(wnids) < 2:
+        raise FileNotFoundError(
+            f"{root / 'train'} holds {len(wnids)} class folders; expected at least 2 as "
+            f"{root / 'train'}/n01443537/images/n01443537_0.JPEG"
+        )
+    train: list[_Listed] = []
+    for wnid in wnids:
+        folder = root / "train" / wnid
+        train += _read_listing(folder / f"{wnid}_boxes.txt", folder / "images", wnid)
+    listing = root / "val" / "val_annotations.txt"
+    test = _read_listing(listing, root / "val" / "images")
+    unknown = {wnid for _, wnid, _ in test}.difference(wnids)
+    if unknown:
+        raise ValueError(
+            f"{listing} holds the class {min(unknown)}, which has no folder in {root / 'train'}; "
+            "both must have the same ones"
+        )
+    words_file = root / "words.txt"
+    words = dict(_read_table(words_file, 2)) if words_file.is_file() else {}
+    class_names = tuple(_first_word(words.get(wnid, wnid)) for wnid in wnids)
+    numbers = {wnid: number for number, wnid in enumerate(wnids)}
+    return class_names, _pack_files(train, numbers), _pack_files(test, numbers)
+
+
+def _pack_files(listed: list[_Listed], numbers: dict[str, int]) -> _PackedImages:
+    paths = [path for path, _, _ in listed]
+    return _PackedImages(
+        names=paths,
+        files=paths,
+        kind="file",
+        labels=torch.tensor([numbers[wnid] for _, wnid, _ in listed]),
+        boxes=torch.tensor([box for _, _, box in listed]),
+    )
+
+
+def _read_listing(file: Path, folder: Path, wnid: str | None = None) -> list[_Listed]:
+    """What a box file says of the pictures in ``folder``; without ``wnid`` it gives that, too."""
+    listed: list[_Listed] = []
+    for number, (name, *rest) in enumerate(_read_table(file, 6 if wnid is None else 5), start=1):
+        try:
+            box = [int(edge) for edge in rest[-4:]]
+        except ValueError:
+            raise ValueError(
+                f"line {number} of {file} ends with {rest[-4:]}; expected xmin, ymin, xmax, ymax "
+                "in whole pixels"
+            ) from None
+        listed.append((str(folder / name), rest[0] if wnid is None else wnid, box))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist; it should hold the pictures of {file}")
+    there = {
+        str(picture) for picture in folder.iterdir() if picture.suffix.lower() in IMG_EXTENSIONS
+    }
+    names = {path for path, _, _ in listed}
+    for pictures, fault in ((names - there, "lacks"), (there - names, "holds, unlisted,")):
+        if pictures:
+            raise FileNotFoundError(
+                f"{folder} {fault} {Path(min(pictures)).name}; expected the {len(names)} pictures "
+                f"that {file} lists"
+            )
+    return listed
+
+
+def _read_table(file: Path, num_columns: int) -> list[list[str]]:
+    """The lines of a text file, cut at the tabs."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; fetch the data set anew")
+    try:
+        rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a text in UTF-8; fetch it anew") from error
+    if not rows:
+        raise ValueError(f"{file} is empty; fetch it anew")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != num_columns:
+            raise ValueError(
+                f"line {number} of {file} holds {len(row)} columns; expected {num_columns}, with "
+                "a tab between two"
+            )
+    return rows
+
+
+def _first_word(words: str) -> str:
+    """``goldfish`` of ``goldfish, Carassius auratus``."""
+    return words.split(",")[0].strip()

@@ -69,6 +69,57 @@ def fashion_mnist_aa() -> TrainConfig:
     )
 
 
+@register_recipe
+def resnet18_tiny_imagenet() -> TrainConfig:
+    """A plain ResNet-18 on Tiny ImageNet at 64 x 64.
+
+    Paper: none; the network that docs' study of augment() starts from. Ours: being measured.
+    Hardware: 2 CPU cores. Time: not measured.
+    """
+    return TrainConfig(
+        recipe="resnet18_tiny_imagenet",
+        data=DataConfig(
+            name="tiny_imagenet", batch_size=128, random_crop_padding=8, label_smoothing=0.1
+        ),
+        model=ModelConfig(name="resnet18"),
+        optim=OptimConfig(
+            opt="sgd",
+            lr=0.1,
+            momentum=0.9,
+            weight_decay=5e-4,
+            opt_args={"nesterov": True},
+            warmup_epochs=1,
+        ),
+        epochs=8,
+        channels_last=True,
+    )
+
+
+@register_recipe
+def finetune() -> TrainConfig:
+    """A trained network on a folder of a few hundred pictures: give it by ``--data.root``.
+
+    It downloads nothing by itself: add ``--model.pretrained`` for timm's weights, or
+    ``--model.checkpoint FILE`` for others; ``--model.name`` chooses another network.
+
+    Paper: none. Ours: not trained yet. Hardware: 2 CPU cores or a GPU. Time: not measured.
+    """
+    return TrainConfig(
+        recipe="finetune",
+        data=DataConfig(
+            name="folder",
+            image_size=224,
+            batch_size=32,
+            num_workers=2,
+            scale=(0.35, 1.0),
+        ),
+        model=ModelConfig(name="resnet18"),
+        optim=OptimConfig(opt="adamw", lr=1e-4, weight_decay=0.05, warmup_epochs=1),
+        epochs=10,
+        channels_last=True,
+    )
+
+
 def _wide_resnet_cifar100(name: str, *, batch_size: int, weight_decay: float) -> TrainConfig:
     return TrainConfig(
         recipe=f"{name}_cifar100",
