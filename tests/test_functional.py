@@ -13,6 +13,7 @@ from convattn.functional import (
     aggregation_weights,
     relative_attention_2d,
     relative_attention_weights_2d,
+    weighted_values,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -183,6 +184,16 @@ def test_aggregate_equals_the_loop_in_every_order(queries, patches, heads, with_
     torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(ours, weights, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("with_token", [True, False])
+def test_values_without_a_matrix_are_the_patches(with_token):
+    torch.manual_seed(0)
+    x, weights = torch.randn(2, 6, 8).double(), torch.rand(2, 4, 3, 6 + with_token).double()
+    token = torch.randn(1, 8).double() if with_token else None
+    unit = torch.eye(8).double()
+    expected = weighted_values(weights, x, unit, num_heads=4, token=token)
+    torch.testing.assert_close(weighted_values(weights, x, num_heads=4, token=token), expected)
 
 
 def test_aggregate_names_the_heads_that_do_not_fit():

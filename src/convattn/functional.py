@@ -253,16 +253,40 @@ def aggregate(
         >>> aggregate(torch.randn(2, 49, 8), torch.zeros(1, 8), weight, weight).shape
         torch.Size([2, 1, 8])
     """
-    weights = aggregation_weights(
-        x, query, key_weight, key_bias, num_heads=num_heads, token=token
-    ).to(x.dtype)
-    num_queries, dim = query.shape
+    weights = aggregation_weights(x, query, key_weight, key_bias, num_heads=num_heads, token=token)
+    return weighted_values(weights, x, value_weight, value_bias, num_heads=num_heads, token=token)
+
+
+def weighted_values(
+    weights: Tensor,
+    x: Tensor,
+    value_weight: Tensor | None = None,
+    value_bias: Tensor | None = None,
+    *,
+    num_heads: int = 1,
+    token: Tensor | None = None,
+) -> Tensor:
+    """Mean of the values of all patches by given attention weights.
+
+    Args:
+        weights: (B, heads, K, T + N); the last dimension sums to 1.
+        x: Patches, (B, N, C).
+        value_weight: (C, C), as in a linear layer. None: the values are the patches themselves.
+        value_bias: (C,).
+        num_heads: Heads; each computes its share of the C channels.
+        token: Further values before the patches, the same for every picture, (T, C).
+
+    Returns:
+        (B, K, C).
+    """
+    weights = weights.to(x.dtype)
+    num_queries, dim = weights.shape[2], x.shape[-1]
     head_dim = dim // num_heads
     own = None
     if token is not None:
         own, weights = weights.split([token.shape[0], x.shape[1]], dim=-1)
     # By the number of queries alone, never of patches: that may be a symbol of an exported program.
-    if num_heads * num_queries <= dim:
+    if value_weight is not None and num_heads * num_queries <= dim:
         pooled = weights.flatten(1, 2) @ x  # (B, heads*K, C)
         if own is not None and token is not None:
             pooled = pooled + own.flatten(1, 2) @ token.to(x.dtype)
@@ -270,9 +294,10 @@ def aggregate(
         weight = value_weight.unflatten(0, (num_heads, head_dim))
         out = torch.einsum("bhkc,hdc->bkhd", pooled, weight.to(pooled.dtype)).flatten(-2)
         return out if value_bias is None else out + value_bias.to(out.dtype)
-    values = F.linear(x, value_weight, value_bias).unflatten(-1, (num_heads, head_dim))
-    out = torch.einsum("bhkn,bnhd->bkhd", weights, values)
+    values = x if value_weight is None else F.linear(x, value_weight, value_bias)
+    out = torch.einsum("bhkn,bnhd->bkhd", weights, values.unflatten(-1, (num_heads, head_dim)))
     if own is not None and token is not None:
-        own_values = F.linear(token, value_weight, value_bias).unflatten(-1, (num_heads, head_dim))
+        own_values = token if value_weight is None else F.linear(token, value_weight, value_bias)
+        own_values = own_values.unflatten(-1, (num_heads, head_dim))
         out = out + torch.einsum("bhkt,thd->bkhd", own, own_values.to(out.dtype))
     return out.flatten(-2)

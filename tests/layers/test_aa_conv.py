@@ -294,3 +294,30 @@ def test_wrong_arguments_are_named_with_one_that_works(options, message):
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match=r"input of shape \(2, 5, 8, 8\), expected \(B, 6, H, W\)"):
         small()(torch.randn(2, 5, 8, 8))
+
+
+@pytest.mark.parametrize("words", [{}, {"stride": 2}, {"groups": 2}, {"v_ratio": 1.0}])
+def test_residual_attention_is_added_to_the_last_channels(words):
+    torch.manual_seed(0)
+    layer = small(residual=True, **words).double()
+    nn.init.normal_(layer.proj.weight)
+    x = torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    attention = small(**{**words, "groups": 1}).double()
+    for name in ("qkv", "proj", "rel_pos"):
+        getattr(attention, name).load_state_dict(getattr(layer, name).state_dict())
+    expected = layer.conv(x).clone()
+    expected[:, -layer.v_channels :] += attention(x)[:, -layer.v_channels :]
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_residual_attention_begins_as_the_convolution():
+    layer = small(residual=True)
+    x = torch.randn(2, 6, 9, 8)
+    assert torch.equal(layer(x), layer.conv(x))
+
+
+def test_residual_attention_takes_groups_that_the_paper_s_layer_cannot():
+    layer = AAConv2d(16, 16, 3, padding=1, groups=16, num_heads=2, residual=True)
+    assert layer(torch.randn(1, 16, 5, 5)).shape == (1, 16, 5, 5)
+    with pytest.raises(ValueError, match="groups=16 does not divide"):
+        AAConv2d(16, 16, 3, padding=1, groups=16, num_heads=2)

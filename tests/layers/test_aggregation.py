@@ -1,4 +1,5 @@
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -176,3 +177,47 @@ def test_wrong_arguments_are_named(options, message):
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match=r"input of shape \(2, 16\), expected \(B, 16, H, W\)"):
         LearnedAggregation2d(16, 5)(torch.randn(2, 16))
+
+
+def residual_by_the_loop(layer, x):
+    """A head's share of the channels is the mean of the map by the head's weights, and so on."""
+    heads = layer.attn.num_heads
+    share = layer.in_features // heads
+    pooled = torch.zeros(len(x), len(layer.token), layer.in_features, dtype=x.dtype)
+    values = torch.zeros_like(pooled)
+    patches = x.flatten(2).mT
+    normal = layer.norm1(patches)
+    for b, k, h in itertools.product(range(len(x)), range(len(layer.token)), range(heads)):
+        part = slice(h * share, (h + 1) * share)
+        query = layer.attn.q(layer.norm1(layer.token[k]))[part]
+        logits = [query @ layer.attn.k(u)[part] * share**-0.5 for u in normal[b]]
+        for weight, u, v in zip(torch.stack(logits).softmax(0), normal[b], patches[b], strict=True):
+            pooled[b, k, part] += weight * v[part]
+            values[b, k, part] += weight * layer.attn.v(u)[part]
+    pooled = pooled + layer.gamma1 * layer.attn.proj(values)
+    pooled = pooled + layer.gamma2 * layer.mlp(layer.norm2(pooled))
+    if layer.class_tokens:
+        return (pooled * layer.fc.weight).sum(-1) + layer.fc.bias
+    return layer.fc(pooled[:, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_residual_equals_the_loop(kind):
+    torch.manual_seed(0)
+    layer = LearnedAggregation2d(8, 3, residual=True, **kind).double()
+    for parameter in (layer.gamma1, layer.gamma2, layer.attn.q.weight, layer.attn.k.bias):
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 8, 3, 5, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), residual_by_the_loop(layer, x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_residual_begins_as_the_average_pool(kind):
+    layer = LearnedAggregation2d(16, 5, residual=True, **kind)
+    x = torch.randn(2, 16, 3, 7)
+    mean = x.mean((2, 3))
+    expected = torch.nn.functional.linear(mean, layer.fc.weight, layer.fc.bias)
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer(x, pre_logits=True), mean)
+    maps = layer.attention_weights(x)
+    torch.testing.assert_close(maps, torch.full_like(maps, 1 / 21))

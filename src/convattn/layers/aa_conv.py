@@ -65,6 +65,9 @@ class AAConv2d(nn.Module):
             resample them.
         attn_downsample: Attention runs on a map this many times smaller than the output, average
             pooled before and bilinearly enlarged after.
+        residual: The convolution makes all output channels, and the attention is added to the last
+            of them through a projection that starts at zero: before training the layer computes
+            its convolution alone. Not in the paper; for networks that are trained already.
         device: As in nn.Conv2d.
         dtype: As in nn.Conv2d.
 
@@ -103,6 +106,7 @@ class AAConv2d(nn.Module):
         position: Position = "relative",
         feat_size: int | tuple[int, int] = (14, 14),
         attn_downsample: int = 1,
+        residual: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -139,6 +143,7 @@ class AAConv2d(nn.Module):
         self.position = position
         self.feat_size = _pair(feat_size, "feat_size", least=1)
         self.attn_downsample = attn_downsample
+        self.residual = residual
         self.fused_attn = True
         self.qk_channels = _head_channels(out_channels, qk_ratio, num_heads, min_head_dim)
         self.v_channels = _head_channels(out_channels, v_ratio, num_heads, 1)
@@ -150,6 +155,8 @@ class AAConv2d(nn.Module):
                 f"v_ratio={v_ratio}; nearest that works: num_heads="
                 f"{min(good, key=lambda n: abs(n - num_heads))}"
             )
+        if residual:
+            conv_channels = out_channels
         if conv_channels % groups:
             good = [n for n in range(1, conv_channels + 1) if conv_channels % n == 0]
             good = [n for n in good if in_channels % n == 0]
@@ -186,6 +193,10 @@ class AAConv2d(nn.Module):
         self.proj = nn.Conv2d(
             self.v_channels, self.v_channels, 1, bias=bias, device=device, dtype=dtype
         )
+        if residual:
+            nn.init.zeros_(self.proj.weight)
+            if self.proj.bias is not None:
+                nn.init.zeros_(self.proj.bias)
         self.rel_pos = None
         if position == "relative":
             self.rel_pos = RelativeTables(
@@ -295,7 +306,13 @@ class AAConv2d(nn.Module):
             attended = F.interpolate(
                 attended, size=self._out_size(x), mode="bilinear", align_corners=False
             )
-        return attended if convolved is None else torch.cat([convolved, attended], dim=1)
+        if convolved is None:
+            return attended
+        if self.residual:
+            kept = self.out_channels - self.v_channels
+            convolved, last = convolved.split([kept, self.v_channels], dim=1)
+            attended = last + attended
+        return torch.cat([convolved, attended], dim=1)
 
     def extra_repr(self) -> str:
         """What the children do not show."""
@@ -303,4 +320,5 @@ class AAConv2d(nn.Module):
             f"{self.in_channels}, {self.out_channels}, num_heads={self.num_heads}, "
             f"qk_ratio={self.qk_ratio}, v_ratio={self.v_ratio}, position={self.position!r}, "
             f"feat_size={self.feat_size}, attn_downsample={self.attn_downsample}"
+            f"{', residual=True' if self.residual else ''}"
         )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from convattn.functional import aggregate, aggregation_weights
+from convattn.functional import aggregation_weights, weighted_values
 
 
 class ClassTokenLinear(nn.Module):
@@ -64,16 +64,9 @@ class _TokenAttention(nn.Module):
             token=token,
         )
 
-    def forward(self, query: Tensor, x: Tensor, token: Tensor | None) -> Tensor:
-        pooled = aggregate(
-            x,
-            self.q(query),
-            self.k.weight,
-            self.v.weight,
-            self.k.bias,
-            self.v.bias,
-            num_heads=self.num_heads,
-            token=token,
+    def values(self, weights: Tensor, x: Tensor, token: Tensor | None) -> Tensor:
+        pooled = weighted_values(
+            weights, x, self.v.weight, self.v.bias, num_heads=self.num_heads, token=token
         )
         return self.proj(pooled)
 
@@ -95,6 +88,10 @@ class LearnedAggregation2d(nn.Module):
         layer_scale: Initial factor of both residual branches.
         drop: Dropout before the classifier.
         norm_eps: Epsilon of the LayerNorms.
+        residual: Begin as the average pool that it replaces: the weighted mean is taken of the map
+            itself, its weights start equal, and the paper's values and MLP are added to it through
+            zero factors (``layer_scale`` is not used, and there is no last LayerNorm). Not in the
+            paper; for networks that are trained already.
         device: As in nn.Linear.
         dtype: As in nn.Linear.
 
@@ -123,6 +120,7 @@ class LearnedAggregation2d(nn.Module):
         layer_scale: float = 1e-4,
         drop: float = 0.0,
         norm_eps: float = 1e-6,
+        residual: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -140,6 +138,9 @@ class LearnedAggregation2d(nn.Module):
         self.in_features = in_features
         self.num_classes = num_classes
         self.class_tokens = class_tokens
+        self.residual = residual
+        if residual:
+            layer_scale = 0.0
         hidden = int(in_features * mlp_ratio)
         num_tokens = max(num_classes, 1) if class_tokens else 1
         self.token = nn.Parameter(torch.empty(num_tokens, in_features, device=device, dtype=dtype))
@@ -157,7 +158,11 @@ class LearnedAggregation2d(nn.Module):
         self.gamma2 = nn.Parameter(
             torch.full((in_features,), layer_scale, device=device, dtype=dtype)
         )
-        self.norm = nn.LayerNorm(in_features, eps=norm_eps, device=device, dtype=dtype)
+        self.norm = (
+            nn.Identity()
+            if residual
+            else nn.LayerNorm(in_features, eps=norm_eps, device=device, dtype=dtype)
+        )
         self.drop = nn.Dropout(drop)
         # The paper's 0.02 at its widths; narrower maps keep S60's variance, or attention would
         # begin too flat to learn from.
@@ -167,6 +172,8 @@ class LearnedAggregation2d(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.token, std=0.02)
+        if residual:
+            nn.init.zeros_(self.attn.q.weight)
         self.fc = self._classifier()
 
     def _classifier(self) -> nn.Module:
@@ -200,7 +207,7 @@ class LearnedAggregation2d(nn.Module):
             )
         patches = self.norm1(x.flatten(2).transpose(1, 2))
         tokens = self.norm1(self.token)
-        return tokens, patches, None if self.class_tokens else tokens
+        return tokens, patches, None if self.class_tokens or self.residual else tokens
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """Where the tokens look.
@@ -209,26 +216,38 @@ class LearnedAggregation2d(nn.Module):
             x: (B, in_features, H, W).
 
         Returns:
-            (B, heads, tokens, H, W) after softmax. A class token's map sums to 1; the single
-            token's to less, by what it keeps for itself.
+            (B, heads, tokens, H, W) after softmax. A class token's map sums to 1, and with
+            ``residual`` every map; the single token's to less, by what it keeps for itself.
         """
         tokens, patches, key_token = self._attn_inputs(x)
         weights = self.attn.weights(tokens, patches, key_token)
         return weights[..., -patches.shape[1] :].unflatten(-1, (x.shape[2], x.shape[3]))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """What each token has gathered: (B, in_features, H, W) -> (B, tokens, in_features)."""
+        tokens, patches, key_token = self._attn_inputs(x)
+        weights = self.attn.weights(tokens, patches, key_token)
+        pooled: Tensor = self.token
+        if self.residual:
+            own = x.flatten(2).transpose(1, 2)
+            pooled = weighted_values(weights, own, num_heads=self.attn.num_heads)
+        pooled = pooled + self.gamma1 * self.attn.values(weights, patches, key_token)
+        pooled = pooled + self.gamma2 * self.mlp(self.norm2(pooled))
+        return self.drop(self.norm(pooled))
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, in_features, H, W) -> (B, num_classes), or (B, in_features) before the classifier.
 
         With class tokens, the features before the classifier are the mean over the tokens.
         """
-        tokens, patches, key_token = self._attn_inputs(x)
-        pooled = self.token + self.gamma1 * self.attn(tokens, patches, key_token)
-        pooled = pooled + self.gamma2 * self.mlp(self.norm2(pooled))
-        pooled = self.drop(self.norm(pooled))  # (B, tokens, C)
+        pooled = self.pool(x)
         if pre_logits or not self.num_classes:
             return pooled.mean(1)
         return self.fc(pooled if self.class_tokens else pooled[:, 0])
 
     def extra_repr(self) -> str:
         """What the children do not show."""
-        return f"{self.in_features}, {self.num_classes}, class_tokens={self.class_tokens}"
+        return (
+            f"{self.in_features}, {self.num_classes}, class_tokens={self.class_tokens}"
+            f"{', residual=True' if self.residual else ''}"
+        )
