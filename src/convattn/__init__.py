@@ -7,6 +7,7 @@ from convattn.explain import capture_attention
 from convattn.functional import aggregate, relative_attention_2d
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.models import OUR_MODELS
+from convattn.surgery import augment, freeze, param_groups, plan
 
 __version__ = "0.1.0"
 
@@ -15,6 +16,10 @@ __all__ = [
     "AAConv2d",
     "LearnedAggregation2d",
     "aggregate",
+    "augment",
     "capture_attention",
+    "freeze",
+    "param_groups",
+    "plan",
     "relative_attention_2d",
 ]

@@ -4,8 +4,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import convattn.models.aa_resnet  # noqa: F401 registers the models
+from convattn import augment
 from tests.models.networks import augmented, build, plain
 
+NANO = {
+    "layers": (1, 1, 1, 1),
+    "channels": (16, 32, 64, 128),
+    "stem_type": "deep",
+    "stem_width": 8,
+    "num_classes": 10,
+}
 BLOCKS = {
     "aa_resnet34": (3, 4, 6, 3),
     "aa_resnet50": (3, 4, 6, 3),
@@ -89,12 +97,21 @@ def test_dilation_keeps_the_larger_map():
     assert {m.attn_downsample for m in augmented(model).values()} == {2}
 
 
-def test_convolution_branch_is_drawn_as_timm_draws():
+def test_convolution_branch_holds_the_filters_that_timm_drew():
     torch.manual_seed(0)
-    layer = timm.create_model("aa_resnet34").layer4[1].conv1
-    fan_out = 9 * layer.conv.out_channels
-    assert layer.conv.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.01)
+    layer = timm.create_model("aa_resnet_nano").layer4[0].conv1
+    torch.manual_seed(0)
+    plain = timm.create_model("resnet18", **NANO).layer4[0].conv1
+    assert torch.equal(layer.conv.weight, plain.weight[: layer.conv.out_channels])
     assert layer.conv.bias is None
+
+
+def test_augmenting_timms_network_gives_ours():
+    plain = build("resnet50")
+    ours = augment(plain, conv="last-3-stages", preserve=False)
+    assert {n: p.shape for n, p in ours.named_parameters()} == {
+        n: p.shape for n, p in build("aa_resnet50").named_parameters()
+    }
 
 
 def test_without_a_convolution_branch_it_trains():

@@ -12,7 +12,8 @@ from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
 
 from convattn.layers.rel_pos import Position
-from convattn.models.aa_resnet import augmented_conv, strided
+from convattn.models.aa_wide_resnet import strided
+from convattn.surgery import augmented_conv
 
 _MNASNET_A1 = [
     ["ds_r1_k3_s1_e1_c16_noskip"],

@@ -8,47 +8,9 @@ from typing import Any, cast
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
-from torch import nn
 
-from convattn.layers import AAConv2d
 from convattn.layers.rel_pos import Position
-
-
-def augmented_conv(conv: nn.Conv2d, **attention: Any) -> AAConv2d:
-    """The attention-augmented layer that stands where ``conv`` stood.
-
-    Its convolution branch is drawn anew as timm draws ResNet's, and has a bias only if ``conv``
-    had one: where BatchNorm follows the concatenation it would have no effect.
-
-    Args:
-        conv: What it replaces; gives every word of a convolution, the device and the dtype.
-        **attention: The attention words of AAConv2d.
-
-    Raises:
-        ValueError: As AAConv2d.
-    """
-    layer = AAConv2d(
-        conv.in_channels,
-        conv.out_channels,
-        cast(tuple[int, int], conv.kernel_size),
-        cast(tuple[int, int], conv.stride),
-        cast(tuple[int, int], conv.padding),
-        cast(tuple[int, int], conv.dilation),
-        conv.groups,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
-        **attention,
-    )
-    if layer.conv is not None:
-        nn.init.kaiming_normal_(layer.conv.weight, mode="fan_out", nonlinearity="relu")
-        if conv.bias is None:
-            layer.conv.bias = None
-    return layer
-
-
-def strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Height and width of what a padded layer of this stride makes of a map."""
-    return -(-size[0] // stride), -(-size[1] // stride)
+from convattn.surgery import augment
 
 
 class AAResNet(ResNet):
@@ -100,25 +62,25 @@ class AAResNet(ResNet):
     ) -> None:
         super().__init__(block, layers, **kwargs)
         name = "conv2" if issubclass(block, Bottleneck) else "conv1"
-        size = strided((img_size, img_size) if isinstance(img_size, int) else img_size, 4)
-        for info in self.feature_info[2:]:
-            downsample = 2 if info["reduction"] == 8 else 1
-            for residual in cast(Any, self.get_submodule(info["module"])):
-                conv = residual.get_submodule(name)
-                # timm's anti-aliasing moves the stride from the convolution to a pool behind it.
-                height, width = strided(size, conv.stride[0])
-                size = strided(size, residual.stride)
-                layer = augmented_conv(
-                    conv,
-                    num_heads=num_heads,
-                    qk_ratio=qk_ratio,
-                    v_ratio=v_ratio,
-                    min_head_dim=min_head_dim,
-                    position=position,
-                    feat_size=(height * downsample, width * downsample),
-                    attn_downsample=downsample,
-                )
-                setattr(residual, name, layer)
+        stages = [info["module"] for info in self.feature_info[2:]]
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        augment(
+            self,
+            conv=[
+                f"{stage}.{block}.{name}"
+                for stage in stages
+                for block in range(len(self.get_submodule(stage)))
+            ],
+            input_size=(kwargs.get("in_chans", 3), height, width),
+            num_heads=num_heads,
+            qk_ratio=qk_ratio,
+            v_ratio=v_ratio,
+            min_head_dim=min_head_dim,
+            position=position,
+            attn_downsample={8: 2},
+            preserve=False,
+            inplace=True,
+        )
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], **kwargs: Any) -> AAResNet:

@@ -18,7 +18,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from convattn.layers.rel_pos import Position
-from convattn.models.aa_resnet import augmented_conv, strided
+from convattn.surgery import augmented_conv
 
 
 def _conv(
@@ -29,6 +29,11 @@ def _conv(
     )
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
+
+
+def strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width of what a padded layer of this stride makes of a map."""
+    return -(-size[0] // stride), -(-size[1] // stride)
 
 
 class PreActBlock(nn.Module):
