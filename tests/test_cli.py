@@ -1,14 +1,19 @@
+import dataclasses
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import timm
 
-from convattn import __version__
+from convattn import __version__, augment, plan
 from convattn.__main__ import main as module_main
 from convattn.cli import main
 from convattn.train.classification import ClassificationTask
+from convattn.train.config import AugmentConfig, TrainConfig
 
 FLAGS = [
     *("--data.num-train", "48", "--data.num-test", "20", "--data.image-size", "32"),
@@ -55,6 +60,20 @@ def fails(capsys, *arguments, status=2):
         (["train", "quickstart", "--data.name", "cifar"], "unknown data set 'cifar'"),
         (["evaluate"], "name a run folder or a model"),
         (["evaluate", "patchconvnet_nan"], "the nearest model is 'patchconvnet_nano'"),
+        (["augment"], "name a run folder or a model"),
+        (["augment", "--pool", "attention"], "name a run folder or a model before --pool"),
+        (["augment", "test_resnett"], "the nearest model is 'test_resnet'"),
+        (["augment", "test_resnet", "--pol", "x"], "unknown flag --pol; the nearest is --pool"),
+        (["augment", "test_resnet", "--pool", "max"], "invalid choice 'max'"),
+        (["augment", "test_resnet", "--freeze"], "unknown flag --freeze; the nearest is --"),
+        (["augment", "test_resnet", "attention"], "takes no 'attention'"),
+        (["augment", "test_resnet", "--conv", "lyer2"], "the nearest are layer"),
+        (["augment", "test_resnet", "--conv", "last-9-stages"], "conv='last-9-stages', but"),
+        (["augment", "test_resnet", "--pool-name", "pol"], "pool_name='pol' names no module"),
+        (["augment", "test_resnet", "--input-size", "0"], "input_size=0 is not a side"),
+        (["augment", str(Path(__file__).parent)], "has no config.json"),
+        (["train", "quickstart", "--augment.freeze"], "augment.freeze is about new attention"),
+        (["train", "quickstart", "--augment.pol=x"], "the nearest is --augment.pool"),
         (["list", "nanoo"], "no name contains 'nanoo'; the nearest is 'aa_resnet_nano'"),
         (["list", "--recipe"], "unknown flag --recipe; the nearest is --recipes"),
     ],
@@ -202,12 +221,114 @@ def test_missing_extra_names_the_command_that_mends_it(capsys, monkeypatch):
     assert "pip install 'convattn[train]'" in capsys.readouterr().err
 
 
-def test_help_and_evaluate_start_without_lightning():
+def test_help_evaluate_and_augment_start_without_lightning():
     code = (
         "import sys; from convattn.cli import main; main(['--help']); main(['list', 'nano']); "
+        "main(['augment', 'test_resnet']); "
         "import convattn.train.inputs; print('lightning' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip().splitlines()[-1] == "False"
+
+
+def test_augment_prints_names_totals_and_what_is_left_alone(capsys):
+    flags = ["--pool", "attention", "--conv", "layer2.*", "layer3.0.conv2", "--input-size", "64"]
+    assert main(["augment", "test_resnet", *flags, "--num-classes", "10"]) == 0
+    printed = capsys.readouterr().out
+    plain = timm.create_model("test_resnet", num_classes=10)
+    conv = ["layer2.*", "layer3.0.conv2"]
+    augmented = augment(plain, pool="attention", conv=conv, input_size=64)
+    for model in (plain, augmented):
+        assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M" in printed
+    for name in ("layer2.0.conv1", "layer2.0.conv2", "layer3.0.conv2", "global_pool.pool"):
+        assert re.search(rf"^{re.escape(name)} ", printed, re.MULTILINE)
+    assert not re.search(r"^layer1", printed, re.MULTILINE)
+    assert "left alone" in printed
+
+
+def test_augment_shows_all_that_is_possible_if_asked_for_nothing(capsys):
+    main(["augment", "test_resnet"])
+    printed = capsys.readouterr().out
+    assert printed.startswith(str(plan(timm.create_model("test_resnet"))))
+
+
+def test_augment_as_json_is_the_plan_and_nothing_else(capsys):
+    main(["augment", "test_resnet", "--conv", "last-2-stages", "--num-heads", "4", "--json"])
+    found = plan(timm.create_model("test_resnet"), pool=None, conv="last-2-stages", num_heads=4)
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found.to_dict()))
+
+
+def told_to_train(printed, monkeypatch):
+    """The configuration that the printed command trains."""
+    (command,) = re.findall(r"train it with:\n  convattn (.*)\n", printed)
+    configs = []
+    monkeypatch.setattr("convattn.train.run.train", configs.append)
+    assert main(shlex.split(command)) == 0
+    return configs[0]
+
+
+def test_augment_tells_the_command_that_trains_it(capsys, monkeypatch):
+    flags = ["--conv", "layer2.*", "layer3.0.conv2", "--v-ratio", "0.25", "--no-preserve"]
+    main(["augment", "test_resnet", *flags, "--input-size", "96"])
+    config = told_to_train(capsys.readouterr().out, monkeypatch)
+    assert config.recipe == "finetune"
+    assert config.model.name == "test_resnet"
+    assert config.model.pretrained
+    assert config.data.image_size == 96
+    assert config.augment == AugmentConfig(
+        conv=("layer2.*", "layer3.0.conv2"), v_ratio=0.25, preserve=False
+    )
+
+
+def test_augment_tells_only_what_is_possible(capsys, monkeypatch):
+    # At 32 pixels its pool gets a map of one position.
+    main(["augment", "test_resnet", "--pool", "attention", "--conv", "all", "--input-size", "32"])
+    config = told_to_train(capsys.readouterr().out, monkeypatch)
+    assert config.augment == AugmentConfig(conv=("all",))
+    assert main(["augment", "vit_tiny_patch16_224"]) == 0
+    printed = capsys.readouterr().out
+    assert "transformer" in printed
+    assert "train it with" not in printed
+
+
+def test_augment_of_a_run_goes_on_from_its_weights(run, capsys, monkeypatch):
+    assert main(["augment", str(run), "--conv", "blocks.*", "--num-heads", "2"]) == 0
+    config = told_to_train(capsys.readouterr().out, monkeypatch)
+    before = TrainConfig.load(run / "config.json")
+    model = dataclasses.replace(before.model, checkpoint=str(run), num_classes=None)
+    attention = AugmentConfig(conv=("blocks.*",), num_heads=2)
+    assert config == dataclasses.replace(before, model=model, augment=attention, out=None)
+
+
+def test_run_that_was_given_attention_is_shown_and_evaluated(capsys, tmp_path):
+    folder = tmp_path / "run"
+    attention = ["--augment.conv", "stem.6", "blocks.*", "--augment.num-heads", "2"]
+    assert main(["train", "quickstart", *FLAGS, *attention, "--out", str(folder)]) == 0
+    assert json.loads((folder / "config.json").read_text())["augment"]["conv"] == attention[1:3]
+    assert main(["evaluate", str(folder), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(["augment", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "it is learned aggregation already" in printed
+    assert "train it with" not in printed
+    line = fails(capsys, "augment", str(folder), "--num-classes", "3")
+    assert "a run has its own classes" in line
+
+
+def test_augment_explains_its_flags(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["augment", "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "usage: convattn augment RUN" in printed
+    assert "--qk-ratio" in printed
+    assert "--lr-scale" not in printed
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m convattn list | head -c 5"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert len(done.stdout) == 5
+    assert done.stderr == ""

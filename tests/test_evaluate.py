@@ -3,12 +3,15 @@ import math
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from convattn import augment
 from convattn.evaluate import (
+    augment_arguments,
     create_model,
     energy_in_box,
     evaluate,
@@ -17,6 +20,7 @@ from convattn.evaluate import (
     logits_and_attention,
     nearest,
     peak_in_box,
+    plan_model,
     spatial_attention,
     tensor_differences,
 )
@@ -272,3 +276,115 @@ def test_missing_released_weights_are_one_sentence():
 
 def test_nearest_always_gives_a_name():
     assert nearest("???", ["train", "list"]) in ("train", "list")
+
+
+ATTENTION = {
+    "pool": "attention",
+    "conv": ["layer2.0.conv2"],
+    "position": "sine",
+    "preserve": False,
+    "input_size": (3, 64, 64),
+}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A small network, a file of its weights, and one of its weights with attention."""
+    plain = timm.create_model("test_resnet", num_classes=7)
+    augmented = augment(plain, **ATTENTION)
+    torch.save(plain.state_dict(), tmp_path / "plain.pt")
+    torch.save(augmented.state_dict(), tmp_path / "augmented.pt")
+    return plain, augmented, tmp_path
+
+
+def same_weights(one, other):
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_plain_weights_go_into_the_convolutions_before_attention_does(trained):
+    plain, _, folder = trained
+    model = create_model(
+        "test_resnet", num_classes=7, checkpoint=folder / "plain.pt", augment=ATTENTION
+    )
+    conv = model.layer2[0].conv2.conv
+    assert torch.equal(conv.weight, plain.layer2[0].conv2.weight[: conv.out_channels])
+    assert torch.equal(model.conv1[0].weight, plain.conv1[0].weight)
+    assert torch.equal(model.fc.weight, plain.fc.weight)
+
+
+def test_weights_with_attention_go_in_after_it(trained):
+    _, augmented, folder = trained
+    model = create_model(
+        "test_resnet", num_classes=7, checkpoint=folder / "augmented.pt", augment=ATTENTION
+    )
+    assert same_weights(model, augmented)
+
+
+def test_without_attention_the_checkpoint_is_the_whole_network(trained):
+    plain, _, folder = trained
+    model = create_model("test_resnet", num_classes=7, checkpoint=folder / "plain.pt")
+    assert same_weights(model, plain)
+    with pytest.raises(ValueError, match="holds another model"):
+        create_model("test_resnet", num_classes=7, checkpoint=folder / "augmented.pt")
+
+
+def test_weights_that_fit_neither_way_are_compared_with_the_plain_network(trained):
+    file = trained[2] / "plain.pt"
+    message = r"fits test_resnet neither without .* without it 2 tensors differ: fc.weight is 7x"
+    with pytest.raises(ValueError, match=message):
+        create_model("test_resnet", num_classes=5, checkpoint=file, augment=ATTENTION)
+
+
+@pytest.mark.parametrize(("file", "arguments"), [("plain.pt", None), ("augmented.pt", ATTENTION)])
+def test_weights_for_other_classes_go_in_without_their_classifier(file, arguments, trained):
+    plain, augmented, folder = trained
+    words = {"checkpoint": folder / file, "own_classifier": True, "augment": arguments}
+    ours = create_model("test_resnet", num_classes=5, **words).state_dict()
+    theirs = (plain if arguments is None else augmented).state_dict()
+    assert ours["fc.weight"].shape[0] == 5
+    assert all(torch.equal(ours[n], theirs[n]) for n in theirs if not n.startswith("fc."))
+
+
+def test_other_differences_than_the_classifiers_are_refused(trained):
+    file = trained[2] / "plain.pt"
+    with pytest.raises(ValueError, match="holds another model"):
+        create_model("resnet10t", num_classes=5, checkpoint=file, own_classifier=True)
+
+
+def test_arguments_of_a_run_are_those_of_augment():
+    config = {"pool": None, "conv": ("all",), "num_heads": 4, "lr_scale": 3.0, "freeze": True}
+    assert augment_arguments(config, (3, 8, 8)) == {
+        "pool": None,
+        "conv": ["all"],
+        "num_heads": 4,
+        "input_size": (3, 8, 8),
+    }
+    assert augment_arguments({"pool": "attention", "conv": ()}, 8)["conv"] is None
+    assert augment_arguments({"pool": None, "conv": (), "num_heads": 4}, 8) is None
+    assert augment_arguments({}, 8) is None
+
+
+class Counting(nn.Module):
+    """A network whose depth comes out of a computation, as some of timm's."""
+
+    def __init__(self, num_classes=1000):
+        super().__init__()
+        depth = int(torch.ones(2).sum())
+        self.body = nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(depth)])
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(3, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.body(x)).flatten(1))
+
+
+@timm.models.register_model
+def computes_while_it_is_made(pretrained=False, **arguments):
+    return Counting(num_classes=arguments.get("num_classes", 1000))
+
+
+def test_plan_of_a_network_that_computes_while_it_is_made():
+    found = plan_model("computes_while_it_is_made", {"pool": "attention", "conv": None})
+    assert found.pool.name == "pool"
+    assert len(found.convs) == 2

@@ -1,4 +1,4 @@
-"""The command line: ``convattn list | train | evaluate``.
+"""The command line: ``convattn list | train | evaluate | augment``.
 
 Every mistake of the user is one line on stderr and exit status 2; ``--debug`` shows the traceback.
 """
@@ -10,8 +10,10 @@ import dataclasses
 import inspect
 import io
 import itertools
+import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import tyro
 
 from convattn.evaluate import nearest
-from convattn.train.config import DataConfig, TrainConfig
+from convattn.train.config import AugmentConfig, DataConfig, TrainConfig
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ commands:
   list      show the models, the recipes (--recipes) or the data sets (--data)
   train     train a recipe and leave a run folder: convattn train quickstart
   evaluate  test a run, or a model by name, on its test pictures: convattn evaluate RUN
+  augment   show where a network can get attention, and at what cost: convattn augment resnet50
 
 convattn COMMAND --help tells more; --debug shows the traceback of an error.
 """
@@ -82,6 +85,21 @@ class EvaluateOptions:
     data: DataConfig = field(default_factory=DataConfig)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AugmentOptions(AugmentConfig):
+    """Show what attention would replace in a network, and at what cost; nothing is changed."""
+
+    # How it is trained has no say in what is replaced.
+    lr_scale: Annotated[float, tyro.conf.Fixed, tyro.conf.Suppress] = 1.0
+    freeze: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
+    input_size: int | None = None
+    """Height and width of the pictures, in pixels; None takes those of the network."""
+    num_classes: int | None = None
+    """Number of classes of a model that is given by name; None keeps its own."""
+    json: bool = False
+    """Print the plan as JSON, and nothing else."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -95,16 +113,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python would complain again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return _fail("interrupted before there was anything to resume", INTERRUPTED)
     except Exception as error:
         if debug:
             raise
-        status = _status(error)
-        if status is None:
+        mistake = _status(error)
+        if mistake is None:
             raise
-        return _fail(_sentence(error), status)
+        return _fail(_sentence(error), mistake)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -112,6 +136,7 @@ def _dispatch(arguments: list[str]) -> int:
         "list": _list,
         "train": _train,
         "evaluate": _evaluate,
+        "augment": _augment,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -220,19 +245,11 @@ def _finish(run: Run | None) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     prog = "convattn evaluate"
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: {prog} RUN [OPTIONS]\n       {prog} MODEL --data NAME [OPTIONS]\n")
-        if not arguments:
-            raise UsageError("name a run folder or a model")
-        _parse(EvaluateOptions, EvaluateOptions(), ["--help"], prog=f"{prog} RUN|MODEL")
-    if arguments[0].startswith("-"):
-        raise UsageError(f"name a run folder or a model before {arguments[0]}")
-    target, rest = arguments[0], arguments[1:]
+    target, folder = _target(EvaluateOptions(), arguments, prog=prog, model="MODEL --data NAME")
     rest = [
         "--data.name" + word.removeprefix("--data") if word.split("=")[0] == "--data" else word
-        for word in rest
+        for word in arguments[1:]
     ]
-    folder = Path(target) if Path(target).is_dir() else None
     data = DataConfig() if folder is None else TrainConfig.load(folder / "config.json").data
     options = _parse(EvaluateOptions, EvaluateOptions(data=data), rest, prog=f"{prog} {target}")
     if folder is not None and options.checkpoint is not None:
@@ -242,7 +259,6 @@ def _evaluate(arguments: list[str]) -> int:
         create_model,
         evaluate,
         load_run,
-        load_weights,
         replace_atomically,
     )
     from convattn.train.inputs import open_source, test_batches
@@ -251,21 +267,15 @@ def _evaluate(arguments: list[str]) -> int:
         model, _ = load_run(folder)
         source = open_source(options.data, training=False)
     else:
-        names = _model_names()
-        if target not in names:
-            raise UsageError(
-                f"{target!r} is neither a run folder nor a model; the nearest model is "
-                f"{nearest(target, names)!r}"
-            )
         source = open_source(options.data, training=False)
+        checkpoint = None if options.checkpoint is None else Path(options.checkpoint)
         model = create_model(
             target,
-            pretrained=options.checkpoint is None,
-            num_classes=None if options.checkpoint is None else len(source.class_names),
+            pretrained=checkpoint is None,
+            checkpoint=checkpoint,
+            num_classes=None if checkpoint is None else len(source.class_names),
             in_chans=source.in_chans,
         )
-        if options.checkpoint is not None:
-            load_weights(model, Path(options.checkpoint))
     sees = cast(Mapping[str, Any], model.pretrained_cfg)
     loader, boxes = test_batches(options.data, source, sees)
     result = evaluate(
@@ -278,10 +288,130 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
-def _model_names() -> list[str]:
+def _target(
+    options: Any, arguments: list[str], *, prog: str, model: str
+) -> tuple[str, Path | None]:
+    """What a command is about, its first word: the run's folder, or None for a model's name."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {prog} RUN [OPTIONS]\n       {prog} {model} [OPTIONS]\n")
+        if not arguments:
+            raise UsageError("name a run folder or a model")
+        _parse(type(options), options, ["--help"], prog=f"{prog} RUN|MODEL")
+    target = arguments[0]
+    if target.startswith("-"):
+        raise UsageError(f"name a run folder or a model before {target}")
+    if Path(target).is_dir():
+        return target, Path(target)
     import timm
 
-    return [*timm.list_models(), *timm.list_pretrained()]
+    names = [*timm.list_models(), *timm.list_pretrained()]
+    if target not in names:
+        raise UsageError(
+            f"{target!r} is neither a run folder nor a model; the nearest model is "
+            f"{nearest(target, names)!r}"
+        )
+    return target, None
+
+
+def _augment(arguments: list[str]) -> int:
+    prog = "convattn augment"
+    target, folder = _target(AugmentOptions(), arguments, prog=prog, model="MODEL")
+    options = _parse(AugmentOptions, AugmentOptions(), arguments[1:], prog=f"{prog} {target}")
+    if folder is not None and options.num_classes is not None:
+        raise UsageError("--num-classes goes with a model's name; a run has its own classes")
+    names = [item.name for item in dataclasses.fields(AugmentConfig)]
+    wanted = AugmentConfig(**{name: getattr(options, name) for name in names})
+    if wanted.pool is None and not wanted.conv:
+        wanted = dataclasses.replace(wanted, pool="attention", conv=("all",))
+
+    from convattn.evaluate import augment_arguments, load_run, plan_model
+    from convattn.surgery import plan
+
+    asked = augment_arguments(dataclasses.asdict(wanted), options.input_size)
+    assert asked is not None
+    if folder is None:
+        found = plan_model(target, asked, num_classes=options.num_classes)
+    else:
+        found = plan(load_run(folder)[0], **asked)
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=2))
+        return 0
+    print(found)
+    if found.replaced:
+        possible = dataclasses.replace(
+            wanted,
+            pool=wanted.pool if found.pool.replaced else None,
+            conv=wanted.conv if any(conv.replaced for conv in found.convs) else (),
+        )
+        if folder is None:
+            print(f"\n{_how_to_train(target, possible, image_size=found.input_size[1])}")
+        else:
+            print(f"\n{_how_to_train_run(folder, possible, image_size=options.input_size)}")
+    return 0
+
+
+def _how_to_train(name: str, augment: AugmentConfig, *, image_size: int) -> str:
+    """The command that trains a model with attention on a folder of pictures."""
+    import timm
+
+    from convattn.train.recipes import finetune
+
+    default = finetune()
+    config = dataclasses.replace(
+        default,
+        data=dataclasses.replace(default.data, root="DIR", image_size=image_size),
+        model=dataclasses.replace(
+            default.model, name=name, pretrained=timm.models.is_model_pretrained(name)
+        ),
+        augment=augment,
+    )
+    return _training_command(config, default)
+
+
+def _how_to_train_run(folder: Path, augment: AugmentConfig, *, image_size: int | None) -> str:
+    """The command that trains a run's weights further, with attention."""
+    from convattn.train.recipes import RECIPES, finetune
+
+    config = TrainConfig.load(folder / "config.json")
+    if config.augment.pool is not None or config.augment.conv:
+        return f"{folder} has been given attention already; add more in Python, by augment()"
+    default = RECIPES.get(config.recipe, finetune)()
+    if image_size is None:
+        image_size = config.data.image_size
+    config = dataclasses.replace(
+        config,
+        recipe=default.recipe,
+        data=dataclasses.replace(config.data, image_size=image_size),
+        model=dataclasses.replace(
+            config.model, num_classes=None, pretrained=False, checkpoint=str(folder)
+        ),
+        augment=augment,
+        out=None,
+    )
+    return _training_command(config, default)
+
+
+def _training_command(config: TrainConfig, recipe: TrainConfig) -> str:
+    words = ["convattn", "train", recipe.recipe, *_as_flags(config, recipe)]
+    return f"train it with:\n  {shlex.join(words)}"
+
+
+def _as_flags(config: Any, default: Any, prefix: str = "") -> Iterator[str]:
+    """The flags that make ``config`` out of ``default``."""
+    for item in dataclasses.fields(config):
+        value, other = getattr(config, item.name), getattr(default, item.name)
+        name = item.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from _as_flags(value, other, f"{prefix}{name}.")
+        elif value is True or value is False:
+            if value != other:
+                yield f"--{prefix}{'' if value else 'no-'}{name}"
+        elif value != other:
+            yield f"--{prefix}{name}"
+            if isinstance(value, dict):
+                yield from (str(word) for pair in value.items() for word in pair)
+            else:
+                yield from map(str, value if isinstance(value, tuple) else [value])
 
 
 def _parse(
@@ -312,7 +442,8 @@ def _parse(
         flag = unknown[0].split("=")[0]
         if not flag.startswith("-"):
             raise UsageError(f"{prog} takes no {flag!r}; see {prog} --help")
-        names = [f"--{name}" for name in _flags(default)]
+        # A field that this command keeps fixed has a name, but no flag.
+        names = [name for name in (f"--{name}" for name in _flags(default)) if name != flag]
         raise UsageError(f"unknown flag {flag}; the nearest is {nearest(flag, names)}")
     return parsed
 

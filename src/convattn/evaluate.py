@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convattn import surgery
 from convattn.explain.capture import capture_attention
 from convattn.explain.heatmap import cell_centres, image_sized
 from convattn.layers import AAConv2d, LearnedAggregation2d
@@ -98,16 +99,31 @@ def replace_atomically(path: Path, content: bytes) -> None:
     os.replace(fresh, path)
 
 
-def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """Timm's ``create_model`` with errors for people.
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: Path | None = None,
+    own_classifier: bool = False,
+    augment: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> nn.Module:
+    """Timm's ``create_model`` with errors for people, trained weights and attention.
 
     Args:
         name: Name in timm's registry, with or without a ``.tag``.
         pretrained: Load the released weights of that name.
+        checkpoint: Trained weights, as ``load_weights`` reads them: of the network as it is named
+            here, which are loaded before attention is added, or of the network with it.
+        own_classifier: Start with a new classifier if the checkpoint's has other classes.
+        augment: Arguments of ``convattn.augment``, ``input_size`` among them, since position tables
+            are made for it; None adds no attention.
         arguments: Arguments of the model; one that is None is left out.
 
     Raises:
-        ValueError: If there is no such model, it has no released weights, or refuses an argument.
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If there is no such model, it has no released weights, refuses an argument or
+            cannot be augmented, or the checkpoint is of another one.
     """
     if not timm.is_model(name):
         raise ValueError(
@@ -124,7 +140,88 @@ def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> nn
             f"no released weights of {name!r} could be loaded ({_one_line(error)}); "
             "leave pretrained out to start from random weights"
         ) from error
+    if checkpoint is None:
+        return model if augment is None else surgery.augment(model, inplace=True, **augment)
+    file, weights = _read_weights(checkpoint)
+
+    def fits() -> str:
+        theirs = _with_classifier_of(model, weights) if own_classifier else weights
+        differences = tensor_differences(theirs, model.state_dict())
+        if not differences:
+            model.load_state_dict(theirs)
+        return differences
+
+    differences = fits()
+    if augment is None:
+        if differences:
+            raise _other_model(file, differences)
+        return model
+    surgery.augment(model, inplace=True, **augment)
+    if differences and fits():
+        raise ValueError(
+            f"{file} fits {name} neither without the attention that is asked for nor with it; "
+            f"without it {differences}; create the model that it was saved from"
+        )
     return model
+
+
+def classifier_names(model: nn.Module) -> list[str]:
+    """Names of the modules that a model of timm's calls its classifier.
+
+    Args:
+        model: A model of timm's.
+    """
+    found = cast(Any, model).get_classifier()
+    classifiers = found if isinstance(found, tuple | list) else (found,)
+    modules = model.named_modules()
+    return [name for name, module in modules if any(module is one for one in classifiers)]
+
+
+def _with_classifier_of(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, but with the model's own classifier where theirs has another shape."""
+    own, inside = model.state_dict(), tuple(f"{name}." for name in classifier_names(model))
+    return {
+        name: own[name]
+        if name in own and name.startswith(inside) and own[name].shape != tensor.shape
+        else tensor
+        for name, tensor in weights.items()
+    }
+
+
+def augment_arguments(
+    config: Mapping[str, Any], input_size: int | Sequence[int] | None
+) -> dict[str, Any] | None:
+    """What ``convattn.augment`` is called with for a run, None if it asks for no attention.
+
+    Args:
+        config: ``augment`` of its ``config.json``; a field that is left out keeps its default.
+        input_size: What the network sees, as ``convattn.augment`` takes it.
+    """
+    if not config.get("pool") and not config.get("conv"):
+        return None
+    of_the_training = ("lr_scale", "freeze")
+    arguments = {key: value for key, value in config.items() if key not in of_the_training}
+    conv = list(config.get("conv", ()))
+    return {**arguments, "conv": conv or None, "input_size": input_size}
+
+
+def plan_model(name: str, augment: Mapping[str, Any], **arguments: Any) -> surgery.Plan:
+    """What ``create_model`` would do to a network with the same ``augment``.
+
+    Args:
+        name: Name in timm's registry.
+        augment: Arguments of ``convattn.plan``.
+        arguments: Arguments of the model; one that is None is left out.
+
+    Raises:
+        ValueError: If there is no such model, or it refuses an argument.
+    """
+    try:
+        with torch.device("meta"):
+            return surgery.plan(create_model(name, **arguments), **augment)
+    except (ValueError, RuntimeError):
+        # Some networks compute something while they are made or run, which needs memory.
+        return surgery.plan(create_model(name, **arguments), **augment)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -139,26 +236,31 @@ def load_weights(model: nn.Module, path: Path) -> None:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or its tensors are those of another model; names the first.
     """
+    file, weights = _read_weights(path)
+    differences = tensor_differences(weights, model.state_dict())
+    if differences:
+        raise _other_model(file, differences)
+    model.load_state_dict(weights)
+
+
+def _other_model(file: Path, differences: str) -> ValueError:
+    return ValueError(
+        f"{file} holds another model or another number of classes: {differences}; create the model "
+        "that it was saved from"
+    )
+
+
+def _read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The file that ``path`` stands for, and its tensors."""
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} does not exist; name a finished run folder, a .safetensors file or a state "
             "dict"
         )
-    weights = _read_weights(file)
-    differences = tensor_differences(weights, model.state_dict())
-    if differences:
-        raise ValueError(
-            f"{file} holds another model or another number of classes: {differences}; create the "
-            "model that it was saved from"
-        )
-    model.load_state_dict(weights)
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         try:
-            return safetensors.torch.load_file(file)
+            return file, safetensors.torch.load_file(file)
         except safetensors.SafetensorError as error:
             raise ValueError(
                 f"{file} is damaged ({_one_line(error)}); restore it or train anew"
@@ -179,8 +281,8 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} holds no state dict; save model.state_dict() with torch.save")
     prefix = "model."
     if content and all(name.startswith(prefix) for name in content):
-        return {name.removeprefix(prefix): value for name, value in content.items()}
-    return dict(content)
+        return file, {name.removeprefix(prefix): value for name, value in content.items()}
+    return file, dict(content)
 
 
 def tensor_differences(
@@ -253,6 +355,7 @@ def load_run(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]
         in_chans=pretrained_cfg.get("input_size", (3,))[0],
         drop_rate=spec["drop_rate"],
         drop_path_rate=spec["drop_path_rate"],
+        augment=augment_arguments(config.get("augment", {}), pretrained_cfg.get("input_size")),
         **spec["model_args"],
     )
     load_weights(model, weights)

@@ -5,6 +5,9 @@ import timm
 import torch
 from torch import nn
 
+from convattn import augment
+from convattn.layers import AAConv2d
+from convattn.surgery import new_parameters
 from convattn.train.optim import create_optimizer, create_schedule
 
 
@@ -85,3 +88,71 @@ def test_schedule_keeps_no_state():
     schedule = create_schedule(optimizer, schedule="cosine", epochs=2, steps_per_epoch=10)
     schedule.step_update(13)
     assert optimizer.param_groups[0]["lr"] == rates(14, schedule="cosine", epochs=2)[13]
+
+
+@pytest.fixture(scope="module")
+def augmented():
+    plain = timm.create_model("test_resnet", num_classes=10)
+    return augment(plain, pool="attention", conv="layer2.0.conv2", input_size=64, num_heads=2)
+
+
+def by_parameter(optimizer, key):
+    """What each parameter's group holds under ``key``."""
+    return {id(p): group.get(key) for group in optimizer.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("opt", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+@pytest.mark.parametrize("freeze", [False, True])
+def test_new_layers_learn_faster_at_every_step(opt, layer_decay, freeze, augmented):
+    new = new_parameters(augmented)
+    for name, parameter in augmented.named_parameters():
+        parameter.requires_grad_(name in new or not freeze)
+    common = {"opt": opt, "lr": 0.5, "weight_decay": 0.1, "layer_decay": layer_decay}
+    warmup = {"schedule": "cosine", "epochs": 3, "warmup_epochs": 1, "warmup_lr": 0.1}
+    found = []
+    for factor in (1.0, 4.0):
+        optimizer = create_optimizer(augmented, **common, new_lr_scale=factor)
+        schedule = create_schedule(optimizer, steps_per_epoch=4, min_lr=0.01, **warmup)
+        rates = []
+        for step in range(12):
+            schedule.step_update(step)
+            rates.append(by_parameter(optimizer, "lr"))
+        found.append((rates, by_parameter(optimizer, "weight_decay")))
+    (plain, plain_decay), (scaled, scaled_decay) = found
+    assert scaled_decay == plain_decay
+    for name, parameter in augmented.named_parameters():
+        factor = 4 if name in new else 1
+        if parameter.requires_grad:
+            for step in range(12):
+                before = plain[step][id(parameter)]
+                assert scaled[step][id(parameter)] == pytest.approx(factor * before)
+        else:
+            assert id(parameter) not in scaled_decay
+
+
+@pytest.mark.parametrize("opt", ["sgd", "adamw", "muon"])
+def test_step_of_new_layers_is_so_many_times_longer(opt):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), AAConv2d(8, 40, 3, num_heads=2, feat_size=4))
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    images, steps = torch.randn(2, 3, 8, 8), []
+    for factor in (1.0, 3.0):
+        model.load_state_dict(start, strict=False)
+        optimizer = create_optimizer(model, opt=opt, lr=1e-2, new_lr_scale=factor)
+        create_schedule(optimizer, schedule="constant", epochs=1, steps_per_epoch=1)
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        optimizer.step()
+        steps.append({n: p.detach() - start[n] for n, p in model.named_parameters()})
+    new = new_parameters(model)
+    assert new < set(start)
+    for name in start:
+        factor = 3 if name in new else 1
+        torch.testing.assert_close(steps[1][name], factor * steps[0][name], atol=1e-6, rtol=1e-3)
+
+
+def test_groups_are_timms_own_without_a_scale(augmented):
+    ours = create_optimizer(augmented, opt="adamw", lr=1e-3, weight_decay=0.1).param_groups
+    theirs = timm.optim.create_optimizer_v2(augmented, "adamw", lr=1e-3, weight_decay=0.1)
+    assert ours == theirs.param_groups

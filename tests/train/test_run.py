@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import convattn.train.run
+from convattn.evaluate import load_run
+from convattn.layers import AAConv2d
 from convattn.train.callbacks import read_metrics
 from convattn.train.classification import ClassificationTask
-from convattn.train.config import ModelConfig, TrainConfig
+from convattn.train.config import AugmentConfig, ModelConfig, TrainConfig
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 from convattn.train.run import resume, train
 from tests.train.conftest import TINY, digest, steady_columns, tiny
@@ -293,3 +296,151 @@ def test_evaluation_file_is_the_result(finished):
 def test_no_half_written_file_stays(finished):
     assert not [path for path in finished.folder.rglob("*.tmp*")]
     assert os.listdir(finished.folder / "checkpoints") == ["last.ckpt"]
+
+
+def residual_network(out: Path, **changes: object) -> TrainConfig:
+    """A tiny ResNet, trained in six steps."""
+    small = {
+        "data": replace(TINY.data, image_size=64, num_train=48, num_test=16),
+        "model": ModelConfig(name="test_resnet"),
+        "epochs": 2,
+        "eval_every": 1,
+    }
+    return tiny(out, **{**small, **changes})
+
+
+ATTENTION = AugmentConfig(pool="attention", conv=("layer2.0.conv2", "layer3.*"), num_heads=2)
+
+
+@pytest.fixture(scope="module")
+def without_attention(tmp_path_factory):
+    run = train(residual_network(tmp_path_factory.mktemp("plain") / "run"))
+    assert run is not None
+    return run.folder
+
+
+@pytest.fixture(scope="module")
+def with_attention(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("augmented") / "run"
+    run = train(residual_network(folder, augment=ATTENTION))
+    assert run is not None
+    return run.folder
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """Hands out what a training would start from, instead of training."""
+
+    def start(config):
+        with monkeypatch.context() as patch:
+            patch.setattr(convattn.train.run, "_fit", lambda config, data, task, *_, **__: task)
+            return train(config).model.eval()
+
+    return start
+
+
+IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_run_with_added_attention_reloads_by_itself(with_attention):
+    model, _ = load_run(with_attention)
+    file = with_attention / "checkpoints" / "last.ckpt"
+    task = ClassificationTask.load_from_checkpoint(file, weights_only=True).eval()
+    assert any(isinstance(module, AAConv2d) for module in model.modules())
+    assert torch.equal(model(IMAGES), task(IMAGES))
+
+
+def test_report_tells_which_attention_was_added(with_attention, without_attention):
+    ours, theirs = (load_run(folder)[0] for folder in (with_attention, without_attention))
+    replaced = sum(isinstance(module, AAConv2d) for module in ours.modules())
+    convs = sum(isinstance(module, torch.nn.Conv2d) for module in theirs.modules())
+    more = sum(p.numel() for p in ours.parameters()) - sum(p.numel() for p in theirs.parameters())
+    row = (
+        f"| augmented | pool attention, conv layer2.0.conv2 layer3.*, {replaced} of {convs} "
+        f"convolutions, +{more / 1e6:.2f} M parameters |"
+    )
+    assert row in (with_attention / "report.md").read_text()
+    assert "| augmented | no |" in (without_attention / "report.md").read_text()
+
+
+@torch.no_grad()
+def test_attention_loses_nothing_of_what_was_learnt(without_attention, starts, tmp_path):
+    model = ModelConfig(name="test_resnet", checkpoint=str(without_attention))
+    config = residual_network(tmp_path / "run", model=model, augment=ATTENTION)
+    expected = load_run(without_attention)[0](IMAGES)
+    torch.testing.assert_close(starts(config)(IMAGES), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_weights_with_attention_can_be_started_from(with_attention, starts, tmp_path):
+    model = ModelConfig(name="test_resnet", checkpoint=str(with_attention))
+    config = residual_network(tmp_path / "run", model=model, augment=ATTENTION)
+    assert torch.equal(starts(config)(IMAGES), load_run(with_attention)[0](IMAGES))
+
+
+def test_checkpoint_that_fits_neither_way_names_what_the_plain_network_lacks(finished, tmp_path):
+    model = ModelConfig(name="test_resnet", checkpoint=str(finished.folder))
+    message = (
+        r"fits test_resnet neither without .* nor with it; without it \d+ tensors differ: conv1"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(residual_network(tmp_path / "run", model=model, augment=ATTENTION))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_run_with_added_attention_resumes_without_what_it_started_from(
+    freeze, without_attention, tmp_path, monkeypatch
+):
+    def crash(loss):
+        raise RuntimeError("power cut")
+
+    file = tmp_path / "start.safetensors"
+    file.write_bytes((without_attention / "model.safetensors").read_bytes())
+    model = ModelConfig(name="test_resnet", checkpoint=str(file))
+    changes = {"model": model, "augment": replace(ATTENTION, lr_scale=5.0, freeze=freeze)}
+    whole = train(residual_network(tmp_path / "whole", **changes))
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(residual_network(tmp_path / "cut", **changes))
+    file.unlink()
+    resume(tmp_path / "cut")
+    assert whole is not None
+    assert digest(tmp_path / "cut") == digest(whole.folder)
+    assert steady_columns(tmp_path / "cut") == steady_columns(whole.folder)
+
+
+def test_new_layers_learn_faster_by_the_configured_factor(with_attention, tmp_path):
+    run = train(residual_network(tmp_path / "run", augment=replace(ATTENTION, lr_scale=5.0)))
+    assert run is not None
+    found, before = (
+        [row["lr"] for row in read_metrics(folder / "metrics.csv") if "lr" in row]
+        for folder in (run.folder, with_attention)
+    )
+    assert found == pytest.approx([5 * rate for rate in before])
+    assert "new layers' learning rate times 5" in (run.folder / "report.md").read_text()
+
+
+def test_freezing_keeps_old_weights_and_statistics_to_the_bit(without_attention, tmp_path):
+    model = ModelConfig(name="test_resnet", checkpoint=str(without_attention))
+    frozen = replace(ATTENTION, freeze=True)
+    run = train(residual_network(tmp_path / "run", model=model, augment=frozen))
+    assert run is not None
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (without_attention, run.folder)
+    )
+    kept = {name.replace(".conv.weight", ".weight"): tensor for name, tensor in after.items()}
+    changed = {name for name, tensor in before.items() if not torch.equal(kept[name], tensor)}
+    assert changed == {"fc.weight", "fc.bias"}
+    assert any(name.endswith("running_mean") for name in before)
+    assert after["layer2.0.conv2.proj.weight"].any()
+    assert after["global_pool.pool.aggregation.gamma1"].any()
+
+
+def test_impossible_attention_is_one_sentence_and_no_folder(tmp_path):
+    wrong = AugmentConfig(conv=("layer9.*",))
+    with pytest.raises(ValueError, match="names no convolution of ResNet; the nearest are layer"):
+        train(residual_network(tmp_path / "run", augment=wrong))
+    assert not (tmp_path / "run").exists()

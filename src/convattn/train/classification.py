@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,8 @@ import torchmetrics
 from torch import Tensor, nn
 
 from convattn.data import batch_mix
-from convattn.evaluate import create_model
+from convattn.evaluate import classifier_names, create_model
+from convattn.surgery import freeze as freeze_all_but
 from convattn.train.optim import create_optimizer, create_schedule
 from convattn.train.seeding import derive_seed, seed_all
 
@@ -30,6 +32,11 @@ class ClassificationTask(L.LightningModule):
         drop_rate: Dropout before the classifier.
         drop_path_rate: Chance that a residual branch is dropped.
         model_args: Further keyword arguments of the model.
+        checkpoint: Trained weights to start from, with or without the attention that ``augment``
+            adds; with other classes the classifier is new. Read now only: a reloaded task has its
+            own.
+        augment: Arguments of ``convattn.augment``; None adds no attention.
+        freeze: Train only the added attention and the classifier.
         loss: ``cross_entropy`` or ``bce``.
         label_smoothing: Share of the target spread over all classes.
         mixup: alpha of mixup.
@@ -54,6 +61,9 @@ class ClassificationTask(L.LightningModule):
         drop_rate: float | None = None,
         drop_path_rate: float | None = None,
         model_args: Mapping[str, Any] | None = None,
+        checkpoint: Path | None = None,
+        augment: Mapping[str, Any] | None = None,
+        freeze: bool = False,
         loss: str = "cross_entropy",
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
@@ -65,7 +75,7 @@ class ClassificationTask(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["checkpoint"])
         self.model = create_model(
             model,
             num_classes=num_classes,
@@ -73,8 +83,13 @@ class ClassificationTask(L.LightningModule):
             pretrained=pretrained,
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
+            checkpoint=checkpoint,
+            own_classifier=True,
+            augment=augment,
             **(model_args or {}),
         )
+        if freeze:
+            freeze_all_but(self.model, trainable=classifier_names(self.model))
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.model.to(memory_format=self.memory_format)
         self.mix = batch_mix(

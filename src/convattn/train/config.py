@@ -91,6 +91,55 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Attention that the network is given after it is made, and how that is trained."""
+
+    pool: Literal["attention", "class-attention"] | None = None
+    """attention in place of the pool, or class-attention: one map a class; None keeps the pool."""
+    conv: tuple[str, ...] = ()
+    """Convolutions that get attention: last-3-stages, all, names, or globs as layer3.*.conv2."""
+    num_heads: int = 8
+    """Attention heads of a convolution."""
+    qk_ratio: float = 0.2
+    """Width of queries and keys over the convolution's output channels; the paper's kappa."""
+    v_ratio: float = 0.1
+    """Share of the output channels that attention makes; the paper's upsilon."""
+    min_head_dim: int = 20
+    """Least width of queries and keys a head."""
+    position: Literal["relative", "sine", "coord", "none"] = "relative"
+    """How the attention of a convolution knows positions."""
+    attn_downsample: int | Literal["auto"] = "auto"
+    """Factor by which attention sees its map smaller; auto chooses it by the map's size."""
+    pool_heads: int = 1
+    """Attention heads of the pool."""
+    mlp_ratio: float = 3.0
+    """Width of the MLP behind the attention pool, over the channels."""
+    pool_name: str | None = None
+    """Name of the pool in the network; None finds it."""
+    classifier_name: str | None = None
+    """Name of the classifier in the network; None finds it."""
+    preserve: bool = True
+    """Start with the same logits as without attention; else with the paper's layers as they are."""
+    lr_scale: float = 1.0
+    """Learning rate of the new layers over that of the others; metrics.csv shows the higher."""
+    freeze: bool = False
+    """Train only the new attention and the classifier."""
+
+    def __post_init__(self) -> None:
+        if self.lr_scale <= 0:
+            raise ValueError(
+                f"augment.lr_scale={self.lr_scale} must be above 0, for example 10; "
+                "augment.freeze keeps the old layers as they are"
+            )
+        if self.pool is None and not self.conv and (self.freeze or self.lr_scale != 1):
+            name = "freeze" if self.freeze else "lr_scale"
+            raise ValueError(
+                f"augment.{name} is about new attention, and there is none: give augment.pool, for "
+                "example attention, or augment.conv, for example last-3-stages"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The loss, the optimiser and the schedule of its learning rate."""
 
@@ -142,6 +191,7 @@ class TrainConfig:
     """Name of the recipe that the run started from; it names the run folder."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     epochs: int = 10
     """Times that the training pictures are gone through."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from convattn.evaluate import nearest
+from convattn.surgery import new_parameters
 
 
 def create_optimizer(
@@ -23,11 +24,13 @@ def create_optimizer(
     betas: Sequence[float] | None = None,
     opt_args: Mapping[str, Any] | None = None,
     layer_decay: float | None = None,
+    new_lr_scale: float = 1.0,
 ) -> torch.optim.Optimizer:
     """The optimiser of a model's trainable parameters.
 
     Weight decay spares 1-D parameters (biases, norms, LayerScale) and what the model names in
-    ``no_weight_decay()`` (class tokens).
+    ``no_weight_decay()`` (class tokens). Learning rates of layers relative to ``lr`` are the
+    groups' ``lr_scale``, which ``create_schedule`` heeds, in the warm-up and at the end, too.
 
     Args:
         model: The network.
@@ -38,6 +41,7 @@ def create_optimizer(
         betas: Decay of the first and second moment, for Adam's family; None keeps the default.
         opt_args: Further arguments of the optimiser.
         layer_decay: Factor on the learning rate per layer, from the head down.
+        new_lr_scale: Further factor on the learning rate of the attention that ``augment`` added.
 
     Raises:
         ValueError: If timm knows no such optimiser, or it takes no such argument.
@@ -49,7 +53,7 @@ def create_optimizer(
     if betas is not None:
         arguments["betas"] = tuple(betas)
     try:
-        return timm.optim.create_optimizer_v2(
+        optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
             model,
             opt=opt,
             lr=lr,
@@ -60,6 +64,24 @@ def create_optimizer(
         )
     except TypeError as error:
         raise ValueError(f"optimiser {opt!r} refuses its arguments: {error}") from None
+    if new_lr_scale != 1:
+        _scale_new(optimizer, model, new_lr_scale)
+    return optimizer
+
+
+def _scale_new(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float) -> None:
+    """Move the parameters that attention brought into groups with a learning rate of their own."""
+    names = new_parameters(model)
+    new = {id(parameter) for name, parameter in model.named_parameters() if name in names}
+    for group in list(optimizer.param_groups):
+        theirs = [parameter for parameter in group["params"] if id(parameter) in new]
+        others = [parameter for parameter in group["params"] if id(parameter) not in new]
+        scaled = {**group, "params": theirs, "lr_scale": group.get("lr_scale", 1.0) * factor}
+        if not others:
+            group.update(scaled)
+        elif theirs:
+            group["params"] = others
+            optimizer.add_param_group(scaled)
 
 
 def create_schedule(

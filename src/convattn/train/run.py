@@ -28,10 +28,11 @@ from torch.utils import deterministic
 
 from convattn.evaluate import (
     Result,
+    augment_arguments,
     evaluate,
     has_attention,
     load_run,
-    load_weights,
+    plan_model,
     replace_atomically,
     tensor_differences,
 )
@@ -84,9 +85,8 @@ def train(config: TrainConfig) -> Run | None:
     with _deterministic(config.deterministic):
         data = ClassificationData(config.data, seed=config.seed, accumulate=config.accumulate)
         config = _with_classes(config, len(data.source.class_names))
-        task = _task(config, data)
-        if config.model.checkpoint is not None:
-            load_weights(task.model, Path(config.model.checkpoint))
+        checkpoint = config.model.checkpoint
+        task = _task(config, data, checkpoint=None if checkpoint is None else Path(checkpoint))
         folder = _new_folder(config)
         if rank_zero_only.rank == 0:
             replace_atomically(folder / "config.json", config.to_json().encode())
@@ -121,7 +121,7 @@ def resume(folder: str | os.PathLike[str]) -> Run | None:
     with _deterministic(config.deterministic):
         data = ClassificationData(config.data, seed=config.seed, accumulate=config.accumulate)
         config = _with_classes(config, len(data.source.class_names))
-        task = _task(config, data)
+        task = _task(config, data, checkpoint=None)
         step = _check_checkpoint(file, task)
         if rank_zero_only.rank == 0:
             MetricsFile(path / "metrics.csv").rewind(step)
@@ -206,7 +206,9 @@ def _advice(error: Exception, folder: Path, *, saved: bool) -> str:
     return f"resume with: convattn train --resume {shlex.quote(str(folder))}"
 
 
-def _task(config: TrainConfig, data: ClassificationData) -> ClassificationTask:
+def _task(
+    config: TrainConfig, data: ClassificationData, *, checkpoint: Path | None
+) -> ClassificationTask:
     """The task of a configuration, its random start given by the seed."""
     seed_all(config.seed)
     optim = config.optim
@@ -219,6 +221,9 @@ def _task(config: TrainConfig, data: ClassificationData) -> ClassificationTask:
         drop_rate=config.model.drop_rate,
         drop_path_rate=config.model.drop_path_rate,
         model_args=config.model.model_args,
+        checkpoint=checkpoint,
+        augment=_augment_arguments(config, data),
+        freeze=config.augment.freeze,
         loss=optim.loss,
         label_smoothing=config.data.label_smoothing,
         mixup=config.data.mixup,
@@ -232,6 +237,7 @@ def _task(config: TrainConfig, data: ClassificationData) -> ClassificationTask:
             "betas": optim.betas,
             "opt_args": optim.opt_args,
             "layer_decay": optim.layer_decay,
+            "new_lr_scale": config.augment.lr_scale,
         },
         schedule_args={
             "schedule": optim.schedule,
@@ -245,6 +251,12 @@ def _task(config: TrainConfig, data: ClassificationData) -> ClassificationTask:
         channels_last=config.channels_last,
         seed=config.seed,
     )
+
+
+def _augment_arguments(config: TrainConfig, data: ClassificationData) -> dict[str, Any] | None:
+    """What ``convattn.augment`` is called with, None if no attention is added."""
+    size = pretrained_cfg(config.data, data.source)["input_size"]
+    return augment_arguments(dataclasses.asdict(config.augment), size)
 
 
 def _with_classes(config: TrainConfig, num_classes: int) -> TrainConfig:
@@ -338,11 +350,41 @@ def _show(config: TrainConfig, data: ClassificationData, folder: Path, *, second
             title=f"{title}: where it looks ({result.top1:.1%} right)",
         )
     run = Run(folder=folder, result=result, attention=attention)
-    replace_atomically(folder / "report.md", _report(config, run, seconds).encode())
+    augmented = _augmented(config, data)
+    report = _report(config, run, seconds, augmented=augmented)
+    replace_atomically(folder / "report.md", report.encode())
     return run
 
 
-def _report(config: TrainConfig, run: Run, seconds: float) -> str:
+def _augmented(config: TrainConfig, data: ClassificationData) -> str:
+    """What attention the network was given, in a line."""
+    arguments = _augment_arguments(config, data)
+    if arguments is None:
+        return "no"
+    found = plan_model(
+        config.model.name,
+        arguments,
+        num_classes=config.model.num_classes,
+        in_chans=data.source.in_chans,
+        **config.model.model_args,
+    )
+    augment = config.augment
+    parts = []
+    if augment.pool is not None:
+        parts.append(f"pool {augment.pool}")
+    if augment.conv:
+        replaced = sum(conv.replaced for conv in found.convs)
+        parts.append(f"conv {' '.join(augment.conv)}")
+        parts.append(f"{replaced} of {len(found.convs)} convolutions")
+    parts.append(f"{(found.params_after - found.params) / 1e6:+.2f} M parameters")
+    if augment.lr_scale != 1:
+        parts.append(f"new layers' learning rate times {augment.lr_scale:g}")
+    if augment.freeze:
+        parts.append("all but attention and classifier frozen")
+    return ", ".join(parts)
+
+
+def _report(config: TrainConfig, run: Run, seconds: float, *, augmented: str) -> str:
     """``report.md``."""
     result, folder = run.result, shlex.quote(str(run.folder))
     rows = [
@@ -357,6 +399,7 @@ def _report(config: TrainConfig, run: Run, seconds: float) -> str:
     summary = [
         ("recipe", config.recipe),
         ("model", " ".join([config.model.name, *_arguments(config.model.model_args)])),
+        ("augmented", augmented),
         ("data", data.name),
         ("epochs", f"{config.epochs} of batches of {data.batch_size}"),
         ("optimiser", f"{optim.opt}, lr {optim.lr:g}, weight decay {optim.weight_decay:g}"),
@@ -420,6 +463,8 @@ _HINTS = (
     r"Experiment logs directory .* exists and is not empty",
     # DDP's remark on the layout of depthwise kernels' gradients, which costs nothing noticeable.
     r"Grad strides do not match bucket view strides",
+    # Which is what augment.freeze does to the frozen BatchNorms.
+    r"Found \d+ module\(s\) in eval mode at the start of training",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 """Beginnings of Lightning's hints that tell a user of the recipes nothing."""
