@@ -102,6 +102,11 @@ def test_names_patterns_and_stages_mix():
     assert replaced(found) == ["layer1.0.conv1", "layer2.0.conv2", "layer2.1.conv2"]
 
 
+def test_a_part_of_the_network_is_named():
+    found = plan(meta("resnet50"), conv="layer4")
+    assert replaced(found) == [f"layer4.{block}.conv2" for block in range(3)]
+
+
 def test_a_filter_sees_module_and_name():
     wide = plan(meta("resnet18"), conv=lambda m, name: m.out_channels == 512 and "conv2" in name)
     assert replaced(wide) == ["layer4.0.conv2", "layer4.1.conv2"]

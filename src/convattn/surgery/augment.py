@@ -53,10 +53,11 @@ def augment(
         pool: "attention": one token asks the whole map. "class-attention": a token a class, each
             with a map of its own, read by the class's own row of the classifier. None: not.
         conv: Which convolutions: "last-3-stages" (spatial ones whose output has one of the three
-            lowest resolutions), "all" (spatial ones), a name as in ``model.named_modules()``, a
-            pattern as in "layer3.*.conv2", several of these, or a function of (module, name) that
-            says yes. What a stage, pattern or function matches is left alone where attention does
-            not fit; one that is named outright is an error then. None: none.
+            lowest resolutions), "all" (spatial ones), a name as in ``model.named_modules()`` (of a
+            convolution, or of a part with spatial ones in it), a pattern as in "layer3.*.conv2",
+            several of these, or a function of (module, name) that says yes. Where attention does
+            not fit, a convolution is left alone, but it is an error if it was named itself. None:
+            none.
         input_size: The pictures' side, (H, W) or (C, H, W) in pixels, for which position tables
             are made; other sizes resample them. None takes the model's ``pretrained_cfg``, as
             timm's have, or 224 x 224.

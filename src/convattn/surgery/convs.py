@@ -149,7 +149,8 @@ def _chosen(
         if stage_words is not None:
             found.update(_last_stages(model, int(stage_words[1]), spatial, obstacles, stages))
             continue
-        named = {word} if word in convs else set(fnmatch.filter(convs, word))
+        within = {name for name in spatial if name.startswith(f"{word}.")}
+        named = {word} if word in convs else within or set(fnmatch.filter(convs, word))
         if not named:
             raise ValueError(_names_nothing(model, word, list(convs)))
         found.update(named)

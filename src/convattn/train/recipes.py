@@ -73,8 +73,8 @@ def fashion_mnist_aa() -> TrainConfig:
 def resnet18_tiny_imagenet() -> TrainConfig:
     """A plain ResNet-18 on Tiny ImageNet at 64 x 64.
 
-    Paper: none; the network that docs' study of augment() starts from. Ours: being measured.
-    Hardware: 2 CPU cores. Time: not measured.
+    Paper: none; docs/augment_study.md starts from it. Ours: 48.9 % top-1 on 40 classes (seed 0).
+    Hardware: 2 CPU cores. Time: 34 minutes beside other work.
     """
     return TrainConfig(
         recipe="resnet18_tiny_imagenet",
