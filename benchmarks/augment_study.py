@@ -1,4 +1,4 @@
-"""Does a trained network lose anything by augment()? One ResNet-18, continued in three ways.
+"""What does augment() do to a trained network? One ResNet-18, continued in three ways.
 
     python benchmarks/augment_study.py --root DIR [--runs runs/augment_study]
 
@@ -113,9 +113,9 @@ def step_times(models: dict[str, nn.Module], batch: int = 128) -> dict[str, list
     return seconds
 
 
-def test_top1(folder: Path) -> float:
-    """The accuracy of a finished run."""
-    return json.loads((folder / "evaluation.json").read_text())["top1"]
+def reached(folder: Path, what: str = "top1") -> float:
+    """What a finished run reached on the test pictures."""
+    return json.loads((folder / "evaluation.json").read_text())[what]
 
 
 def draw(folders: dict[str, list[Path]], before: float, file: Path) -> None:
@@ -132,7 +132,7 @@ def draw(folders: dict[str, list[Path]], before: float, file: Path) -> None:
                 alpha=0.7,
                 label=way if index == 0 else None,
             )
-        top1 = [100 * test_top1(folder) for folder in runs]
+        top1 = [100 * reached(folder) for folder in runs]
         bars.scatter([number] * len(top1), top1, color=f"C{number}", zorder=2)
         bars.hlines(statistics.mean(top1), number - 0.25, number + 0.25, color=f"C{number}")
     bars.axhline(100 * before, color="grey", linestyle="--", label="before, all three")
@@ -157,16 +157,17 @@ def page(
     plain = seconds["unchanged"]
     rows = []
     for way, runs in folders.items():
-        after = [100 * test_top1(folder) for folder in runs]
+        after = [100 * reached(folder) for folder in runs]
         spread = statistics.stdev(after) if len(after) > 1 else 0.0
         gains = [
-            100 * (test_top1(mine) - test_top1(other))
+            100 * (reached(mine) - reached(other))
             for mine, other in zip(runs, folders["unchanged"], strict=True)
         ]
         ratios = sorted(a / b for a, b in zip(seconds[way], plain, strict=True))
         rows.append(
             f"| {way} | {100 * before[way]:.2f} % | {' / '.join(f'{x:.2f}' for x in after)} % | "
             f"{statistics.mean(after):.2f} ± {spread:.2f} % | "
+            f"{statistics.mean(reached(folder, 'loss') for folder in runs):.3f} | "
             f"{' / '.join(f'{x:+.2f}' for x in gains)} | {sizes[way] / 1e6:.2f} M | "
             f"{statistics.median(ratios):.2f} ({ratios[len(ratios) // 4]:.2f} to "
             f"{ratios[-len(ratios) // 4]:.2f}) |"
@@ -175,7 +176,7 @@ def page(
     base_config = TrainConfig.load(base / "config.json")
     return "\n".join(
         [
-            "# A trained network loses nothing",
+            "# A trained network, continued with attention",
             "",
             "`python benchmarks/augment_study.py --root DIR`; torch "
             f"{torch.__version__.split('+')[0]}, {torch.get_num_threads()} threads of an "
@@ -186,8 +187,9 @@ def page(
             "faster) in three ways with three seeds each. 2,000 test pictures; one is 0.05 %.",
             "",
             "| continued | top-1 before | top-1 after, seeds 0 / 1 / 2 | mean and deviation | "
-            "against unchanged, same seed | parameters | time of a step, to unchanged's |",
-            "|---|---|---|---|---|---|---|",
+            "cross-entropy | against unchanged, same seed | parameters | "
+            "time of a step, to unchanged's |",
+            "|---|---|---|---|---|---|---|---|",
             *rows,
             "",
             "![training loss, and accuracy before and after](augment_study.png)",
@@ -209,7 +211,7 @@ def main() -> None:
         for way, augment in WAYS.items():
             out = arguments.runs / f"{way.replace(' ', '_')}-{seed}"
             folders[way].append(run(continued(base, arguments.root, out, augment, seed)))
-            print(f"{way}, seed {seed}: {test_top1(folders[way][-1]):.2%}", flush=True)
+            print(f"{way}, seed {seed}: {reached(folders[way][-1]):.2%}", flush=True)
     starts = {way: beginning(base, augment) for way, augment in WAYS.items()}
     before = {way: top1 for way, (_, top1) in starts.items()}
     sizes = {

@@ -327,8 +327,7 @@ def test_augment_explains_its_flags(capsys):
     assert "--lr-scale" not in printed
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
-    command = f"{sys.executable} -m convattn list | head -c 5"
+def test_a_reader_that_has_gone_is_no_error():
+    command = f"{sys.executable} -m convattn list --data | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
-    assert len(done.stdout) == 5
     assert done.stderr == ""
