@@ -82,6 +82,16 @@ def test_golden_weights(name):
     torch.testing.assert_close(weights, golden["attention"], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("position", [True, False])
+def test_chosen_rows_are_those_of_the_whole(position):
+    q, k, _, *tables = make_inputs(3, 5, heads=2, dim=4, v_dim=2, dtype=torch.float64)
+    tables = tables if position else []
+    whole = relative_attention_weights_2d(q, k, *tables, feat_size=(3, 5))
+    rows = torch.tensor([14, 0, 7, 7])
+    chosen = relative_attention_weights_2d(q, k, *tables, feat_size=(3, 5), queries=rows)
+    torch.testing.assert_close(chosen, whole[:, :, rows], rtol=0, atol=1e-12)
+
+
 def run_with_gradients(inputs, fused):
     leaves = [t.clone().requires_grad_() for t in inputs]
     out = relative_attention_2d(*leaves, feat_size=(8, 10), fused=fused)

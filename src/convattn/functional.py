@@ -56,11 +56,12 @@ def relative_attention_weights_2d(
     rel_w: Tensor | None = None,
     *,
     feat_size: tuple[int, int],
+    queries: Tensor | None = None,
 ) -> Tensor:
     """The attention of every position of a map to every other, after softmax.
 
-    Holds the whole (H*W x H*W) matrix: for looking at, and as the oracle of
-    :func:`relative_attention_2d`.
+    Holds the whole (H*W x H*W) matrix, or the rows of it that are asked for: for looking at, and
+    as the oracle of :func:`relative_attention_2d`.
 
     Args:
         q: Queries, (B, heads, H*W, d), row by row, not scaled.
@@ -68,9 +69,10 @@ def relative_attention_weights_2d(
         rel_h: Vertical table, (2H - 1, d); row ``y_key - y_query + H - 1``.
         rel_w: Horizontal table, (2W - 1, d); row ``x_key - x_query + W - 1``.
         feat_size: Height and width of the map.
+        queries: Positions whose rows are wanted, (Q,) int64, ``y * W + x``; None gives all.
 
     Returns:
-        (B, heads, H*W, H*W); the last dimension sums to 1.
+        (B, heads, H*W, H*W), or (B, heads, Q, H*W); the last dimension sums to 1.
 
     Raises:
         ValueError: If the tables or the number of positions do not fit ``feat_size``.
@@ -78,9 +80,17 @@ def relative_attention_weights_2d(
     _check_relative(q, k, rel_h, rel_w, feat_size)
     height, width = feat_size
     q = q * q.shape[-1] ** -0.5
+    if queries is not None:
+        q = q[..., queries, :]
     logits = q @ k.transpose(-2, -1)
     if rel_h is not None and rel_w is not None:
-        bias_h, bias_w = _relative_biases(q, rel_h, rel_w, feat_size)
+        if queries is None:
+            bias_h, bias_w = _relative_biases(q, rel_h, rel_w, feat_size)
+        else:
+            table_h = rel_h[_key_offsets(height, q.device)[queries // width]]  # (Q, H, d)
+            table_w = rel_w[_key_offsets(width, q.device)[queries % width]]  # (Q, W, d)
+            bias_h = torch.einsum("bnqd,qyd->bnqy", q, table_h)
+            bias_w = torch.einsum("bnqd,qxd->bnqx", q, table_w)
         logits = logits.unflatten(-1, (height, width))  # (B, heads, H*W, H, W)
         logits = (logits + bias_h[..., :, None] + bias_w[..., None, :]).flatten(-2)
     return logits.softmax(dim=-1)

@@ -66,6 +66,33 @@ def test_attention_weights_are_the_ones_that_the_forward_pass_uses():
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
 
 
+@pytest.mark.parametrize(
+    "window", [{}, {"stride": 2}, {"padding": 0}, {"stride": 2, "attn_downsample": 2}]
+)
+def test_attention_size_is_that_of_the_map_that_attention_runs_on(window):
+    layer, x = small(**window), torch.randn(1, 6, 11, 14)
+    height, width = layer.attention_size(x)
+    assert (height, width) == tuple(layer._attn_input(x).shape[2:])
+    assert layer.attention_weights(x).shape[-1] == height * width
+
+
+def test_queries_choose_rows_and_the_mean_is_over_all(monkeypatch):
+    monkeypatch.setattr("convattn.layers.aa_conv._WEIGHTS_AT_ONCE", 2 * 2 * 35 * 3)
+    layer, x = small().double(), torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    whole = layer.attention_weights(x)
+    rows = layer.attention_weights(x, [(0, 6), (4, 2)])
+    torch.testing.assert_close(rows, whole[:, :, [6, 30]])
+    torch.testing.assert_close(layer.mean_attention(x), whole.mean(2))
+    assert layer.mean_attention(x[:0]).shape == (0, 2, 35)
+
+
+@pytest.mark.parametrize("query", [(5, 0), (0, 7), (-1, 0)])
+def test_a_query_outside_the_map_is_named(query):
+    message = rf"query \({query[0]}, {query[1]}\) lies outside .* 5 x 7; .* at most \(4, 6\)"
+    with pytest.raises(ValueError, match=message):
+        small().attention_weights(torch.randn(1, 6, 5, 7), [(0, 0), query])
+
+
 @pytest.mark.parametrize("downsample", [1, 2])
 @pytest.mark.parametrize("position", POSITIONS)
 def test_fused_and_plain_path_agree(position, downsample):

@@ -1,6 +1,7 @@
 """Attention-augmented convolution."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -18,6 +19,8 @@ from convattn.layers.rel_pos import (
 )
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+_WEIGHTS_AT_ONCE = 2**24  # numbers that ``mean_attention`` holds: 64 MB of float32
 
 
 def _pair(value: int | tuple[int, int], name: str, *, least: int) -> tuple[int, int]:
@@ -264,19 +267,73 @@ class AAConv2d(nn.Module):
     def _tables(self, size: tuple[int, int]) -> tuple[Tensor, Tensor] | tuple[None, None]:
         return (None, None) if self.rel_pos is None else self.rel_pos(size)
 
-    def attention_weights(self, x: Tensor) -> Tensor:
-        """Where every position of the output map looks, for an input of this layer.
+    def attention_size(self, x: Tensor) -> tuple[int, int]:
+        """Height and width of the map that attention runs on, for an input of this layer.
+
+        Args:
+            x: (B, in_channels, H, W).
+        """
+        height, width = (
+            -(-(size - before - after) // (stride * self.attn_downsample))
+            for size, (before, after), stride in zip(
+                x.shape[2:], self._margins(), self.stride, strict=True
+            )
+        )
+        return height, width
+
+    def attention_weights(
+        self, x: Tensor, queries: Sequence[tuple[int, int]] | None = None
+    ) -> Tensor:
+        """Where positions of the output map look, for an input of this layer.
+
+        Args:
+            x: (B, in_channels, H, W).
+            queries: Row and column of the positions that look, on the attention's map, see
+                ``attention_size``; None takes all, N x N weights a picture and head.
+
+        Returns:
+            (B, heads, N, N) after softmax, N the positions of the attention's map row by row; with
+            Q queries (B, heads, Q, N).
+
+        Raises:
+            ValueError: If a query lies outside the map.
+        """
+        rows = None
+        if queries is not None:
+            height, width = self.attention_size(x)
+            for row, column in queries:
+                if not (0 <= row < height and 0 <= column < width):
+                    raise ValueError(
+                        f"query {(row, column)} lies outside the attention's map of {height} x "
+                        f"{width}; give row and column, at most {(height - 1, width - 1)}"
+                    )
+            rows = torch.tensor([r * width + c for r, c in queries], device=x.device)
+        return self._weights(x, rows)
+
+    def mean_attention(self, x: Tensor) -> Tensor:
+        """How much each position is looked at: the mean over all that look.
+
+        Holds some rows of the N x N weights at a time.
 
         Args:
             x: (B, in_channels, H, W).
 
         Returns:
-            (B, heads, N, N) after softmax, N the positions of the attention's map row by row.
+            (B, heads, N); sums to 1.
         """
+        height, width = self.attention_size(x)
+        positions = torch.arange(height * width, device=x.device)
+        at_once = max(1, _WEIGHTS_AT_ONCE // (x.shape[0] * self.num_heads * len(positions) or 1))
+        parts = [self._weights(x, rows).sum(2) for rows in positions.split(at_once)]
+        return torch.stack(parts).sum(0) / len(positions)
+
+    def _weights(self, x: Tensor, rows: Tensor | None) -> Tensor:
         x = self._attn_input(x)
         size = (x.shape[2], x.shape[3])
         q, k, _ = self._project(x)
-        return relative_attention_weights_2d(q, k, *self._tables(size), feat_size=size)
+        return relative_attention_weights_2d(
+            q, k, *self._tables(size), feat_size=size, queries=rows
+        )
 
     def _attend(self, x: Tensor) -> Tensor:
         attn_input = self._attn_input(x)
