@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check fix
+.PHONY: help setup quickstart test browser check fix
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ quickstart: $(INSTALLED) ## Train a small attention network on digits in clutter
 
 test: $(INSTALLED) ## Run the fast tests
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not browser and not weights"
+
+browser: $(INSTALLED) ## Run the demo's tests in headless Chromium, which the system must have
+	$(BIN)/python -m pytest -m browser tests/demo
 
 check: $(INSTALLED) ## Format, lint, types and import direction; changes nothing
 	$(BIN)/ruff format --check .

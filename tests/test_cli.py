@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from PIL import Image
 
 from convattn import __version__, augment, plan
 from convattn.__main__ import main as module_main
@@ -15,6 +16,7 @@ from convattn.cli import main
 from convattn.train.classification import ClassificationTask
 from convattn.train.config import AugmentConfig, TrainConfig
 
+BUNDLED = "patchconvnet_nano.cluttered_digits"
 FLAGS = [
     *("--data.num-train", "48", "--data.num-test", "20", "--data.image-size", "32"),
     *("--data.batch-size", "16", "--epochs", "1", "--log-every", "1", "--accelerator", "cpu"),
@@ -221,16 +223,18 @@ def test_missing_extra_names_the_command_that_mends_it(capsys, monkeypatch):
     assert "pip install 'convattn[train]'" in capsys.readouterr().err
 
 
-def test_help_evaluate_and_augment_start_without_lightning():
+def test_all_but_training_starts_without_lightning_and_gradio(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
+    explain = [BUNDLED, str(tmp_path / "picture.png"), "--out", str(tmp_path / "out")]
     code = (
         "import sys; from convattn.cli import main; main(['--help']); main(['list', 'nano']); "
-        "main(['augment', 'test_resnet']); "
-        "import convattn.train.inputs; print('lightning' in sys.modules)"
+        f"main(['augment', 'test_resnet']); main(['explain', *{explain}]); "
+        "import convattn.train.inputs; print({'lightning', 'gradio'} & {*sys.modules})"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
-    assert done.stdout.strip().splitlines()[-1] == "False"
+    assert done.stdout.strip().splitlines()[-1] == "set()"
 
 
 def test_augment_prints_names_totals_and_what_is_left_alone(capsys):

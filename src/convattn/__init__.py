@@ -3,7 +3,7 @@
 Importing this package registers its models with timm.
 """
 
-from convattn.explain import capture_attention
+from convattn.explain import capture_attention, explain
 from convattn.functional import aggregate, relative_attention_2d
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.models import OUR_MODELS
@@ -18,6 +18,7 @@ __all__ = [
     "aggregate",
     "augment",
     "capture_attention",
+    "explain",
     "freeze",
     "param_groups",
     "plan",

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import sys
 
-_EXTRAS = ("lightning", "matplotlib", "pyarrow", "sklearn", "tensorboard", "torchmetrics", "tyro")
+_EXTRAS = {
+    "cv2": "explain",  # pytorch-grad-cam's
+    "gradio": "demo",
+    "lightning": "train",
+    "matplotlib": "explain",
+    "pyarrow": "train",
+    "pytorch_grad_cam": "explain",
+    "sklearn": "train",
+    "tensorboard": "train",
+    "torchmetrics": "train",
+    "tyro": "train",
+}
+"""Module that may be missing -> the extra that brings it."""
 
 
 def main() -> int:
@@ -19,7 +31,7 @@ def main() -> int:
             raise
         print(
             f"convattn: the command line needs {name}; install it with: "
-            "pip install 'convattn[train]'",
+            f"pip install 'convattn[{_EXTRAS[name]}]'",
             file=sys.stderr,
         )
         return 2

@@ -1,4 +1,4 @@
-"""The command line: ``convattn list | train | evaluate | augment``.
+"""The command line: ``convattn list | train | evaluate | augment | explain | demo``.
 
 Every mistake of the user is one line on stderr and exit status 2; ``--debug`` shows the traceback.
 """
@@ -15,18 +15,23 @@ import os
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 
+from convattn.data import UnreadableImageError
 from convattn.evaluate import nearest
 from convattn.train.config import AugmentConfig, DataConfig, TrainConfig
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from convattn.explain import Explanation
     from convattn.train.run import Run
 
 T = TypeVar("T")
@@ -41,6 +46,8 @@ commands:
   train     train a recipe and leave a run folder: convattn train quickstart
   evaluate  test a run, or a model by name, on its test pictures: convattn evaluate RUN
   augment   show where a network can get attention, and at what cost: convattn augment resnet50
+  explain   show where a network looks, and test whether that is true: convattn explain RUN PICTURE
+  demo      the same as a page in the browser: convattn demo
 
 convattn COMMAND --help tells more; --debug shows the traceback of an error.
 """
@@ -54,6 +61,11 @@ convattn train RECIPE --help lists them. --resume goes on with a run that was st
 
 recipes:
 """
+
+_MOST_ROWS, _MOST_COLUMNS = (
+    24,
+    6,
+)  # of the sheet of all pictures; the files themselves are all there
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C has ended
 
@@ -100,6 +112,62 @@ class AugmentOptions(AugmentConfig):
     """Print the plan as JSON, and nothing else."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """Show where a network looks on a picture, or on every picture of a folder."""
+
+    picture: Annotated[str | None, tyro.conf.Positional] = None
+    """A picture, or a folder of pictures."""
+    target: tuple[str, ...] = ()
+    """Classes to explain, by name or number; none: the likeliest one."""
+    top_k: int | None = None
+    """Explain so many of the likeliest classes instead."""
+    method: Literal["auto", "attention", "gradcam"] = "auto"
+    """How: attention, or gradcam for any network; auto takes attention where there is some."""
+    view: Literal["auto", "crop", "whole"] = "auto"
+    """crop: what the network is tested with; whole: all of it; auto: whole for panoramas only."""
+    layer: str | None = None
+    """Name of the layer whose attention is shown; None takes the pool, else the last layer."""
+    head: int | None = None
+    """Number of the attention head; None takes their mean."""
+    query: tuple[float, float] | None = None
+    """y and x of a pixel: what does an attention convolution look at from there?"""
+    layers: bool = False
+    """Also draw the picture through all attention convolutions."""
+    out: str | None = None
+    """Folder to make; None makes explained, or explained-2 where that is taken."""
+    checkpoint: str | None = None
+    """Weights of a model that is given by name; None takes its released ones."""
+    num_classes: int | None = None
+    """Number of classes of that checkpoint; None takes the model's own."""
+    device: str | None = None
+    """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
+    faithfulness: bool = False
+    """Take no picture: test on a data set whether the maps tell the truth, beside Grad-CAM."""
+    num_steps: int = 16
+    """Steps of the deletion and insertion curves of that test."""
+    seed: int = 0
+    """Seed of its random maps."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Pictures of that test; of a run, its own test pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """A page in the browser that shows where a network looks."""
+
+    checkpoint: str | None = None
+    """Weights of a model that is given by name; None takes its released ones."""
+    num_classes: int | None = None
+    """Number of classes of that checkpoint; None takes the model's own."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int | None = None
+    """Port to listen on; None takes the first free one from 7860 on."""
+    browser: bool = False
+    """Open the page in the browser."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -137,6 +205,8 @@ def _dispatch(arguments: list[str]) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "augment": _augment,
+        "explain": _explain,
+        "demo": _demo,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -246,14 +316,11 @@ def _finish(run: Run | None) -> int:
 def _evaluate(arguments: list[str]) -> int:
     prog = "convattn evaluate"
     target, folder = _target(EvaluateOptions(), arguments, prog=prog, model="MODEL --data NAME")
-    rest = [
-        "--data.name" + word.removeprefix("--data") if word.split("=")[0] == "--data" else word
-        for word in arguments[1:]
-    ]
-    data = DataConfig() if folder is None else TrainConfig.load(folder / "config.json").data
-    options = _parse(EvaluateOptions, EvaluateOptions(data=data), rest, prog=f"{prog} {target}")
-    if folder is not None and options.checkpoint is not None:
-        raise UsageError("--checkpoint goes with a model's name; a run has its own weights")
+    default = EvaluateOptions(data=_data_of(folder))
+    options = _parse(
+        EvaluateOptions, default, _with_data_name(arguments[1:]), prog=f"{prog} {target}"
+    )
+    _check_checkpoint(folder, options.checkpoint)
 
     from convattn.evaluate import (
         create_model,
@@ -286,6 +353,24 @@ def _evaluate(arguments: list[str]) -> int:
         replace_atomically(folder / "evaluation.json", result.to_json().encode())
         print(f"\n{folder / 'evaluation.json'}")
     return 0
+
+
+def _data_of(folder: Path | None) -> DataConfig:
+    """The data set of a run, the default for a model's name."""
+    return DataConfig() if folder is None else TrainConfig.load(folder / "config.json").data
+
+
+def _with_data_name(words: list[str]) -> list[str]:
+    """``--data NAME`` as short for ``--data.name NAME``."""
+    return [
+        "--data.name" + word.removeprefix("--data") if word.split("=")[0] == "--data" else word
+        for word in words
+    ]
+
+
+def _check_checkpoint(folder: Path | None, checkpoint: str | None) -> None:
+    if folder is not None and checkpoint is not None:
+        raise UsageError("--checkpoint goes with a model's name; a run has its own weights")
 
 
 def _target(
@@ -347,6 +432,208 @@ def _augment(arguments: list[str]) -> int:
             print(f"\n{_how_to_train(target, possible, image_size=found.input_size[1])}")
         else:
             print(f"\n{_how_to_train_run(folder, possible, image_size=options.input_size)}")
+    return 0
+
+
+def _explain(arguments: list[str]) -> int:
+    prog = "convattn explain"
+    target, folder = _target(ExplainOptions(), arguments, prog=prog, model="MODEL")
+    options = _parse(
+        ExplainOptions,
+        ExplainOptions(data=_data_of(folder)),
+        _with_data_name(arguments[1:]),
+        prog=f"{prog} {target}",
+    )
+    _check_checkpoint(folder, options.checkpoint)
+    if options.faithfulness == (options.picture is not None):
+        raise UsageError(
+            f"{prog} {target} takes a picture or a folder of pictures, or else --faithfulness"
+        )
+    if options.target and options.top_k is not None:
+        raise UsageError("--target and --top-k both choose classes; give one of them")
+
+    import torch
+
+    from convattn.evaluate import open_model
+
+    model = open_model(target, checkpoint=options.checkpoint, num_classes=options.num_classes)
+    model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if options.faithfulness:
+        return _test_faithfulness(model, target, folder, options)
+    assert options.picture is not None
+    pictures = _pictures(Path(options.picture))
+    return _explain_pictures(model, target, pictures, options)
+
+
+def _pictures(path: Path) -> list[Path]:
+    """The file, or every picture file of the folder and those in it."""
+    if not path.is_dir():
+        return [path]
+    from torchvision.datasets.folder import is_image_file
+
+    found = sorted(file for file in path.rglob("*") if is_image_file(file.name))
+    if not found:
+        raise UsageError(f"{path} holds no picture; name a folder of .jpg, .png or similar files")
+    return found
+
+
+def _explain_pictures(
+    model: nn.Module, name: str, pictures: Sequence[Path], options: ExplainOptions
+) -> int:
+    """Write an overlay and a map for every picture, a sheet of all, and what they were taken for.
+
+    One picture that cannot be read is the user's mistake; among several it is told, and the others
+    go on.
+    """
+    import numpy as np
+
+    from convattn.evaluate import replace_atomically
+    from convattn.explain import attention_through, explain_classes
+    from convattn.explain.figures import draw_explanations, draw_layers
+
+    rows, told, failed, stems = [], [], 0, Counter[str]()
+    out: Path | None = None
+    for number, file in enumerate(pictures, 1):
+        try:
+            found = explain_classes(
+                model,
+                file,
+                options.target or None,
+                top_k=1 if options.top_k is None else options.top_k,
+                method=options.method,
+                view=options.view,
+                layer=options.layer,
+                head=options.head,
+                query=options.query,
+            )
+        except UnreadableImageError as error:
+            if len(pictures) == 1:
+                raise
+            failed += 1
+            print(f"convattn: {error}", file=sys.stderr)
+            continue
+        if out is None:
+            out = _new_folder(options.out, "explained")
+        stems[file.stem] += 1
+        stem = file.stem if stems[file.stem] == 1 else f"{file.stem}-{stems[file.stem]}"
+        for one in found:
+            named = stem if len(found) == 1 else f"{stem}_{_file_name(one.target.name)}"
+            one.overlay().save(out / f"{named}.png")
+            np.savez_compressed(out / f"{named}.npz", heat=one.heat, map=one.map.numpy())
+        if options.layers:
+            picture, layers = attention_through(model, file, query=options.query, view=options.view)
+            title = f"{file.name} through {name}"
+            draw_layers(
+                picture, layers, out / f"{stem}_layers.png", title=title, query=options.query
+            )
+        told.append({"picture": str(file), "explanations": [one.to_dict() for one in found]})
+        rows.append(found[: _MOST_COLUMNS if found[0].class_specific else 1])
+        best = found[0].top[0]
+        print(f"{number}/{len(pictures)}  {file}  {best.name}  {best.probability:.1%}", flush=True)
+    if out is None:
+        raise UsageError(f"none of the {failed} files could be read as a picture")
+    replace_atomically(out / "explanations.json", (json.dumps(told, indent=2) + "\n").encode())
+    shown = rows[:_MOST_ROWS]
+    draw_explanations(shown, out / "sheet.png", title=_sheet_title(shown, name))
+    print(f"\n{out / 'sheet.png'}")
+    if failed:
+        return _fail(f"{failed} of {len(pictures)} files could not be read", 2)
+    return 0
+
+
+def _sheet_title(rows: Sequence[Sequence[Explanation]], name: str) -> str:
+    how = "where it looks" if rows[0][0].method == "attention" else "Grad-CAM"
+    return f"{Path(name).name}: {how}"
+
+
+def _file_name(text: str) -> str:
+    """A class's name as part of a file's name."""
+    return re.sub(r"[^\w-]+", "_", text.split(", ")[0]).strip("_") or "class"
+
+
+def _new_folder(wanted: str | None, name: str) -> Path:
+    """Make the folder that is asked for, or the first free one of a name."""
+    if wanted is not None:
+        folder = Path(wanted)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise UsageError(
+                f"{folder} exists and is never overwritten; give another --out"
+            ) from None
+        return folder
+    for number in itertools.count(1):
+        folder = Path(name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("the numbers have no end")
+
+
+def _test_faithfulness(
+    model: nn.Module, name: str, folder: Path | None, options: ExplainOptions
+) -> int:
+    """Measure the maps on test pictures; a run keeps the report, a model's gets a new folder."""
+    from convattn.evaluate import replace_atomically
+    from convattn.explain import faithfulness
+    from convattn.explain.figures import draw_faithfulness
+    from convattn.train.inputs import open_source, test_batches
+
+    source = open_source(options.data, training=False)
+    loader, boxes = test_batches(
+        options.data, source, cast(Mapping[str, Any], model.pretrained_cfg)
+    )
+    total = len(source.test)
+
+    def progress(done: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r{done:,} of {total:,} pictures", end=end, file=sys.stderr, flush=True)
+
+    report = faithfulness(
+        model,
+        loader,
+        boxes=boxes,
+        methods=None if options.method == "auto" else [options.method, "random", "centre"],
+        num_steps=options.num_steps,
+        seed=options.seed,
+        device=options.device,
+        progress=progress,
+    )
+    if folder is None or options.out is not None:
+        folder = _new_folder(options.out, "explained")
+    title = f"{Path(name).name} on {options.data.name}: do the maps tell the truth?"
+    drawing = folder / "faithfulness.tmp.png"
+    draw_faithfulness(report, drawing, title=title)
+    drawing.replace(folder / "faithfulness.png")
+    text = f"# {title}\n\n{report.markdown()}\n![curves](faithfulness.png)\n"
+    replace_atomically(folder / "faithfulness.md", text.encode())
+    replace_atomically(folder / "faithfulness.json", report.to_json().encode())
+    print(f"{report.table()}\n")
+    for suffix in ("json", "md", "png"):
+        print(folder / f"faithfulness.{suffix}")
+    return 0
+
+
+def _demo(arguments: list[str]) -> int:
+    prog = "convattn demo"
+    named = bool(arguments) and not arguments[0].startswith("-")
+    target: str | None = None
+    folder: Path | None = None
+    if named:
+        target, folder = _target(DemoOptions(), arguments, prog=prog, model="MODEL")
+    options = _parse(DemoOptions, DemoOptions(), arguments[named:], prog=prog)
+    _check_checkpoint(folder, options.checkpoint)
+    from convattn.demo import launch
+
+    launch(
+        target,
+        checkpoint=options.checkpoint,
+        num_classes=options.num_classes,
+        host=options.host,
+        port=options.port,
+        open_browser=options.browser,
+    )
     return 0
 
 

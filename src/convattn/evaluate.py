@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import os
 import pickle
 import time
@@ -26,11 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convattn import surgery
-from convattn.explain.capture import capture_attention
-from convattn.explain.heatmap import cell_centres, image_sized
-from convattn.layers import AAConv2d, LearnedAggregation2d
-
-_MAPS_AT_ONCE = 32  # attention layers hand out (heads, N, N) a picture: bounds the memory
+from convattn.explain import attention_layers, attention_maps, energy_in_box, peak_in_box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +133,7 @@ def create_model(
             raise
         raise ValueError(
             f"no released weights of {name!r} could be loaded ({_one_line(error)}); "
-            "leave pretrained out to start from random weights"
+            "name other weights as checkpoint, or leave pretrained out to start from random ones"
         ) from error
     if checkpoint is None:
         return model if augment is None else surgery.augment(model, inplace=True, **augment)
@@ -363,6 +358,30 @@ def load_run(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]
     return model.eval(), config
 
 
+def open_model(
+    target: str, *, checkpoint: str | None = None, num_classes: int | None = None
+) -> nn.Module:
+    """The trained model of a run folder or of a name, in evaluation mode.
+
+    Args:
+        target: A run folder, or a name in timm's registry.
+        checkpoint: Weights of a model that is given by name; None takes its released ones.
+        num_classes: Number of classes of that checkpoint; None takes the model's own.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no such model, or its weights are those of another.
+    """
+    if Path(target).is_dir():
+        return load_run(target)[0]
+    return create_model(
+        target,
+        pretrained=checkpoint is None,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        num_classes=num_classes,
+    ).eval()
+
+
 def evaluate(
     model: nn.Module,
     loader: Iterable[Sequence[Tensor]],
@@ -387,7 +406,7 @@ def evaluate(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     training = model.training
     model.to(device).eval()
-    looks = has_attention(model)
+    looks = bool(attention_layers(model))
     num_classes = len(class_names)
     hits, counts = torch.zeros(num_classes), torch.zeros(num_classes)
     loss, top5, seen = 0.0, 0, 0
@@ -400,11 +419,10 @@ def evaluate(
             if boxes is None or not looks:
                 logits = model(images)
             else:
-                logits, maps = logits_and_attention(model, images)
-                size = (images.shape[-2], images.shape[-1])
+                logits, maps, grid = attention_maps(model, images)
                 there = boxes[seen : seen + len(images)].to(device)
-                peaks.append(peak_in_box(maps, there, size))
-                energies.append(energy_in_box(maps, there, size))
+                peaks.append(peak_in_box(maps, there, grid))
+                energies.append(energy_in_box(maps, there, grid))
             if logits.shape[1] != num_classes:
                 raise ValueError(
                     f"the model has {logits.shape[1]} classes and the data {num_classes}; name the "
@@ -434,118 +452,6 @@ def evaluate(
         energy_in_box=float(torch.cat(energies).mean()) if energies else None,
         images_per_second=seen / seconds,
     )
-
-
-def has_attention(model: nn.Module) -> bool:
-    """Whether a network has a layer that can tell where it looks.
-
-    Args:
-        model: Any network.
-    """
-    return any(isinstance(m, AAConv2d | LearnedAggregation2d) for m in model.modules())
-
-
-def logits_and_attention(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits of a batch and where the network looked, a few pictures at a time.
-
-    Args:
-        model: A network with attention, in evaluation mode.
-        images: (B, C, H, W), normalised, on the model's device.
-
-    Returns:
-        (B, num_classes), and ``spatial_attention``'s (B, h, w).
-
-    Raises:
-        ValueError: If the network has no attention.
-    """
-    size = (images.shape[-2], images.shape[-1])
-    logits, maps = [], []
-    for chunk in images.split(_MAPS_AT_ONCE):
-        with capture_attention(model) as captured:
-            logits.append(model(chunk))
-        maps.append(spatial_attention(captured, logits[-1], size))
-    return torch.cat(logits), torch.cat(maps)
-
-
-def spatial_attention(
-    captured: Mapping[str, Tensor], logits: Tensor, image_size: tuple[int, int]
-) -> Tensor:
-    """One map a picture of where the network looked, its sum 1.
-
-    The attention pool says it directly, averaged over its heads; with a token a class it is the
-    predicted class's token. Without a pool it is how much the positions of the last attention
-    layer are looked at, averaged over heads and over the positions that look.
-
-    Args:
-        captured: What ``capture_attention`` gathered: (B, heads, tokens, H, W) of pools,
-            (B, heads, N, N) of attention convolutions.
-        logits: (B, num_classes), of the same forward pass.
-        image_size: Height and width of the pictures, which tell the shape of N positions.
-
-    Returns:
-        (B, H, W).
-    """
-    pools = [maps for maps in captured.values() if maps.ndim == 5]
-    if pools:
-        per_token = pools[-1].float().mean(1)  # (B, tokens, H, W)
-        several = per_token.shape[1] > 1
-        token = logits.argmax(1) if several else torch.zeros_like(logits[:, 0], dtype=torch.long)
-        chosen = per_token[torch.arange(len(token), device=token.device), token]
-    else:
-        received = list(captured.values())[-1].float().mean((1, 2))  # (B, N)
-        chosen = received.unflatten(1, _grid(received.shape[1], image_size))
-    return chosen / chosen.sum((1, 2), keepdim=True)
-
-
-def _grid(positions: int, image_size: tuple[int, int]) -> tuple[int, int]:
-    """The height and width with that many positions whose shape is nearest to the picture's."""
-    shape = math.log(image_size[0] / image_size[1])
-    height = min(
-        (h for h in range(1, positions + 1) if positions % h == 0),
-        key=lambda h: abs(math.log(h * h / positions) - shape),
-    )
-    return height, positions // height
-
-
-def peak_in_box(maps: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Whether the point that each map's strongest cell looks at lies inside the box.
-
-    Args:
-        maps: (B, h, w), over the whole picture.
-        boxes: (B, 4) in pixels: xmin, ymin, xmax, ymax, the maxima one past the object.
-        image_size: Height and width of the picture in pixels.
-
-    Returns:
-        (B,) bool.
-    """
-    rows, columns = (
-        cell_centres(cells, size)[0].to(boxes.device)
-        for cells, size in zip(maps.shape[1:], image_size, strict=True)
-    )
-    peak = maps.flatten(1).argmax(1)
-    y = rows[peak // len(columns)]
-    x = columns[peak % len(columns)]
-    xmin, ymin, xmax, ymax = boxes.unbind(1)
-    return (xmin <= x) & (x < xmax) & (ymin <= y) & (y < ymax)
-
-
-def energy_in_box(maps: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Share of each picture's heat map that lies inside the box.
-
-    Args:
-        maps: (B, h, w), not negative, over the whole picture.
-        boxes: (B, 4) in pixels: xmin, ymin, xmax, ymax, the maxima one past the object.
-        image_size: Height and width of the picture in pixels.
-
-    Returns:
-        (B,), between 0 and 1.
-    """
-    heat = image_sized(maps, image_size)
-    xmin, ymin, xmax, ymax = boxes[:, :, None].unbind(1)
-    y, x = (torch.arange(size, device=boxes.device) for size in image_size)
-    rows, columns = (ymin <= y) & (y < ymax), (xmin <= x) & (x < xmax)
-    inside = torch.einsum("bhw,bh,bw->b", heat, rows.to(heat), columns.to(heat))
-    return inside / heat.sum((1, 2))
 
 
 def _shape(tensor: Tensor) -> str:

@@ -9,7 +9,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode
 
-from convattn.data import TensorImages, batch_mix, eval_transform, train_transform, transforms
+from convattn.data import (
+    TensorImages,
+    batch_mix,
+    eval_transform,
+    train_transform,
+    transform_of,
+    transforms,
+)
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -44,21 +51,27 @@ def as_bytes(floats):
 # --- evaluation
 
 
-@pytest.mark.parametrize(
-    "cfg",
-    [
-        {"input_size": (3, 24, 24), "crop_pct": 0.875, "interpolation": "bicubic"},
-        {"input_size": (3, 24, 40), "crop_pct": 1.0, "interpolation": "bilinear"},
-        {"input_size": (3, 32, 32), "crop_pct": 0.95, "crop_mode": "squash"},
-        {"input_size": (3, 32, 32), "crop_pct": 0.9, "crop_mode": "border"},
-        {"input_size": (3, 20, 20), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)},
-    ],
-)
+CFGS = [
+    {"input_size": (3, 24, 24), "crop_pct": 0.875, "interpolation": "bicubic"},
+    {"input_size": (3, 24, 40), "crop_pct": 1.0, "interpolation": "bilinear"},
+    {"input_size": (3, 32, 32), "crop_pct": 0.95, "crop_mode": "squash"},
+    {"input_size": (3, 32, 32), "crop_pct": 0.9, "crop_mode": "border"},
+    {"input_size": (3, 20, 20), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)},
+]
+
+
+@pytest.mark.parametrize("cfg", CFGS)
 def test_eval_is_timms_for_the_pretrained_cfg(cfg):
     theirs = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg))
     values = {name: value for name, value in cfg.items() if name != "input_size"}
     ours = eval_transform(cfg["input_size"][1:], **values)
     assert torch.equal(ours(pil_image()), theirs(pil_image()))
+
+
+@pytest.mark.parametrize("cfg", [*CFGS, {"num_classes": 10}])
+def test_transform_of_a_model_is_timms(cfg):
+    theirs = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg))
+    assert torch.equal(transform_of(cfg)(pil_image()), theirs(pil_image()))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from torch.utils.flop_counter import FlopCounterMode
 
+from convattn.data import cluttered_digits
 from convattn.models.patchconvnet import PatchConvNet
 from convattn.weights import patchconvnet_from_released
 
@@ -144,3 +145,21 @@ def test_evaluation_transform_is_the_authors():
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         PatchConvNet(**options)
+
+
+def test_the_bundled_network_reaches_what_its_card_says():
+    model = timm.create_model("patchconvnet_nano.cluttered_digits", pretrained=True).eval()
+    cfg = model.pretrained_cfg
+    digits = cluttered_digits(400, split="test")
+    mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        predicted = model((digits.images / 255 - mean) / std).argmax(1)
+    assert (predicted == digits.labels).float().mean() > 0.93
+    assert cfg["label_names"] == tuple("0123456789")
+
+
+def test_the_bundled_network_is_small_and_has_a_card():
+    file = Path(timm.models.get_pretrained_cfg("patchconvnet_nano.cluttered_digits").file)
+    assert file.stat().st_size < 2**20
+    assert "95.0 %" in file.with_suffix(".md").read_text()
+    assert "patchconvnet_nano.cluttered_digits" in timm.list_pretrained()

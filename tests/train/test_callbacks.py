@@ -9,7 +9,6 @@ from convattn.train.callbacks import (
     Ema,
     MetricsFile,
     draw_attention,
-    overlay,
     read_metrics,
 )
 
@@ -76,12 +75,3 @@ def test_attention_page_shows_pictures_of_any_shape(tmp_path):
         assert page.width > 1000
         colours = page.convert("RGB").resize((64, 64)).getcolors(maxcolors=64 * 64)
         assert len(colours) > 100
-
-
-def test_overlay_is_brightest_where_the_heat_is():
-    heat = torch.zeros(4, 4)
-    heat[1, 2] = 3.0
-    shown = overlay(torch.full((4, 4, 3), 0.5), heat)
-    assert shown.min() >= 0
-    assert shown.max() <= 1
-    assert shown.sum(-1).argmax() == 1 * 4 + 2

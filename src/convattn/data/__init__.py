@@ -3,7 +3,7 @@
 from convattn.data.cluttered_digits import cluttered_digits
 from convattn.data.images import ImageFiles, TensorImages, UnreadableImageError
 from convattn.data.sources import DATASETS, Source, load_source
-from convattn.data.transforms import batch_mix, eval_transform, train_transform
+from convattn.data.transforms import batch_mix, eval_transform, train_transform, transform_of
 
 __all__ = [
     "DATASETS",
@@ -16,4 +16,5 @@ __all__ = [
     "eval_transform",
     "load_source",
     "train_transform",
+    "transform_of",
 ]

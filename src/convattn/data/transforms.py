@@ -15,13 +15,14 @@ them before each batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.data import Mixup, create_transform
+from timm.data import Mixup, create_transform, resolve_data_config
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment, posterize
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms import str_to_interp_mode
@@ -49,7 +50,7 @@ def eval_transform(
     interpolation: str = "bicubic",
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
-) -> Transform:
+) -> EvalTransform:
     """The picture as a network is tested with: resized, cropped, normalised.
 
     Exactly timm's transform for a ``pretrained_cfg`` of these values, whose ``input_size[1:]`` is
@@ -76,7 +77,32 @@ def eval_transform(
     _check_one_of("crop_mode", crop_mode, ("center", "squash", "border"))
     if not 0 < crop_pct <= 1:
         raise ValueError(f"crop_pct={crop_pct}; expected a share above 0, at most 1")
-    return _EvalTransform(size, crop_pct, crop_mode, interpolation, _Normalize(mean, std))
+    return EvalTransform(size, crop_pct, crop_mode, interpolation, _Normalize(mean, std))
+
+
+def transform_of(cfg: Mapping[str, Any]) -> EvalTransform:
+    """What is done to a test picture before a network sees it.
+
+    Args:
+        cfg: The ``pretrained_cfg`` of a model of timm's or of a run; what it lacks is timm's
+            default.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> transform_of({"input_size": (3, 64, 64)})(Image.new("RGB", (500, 375))).shape
+        torch.Size([3, 64, 64])
+    """
+    resolved = resolve_data_config(pretrained_cfg=dict(cfg))
+    return eval_transform(
+        tuple(resolved["input_size"][1:]),
+        crop_pct=resolved["crop_pct"],
+        crop_mode=resolved["crop_mode"],
+        interpolation=resolved["interpolation"],
+        mean=tuple(resolved["mean"]),
+        std=tuple(resolved["std"]),
+    )
 
 
 def train_transform(
@@ -256,7 +282,13 @@ class _Normalize:
         return images.float().div_(255).sub_(mean).div_(std)
 
 
-class _EvalTransform:
+class EvalTransform:
+    """What a network is tested with. See ``eval_transform``.
+
+    Attributes:
+        pil: What is done to a PIL image, in four steps: resize, crop, to a tensor, normalise.
+    """
+
     def __init__(
         self,
         size: tuple[int, int],
@@ -279,6 +311,7 @@ class _EvalTransform:
         )
 
     def __call__(self, images: Image.Image | Tensor) -> Tensor:
+        """A PIL image as (C, H, W) floats, or (B, C, H, W) bytes as as many floats."""
         if isinstance(images, Image.Image):
             return self.pil(images)
         if images.shape[2:] == self.size and self.crop_pct == 1:

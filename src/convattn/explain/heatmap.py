@@ -1,60 +1,516 @@
-"""Where the cells of an attention map lie on the picture."""
+"""Where a network looks on a picture: one map a class, laid on the original picture."""
 
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
+
+from convattn.explain.capture import (
+    attention_layers,
+    capture_attention,
+    evaluating,
+    named_layers,
+)
+from convattn.explain.geometry import Grid
+from convattn.explain.gradcam import grad_cam
+from convattn.explain.pictures import PictureSource, Seen, View, read_picture, see
+from convattn.layers import AAConv2d, LearnedAggregation2d
+
+Method = Literal["auto", "attention", "gradcam"]
+Target = int | str
+
+_IMAGENET = {"input_size": (3, 224, 224)}  # timm's defaults for the rest
+_PICTURES_AT_ONCE = 32
+_NUM_TOP = 5
 
 
-def cell_centres(num_cells: int, size: int) -> tuple[Tensor, float]:
-    """The point that each cell of a map looks at, along one side of the picture.
+@dataclass(frozen=True)
+class Prediction:
+    """A class and how likely the network finds it."""
 
-    A convolution of stride 2 with an odd kernel, padded by half of it, is centred on every second
-    pixel, from the first one on. After a stack of them cell i looks at pixel ``i * stride``, not
-    at the middle of the i-th tile: half a cell nearer to the picture's origin. All networks here
-    shrink their maps in this way, attention's own average pool included. Of a side that no power
-    of two shrinks to so many cells, the middles of equal tiles are given.
+    index: int
+    """Number of the class."""
+    name: str
+    """Its name, the number itself where no names are known."""
+    probability: float
+    """Between 0 and 1, by softmax."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """Where a network looked on a picture, for one class."""
+
+    picture: Image.Image
+    """The original, upright, RGB."""
+    target: Prediction
+    """The class that is explained."""
+    top: tuple[Prediction, ...]
+    """The likeliest classes, the likeliest first."""
+    method: Literal["attention", "gradcam"]
+    """How the map was made."""
+    class_specific: bool
+    """Whether another class would have another map."""
+    map: Tensor
+    """What the network's layer says, (h, w), not negative. Attention sums to 1 over the cells."""
+    grid: Grid
+    """Where its cells lie on the network's input."""
+    region: tuple[float, float, float, float]
+    """What the network saw of the picture: left, top, right, bottom in pixels."""
+
+    @cached_property
+    def heat(self) -> NDArray[np.float32]:
+        """The map on the picture's pixels, (H, W); 0 where the network saw nothing."""
+        return self.heat_at(self.picture.size)
+
+    def heat_at(self, size: tuple[int, int]) -> NDArray[np.float32]:
+        """The map on the picture as it would be at another size.
+
+        Args:
+            size: Width and height in pixels, as PIL has them.
+
+        Returns:
+            (height, width).
+        """
+        scale = [new / old for new, old in zip(size, self.picture.size, strict=True)] * 2
+        left, top, right, bottom = (edge * by for edge, by in zip(self.region, scale, strict=True))
+        heat = self.grid.heat(self.map, (size[1], size[0]), (left, top, right, bottom))
+        return heat.numpy()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the pictures, as plain values for JSON."""
+        return {
+            "target": dataclasses.asdict(self.target),
+            "top": [dataclasses.asdict(one) for one in self.top],
+            "method": self.method,
+            "class_specific": self.class_specific,
+            "region": self.region,
+            "grid": dataclasses.asdict(self.grid),
+        }
+
+    def overlay(self, *, opacity: float = 0.7, max_side: int | None = None) -> Image.Image:
+        """The picture with the map over it, the hotter the clearer; what was not seen is dark.
+
+        Args:
+            opacity: 0 shows the picture alone.
+            max_side: The longer side in pixels at most; None keeps the picture's size.
+        """
+        from convattn.explain.figures import overlay
+
+        picture = self.picture
+        if max_side is not None and max(picture.size) > max_side:
+            picture = picture.copy()
+            picture.thumbnail((max_side, max_side))
+        scale = picture.width / self.picture.width, picture.height / self.picture.height
+        left, top, right, bottom = self.region
+        seen = (left * scale[0], top * scale[1], right * scale[0], bottom * scale[1])
+        return overlay(picture, self.heat_at(picture.size), opacity=opacity, seen=seen)
+
+
+def explain(
+    model: nn.Module,
+    image: PictureSource,
+    target: Target | None = None,
+    *,
+    method: Method = "auto",
+    view: View = "auto",
+    layer: str | None = None,
+    head: int | None = None,
+    query: tuple[float, float] | None = None,
+) -> Explanation:
+    """Where a network looks on a picture, and what it takes it for.
+
+    The picture is prepared as the network's ``pretrained_cfg`` says, ImageNet's way where it has
+    none, and the map is laid back on the original picture. The network is left as it was, and on
+    its device.
+
+    Attention is shown for what it is. A network with a token a class has a map a class. With a
+    single token the map is the same for all classes. A network with attention in its convolutions
+    alone shows how much each place of its last such layer is looked at.
 
     Args:
-        num_cells: Cells along the side.
-        size: Pixels along the side.
+        model: A classifier.
+        image: A path, an open file, a PIL image, a tensor (C, H, W) of bytes or of 0..1, or an
+            array (H, W, C).
+        target: The class: its name, or its number; None explains the likeliest one. Names are
+            those in ``pretrained_cfg["label_names"]``, or ImageNet's.
+        method: ``"attention"``; ``"gradcam"`` for any convnet, by pytorch-grad-cam; ``"auto"``
+            takes attention where there is some.
+        view: ``"crop"`` shows the network what its evaluation would, ``"whole"`` the whole picture
+            at the same scale; ``"auto"`` crops, except a panorama twice as long as wide or longer.
+        layer: Name of the layer with attention; None takes the attention pool, or without one the
+            last attention convolution.
+        head: Number of the attention head; None takes their mean.
+        query: y and x of a pixel of the picture: what does an attention convolution look at from
+            there? None takes the mean over all positions.
 
     Returns:
-        (num_cells,) in pixels from the picture's edge, the first pixel's centre at 0.5; and the
-        distance from one to the next.
+        The explanation.
+
+    Raises:
+        ValueError: If the picture cannot be read, the class is unknown, or the network has no
+            such attention.
+        ModuleNotFoundError: If Grad-CAM is asked for and pytorch-grad-cam, of the ``explain``
+            extra, is not installed.
 
     Example:
-        >>> cell_centres(4, 32)
-        (tensor([ 0.5000,  8.5000, 16.5000, 24.5000]), 8.0)
+        >>> import timm
+        >>> model = timm.create_model("patchconvnet_nano.cluttered_digits", pretrained=True)
+        >>> found = explain(model, torch.zeros(3, 200, 300, dtype=torch.uint8), target="7")
+        >>> found.target.name, found.heat.shape, len(found.top)
+        ('7', (200, 300), 5)
     """
-    steps = torch.arange(num_cells, dtype=torch.float32)
-    for stride in (2**k for k in range(size.bit_length())):
-        if -(-size // stride) == num_cells:
-            return steps * stride + 0.5, float(stride)
-    stride = size / num_cells
-    return (steps + 0.5) * stride, stride
+    (found,) = explain_classes(
+        model,
+        image,
+        None if target is None else [target],
+        top_k=1,
+        method=method,
+        view=view,
+        layer=layer,
+        head=head,
+        query=query,
+    )
+    return found
 
 
-def image_sized(maps: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Attention maps as heat maps of the picture's size.
-
-    Linear between the points that the cells look at, constant beyond the outermost.
+def explain_classes(
+    model: nn.Module,
+    image: PictureSource,
+    targets: Sequence[Target] | None = None,
+    *,
+    top_k: int = 3,
+    method: Method = "auto",
+    view: View = "auto",
+    layer: str | None = None,
+    head: int | None = None,
+    query: tuple[float, float] | None = None,
+) -> list[Explanation]:
+    """Where a network looks on a picture for each of several classes, see ``explain``.
 
     Args:
-        maps: (B, h, w).
-        image_size: Height and width of the picture in pixels.
+        model: A classifier.
+        image: As ``explain`` takes it.
+        targets: Names or numbers of classes; None takes the ``top_k`` likeliest ones.
+        top_k: How many, where no classes are named.
+        method: As ``explain`` takes it.
+        view: As ``explain`` takes it.
+        layer: As ``explain`` takes it.
+        head: As ``explain`` takes it.
+        query: As ``explain`` takes it.
 
     Returns:
-        (B, H, W).
+        One explanation a class, in their order.
+
+    Raises:
+        ValueError: As ``explain``.
+        ModuleNotFoundError: As ``explain``.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("patchconvnet_nano_multi", num_classes=10)
+        >>> [one.heat.shape for one in explain_classes(model, torch.zeros(3, 64, 64), [2, 5])]
+        [(64, 64), (64, 64)]
     """
-    rows, columns = (
-        _interpolation(cells, size).to(maps)
-        for cells, size in zip(maps.shape[1:], image_size, strict=True)
+    if method not in ("auto", "attention", "gradcam"):
+        raise ValueError(f"method={method!r}; expected auto, attention or gradcam")
+    chosen = _method(model, method)
+    if chosen == "gradcam" and (layer is not None or head is not None or query is not None):
+        raise ValueError(
+            "layer, head and query choose among attention, and Grad-CAM has none; leave them out"
+        )
+    picture, seen, pixels = _prepared(model, image, view)
+    with evaluating(model):
+        with torch.no_grad():
+            logits = model(pixels)
+        if logits.ndim != 2:
+            raise ValueError(
+                f"the network gives a result of shape {tuple(logits.shape)}; expected logits of "
+                "shape (1, classes): explain() is for classifiers"
+            )
+        names = class_names(model, logits.shape[1])
+        order = logits[0].argsort(descending=True).tolist()
+        wanted = _wanted(targets, top_k, names, order)
+        numbers = torch.tensor(wanted, device=pixels.device)
+        pixels = pixels.expand(len(wanted), -1, -1, -1)
+        if chosen == "gradcam":
+            maps, grid = grad_cam(model, pixels, numbers)
+        else:
+            point = None if query is None else _on_input(query, seen, picture)
+            _, maps, grid = attention_maps(
+                model, pixels, numbers, layer=layer, head=head, query=point
+            )
+    probabilities = logits[0].float().softmax(0).tolist()
+
+    def prediction(index: int) -> Prediction:
+        return Prediction(index, names[index], probabilities[index])
+
+    return [
+        Explanation(
+            picture=picture,
+            target=prediction(index),
+            top=tuple(map(prediction, order[:_NUM_TOP])),
+            method=chosen,
+            class_specific=chosen == "gradcam" or _has_class_tokens(model, layer),
+            map=one,
+            grid=grid,
+            region=seen.region,
+        )
+        for index, one in zip(wanted, maps.float().cpu(), strict=True)
+    ]
+
+
+def attention_maps(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | None = None,
+    *,
+    layer: str | None = None,
+    head: int | None = None,
+    query: tuple[float, float] | None = None,
+) -> tuple[Tensor, Tensor, Grid]:
+    """The logits of a batch and where the network looked, one map a picture, its sum 1.
+
+    The attention pool says it directly; with a token a class it is the token of the class asked
+    for. Without a pool it is how much the positions of the last attention convolution are looked
+    at. Runs a few pictures at a time, without gradients.
+
+    Args:
+        model: A network with attention, in evaluation mode.
+        images: (B, C, H, W), normalised, on the model's device.
+        targets: (B,) class numbers; None takes the predicted classes.
+        layer: Name of the layer with attention; None takes the last pool, or the last layer.
+        head: Number of the attention head; None takes their mean.
+        query: y and x in pixels of the input: what does an attention convolution look at from the
+            position that is nearest? None takes the mean over all positions.
+
+    Returns:
+        (B, num_classes), (B, h, w), and where the cells lie on the pictures.
+
+    Raises:
+        ValueError: If the network has no attention, or no such layer or head.
+    """
+    name, found = _looking_layer(model, layer)
+    if head is not None and not 0 <= head < num_heads(found):
+        raise ValueError(
+            f"head={head}, but {name} has {num_heads(found)}; give a number from 0 to "
+            f"{num_heads(found) - 1}"
+        )
+    if query is not None and not isinstance(found, AAConv2d):
+        raise ValueError(
+            f"query={query} asks what a position looks at, but in {name} a learned token looks, "
+            "not a position; name an attention convolution as layer, or leave query out"
+        )
+    logits, maps = [], []
+    for start in range(0, len(images), _PICTURES_AT_ONCE):
+        chunk = images[start : start + _PICTURES_AT_ONCE]
+        with torch.no_grad(), capture_attention(model, queries="mean", layers=[name]) as captured:
+            logits.append(model(chunk))
+        grid = captured.grids[name]
+        if query is not None:
+            cells = [grid.cell(query)]
+            there = capture_attention(model, queries=cells, layers=[name])
+            with torch.no_grad(), there as captured:
+                model(chunk)
+        per_head = captured[name]  # (B, heads, tokens, h, w)
+        per_token = per_head.mean(1) if head is None else per_head[:, head]
+        token = torch.zeros(len(chunk), dtype=torch.long, device=chunk.device)
+        if per_token.shape[1] > 1:
+            predicted = logits[-1].argmax(1)
+            token = predicted if targets is None else targets[start : start + len(chunk)]
+        maps.append(per_token[torch.arange(len(chunk), device=token.device), token])
+    whole = torch.cat(maps)
+    return torch.cat(logits), whole / whole.sum((1, 2), keepdim=True), grid
+
+
+def attention_through(
+    model: nn.Module,
+    image: PictureSource,
+    *,
+    query: tuple[float, float] | None = None,
+    view: View = "auto",
+) -> tuple[Image.Image, dict[str, list[NDArray[np.float32]]]]:
+    """One picture through all attention convolutions of a network.
+
+    Args:
+        model: A network with AAConv2d layers.
+        image: As ``explain`` takes it.
+        query: y and x of a pixel of the picture, which looks; None takes the mean of all.
+        view: As ``explain`` takes it.
+
+    Returns:
+        The picture, and by name of the layer one heat map on it a head, (H, W) each.
+
+    Raises:
+        ValueError: If the picture cannot be read or no convolution has attention.
+    """
+    names = [name for name, one in attention_layers(model).items() if isinstance(one, AAConv2d)]
+    if not names:
+        raise ValueError(
+            f"{type(model).__name__} has no convolution with attention; explain() shows its pool"
+        )
+    picture, seen, pixels = _prepared(model, image, view)
+    point = None if query is None else _on_input(query, seen, picture)
+    size = (picture.height, picture.width)
+    with evaluating(model):
+        with torch.no_grad(), capture_attention(model, queries="mean", layers=names) as captured:
+            model(pixels)
+        maps = {name: captured[name][0, :, 0] for name in names}
+        if point is not None:
+            for name in names:
+                cells = [captured.grids[name].cell(point)]
+                there = capture_attention(model, queries=cells, layers=[name])
+                with torch.no_grad(), there as own:
+                    model(pixels)
+                maps[name] = own[name][0, :, 0]
+    return picture, {
+        name: list(captured.grids[name].heat(one.cpu(), size, seen.region).numpy())
+        for name, one in maps.items()
+    }
+
+
+def class_names(model: nn.Module, num_classes: int) -> list[str]:
+    """What a network's classes are called, their numbers where nobody has said.
+
+    Args:
+        model: A classifier; ``pretrained_cfg["label_names"]`` has the names, or its ImageNet
+            subset tells them.
+        num_classes: How many it tells apart.
+    """
+    names = pretrained_cfg(model).get("label_names")
+    if names is not None and len(names) == num_classes:
+        return list(names)
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if subset is not None:
+        return list(ImageNetInfo(subset).label_descriptions())
+    return [str(index) for index in range(num_classes)]
+
+
+def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:
+    """What a network says about its pictures and classes, in timm's words.
+
+    Args:
+        model: Any network; torchvision's and others say nothing, which means ImageNet's.
+    """
+    return getattr(model, "pretrained_cfg", None) or _IMAGENET
+
+
+def num_heads(layer: AAConv2d | LearnedAggregation2d) -> int:
+    """Attention heads of a layer.
+
+    Args:
+        layer: A layer of ours.
+    """
+    return layer.num_heads if isinstance(layer, AAConv2d) else layer.attn.num_heads
+
+
+def find_class(target: Target, names: Sequence[str]) -> int:
+    """The number of a class.
+
+    Args:
+        target: Its number, or its name, in whatever case; of several names that ", " separates,
+            as ImageNet's have, one is enough.
+        names: Name of each class number.
+
+    Raises:
+        ValueError: If there is no such class, or more than one.
+    """
+    last = len(names) - 1
+    if isinstance(target, int):
+        if not 0 <= target <= last:
+            raise ValueError(f"there is no class number {target}; give one from 0 to {last}")
+        return target
+    asked = target.strip().casefold()
+    whole = [name.casefold() for name in names]
+    for matches in (
+        [i for i, name in enumerate(whole) if name == asked],
+        [i for i, name in enumerate(whole) if asked in name.split(", ")],
+    ):
+        if len(matches) > 1:
+            raise ValueError(
+                f"{len(matches)} classes are called {target!r}; give a number instead: "
+                f"{', '.join(map(str, matches))}"
+            )
+        if matches:
+            return matches[0]
+    if asked.isdecimal() and int(asked) <= last:
+        return int(asked)
+    single = {part.casefold(): part for name in names for part in (name, *name.split(", "))}
+    nearest = difflib.get_close_matches(asked, list(single), n=3, cutoff=0)
+    raise ValueError(
+        f"unknown class {target!r}; the nearest are {', '.join(repr(single[n]) for n in nearest)}"
     )
-    return rows @ maps @ columns.T
 
 
-def _interpolation(num_cells: int, size: int) -> Tensor:
-    """Share of each cell in each pixel, (size, num_cells)."""
-    centres, stride = cell_centres(num_cells, size)
-    place = (torch.arange(size) + 0.5 - centres[0]) / stride
-    place = place.clamp(0, num_cells - 1)
-    return (1 - (place[:, None] - torch.arange(num_cells)).abs()).clamp(min=0)
+def _prepared(
+    model: nn.Module, image: PictureSource, view: View
+) -> tuple[Image.Image, Seen, Tensor]:
+    """The picture, what the network sees of it, and that as a batch of one, ready for it."""
+    picture = read_picture(image)
+    seen = see(picture, pretrained_cfg(model), view)
+    weight = next(model.parameters())
+    return picture, seen, seen.pixels.unsqueeze(0).to(weight.device, weight.dtype)
+
+
+def _wanted(
+    targets: Sequence[Target] | None, top_k: int, names: Sequence[str], order: Sequence[int]
+) -> list[int]:
+    """The numbers of the classes to explain."""
+    if targets is None:
+        if not 1 <= top_k <= len(names):
+            raise ValueError(f"top_k={top_k}; expected 1 to {len(names)}, the number of classes")
+        return list(order[:top_k])
+    if not targets:
+        raise ValueError("targets is an empty list; name at least one class")
+    return [find_class(one, names) for one in targets]
+
+
+def _method(model: nn.Module, method: Method) -> Literal["attention", "gradcam"]:
+    if method != "auto":
+        return method
+    return "attention" if attention_layers(model) else "gradcam"
+
+
+def _looking_layer(
+    model: nn.Module, layer: str | None
+) -> tuple[str, AAConv2d | LearnedAggregation2d]:
+    """The layer whose attention says best where the network looks, if none is named."""
+    layers = named_layers(model, None if layer is None else [layer])
+    pools = [name for name, one in layers.items() if isinstance(one, LearnedAggregation2d)]
+    name = [*layers, *pools][-1]
+    return name, layers[name]
+
+
+def _has_class_tokens(model: nn.Module, layer: str | None) -> bool:
+    _, found = _looking_layer(model, layer)
+    return isinstance(found, LearnedAggregation2d) and found.class_tokens
+
+
+def _on_input(point: tuple[float, float], seen: Seen, picture: Image.Image) -> tuple[float, float]:
+    """Where a pixel of the picture lies on the network's input, in its pixels."""
+    y, x = point
+    left, top, right, bottom = seen.region
+    if not (max(top, 0) <= y < min(bottom, picture.height)) or not (
+        max(left, 0) <= x < min(right, picture.width)
+    ):
+        raise ValueError(
+            f"query={(y, x)} lies outside what the network sees of the picture, rows "
+            f"{max(top, 0):.0f} to {min(bottom, picture.height):.0f} and columns "
+            f"{max(left, 0):.0f} to {min(right, picture.width):.0f}; choose a pixel there, or "
+            "view='whole'"
+        )
+    height, width = seen.pixels.shape[1:]
+    return (
+        (y + 0.5 - top) / (bottom - top) * height,
+        (x + 0.5 - left) / (right - left) * width,
+    )

@@ -5,6 +5,7 @@ https://arxiv.org/abs/2112.13692.
 """
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -345,6 +346,14 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 _NANO_CFG = _cfg(num_classes=10, input_size=(3, 64, 64), pool_size=(8, 8), crop_pct=1.0)
 
+_CLUTTERED_DIGITS: dict[str, Any] = {
+    "file": str(Path(__file__).parent / "weights/patchconvnet_nano.cluttered_digits.safetensors"),
+    "mean": (0.404, 0.415, 0.386),
+    "std": (0.253, 0.204, 0.210),
+    "label_names": tuple("0123456789"),
+    "license": "apache-2.0",
+}
+
 default_cfgs = generate_default_cfgs(
     {
         "patchconvnet_s60": _cfg(),
@@ -354,7 +363,7 @@ default_cfgs = generate_default_cfgs(
         "patchconvnet_l60": _cfg(),
         "patchconvnet_l120": _cfg(),
         "patchconvnet_s60_multi": _cfg(),
-        "patchconvnet_nano": _NANO_CFG,
+        "patchconvnet_nano.cluttered_digits": _NANO_CFG | _CLUTTERED_DIGITS,
         "patchconvnet_nano_multi": _NANO_CFG,
     }
 )

@@ -21,15 +21,16 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchvision.transforms.functional import to_pil_image
 
-from convattn.evaluate import logits_and_attention, replace_atomically
-from convattn.explain.heatmap import image_sized
+from convattn.evaluate import replace_atomically
+from convattn.explain import attention_maps
+from convattn.explain.figures import overlay
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 
 COLUMNS = (
@@ -525,12 +526,12 @@ def draw_attention(
     """
     device = next(model.parameters()).device
     with torch.inference_mode():
-        logits, maps = logits_and_attention(model.eval(), images.to(device))
+        logits, maps, grid = attention_maps(model.eval(), images.to(device))
     predicted = logits.argmax(1).tolist()
-    size = (images.shape[-2], images.shape[-1])
-    heats = image_sized(maps, size).cpu()
+    size = grid.image_size
+    heats = grid.heat(maps).cpu().numpy()
     scale, shift = (torch.tensor(values).view(-1, 1, 1) for values in (std, mean))
-    pictures = (images * scale + shift).clamp(0, 1).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+    pictures = [to_pil_image(picture) for picture in (images * scale + shift).clamp(0, 1)]
     # One axes for the whole page: matplotlib takes seconds to lay out dozens of them.
     num_pairs, gap, title_height = min(4, len(images)), 0.06, 0.2
     tall = size[0] / size[1]
@@ -542,6 +543,7 @@ def draw_attention(
     axes = figure.subplots()
     axes.axis("off")
     for index, (picture, heat) in enumerate(zip(pictures, heats, strict=True)):
+        picture = picture.convert("RGB")
         row, pair = divmod(index, num_pairs)
         top = row * (tall + title_height) + title_height
         left = pair * (2 + 3 * gap)
@@ -552,7 +554,7 @@ def draw_attention(
             (picture, left, class_names[truth], "black"),
             (overlay(picture, heat), right, f"{verdict} {class_names[guess]}", colour),
         ):
-            axes.imshow(shown.numpy(), extent=(start, start + 1, top + tall, top))
+            axes.imshow(shown, extent=(start, start + 1, top + tall, top))
             axes.text(start + 0.5, top - 0.04, label, ha="center", fontsize=10, color=ink)
         if boxes is not None:
             xmin, ymin, xmax, ymax = boxes[index].tolist()
@@ -568,20 +570,3 @@ def draw_attention(
             )
     axes.set(xlim=(0, width), ylim=(height, 0))
     figure.savefig(out, dpi=110)
-
-
-def overlay(picture: Tensor, heat: Tensor) -> Tensor:
-    """A picture in grey with a heat map over it, the clearer the hotter.
-
-    Args:
-        picture: (H, W, 3), between 0 and 1.
-        heat: (H, W), not negative.
-
-    Returns:
-        (H, W, 3), between 0 and 1.
-    """
-    heat = heat / heat.max().clamp(min=1e-12)
-    colours = torch.from_numpy(colormaps["inferno"](heat.numpy())[..., :3]).float()
-    grey = picture.mean(-1, keepdim=True).expand(-1, -1, 3)
-    share = 0.25 + 0.6 * heat[..., None]
-    return (1 - share) * (0.25 + 0.6 * grey) + share * colours

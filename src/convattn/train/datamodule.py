@@ -10,13 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from convattn.data.images import TensorImages
+from convattn.data.transforms import transform_of
 from convattn.train.config import DataConfig
-from convattn.train.inputs import (
-    open_source,
-    pretrained_cfg,
-    testing_transform,
-    training_transform,
-)
+from convattn.train.inputs import open_source, pretrained_cfg, training_transform
 from convattn.train.seeding import derive_seed, seeded
 
 
@@ -186,7 +182,7 @@ class ClassificationData(L.LightningDataModule):
         world_size = self.trainer.world_size
         cfg = pretrained_cfg(self.config, self.source)
         share = range(self.trainer.global_rank, len(self.source.test), world_size)
-        dataset = self.source.test.with_transform(testing_transform(cfg))
+        dataset = self.source.test.with_transform(transform_of(cfg))
         return self._loader(
             Subset(dataset, share), batch_size=max(1, self.config.batch_size // world_size)
         )

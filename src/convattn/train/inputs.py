@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from timm.data import resolve_data_config
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from convattn.data import Source, TensorImages, eval_transform, load_source, train_transform
+from convattn.data import Source, TensorImages, load_source, train_transform, transform_of
 from convattn.data.images import Transform
 from convattn.train.config import DataConfig
 
@@ -87,23 +86,6 @@ def pretrained_cfg(config: DataConfig, source: Source) -> dict[str, Any]:
     }
 
 
-def testing_transform(cfg: Mapping[str, Any]) -> Transform:
-    """What is done to a test picture.
-
-    Args:
-        cfg: The ``pretrained_cfg`` of a model of timm's or of a run.
-    """
-    resolved = resolve_data_config(pretrained_cfg=dict(cfg))
-    return eval_transform(
-        tuple(resolved["input_size"][1:]),
-        crop_pct=resolved["crop_pct"],
-        crop_mode=resolved["crop_mode"],
-        interpolation=resolved["interpolation"],
-        mean=tuple(resolved["mean"]),
-        std=tuple(resolved["std"]),
-    )
-
-
 def test_batches(
     config: DataConfig, source: Source, cfg: Mapping[str, Any]
 ) -> tuple[DataLoader[Any], Tensor | None]:
@@ -118,7 +100,7 @@ def test_batches(
         The batches, and (N, 4) boxes in pixels of what the model sees, or None.
     """
     loader = DataLoader(
-        source.test.with_transform(testing_transform(cfg)),
+        source.test.with_transform(transform_of(cfg)),
         batch_size=config.batch_size,
         num_workers=config.num_workers,
     )

@@ -30,12 +30,12 @@ from convattn.evaluate import (
     Result,
     augment_arguments,
     evaluate,
-    has_attention,
     load_run,
     plan_model,
     replace_atomically,
     tensor_differences,
 )
+from convattn.explain import attention_layers
 from convattn.train.callbacks import (
     Checkpoints,
     Ema,
@@ -334,7 +334,7 @@ def _show(config: TrainConfig, data: ClassificationData, folder: Path, *, second
     replace_atomically(folder / "evaluation.json", result.to_json().encode())
     title = f"{config.recipe}: {config.model.name} on {config.data.name}"
     draw_curves(folder / "metrics.csv", folder / "curves.png", title=title)
-    attention = folder / "attention.png" if has_attention(model) else None
+    attention = folder / "attention.png" if attention_layers(model) else None
     if attention is not None:
         dataset = loader.dataset
         items = [dataset[index] for index in range(min(_NUM_PICTURES, len(source.test)))]

@@ -1,0 +1,5 @@
+"""A page in the browser that shows where a network looks."""
+
+from convattn.demo.app import build, launch, start
+
+__all__ = ["build", "launch", "start"]

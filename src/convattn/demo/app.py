@@ -1,0 +1,358 @@
+"""The page, its API and the server."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import io
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from html import escape
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, get_args
+
+import gradio as gr
+from PIL import Image
+from torch import nn
+
+from convattn.demo import page
+from convattn.demo.network import Network, Query, as_shown, marked, open_device
+from convattn.demo.samples import Sample, digits, photographs
+from convattn.evaluate import open_model
+from convattn.explain import read_picture
+from convattn.explain.heatmap import Method
+
+BUNDLED = "patchconvnet_nano.cluttered_digits"
+"""The model that is shown where none is named."""
+
+_OPACITY = 0.7
+MEAN = "mean"
+"""Chosen instead of a head's number."""
+Shown = tuple[bytes, Query | None, str, str, str]
+"""The picture's file, the pixel asked about, and what stands on the page."""
+_SESSIONS = 32  # kept at most, each with the file of its picture
+_CACHE_SECONDS = 3600  # files that the API was given and has made
+
+_THEME = gr.themes.Default(
+    primary_hue="blue",
+    neutral_hue="slate",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _told(handler: Callable[P, R]) -> Callable[P, R]:
+    """Our own sentences reach whoever asked; any other error only shows that it happened."""
+
+    @functools.wraps(handler)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return handler(*args, **kwargs)
+        except ValueError as error:
+            # The page takes it for HTML.
+            raise gr.Error(escape(str(error), quote=False), print_exception=False) from None
+
+    return wrapped
+
+
+class Handlers:
+    """What happens on the page and through its API.
+
+    Args:
+        network: The network that is shown.
+        samples: Pictures to try.
+    """
+
+    def __init__(self, network: Network, samples: Sequence[Sample]) -> None:
+        self.network = network
+        self.samples = samples
+
+    def heads(self, layer: str | None) -> list[str | int]:
+        """What there is to choose from in a layer."""
+        return [MEAN, *range(self.network.convs.get(layer or "", 0))]
+
+    @_told
+    def first(self, layer: str | None, head: str | int) -> Shown:
+        """A picture to begin with."""
+        return self._show(self.samples[0].file, layer, head)
+
+    @_told
+    def sampled(self, layer: str | None, head: str | int, event: gr.EventData) -> Shown:
+        """One of the samples was clicked."""
+        return self._show(self.samples[event.sample].file, layer, head)
+
+    @_told
+    def picked(self, layer: str | None, head: str | int, event: gr.EventData) -> Shown:
+        """A file was dropped, pasted or chosen."""
+        file = base64.b64decode(event.picture.partition(",")[2])
+        if max(len(file), event.size) > page.MAX_FILE_BYTES:
+            raise ValueError(
+                f"the file has {event.size / 2**20:.0f} MB, where at most "
+                f"{page.MAX_FILE_BYTES // 2**20} MB are taken; make the picture smaller"
+            )
+        return self._show(file, layer, head)
+
+    @_told
+    def chosen(self, file: bytes | None, event: gr.EventData) -> tuple[str, str]:
+        """One of the classes was clicked."""
+        look = self.network.look(_read(file), event.index)
+        return page.classes(look), page.views(look)
+
+    @_told
+    def asked(
+        self, file: bytes | None, layer: str, head: str | int, event: gr.EventData
+    ) -> tuple[Query, str]:
+        """A pixel was clicked."""
+        query = (event.y, event.x)
+        return query, self._answer(_read(file), layer, head, query)
+
+    @_told
+    def layer_chosen(
+        self, file: bytes | None, layer: str, query: Query | None
+    ) -> tuple[gr.Dropdown, str]:
+        """Another layer: other heads."""
+        heads = gr.Dropdown(self.heads(layer), value=MEAN)
+        return heads, self._answer(_read(file), layer, MEAN, query)
+
+    @_told
+    def head_chosen(
+        self, file: bytes | None, layer: str, head: str | int, query: Query | None
+    ) -> str:
+        """Another head."""
+        return self._answer(_read(file), layer, head, query)
+
+    @_told
+    def explain(
+        self, picture: bytes | None, target: str, method: Method, opacity: float
+    ) -> tuple[dict[str, Any], Image.Image]:
+        """What a picture is taken for, and where the network looks.
+
+        Returns the class explained, the five likeliest ones, and the picture with its heat map.
+        """
+        found = self.network.explain(_read(picture), target or None, method=method)
+        told = {
+            "explained": dataclasses.asdict(found.target),
+            "classes": [dataclasses.asdict(one) for one in found.top],
+            "method": found.method,
+            "class_specific": found.class_specific,
+        }
+        return told, as_shown(found).overlay(opacity=opacity)
+
+    @_told
+    def attend(
+        self, picture: bytes | None, y: int, x: int, layer: str, head: str, opacity: float
+    ) -> Image.Image:
+        """What an attention convolution looks at from a pixel.
+
+        Returns the picture with its heat map, the pixel marked.
+        """
+        if head != MEAN and not head.isdecimal():
+            raise ValueError(f"head={head!r}; expected the number of a head, or {MEAN}")
+        number = None if head == MEAN else int(head)
+        found = self.network.attend(_read(picture), layer, number, (y, x))
+        return marked(as_shown(found).overlay(opacity=opacity), (y, x), found.picture.size)
+
+    def _show(self, file: bytes, layer: str | None, head: str | int) -> Shown:
+        picture = _read(file)
+        look = self.network.look(picture)
+        answer = self._answer(picture, layer, head, None)
+        return file, None, page.classes(look), page.views(look), answer
+
+    def _answer(
+        self, picture: Image.Image, layer: str | None, head: str | int, query: Query | None
+    ) -> str:
+        if layer is None:
+            return ""
+        number = head if isinstance(head, int) else None
+        return page.answer(self.network.attend(picture, layer, number, query), query)
+
+
+def _read(file: bytes | None) -> Image.Image:
+    if file is None:
+        raise ValueError("there is no picture yet; give one")
+    return read_picture(io.BytesIO(file))
+
+
+def launch(
+    target: str | None = None,
+    *,
+    checkpoint: str | None = None,
+    num_classes: int | None = None,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    open_browser: bool = False,
+) -> None:
+    """Show a network on a page in the browser until Ctrl-C; prints the address.
+
+    Args:
+        target: A run folder, or a model's name; None takes the bundled one.
+        checkpoint: Weights of a model that is given by name; None takes its released ones.
+        num_classes: Number of classes of that checkpoint; None takes the model's own.
+        host: Address to listen on; ``0.0.0.0`` lets other machines in.
+        port: Port to listen on; None takes the first free one from 7860 on.
+        open_browser: Open the page in the browser.
+
+    Raises:
+        FileNotFoundError: If there is no such run or checkpoint.
+        OSError: If nothing can listen there.
+        ValueError: If there is no such model, or the port is no port.
+    """
+    name = target or BUNDLED
+    model = open_model(name, checkpoint=checkpoint, num_classes=num_classes).to(open_device())
+    blocks = build(model, name=Path(name).resolve().name)
+    print(f"{start(blocks, host=host, port=port, open_browser=open_browser)} (Ctrl-C ends it)")
+    with suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    blocks.close(verbose=False)
+
+
+def start(
+    blocks: gr.Blocks,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    open_browser: bool = False,
+) -> str:
+    """Serve a page in the background; its ``close()`` ends that.
+
+    Args:
+        blocks: What ``build`` has made.
+        host: Address to listen on.
+        port: Port to listen on; None takes the first free one from 7860 on.
+        open_browser: Open the page in the browser.
+
+    Returns:
+        The page's address.
+
+    Raises:
+        OSError: If nothing can listen there.
+        ValueError: If the port is no port.
+    """
+    _check_address(host, port)
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=open_browser,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        inline=False,
+        show_error=False,
+        max_file_size=page.MAX_FILE_BYTES,
+        state_session_capacity=_SESSIONS,
+        enable_monitoring=False,
+        run_history=False,
+        footer_links=["api"],
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        theme=_THEME,
+        css=page.CSS,
+    )
+    return str(blocks.local_url)
+
+
+def build(model: nn.Module, *, name: str) -> gr.Blocks:
+    """The page of one network, not yet served.
+
+    Args:
+        model: A classifier that follows timm's contract, on the device that it shall run on.
+        name: What the page calls it.
+
+    Raises:
+        ValueError: If there is nothing to show of this network.
+    """
+    network = Network(model)
+    handlers = Handlers(network, digits() if network.knows_digits else photographs())
+    with gr.Blocks(
+        title=f"{name} · convattn",
+        analytics_enabled=False,  # or Gradio would call home
+        delete_cache=(_CACHE_SECONDS, _CACHE_SECONDS),
+    ) as blocks:
+        _lay_out(blocks, name, handlers)
+        _offer_api(handlers)
+    return blocks
+
+
+def _lay_out(blocks: gr.Blocks, name: str, handlers: Handlers) -> None:
+    network = handlers.network
+    layers = list(network.convs)
+    last = layers[-1] if layers else None
+    picture, query = gr.State(), gr.State()
+    gr.HTML(page.heading(name, network.describe()))
+    with gr.Row():
+        with gr.Column(scale=2, min_width=220):
+            chooser = gr.HTML(page.chooser(handlers.samples), js_on_load=page.CHOOSER_JS)
+            classes = gr.HTML(js_on_load=page.CLASSES_JS)
+        with gr.Column(scale=5, min_width=400):
+            views = gr.HTML(js_on_load=None)
+            opacity = gr.Slider(0, 1, _OPACITY, step=0.05, label="Strength of the colours")
+            with gr.Column(visible=bool(layers)):
+                gr.HTML(page.ASK_HEADING, js_on_load=None)
+                with gr.Row():
+                    layer = gr.Dropdown(layers, value=last, label="Layer")
+                    head = gr.Dropdown(handlers.heads(last), value=MEAN, label="Head")
+                answer = gr.HTML(js_on_load=page.ASKED_JS)
+
+    def listen(event: Any, handler: Any, inputs: list[Any], outputs: list[Any]) -> None:
+        event(
+            handler,
+            inputs,
+            outputs,
+            api_visibility="private",
+            show_progress="minimal",
+            show_progress_on=[answer if views not in outputs else views],
+            trigger_mode="always_last",
+        )
+
+    choice = [layer, head]
+    everything = [picture, query, classes, views, answer]
+    listen(blocks.load, handlers.first, choice, everything)
+    listen(chooser.picked, handlers.picked, choice, everything)
+    listen(chooser.sampled, handlers.sampled, choice, everything)
+    listen(classes.chosen, handlers.chosen, [picture], [classes, views])
+    listen(answer.asked, handlers.asked, [picture, *choice], [query, answer])
+    listen(layer.input, handlers.layer_chosen, [picture, layer, query], [head, answer])
+    listen(head.input, handlers.head_chosen, [picture, *choice, query], [answer])
+    opacity.input(None, opacity, None, js=page.SET_OPACITY)
+
+
+def _offer_api(handlers: Handlers) -> None:
+    """What `gradio_client` can call; the components are there for their types alone."""
+    with gr.Column(visible=False):
+        picture = gr.File(type="binary", label="Picture")
+        target = gr.Textbox("", label="Class by name or number; empty: the likeliest")
+        method = gr.Radio(get_args(Method), value="auto", label="Method")
+        opacity = gr.Number(_OPACITY, label="Opacity of the heat, 0 to 1")
+        explained = gr.JSON(label="Classes")
+        overlay = gr.Image(format="png", label="Overlay")
+        button = gr.Button()
+        button.click(handlers.explain, [picture, target, method, opacity], [explained, overlay])
+        layers = list(handlers.network.convs)
+        if layers:
+            y = gr.Number(None, precision=0, label="Row of the pixel")
+            x = gr.Number(None, precision=0, label="Its column")
+            layer = gr.Dropdown(layers, value=layers[-1], label="Layer")
+            head = gr.Textbox(MEAN, label="Number of the head, or mean")
+            button.click(handlers.attend, [picture, y, x, layer, head, opacity], overlay)
+
+
+def _check_address(host: str, port: int | None) -> None:
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"port={port}; expected 1 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port or 0), family=family).close()
+    except OSError:
+        where = host if port is None else f"{host}, port {port}"
+        raise OSError(
+            f"cannot listen on {where}: the port is taken, or the address is none of this "
+            "machine's; choose another"
+        ) from None

@@ -1,0 +1,186 @@
+"""The network behind the page: one model that all requests share."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+
+from convattn.explain import Explanation, attention_layers, class_names, explain
+from convattn.explain.heatmap import Method, Target, num_heads
+from convattn.layers import AAConv2d, LearnedAggregation2d
+
+SHOWN_SIDE = 1024
+"""Pixels of the longer side of a picture on the page at most."""
+_ENLARGED_SIDE = 512  # of a picture that is smaller, at most
+
+Query = tuple[int, int]
+"""y and x of a pixel of the picture."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One picture explained in every way that the network allows."""
+
+    attention: Explanation | None
+    """None for a network without attention."""
+    gradcam: Explanation | str
+    """A sentence that says why there is none, for a network without a map to look at."""
+
+    @property
+    def prediction(self) -> Explanation:
+        """The one to read the classes from."""
+        found = self.attention or self.gradcam
+        assert isinstance(found, Explanation)
+        return found
+
+
+class Network:
+    """A model that answers one request at a time.
+
+    Hooks see every run of the model, whoever asked for it, so two requests must not overlap.
+
+    Args:
+        model: A classifier that follows timm's contract, on the device that it shall run on.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._lock = threading.Lock()
+        layers = attention_layers(model)
+        self.has_attention = bool(layers)
+        """Whether it holds a layer of ours."""
+        self.convs = {
+            name: num_heads(layer) for name, layer in layers.items() if isinstance(layer, AAConv2d)
+        }
+        """Name of each attention convolution -> number of its heads."""
+        self.has_pool = any(isinstance(layer, LearnedAggregation2d) for layer in layers.values())
+        """Whether attention takes the place of its average pool."""
+        names = class_names(model, cast(Any, model).num_classes)
+        self.knows_digits = names == list("0123456789")
+        """Whether its classes are the ten digits."""
+
+    def describe(self) -> str:
+        """What attention it has, in one line."""
+        if not self.has_attention:
+            return "no attention of its own; Grad-CAM shows what speaks for a class"
+        found = self.explain(Image.new("RGB", (64, 64)))
+        cells = f"{_times(found.grid.feat_size)} cells at {_times(found.grid.image_size)}"
+        convs = f"attention in {len(self.convs)} convolution{'s' * (len(self.convs) != 1)}"
+        if not self.has_pool:
+            return f"{convs}, {cells} in the last one"
+        same = "a map for each class" if found.class_specific else "the same map for every class"
+        pool = f"learned aggregation, {cells}, {same}"
+        return f"{pool}; {convs}" if self.convs else pool
+
+    def look(self, picture: Image.Image, target: Target | None = None) -> Look:
+        """Attention and Grad-CAM of one class.
+
+        Args:
+            picture: RGB.
+            target: The class; None takes the likeliest one.
+
+        Raises:
+            ValueError: If the class is unknown, or the network can show nothing of this picture.
+        """
+        if not self.has_attention:
+            return Look(None, self.explain(picture, target))
+        attention = self.explain(picture, target)
+        try:
+            return Look(attention, self.explain(picture, attention.target.index, method="gradcam"))
+        except ValueError as error:
+            return Look(attention, f"No Grad-CAM: {error}.")
+
+    def explain(
+        self, picture: Image.Image, target: Target | None = None, *, method: Method = "auto"
+    ) -> Explanation:
+        """As ``convattn.explain``.
+
+        Args:
+            picture: RGB.
+            target: The class; None takes the likeliest one.
+            method: As ``convattn.explain`` takes it.
+
+        Raises:
+            ValueError: As ``convattn.explain``.
+        """
+        with self._lock:
+            return explain(self._model, picture, target, method=method)
+
+    def attend(
+        self, picture: Image.Image, layer: str, head: int | None, query: Query | None
+    ) -> Explanation:
+        """What an attention convolution looks at.
+
+        Args:
+            picture: RGB.
+            layer: Name of the convolution.
+            head: Number of the head; None takes their mean.
+            query: The pixel that looks; None takes the mean over all.
+
+        Raises:
+            ValueError: If the network does not see that pixel, or there is no such layer or head.
+        """
+        with self._lock:
+            return explain(
+                self._model, picture, method="attention", layer=layer, head=head, query=query
+            )
+
+
+def open_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def as_shown(found: Explanation) -> Explanation:
+    """The same explanation of the picture at a size to look at, its proportions kept.
+
+    A small picture grows by whole pixels: what is seen is what the network was given.
+
+    Args:
+        found: What ``explain`` has found.
+    """
+    picture = found.picture
+    longest = max(picture.size)
+    if longest > SHOWN_SIDE:
+        shown = picture.copy()
+        shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    else:
+        by = max(_ENLARGED_SIDE // longest, 1)
+        shown = picture.resize((by * picture.width, by * picture.height), Image.Resampling.NEAREST)
+    across, down = shown.width / picture.width, shown.height / picture.height
+    left, top, right, bottom = found.region
+    return dataclasses.replace(
+        found, picture=shown, region=(left * across, top * down, right * across, bottom * down)
+    )
+
+
+def marked(image: Image.Image, query: Query | None, size: tuple[int, int]) -> Image.Image:
+    """An image with a ring round a pixel.
+
+    Args:
+        image: The picture as it is shown; drawn on.
+        query: The pixel; None draws nothing.
+        size: Width and height of the picture that ``query`` is about.
+    """
+    if query is None:
+        return image
+    y, x = (
+        (at + 0.5) * new / old
+        for at, new, old in zip(query, image.size[::-1], size[::-1], strict=True)
+    )
+    radius = max(image.size) / 50
+    draw = ImageDraw.Draw(image)
+    for colour, extra, width in (("black", 2, 6), ("#31f4ff", 0, 2)):
+        reach = radius + extra
+        draw.ellipse((x - reach, y - reach, x + reach, y + reach), outline=colour, width=width)
+    return image
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

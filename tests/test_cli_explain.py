@@ -1,0 +1,120 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convattn.cli import main
+from convattn.data import cluttered_digits
+
+BUNDLED = "patchconvnet_nano.cluttered_digits"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures in folders: two digits of one name, a panorama, a broken file and a text."""
+    top = tmp_path_factory.mktemp("pictures")
+    (top / "more").mkdir()
+    digits = cluttered_digits(2, split="test").images.permute(0, 2, 3, 1).numpy()
+    Image.fromarray(digits[0]).save(top / "digit.png")
+    Image.fromarray(digits[1]).save(top / "more" / "digit.png")
+    Image.new("RGB", (300, 90), (90, 120, 30)).save(top / "wide.jpg")
+    (top / "broken.jpg").write_bytes((top / "wide.jpg").read_bytes()[:200])
+    (top / "notes.txt").write_text("no picture")
+    return top
+
+
+def fails(capsys, *arguments):
+    assert main(["explain", *map(str, arguments)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("convattn: ")
+    return lines[0]
+
+
+def test_a_picture_gets_an_overlay_a_map_a_sheet_and_its_classes(folder, capsys, tmp_path):
+    out = tmp_path / "out"
+    assert main(["explain", BUNDLED, str(folder / "wide.jpg"), "--out", str(out)]) == 0
+    names = {"wide.png", "wide.npz", "sheet.png", "explanations.json"}
+    assert {file.name for file in out.iterdir()} == names
+    with Image.open(out / "wide.png") as overlay:
+        assert overlay.size == (300, 90)
+    with np.load(out / "wide.npz") as arrays:
+        assert arrays["heat"].shape == (90, 300)
+        assert arrays["map"].sum() == pytest.approx(1, abs=1e-5)
+    (told,) = json.loads((out / "explanations.json").read_text())
+    (explanation,) = told["explanations"]
+    assert explanation["region"] == [0, 0, 300, 90]
+    assert len(explanation["top"]) == 5
+    assert str(out / "sheet.png") in capsys.readouterr().out
+
+
+def test_a_folder_goes_on_past_what_cannot_be_read_and_says_so(folder, capsys, tmp_path):
+    out = tmp_path / "out"
+    assert main(["explain", BUNDLED, str(folder), "--target", "3", "8", "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert "broken.jpg" in captured.err
+    assert "1 of 4 files could not be read" in captured.err
+    overlays = {file.name for file in out.glob("*.png")}
+    stems = ("digit", "digit-2", "wide")
+    assert overlays == {"sheet.png", *(f"{stem}_{name}.png" for stem in stems for name in "38")}
+
+
+def test_a_run_is_explained_and_its_maps_are_tested(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    flags = "--data.num-train 32 --data.num-test 12 --data.image-size 32 --data.batch-size 8"
+    rest = "--epochs 1 --accelerator cpu --devices 1 --model.name aa_wide_resnet_nano"
+    assert main(["train", "quickstart", *flags.split(), *rest.split(), "--out", str(run)]) == 0
+    words = ["--layers", "--query", "10", "20", "--out", str(tmp_path / "out")]
+    assert main(["explain", str(run), str(folder / "digit.png"), *words]) == 0
+    assert (tmp_path / "out" / "digit_layers.png").is_file()
+    capsys.readouterr()
+    assert main(["explain", str(run), "--faithfulness", "--num-steps", "2"]) == 0
+    assert "attention" in capsys.readouterr().out
+    report = json.loads((run / "faithfulness.json").read_text())
+    assert report["num_images"] == 12
+    assert set(report["methods"]) == {"attention", "gradcam", "random", "centre"}
+    assert (run / "faithfulness.md").is_file()
+    with Image.open(run / "faithfulness.png") as plot:
+        assert plot.width > 400
+    assert not list(run.glob("*.tmp*"))
+
+
+def test_a_folder_that_is_there_is_never_written_into(folder, capsys, tmp_path, monkeypatch):
+    picture = folder / "digit.png"
+    message = fails(capsys, BUNDLED, picture, "--out", folder)
+    assert "exists and is never overwritten; give another --out" in message
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["explain", BUNDLED, str(picture)]) == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"explained", "explained-2"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "takes a picture or a folder of pictures, or else --faithfulness"),
+        (["digit.png", "--faithfulness"], "or else --faithfulness"),
+        (["none.png"], "none.png does not exist"),
+        (["broken.jpg"], "cannot be read"),
+        (["notes.txt"], "not in a known picture format"),
+        (["digit.png", "--target", "seven"], "unknown class 'seven'; the nearest are"),
+        (["digit.png", "--target", "3", "--top-k", "2"], "both choose classes"),
+        (["digit.png", "--method", "lime"], "invalid choice 'lime'"),
+        (["digit.png", "--layer", "body"], "no layer with attention named 'body'; it has head"),
+        (["digit.png", "--tagret", "3"], "unknown flag --tagret; the nearest is --target"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_folder(words, message, folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    assert message in fails(capsys, BUNDLED, *words)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_without_pictures_is_told(capsys, tmp_path):
+    assert "holds no picture" in fails(capsys, BUNDLED, tmp_path)
+
+
+def test_a_target_that_is_none_names_the_nearest(capsys):
+    assert "the nearest model is" in fails(capsys, "patchconvnet_nona", "x.png")
