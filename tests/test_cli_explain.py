@@ -54,10 +54,26 @@ def test_a_folder_goes_on_past_what_cannot_be_read_and_says_so(folder, capsys, t
     assert main(["explain", BUNDLED, str(folder), "--target", "3", "8", "--out", str(out)]) == 2
     captured = capsys.readouterr()
     assert "broken.jpg" in captured.err
-    assert "1 of 4 files could not be read" in captured.err
+    assert "1 of 4 files could not be explained" in captured.err
     overlays = {file.name for file in out.glob("*.png")}
-    stems = ("digit", "digit-2", "wide")
-    assert overlays == {"sheet.png", *(f"{stem}_{name}.png" for stem in stems for name in "38")}
+    names = ("digit_3", "digit_8", "digit_3-2", "digit_8-2", "wide_3", "wide_8", "sheet")
+    assert overlays == {f"{name}.png" for name in names}
+
+
+def test_names_that_would_meet_are_numbered(tmp_path):
+    pictures = tmp_path / "pictures"
+    for name in ("a.png", "a.jpg", "a-2.png", "sheet.png", "thin.png"):
+        (pictures / name[0]).mkdir(parents=True, exist_ok=True)
+        size = (5000, 1) if name == "thin.png" else (64, 64)
+        Image.new("RGB", size).save(pictures / name[0] / name)
+    assert main(["explain", BUNDLED, str(pictures), "--out", str(tmp_path / "out")]) == 2
+    told = json.loads((tmp_path / "out" / "explanations.json").read_text())
+    assert len(told) == 4
+    assert {file.name for file in (tmp_path / "out").glob("*.png")} == {
+        "sheet.png",  # of all
+        "sheet-2.png",
+        *("a.png", "a-2.png", "a-3.png"),
+    }
 
 
 def test_a_run_is_explained_and_its_maps_are_tested(folder, tmp_path, capsys):
@@ -103,6 +119,7 @@ def test_a_folder_that_is_there_is_never_written_into(folder, capsys, tmp_path, 
         (["digit.png", "--method", "lime"], "invalid choice 'lime'"),
         (["digit.png", "--layer", "body"], "no layer with attention named 'body'; it has head"),
         (["digit.png", "--tagret", "3"], "unknown flag --tagret; the nearest is --target"),
+        (["digit.png", "--layers"], "has no convolution with attention"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_folder(words, message, folder, capsys, monkeypatch):
@@ -118,3 +135,11 @@ def test_a_folder_without_pictures_is_told(capsys, tmp_path):
 
 def test_a_target_that_is_none_names_the_nearest(capsys):
     assert "the nearest model is" in fails(capsys, "patchconvnet_nona", "x.png")
+
+
+def test_data_of_other_classes_are_refused(capsys, tmp_path):
+    for name in ("train/ant", "train/bee", "val/ant", "val/bee"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / name / "a.png")
+    words = ["--faithfulness", "--data", "folder", "--data.root", tmp_path]
+    assert "has 10 classes and folder 2" in fails(capsys, BUNDLED, *words)

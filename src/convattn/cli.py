@@ -15,7 +15,6 @@ import os
 import re
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,10 +61,9 @@ convattn train RECIPE --help lists them. --resume goes on with a run that was st
 recipes:
 """
 
-_MOST_ROWS, _MOST_COLUMNS = (
-    24,
-    6,
-)  # of the sheet of all pictures; the files themselves are all there
+# Of the sheet that shows all pictures at once; every picture has files of its own.
+_MOST_ROWS, _MOST_COLUMNS = 24, 6
+_SHEET_SIDE = 480  # pixels that a picture of the sheet is kept with
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C has ended
 
@@ -451,6 +449,9 @@ def _explain(arguments: list[str]) -> int:
         )
     if options.target and options.top_k is not None:
         raise UsageError("--target and --top-k both choose classes; give one of them")
+    if options.out is not None and Path(options.out).exists():
+        # Told before the work, not after it.
+        raise UsageError(f"{options.out} exists and is never overwritten; give another --out")
 
     import torch
 
@@ -482,8 +483,8 @@ def _explain_pictures(
 ) -> int:
     """Write an overlay and a map for every picture, a sheet of all, and what they were taken for.
 
-    One picture that cannot be read is the user's mistake; among several it is told, and the others
-    go on.
+    One picture that cannot be explained is the user's mistake; among several it is told, and the
+    others go on.
     """
     import numpy as np
 
@@ -491,7 +492,9 @@ def _explain_pictures(
     from convattn.explain import attention_through, explain_classes
     from convattn.explain.figures import draw_explanations, draw_layers
 
-    rows, told, failed, stems = [], [], 0, Counter[str]()
+    sheet: list[list[Explanation]] = []
+    told: list[dict[str, Any]] = []
+    used = {"sheet"}
     out: Path | None = None
     for number, file in enumerate(pictures, 1):
         try:
@@ -506,39 +509,56 @@ def _explain_pictures(
                 head=options.head,
                 query=options.query,
             )
-        except UnreadableImageError as error:
-            if len(pictures) == 1:
+            if options.layers:
+                picture, layers = attention_through(
+                    model, file, query=options.query, view=options.view
+                )
+        except ValueError as error:
+            # What fails for the first picture and is not its fault would fail for all of them.
+            about_picture = isinstance(error, UnreadableImageError)
+            if len(pictures) == 1 or (out is None and not about_picture):
                 raise
-            failed += 1
-            print(f"convattn: {error}", file=sys.stderr)
+            text = str(error)
+            _fail(text if str(file) in text else f"{file}: {text}", 2)
             continue
         if out is None:
             out = _new_folder(options.out, "explained")
-        stems[file.stem] += 1
-        stem = file.stem if stems[file.stem] == 1 else f"{file.stem}-{stems[file.stem]}"
         for one in found:
-            named = stem if len(found) == 1 else f"{stem}_{_file_name(one.target.name)}"
-            one.overlay().save(out / f"{named}.png")
-            np.savez_compressed(out / f"{named}.npz", heat=one.heat, map=one.map.numpy())
+            several = "" if len(found) == 1 else f"_{_file_name(one.target.name)}"
+            stem = _unused(file.stem + several, used)
+            one.overlay().save(out / f"{stem}.png")
+            np.savez_compressed(out / f"{stem}.npz", heat=one.heat, map=one.map.numpy())
         if options.layers:
-            picture, layers = attention_through(model, file, query=options.query, view=options.view)
-            title = f"{file.name} through {name}"
             draw_layers(
-                picture, layers, out / f"{stem}_layers.png", title=title, query=options.query
+                picture,
+                layers,
+                out / f"{_unused(f'{file.stem}_layers', used)}.png",
+                title=f"{file.name} through {Path(name).name}",
+                query=options.query,
             )
         told.append({"picture": str(file), "explanations": [one.to_dict() for one in found]})
-        rows.append(found[: _MOST_COLUMNS if found[0].class_specific else 1])
+        if len(sheet) < _MOST_ROWS:
+            row = found[: _MOST_COLUMNS if found[0].class_specific else 1]
+            sheet.append([one.shrunk(_SHEET_SIDE) for one in row])
         best = found[0].top[0]
         print(f"{number}/{len(pictures)}  {file}  {best.name}  {best.probability:.1%}", flush=True)
+    failed = len(pictures) - len(told)
     if out is None:
         raise UsageError(f"none of the {failed} files could be read as a picture")
     replace_atomically(out / "explanations.json", (json.dumps(told, indent=2) + "\n").encode())
-    shown = rows[:_MOST_ROWS]
-    draw_explanations(shown, out / "sheet.png", title=_sheet_title(shown, name))
+    draw_explanations(sheet, out / "sheet.png", title=_sheet_title(sheet, name))
     print(f"\n{out / 'sheet.png'}")
     if failed:
-        return _fail(f"{failed} of {len(pictures)} files could not be read", 2)
+        return _fail(f"{failed} of {len(pictures)} files could not be explained", 2)
     return 0
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """The name, or the first numbered one that no file has yet, whatever the case."""
+    numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    free = next(one for one in numbered if one.casefold() not in used)
+    used.add(free.casefold())
+    return free
 
 
 def _sheet_title(rows: Sequence[Sequence[Explanation]], name: str) -> str:
@@ -555,12 +575,7 @@ def _new_folder(wanted: str | None, name: str) -> Path:
     """Make the folder that is asked for, or the first free one of a name."""
     if wanted is not None:
         folder = Path(wanted)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            raise UsageError(
-                f"{folder} exists and is never overwritten; give another --out"
-            ) from None
+        folder.mkdir(parents=True)
         return folder
     for number in itertools.count(1):
         folder = Path(name if number == 1 else f"{name}-{number}")
@@ -583,7 +598,12 @@ def _test_faithfulness(
     loader, boxes = test_batches(
         options.data, source, cast(Mapping[str, Any], model.pretrained_cfg)
     )
-    total = len(source.test)
+    num_classes, total = len(source.class_names), len(source.test)
+    if model.num_classes != num_classes:
+        raise UsageError(
+            f"{name} has {model.num_classes} classes and {options.data.name} {num_classes}; name "
+            "the data that it was trained on by --data"
+        )
 
     def progress(done: int) -> None:
         if sys.stderr.isatty():

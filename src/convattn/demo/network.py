@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from dataclasses import dataclass
 from typing import Any, cast
@@ -146,18 +145,11 @@ def as_shown(found: Explanation) -> Explanation:
         found: What ``explain`` has found.
     """
     picture = found.picture
-    longest = max(picture.size)
-    if longest > SHOWN_SIDE:
-        shown = picture.copy()
-        shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    else:
-        by = max(_ENLARGED_SIDE // longest, 1)
-        shown = picture.resize((by * picture.width, by * picture.height), Image.Resampling.NEAREST)
-    across, down = shown.width / picture.width, shown.height / picture.height
-    left, top, right, bottom = found.region
-    return dataclasses.replace(
-        found, picture=shown, region=(left * across, top * down, right * across, bottom * down)
-    )
+    by = _ENLARGED_SIDE // max(picture.size)
+    if by < 2:
+        return found.shrunk(SHOWN_SIDE)
+    larger = (by * picture.width, by * picture.height)
+    return found.of(picture.resize(larger, Image.Resampling.NEAREST))
 
 
 def marked(image: Image.Image, query: Query | None, size: tuple[int, int]) -> Image.Image:

@@ -71,21 +71,8 @@ class Explanation:
     @cached_property
     def heat(self) -> NDArray[np.float32]:
         """The map on the picture's pixels, (H, W); 0 where the network saw nothing."""
-        return self.heat_at(self.picture.size)
-
-    def heat_at(self, size: tuple[int, int]) -> NDArray[np.float32]:
-        """The map on the picture as it would be at another size.
-
-        Args:
-            size: Width and height in pixels, as PIL has them.
-
-        Returns:
-            (height, width).
-        """
-        scale = [new / old for new, old in zip(size, self.picture.size, strict=True)] * 2
-        left, top, right, bottom = (edge * by for edge, by in zip(self.region, scale, strict=True))
-        heat = self.grid.heat(self.map, (size[1], size[0]), (left, top, right, bottom))
-        return heat.numpy()
+        size = (self.picture.height, self.picture.width)
+        return self.grid.heat(self.map, size, self.region).numpy()
 
     def to_dict(self) -> dict[str, Any]:
         """All but the pictures, as plain values for JSON."""
@@ -107,14 +94,31 @@ class Explanation:
         """
         from convattn.explain.figures import overlay
 
-        picture = self.picture
-        if max_side is not None and max(picture.size) > max_side:
-            picture = picture.copy()
-            picture.thumbnail((max_side, max_side))
-        scale = picture.width / self.picture.width, picture.height / self.picture.height
+        shown = self if max_side is None else self.shrunk(max_side)
+        return overlay(shown.picture, shown.heat, opacity=opacity, seen=shown.region)
+
+    def shrunk(self, max_side: int) -> Explanation:
+        """The same of a smaller picture, its proportions kept.
+
+        Args:
+            max_side: The longer side in pixels at most.
+        """
+        if max(self.picture.size) <= max_side:
+            return self
+        picture = self.picture.copy()
+        picture.thumbnail((max_side, max_side))
+        return self.of(picture)
+
+    def of(self, picture: Image.Image) -> Explanation:
+        """The same of this picture at another size.
+
+        Args:
+            picture: The picture, resized.
+        """
+        across, down = (new / old for new, old in zip(picture.size, self.picture.size, strict=True))
         left, top, right, bottom = self.region
-        seen = (left * scale[0], top * scale[1], right * scale[0], bottom * scale[1])
-        return overlay(picture, self.heat_at(picture.size), opacity=opacity, seen=seen)
+        region = (left * across, top * down, right * across, bottom * down)
+        return dataclasses.replace(self, picture=picture, region=region)
 
 
 def explain(
