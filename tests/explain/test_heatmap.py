@@ -81,6 +81,17 @@ def test_a_crop_of_a_larger_picture_is_scaled_back(bundled, digits):
     assert abs(u - 3 * x - 1) <= 3
 
 
+def test_shrunk_it_is_the_same_on_a_smaller_picture(bundled):
+    found = convattn.explain(bundled, Image.new("RGB", (300, 200), (9, 80, 200)))
+    small = found.shrunk(150)
+    assert small.picture.size == (150, 100)
+    assert small.region == tuple(edge / 2 for edge in found.region)
+    blocks = found.heat.reshape(100, 2, 150, 2).mean((1, 3))
+    np.testing.assert_allclose(small.heat, blocks, atol=0.02 * found.heat.max())
+    assert found.shrunk(300) is found
+    assert found.overlay(max_side=150).size == (150, 100)
+
+
 def test_every_kind_of_source_gives_the_same(bundled, digits, tmp_path):
     tensor = digits.images[0]
     image = Image.fromarray(tensor.permute(1, 2, 0).numpy())
@@ -119,7 +130,16 @@ NAMES = ("tench, Tinca tinca", "crane", "Tabby, tabby cat", "crane", "7")
 
 @pytest.mark.parametrize(
     ("target", "index"),
-    [("tench", 0), ("tinca TINCA", 0), ("tabby cat", 2), (3, 3), ("7", 4), ("1", 1), (" 7 ", 4)],
+    [
+        ("tench", 0),
+        ("tinca TINCA", 0),
+        ("tabby cat", 2),
+        (3, 3),
+        (np.int64(3), 3),
+        ("7", 4),
+        ("1", 1),
+        (" 7 ", 4),
+    ],
 )
 def test_names_are_found_by_a_synonym_in_any_case(target, index):
     assert find_class(target, NAMES) == index
@@ -132,6 +152,7 @@ def test_names_are_found_by_a_synonym_in_any_case(target, index):
         ("crane", "2 classes are called 'crane'; give a number instead: 1, 3"),
         (5, "no class number 5; give one from 0 to 4"),
         (-1, "no class number -1"),
+        (["crane"], "expected one name or number, explain_classes takes several"),
         ("9", "unknown class '9'"),
     ],
 )

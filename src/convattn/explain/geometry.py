@@ -197,14 +197,14 @@ class GridTracker(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run an operation and note the grid of its result."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        # Every operation of the network comes by here: this is what capturing costs.
+        result = func(*args, **kwargs) if kwargs else func(*args)
         if isinstance(result, Tensor):
-            self._note(func, args, kwargs, result)
+            self._note(func, args, kwargs or {}, result)
         elif isinstance(result, tuple | list):
             for part in result:
                 if isinstance(part, Tensor):
-                    self._note(func, args, kwargs, part)
+                    self._note(func, args, kwargs or {}, part)
         return result
 
     def _note(
@@ -212,7 +212,12 @@ class GridTracker(TorchFunctionMode):
     ) -> None:
         window = _WINDOWS.get(getattr(func, "__name__", ""))
         if window is None or out.ndim != 4:
-            source = next((grid for t in _tensors(args) if (grid := self._get(t))), None)
+            first = self._grids.get(id(args[0])) if args else None
+            if first is None or first[0]() is not args[0]:
+                known = (grid for tensor in _tensors(args) if (grid := self._get(tensor)))
+                source = next(known, None)
+            else:
+                source = first[1]
             if source is not None:
                 self._set(out, source)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -430,10 +431,16 @@ def find_class(target: Target, names: Sequence[str]) -> int:
         ValueError: If there is no such class, or more than one.
     """
     last = len(names) - 1
-    if isinstance(target, int):
-        if not 0 <= target <= last:
-            raise ValueError(f"there is no class number {target}; give one from 0 to {last}")
-        return target
+    if not isinstance(target, str):
+        try:
+            number = operator.index(target)
+        except TypeError:
+            raise ValueError(
+                f"target={target!r}; expected one name or number, explain_classes takes several"
+            ) from None
+        if not 0 <= number <= last:
+            raise ValueError(f"there is no class number {number}; give one from 0 to {last}")
+        return number
     asked = target.strip().casefold()
     whole = [name.casefold() for name in names]
     for matches in (
