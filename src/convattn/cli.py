@@ -114,7 +114,9 @@ class AugmentOptions(AugmentConfig):
 class ExplainOptions:
     """Show where a network looks on a picture, or on every picture of a folder."""
 
-    picture: Annotated[str | None, tyro.conf.Positional] = None
+    picture: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE|FOLDER")
+    ] = None
     """A picture, or a folder of pictures."""
     target: tuple[str, ...] = ()
     """Classes to explain, by name or number; none: the likeliest one."""
@@ -372,11 +374,11 @@ def _check_checkpoint(folder: Path | None, checkpoint: str | None) -> None:
 
 
 def _target(
-    options: Any, arguments: list[str], *, prog: str, model: str
+    options: Any, arguments: list[str], *, prog: str, model: str, rest: str = ""
 ) -> tuple[str, Path | None]:
     """What a command is about, its first word: the run's folder, or None for a model's name."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: {prog} RUN [OPTIONS]\n       {prog} {model} [OPTIONS]\n")
+        print(f"usage: {prog} RUN {rest}[OPTIONS]\n       {prog} {model} {rest}[OPTIONS]\n")
         if not arguments:
             raise UsageError("name a run folder or a model")
         _parse(type(options), options, ["--help"], prog=f"{prog} RUN|MODEL")
@@ -435,7 +437,9 @@ def _augment(arguments: list[str]) -> int:
 
 def _explain(arguments: list[str]) -> int:
     prog = "convattn explain"
-    target, folder = _target(ExplainOptions(), arguments, prog=prog, model="MODEL")
+    target, folder = _target(
+        ExplainOptions(), arguments, prog=prog, model="MODEL", rest="PICTURE|FOLDER "
+    )
     options = _parse(
         ExplainOptions,
         ExplainOptions(data=_data_of(folder)),
