@@ -305,6 +305,12 @@ def test_one_by_one_pixels_and_grey_networks():
     assert convattn.explain(model, Image.new("RGB", (1, 1))).heat.shape == (1, 1)
 
 
+def test_a_network_that_refuses_the_picture_says_what_to_set():
+    model = timm.create_model("patchconvnet_nano", num_classes=3, in_chans=1)
+    with pytest.raises(ValueError, match=r"refuses a picture of shape \(3, 64, 64\) .* must say"):
+        convattn.explain(model, Image.new("RGB", (64, 64)))
+
+
 def test_a_picture_goes_through_all_convolutions():
     model = PoolAndConvolutions().eval()
     picture, layers = attention_through(model, Image.new("RGB", (60, 40)))

@@ -236,8 +236,7 @@ def explain_classes(
         )
     picture, seen, pixels = _prepared(model, image, view)
     with evaluating(model):
-        with torch.no_grad():
-            logits = model(pixels)
+        logits = _logits(model, pixels)
         if logits.ndim != 2:
             raise ValueError(
                 f"the network gives a result of shape {tuple(logits.shape)}; expected logits of "
@@ -471,6 +470,20 @@ def _prepared(
     seen = see(picture, pretrained_cfg(model), view)
     weight = next(model.parameters())
     return picture, seen, seen.pixels.unsqueeze(0).to(weight.device, weight.dtype)
+
+
+def _logits(model: nn.Module, pixels: Tensor) -> Tensor:
+    """The network's first run, which shows whether it takes such a picture at all."""
+    try:
+        with torch.no_grad():
+            logits: Tensor = model(pixels)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"{type(model).__name__} refuses a picture of shape {tuple(pixels.shape[1:])} "
+            f"({' '.join(str(error).split())}); its pretrained_cfg must say the input_size, mean "
+            "and std that it takes, and view='crop' keeps to that size"
+        ) from error
+    return logits
 
 
 def _wanted(
