@@ -16,7 +16,7 @@ from contextlib import nullcontext
 import timm
 import torch
 
-from convattn import capture_attention
+from convattn import AAConv2d, capture_attention
 from convattn.explain import attention_layers
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     model = timm.create_model(arguments.model).eval()
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
     ways = {"all": {}}
-    if any(type(layer).__name__ == "AAConv2d" for layer in attention_layers(model).values()):
+    if any(isinstance(layer, AAConv2d) for layer in attention_layers(model).values()):
         ways |= {"queries=[(0, 0)]": {"queries": [(0, 0)]}, 'queries="mean"': {"queries": "mean"}}
     for name, words in ways.items():
         ratios, plain = [], []

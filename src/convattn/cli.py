@@ -63,7 +63,6 @@ recipes:
 
 # Of the sheet that shows all pictures at once; every picture has files of its own.
 _MOST_ROWS, _MOST_COLUMNS = 24, 6
-_SHEET_SIDE = 480  # pixels that a picture of the sheet is kept with
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C has ended
 
@@ -322,27 +321,16 @@ def _evaluate(arguments: list[str]) -> int:
     )
     _check_checkpoint(folder, options.checkpoint)
 
-    from convattn.evaluate import (
-        create_model,
-        evaluate,
-        load_run,
-        replace_atomically,
-    )
+    from convattn.evaluate import evaluate, open_model, replace_atomically
     from convattn.train.inputs import open_source, test_batches
 
-    if folder is not None:
-        model, _ = load_run(folder)
-        source = open_source(options.data, training=False)
-    else:
-        source = open_source(options.data, training=False)
-        checkpoint = None if options.checkpoint is None else Path(options.checkpoint)
-        model = create_model(
-            target,
-            pretrained=checkpoint is None,
-            checkpoint=checkpoint,
-            num_classes=None if checkpoint is None else len(source.class_names),
-            in_chans=source.in_chans,
-        )
+    source = open_source(options.data, training=False)
+    model = open_model(
+        target,
+        checkpoint=options.checkpoint,
+        num_classes=None if options.checkpoint is None else len(source.class_names),
+        in_chans=source.in_chans,
+    )
     sees = cast(Mapping[str, Any], model.pretrained_cfg)
     loader, boxes = test_batches(options.data, source, sees)
     result = evaluate(
@@ -494,7 +482,7 @@ def _explain_pictures(
 
     from convattn.evaluate import replace_atomically
     from convattn.explain import attention_through, explain_classes
-    from convattn.explain.figures import draw_explanations, draw_layers
+    from convattn.explain.figures import FIGURE_SIDE, draw_explanations, draw_layers
 
     sheet: list[list[Explanation]] = []
     told: list[dict[str, Any]] = []
@@ -526,7 +514,7 @@ def _explain_pictures(
             _fail(text if str(file) in text else f"{file}: {text}", 2)
             continue
         if out is None:
-            out = _new_folder(options.out, "explained")
+            out = _new_folder(options.out)
         for one in found:
             several = "" if len(found) == 1 else f"_{_file_name(one.target.name)}"
             stem = _unused(file.stem + several, used)
@@ -543,7 +531,7 @@ def _explain_pictures(
         told.append({"picture": str(file), "explanations": [one.to_dict() for one in found]})
         if len(sheet) < _MOST_ROWS:
             row = found[: _MOST_COLUMNS if found[0].class_specific else 1]
-            sheet.append([one.shrunk(_SHEET_SIDE) for one in row])
+            sheet.append([one.shrunk(FIGURE_SIDE) for one in row])
         best = found[0].top[0]
         print(f"{number}/{len(pictures)}  {file}  {best.name}  {best.probability:.1%}", flush=True)
     failed = len(pictures) - len(told)
@@ -575,18 +563,15 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^\w-]+", "_", text.split(", ")[0]).strip("_") or "class"
 
 
-def _new_folder(wanted: str | None, name: str) -> Path:
-    """Make the folder that is asked for, or the first free one of a name."""
-    if wanted is not None:
-        folder = Path(wanted)
-        folder.mkdir(parents=True)
-        return folder
-    for number in itertools.count(1):
-        folder = Path(name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            return folder
-    raise AssertionError("the numbers have no end")
+def _new_folder(wanted: str | None) -> Path:
+    """Make the folder that is asked for, or the first free one of the usual name."""
+    from convattn.evaluate import make_numbered_folder
+
+    if wanted is None:
+        return make_numbered_folder(Path("explained"))
+    folder = Path(wanted)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _test_faithfulness(
@@ -625,7 +610,7 @@ def _test_faithfulness(
         progress=progress,
     )
     if folder is None or options.out is not None:
-        folder = _new_folder(options.out, "explained")
+        folder = _new_folder(options.out)
     title = f"{Path(name).name} on {options.data.name}: do the maps tell the truth?"
     drawing = folder / "faithfulness.tmp.png"
     draw_faithfulness(report, drawing, title=title)

@@ -6,8 +6,10 @@ Needs neither Lightning nor the training code: a run folder's ``config.json`` an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import itertools
 import json
 import os
 import pickle
@@ -358,8 +360,29 @@ def load_run(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]
     return model.eval(), config
 
 
+def make_numbered_folder(folder: Path) -> Path:
+    """Make a folder, or where it is taken the first of its name with a number, from 2 on.
+
+    Args:
+        folder: The folder to make; its parents are made as well.
+
+    Returns:
+        The folder that was made; none is ever shared with another process.
+    """
+    for number in itertools.count(1):
+        free = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            free.mkdir(parents=True)
+            return free
+    raise AssertionError("the numbers have no end")
+
+
 def open_model(
-    target: str, *, checkpoint: str | None = None, num_classes: int | None = None
+    target: str,
+    *,
+    checkpoint: str | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
 ) -> nn.Module:
     """The trained model of a run folder or of a name, in evaluation mode.
 
@@ -367,6 +390,7 @@ def open_model(
         target: A run folder, or a name in timm's registry.
         checkpoint: Weights of a model that is given by name; None takes its released ones.
         num_classes: Number of classes of that checkpoint; None takes the model's own.
+        in_chans: Channels of the pictures of a model that is given by name; None takes its own.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -379,6 +403,7 @@ def open_model(
         pretrained=checkpoint is None,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         num_classes=num_classes,
+        in_chans=in_chans,
     ).eval()
 
 

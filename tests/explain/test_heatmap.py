@@ -305,6 +305,14 @@ def test_one_by_one_pixels_and_grey_networks():
     assert convattn.explain(model, Image.new("RGB", (1, 1))).heat.shape == (1, 1)
 
 
+@pytest.mark.parametrize(("words", "runs"), [({}, 1), ({"layer": "last", "query": (9, 9)}, 2)])
+def test_attention_of_several_classes_takes_one_run_and_a_pixel_s_a_second(words, runs):
+    model, seen = PoolAndConvolutions(), []
+    model.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    explain_classes(model, Image.new("RGB", (16, 16)), top_k=3, **words)
+    assert seen == [1] * runs
+
+
 def test_a_network_that_refuses_the_picture_says_what_to_set():
     model = timm.create_model("patchconvnet_nano", num_classes=3, in_chans=1)
     with pytest.raises(ValueError, match=r"refuses a picture of shape \(3, 64, 64\) .* must say"):

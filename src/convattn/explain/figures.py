@@ -19,7 +19,8 @@ from convattn.explain.heatmap import Explanation
 _SHARE_OF_COLD = 0.3  # of the hottest place's opacity
 _NAMES = {"attention": "attention", "gradcam": "Grad-CAM"}
 _UNSEEN = 0.35  # brightness of what the network did not see
-_FIGURE_SIDE = 480  # pixels that a picture in a figure is drawn with at most
+FIGURE_SIDE = 480
+"""Pixels of the longer side that a picture in a figure is drawn with at most."""
 _METHOD_COLOURS = {
     "attention": "#d94801",
     "gradcam": "#08519c",
@@ -88,13 +89,13 @@ def draw_explanations(
     for row, axes in zip(rows, grid, strict=True):
         for one in axes:
             one.axis("off")
-        _show(axes[0], row[0].overlay(opacity=0, max_side=_FIGURE_SIDE), "picture")
+        _show(axes[0], row[0].overlay(opacity=0, max_side=FIGURE_SIDE), "picture")
         _draw_bars(axes[1], row[0])
         axes[1].set_box_aspect(row[0].picture.height / row[0].picture.width)
         for explanation, one in zip(row, axes[2:], strict=False):
             target = explanation.target
             label = f"{_short(target.name)}  {target.probability:.0%}"
-            _show(one, explanation.overlay(max_side=_FIGURE_SIDE), label)
+            _show(one, explanation.overlay(max_side=FIGURE_SIDE), label)
             how = _NAMES[explanation.method]
             if not explanation.class_specific:
                 how += ", the same for every class"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from convattn.explain.capture import (
+    Queries,
     attention_layers,
     capture_attention,
     evaluating,
@@ -235,8 +237,14 @@ def explain_classes(
             "layer, head and query choose among attention, and Grad-CAM has none; leave them out"
         )
     picture, seen, pixels = _prepared(model, image, view)
+    point = None if query is None else _on_input(query, seen, picture)
     with evaluating(model):
-        logits = _logits(model, pixels)
+        with _refusal_told(model, pixels):
+            if chosen == "gradcam":
+                with torch.no_grad():
+                    logits = model(pixels)
+            else:
+                logits, per_token, grid = _looks(model, pixels, layer, head, point)
         if logits.ndim != 2:
             raise ValueError(
                 f"the network gives a result of shape {tuple(logits.shape)}; expected logits of "
@@ -246,14 +254,10 @@ def explain_classes(
         order = logits[0].argsort(descending=True).tolist()
         wanted = _wanted(targets, top_k, names, order)
         numbers = torch.tensor(wanted, device=pixels.device)
-        pixels = pixels.expand(len(wanted), -1, -1, -1)
         if chosen == "gradcam":
-            maps, grid = grad_cam(model, pixels, numbers)
+            maps, grid = grad_cam(model, pixels.expand(len(wanted), -1, -1, -1), numbers)
         else:
-            point = None if query is None else _on_input(query, seen, picture)
-            _, maps, grid = attention_maps(
-                model, pixels, numbers, layer=layer, head=head, query=point
-            )
+            maps = _of_classes(per_token.expand(len(wanted), -1, -1, -1), numbers)
     probabilities = logits[0].float().softmax(0).tolist()
 
     def prediction(index: int) -> Prediction:
@@ -265,7 +269,7 @@ def explain_classes(
             target=prediction(index),
             top=tuple(map(prediction, order[:_NUM_TOP])),
             method=chosen,
-            class_specific=chosen == "gradcam" or _has_class_tokens(model, layer),
+            class_specific=chosen == "gradcam" or per_token.shape[1] > 1,
             map=one,
             grid=grid,
             region=seen.region,
@@ -304,6 +308,23 @@ def attention_maps(
     Raises:
         ValueError: If the network has no attention, or no such layer or head.
     """
+    logits, maps = [], []
+    for start in range(0, len(images), _PICTURES_AT_ONCE):
+        few = slice(start, start + _PICTURES_AT_ONCE)
+        found, per_token, grid = _looks(model, images[few], layer, head, query)
+        logits.append(found)
+        maps.append(_of_classes(per_token, found.argmax(1) if targets is None else targets[few]))
+    return torch.cat(logits), torch.cat(maps), grid
+
+
+def _looks(
+    model: nn.Module,
+    images: Tensor,
+    layer: str | None,
+    head: int | None,
+    query: tuple[float, float] | None,
+) -> tuple[Tensor, Tensor, Grid]:
+    """The logits, the attention of every token (B, tokens, h, w), and where its cells lie."""
     name, found = _looking_layer(model, layer)
     if head is not None and not 0 <= head < num_heads(found):
         raise ValueError(
@@ -315,26 +336,39 @@ def attention_maps(
             f"query={query} asks what a position looks at, but in {name} a learned token looks, "
             "not a position; name an attention convolution as layer, or leave query out"
         )
-    logits, maps = [], []
-    for start in range(0, len(images), _PICTURES_AT_ONCE):
-        chunk = images[start : start + _PICTURES_AT_ONCE]
-        with torch.no_grad(), capture_attention(model, queries="mean", layers=[name]) as captured:
-            logits.append(model(chunk))
-        grid = captured.grids[name]
-        if query is not None:
-            cells = [grid.cell(query)]
-            there = capture_attention(model, queries=cells, layers=[name])
-            with torch.no_grad(), there as captured:
-                model(chunk)
-        per_head = captured[name]  # (B, heads, tokens, h, w)
-        per_token = per_head.mean(1) if head is None else per_head[:, head]
-        token = torch.zeros(len(chunk), dtype=torch.long, device=chunk.device)
-        if per_token.shape[1] > 1:
-            predicted = logits[-1].argmax(1)
-            token = predicted if targets is None else targets[start : start + len(chunk)]
-        maps.append(per_token[torch.arange(len(chunk), device=token.device), token])
-    whole = torch.cat(maps)
-    return torch.cat(logits), whole / whole.sum((1, 2), keepdim=True), grid
+    logits, per_head, grids = _captured(model, images, [name], query)
+    per_token = per_head[name].mean(1) if head is None else per_head[name][:, head]
+    return logits, per_token, grids[name]
+
+
+def _of_classes(per_token: Tensor, classes: Tensor) -> Tensor:
+    """The map of each picture's class, (B, h, w), its sum 1; a single token serves all classes."""
+    token = classes if per_token.shape[1] > 1 else torch.zeros_like(classes)
+    maps = per_token[torch.arange(len(token), device=token.device), token]
+    return maps / maps.sum((1, 2), keepdim=True)
+
+
+def _captured(
+    model: nn.Module, images: Tensor, names: Sequence[str], query: tuple[float, float] | None
+) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Grid]]:
+    """The logits, each layer's attention (B, heads, tokens, h, w), and where its cells lie.
+
+    Which cell of each layer is nearest to ``query`` only a run can tell, so that takes a second.
+    """
+    asked: Queries = "mean" if query is None else [(0, 0)]
+    with torch.no_grad(), capture_attention(model, queries=asked, layers=names) as maps:
+        logits = model(images)
+    if query is None:
+        return logits, maps, maps.grids
+    with torch.no_grad(), ExitStack() as captures:
+        rows = {
+            name: captures.enter_context(
+                capture_attention(model, queries=[grid.cell(query)], layers=[name])
+            )
+            for name, grid in maps.grids.items()
+        }
+        model(images)
+    return logits, {name: own[name] for name, own in rows.items()}, maps.grids
 
 
 def attention_through(
@@ -367,19 +401,10 @@ def attention_through(
     point = None if query is None else _on_input(query, seen, picture)
     size = (picture.height, picture.width)
     with evaluating(model):
-        with torch.no_grad(), capture_attention(model, queries="mean", layers=names) as captured:
-            model(pixels)
-        maps = {name: captured[name][0, :, 0] for name in names}
-        if point is not None:
-            for name in names:
-                cells = [captured.grids[name].cell(point)]
-                there = capture_attention(model, queries=cells, layers=[name])
-                with torch.no_grad(), there as own:
-                    model(pixels)
-                maps[name] = own[name][0, :, 0]
+        _, maps, grids = _captured(model, pixels, names, point)
     return picture, {
-        name: list(captured.grids[name].heat(one.cpu(), size, seen.region).numpy())
-        for name, one in maps.items()
+        name: list(grids[name].heat(maps[name][0, :, 0].cpu(), size, seen.region).numpy())
+        for name in names
     }
 
 
@@ -472,18 +497,17 @@ def _prepared(
     return picture, seen, seen.pixels.unsqueeze(0).to(weight.device, weight.dtype)
 
 
-def _logits(model: nn.Module, pixels: Tensor) -> Tensor:
-    """The network's first run, which shows whether it takes such a picture at all."""
+@contextmanager
+def _refusal_told(model: nn.Module, pixels: Tensor) -> Iterator[None]:
+    """Whether the network takes such a picture at all, its first run shows."""
     try:
-        with torch.no_grad():
-            logits: Tensor = model(pixels)
+        yield
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"{type(model).__name__} refuses a picture of shape {tuple(pixels.shape[1:])} "
             f"({' '.join(str(error).split())}); its pretrained_cfg must say the input_size, mean "
             "and std that it takes, and view='crop' keeps to that size"
         ) from error
-    return logits
 
 
 def _wanted(
@@ -513,11 +537,6 @@ def _looking_layer(
     pools = [name for name, one in layers.items() if isinstance(one, LearnedAggregation2d)]
     name = [*layers, *pools][-1]
     return name, layers[name]
-
-
-def _has_class_tokens(model: nn.Module, layer: str | None) -> bool:
-    _, found = _looking_layer(model, layer)
-    return isinstance(found, LearnedAggregation2d) and found.class_tokens
 
 
 def _on_input(point: tuple[float, float], seen: Seen, picture: Image.Image) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import logging
 import os
@@ -31,6 +30,7 @@ from convattn.evaluate import (
     augment_arguments,
     evaluate,
     load_run,
+    make_numbered_folder,
     plan_model,
     replace_atomically,
     tensor_differences,
@@ -285,16 +285,8 @@ def _new_folder(config: TrainConfig) -> Path:
                     f"`convattn train --resume {folder}`"
                 ) from None
         return folder
-    for number in itertools.count(1):
-        folder = Path("runs") / (config.recipe if number == 1 else f"{config.recipe}-{number}")
-        if not first:
-            return folder
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("the numbers have no end")
+    folder = Path("runs") / config.recipe
+    return make_numbered_folder(folder) if first else folder
 
 
 def _check_checkpoint(file: Path, task: ClassificationTask) -> int:
