@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from convattn.explain.capture import attention_layers
 from convattn.explain.geometry import Grid
@@ -194,9 +195,6 @@ def _places(heats: Tensor) -> Tensor:
 
 
 def _blurred(images: Tensor) -> Tensor:
-    # Importing all of torchvision's transforms would be most of what importing convattn costs.
-    from torchvision.transforms.v2.functional import gaussian_blur
-
     sigma = min(images.shape[2:]) / 16
     return gaussian_blur(images, kernel_size=[2 * round(3 * sigma) + 1] * 2, sigma=[sigma] * 2)
 
