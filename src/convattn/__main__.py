@@ -6,11 +6,13 @@ import sys
 
 _EXTRAS = {
     "cv2": "explain",  # pytorch-grad-cam's
+    "faster_coco_eval": "detection",
     "gradio": "demo",
     "lightning": "train",
     "matplotlib": "explain",
     "pyarrow": "train",
     "pytorch_grad_cam": "explain",
+    "segmentation_models_pytorch": "segmentation",
     "sklearn": "train",
     "tensorboard": "train",
     "torchmetrics": "train",

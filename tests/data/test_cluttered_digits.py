@@ -82,7 +82,7 @@ def test_split_digits_share_no_source_digit():
 def test_pictures_are_made_of_their_own_split_alone():
     drawn = {}
     for split in ("train", "test"):
-        material = module._load_material(split, 32)
+        material = module.load_material(split, 32)
         drawn[split] = {digit.numpy().tobytes() for digit in material.digits}
     assert not drawn["train"] & drawn["test"]
     assert len(drawn["train"]) + len(drawn["test"]) == 1797

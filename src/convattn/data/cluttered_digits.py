@@ -20,8 +20,8 @@ _CHUNK = 256  # pictures drawn together: bounds the memory, and part of what a s
 _NUM_FRAGMENTS = 6
 _NUM_PLACES = 8  # draws of a place for a fragment before it is left out
 _DIGIT_SIDE = (18 / 64, 28 / 64)  # of the picture's side
-_FRAGMENT_SIDE = (0.40, 0.58)  # of its digit's side: about a sixth to a third of the area
-_MAX_TURN = 0.26  # radians, 15 degrees
+FRAGMENT_SIDE = (0.40, 0.58)  # of its digit's side: about a sixth to a third of the area
+MAX_TURN = 0.26  # radians, 15 degrees
 _CROP_SIDES = (80, 95, 113, 135, 160, 190, 226, 256)  # pixels of the photograph
 _GLYPH = 32  # side that the 8 x 8 digits are enlarged to, once
 _LUMINANCE = (0.299, 0.587, 0.114)
@@ -66,21 +66,29 @@ def cluttered_digits(
         >>> digits.images.shape, digits.boxes.shape
         (torch.Size([100, 3, 64, 64]), torch.Size([100, 4]))
     """
+    check_request(num_images, split, image_size, seed, smallest=32)
+    return _generate(num_images, split, image_size, seed)
+
+
+def check_request(
+    num_images: int, split: Split, image_size: int, seed: int, *, smallest: int
+) -> None:
+    """Refuse what cannot be drawn; ``smallest`` is the least side of a picture in pixels."""
     if num_images < 1:
         raise ValueError(f"num_images={num_images}; expected at least 1 picture")
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}; expected 'train' or 'test'")
-    if image_size < 32:
+    if image_size < smallest:
         raise ValueError(
-            f"image_size={image_size} leaves the digits below 9 pixels; expected at least 32"
+            f"image_size={image_size} leaves the digits below 9 pixels; expected at least "
+            f"{smallest}"
         )
     if seed < 0:
         raise ValueError(f"seed={seed}; expected an integer from 0")
-    return _generate(num_images, split, image_size, seed)
 
 
 @dataclass(frozen=True)
-class _Material:
+class Material:
     """What pictures of one split and size are made of."""
 
     digits: Tensor  # (D, 1, G, G) ink in 0..1, enlarged
@@ -91,7 +99,7 @@ class _Material:
 
 @functools.lru_cache(maxsize=4)
 def _generate(num_images: int, split: Split, image_size: int, seed: int) -> TensorImages:
-    material = _load_material(split, image_size)
+    material = load_material(split, image_size)
     images = torch.empty(num_images, 3, image_size, image_size, dtype=torch.uint8)
     labels = torch.empty(num_images, dtype=torch.int64)
     boxes = torch.empty(num_images, 4, dtype=torch.int64)
@@ -108,25 +116,25 @@ def _generate(num_images: int, split: Split, image_size: int, seed: int) -> Tens
 
 
 def _draw_chunk(
-    material: _Material, image_size: int, rng: np.random.Generator
+    material: Material, image_size: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images, labels, boxes and masks of ``_CHUNK`` pictures."""
     count = _CHUNK
-    canvas = _crop_photographs(material.photographs, count, image_size, rng)
+    canvas = crop_photographs(material.photographs, count, image_size, rng)
 
-    source = _integers(rng, len(material.digits), count)
-    side = _uniform(rng, *_DIGIT_SIDE, count) * image_size
-    turn = _uniform(rng, -_MAX_TURN, _MAX_TURN, count)
-    patch = _patch_side(_DIGIT_SIDE[1] * image_size)
-    ink = _render(material.digits[source], side, turn, torch.zeros(count, 2), patch)
+    source = integers(rng, len(material.digits), count)
+    side = uniform(rng, *_DIGIT_SIDE, count) * image_size
+    turn = uniform(rng, -MAX_TURN, MAX_TURN, count)
+    patch = patch_side(_DIGIT_SIDE[1] * image_size)
+    ink = render(material.digits[source], side, turn, torch.zeros(count, 2), patch)
     stroke = mask_boxes(ink >= 0.5)
     width, height = (stroke[:, 2:] - stroke[:, :2]).unbind(1)
     # The stroke lies within the picture; its faint rim may be cut off at the edge.
-    left = (_uniform(rng, 0, 1, count) * (image_size - width + 1)).long() - stroke[:, 0]
-    top = (_uniform(rng, 0, 1, count) * (image_size - height + 1)).long() - stroke[:, 1]
+    left = (uniform(rng, 0, 1, count) * (image_size - width + 1)).long() - stroke[:, 0]
+    top = (uniform(rng, 0, 1, count) * (image_size - height + 1)).long() - stroke[:, 1]
     box = stroke + torch.stack([left, top, left, top], 1)
     ink, top, left = ink.unsqueeze(1), top.unsqueeze(1), left.unsqueeze(1)
-    colour = _contrasting_colour(_mean_under(canvas, ink, top, left), rng)
+    colour = contrasting_colour(mean_under(canvas, ink, top, left), rng)
 
     _paint_fragments(canvas, material, source, side, colour, box, rng)
     paint(canvas, ink, colour.unsqueeze(1), top, left)
@@ -139,7 +147,7 @@ def _draw_chunk(
 
 def _paint_fragments(
     canvas: Tensor,
-    material: _Material,
+    material: Material,
     digit: Tensor,
     digit_side: Tensor,
     digit_colour: Tensor,
@@ -149,22 +157,22 @@ def _paint_fragments(
     shape = len(canvas), _NUM_FRAGMENTS
     # Any source digit but the picture's own; its class is drawn without regard to the label, so
     # that the fragments say nothing about it.
-    shift = 1 + _integers(rng, len(material.digits) - 1, *shape)
+    shift = 1 + integers(rng, len(material.digits) - 1, *shape)
     source = ((digit.unsqueeze(1) + shift) % len(material.digits)).flatten()
-    lottery = _uniform(rng, 0, 1, len(source), 64)
+    lottery = uniform(rng, 0, 1, len(source), 64)
     cell = (lottery * material.ink_cells[source]).argmax(1)
     centre = torch.stack([cell % 8, cell // 8], 1).add(0.5).div(4).sub(1)
-    window = _uniform(rng, *_FRAGMENT_SIDE, len(source), 2)
+    window = uniform(rng, *FRAGMENT_SIDE, len(source), 2)
     side = digit_side.repeat_interleave(_NUM_FRAGMENTS)
-    turn = _uniform(rng, -_MAX_TURN, _MAX_TURN, len(source))
-    patch = _patch_side(_FRAGMENT_SIDE[1] * _DIGIT_SIDE[1] * canvas.shape[-1])
-    ink = _render(material.digits[source], side, turn, centre, patch, window)
+    turn = uniform(rng, -MAX_TURN, MAX_TURN, len(source))
+    patch = patch_side(FRAGMENT_SIDE[1] * _DIGIT_SIDE[1] * canvas.shape[-1])
+    ink = render(material.digits[source], side, turn, centre, patch, window)
 
     room = canvas.shape[-1] - patch + 1
-    corners = _integers(rng, room, *shape, _NUM_PLACES, 2)
+    corners = integers(rng, room, *shape, _NUM_PLACES, 2)
     placed, corner = place_squares(corners, patch, digit_box)
     ink = ink.view(*shape, patch, patch) * placed[:, :, None, None]
-    colour = digit_colour.unsqueeze(1) + _uniform(rng, -20, 20, *shape, 3)
+    colour = digit_colour.unsqueeze(1) + uniform(rng, -20, 20, *shape, 3)
     paint(canvas, ink, colour.clamp_(0, 255), corner[:, :, 1], corner[:, :, 0])
 
 
@@ -179,8 +187,21 @@ def place_squares(corners: Tensor, side: int, taken: Tensor) -> tuple[Tensor, Te
     Returns:
         Whether a square found a place, (B, K) bool, and its corner, (B, K, 2).
     """
-    boxes = torch.cat([corners, corners + side], 3)  # (B, K, places, 4)
-    occupied = taken.unsqueeze(1)  # (B, squares so far, 4)
+    placed, chosen = place_boxes(torch.cat([corners, corners + side], 3), taken.unsqueeze(1))
+    return placed, chosen[:, :, :2]
+
+
+def place_boxes(boxes: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+    """Give each of K things the first of its places that is free, the first thing first.
+
+    Args:
+        boxes: The places to try, (B, K, places, 4).
+        taken: Boxes in each picture to keep clear of, (B, T, 4).
+
+    Returns:
+        Whether a thing found a place, (B, K) bool, and that place, (B, K, 4).
+    """
+    occupied = taken  # (B, boxes so far, 4)
     placed, chosen = [], []
     for candidates in boxes.unbind(1):
         low, high = candidates.unsqueeze(2).split(2, 3)  # (B, places, 1, 2)
@@ -190,8 +211,8 @@ def place_squares(corners: Tensor, side: int, taken: Tensor) -> tuple[Tensor, Te
         first = free.int().argmax(1)
         box = candidates[torch.arange(len(candidates)), first]
         placed.append(free.any(1))
-        chosen.append(box[:, :2])
-        # A square without a place stays in the list as an empty box, which nothing touches.
+        chosen.append(box)
+        # One without a place stays in the list as an empty box, which nothing touches.
         occupied = torch.cat([occupied, (box * placed[-1].unsqueeze(1)).unsqueeze(1)], 1)
     return torch.stack(placed, 1), torch.stack(chosen, 1)
 
@@ -216,7 +237,7 @@ def paint(canvas: Tensor, ink: Tensor, colour: Tensor, top: Tensor, left: Tensor
         channel.scatter_add_(1, index.flatten(1), change.flatten(1))
 
 
-def _mean_under(canvas: Tensor, ink: Tensor, top: Tensor, left: Tensor) -> Tensor:
+def mean_under(canvas: Tensor, ink: Tensor, top: Tensor, left: Tensor) -> Tensor:
     """Mean luminance behind the ink of one patch a picture (B, 1, P, P), in 0..1: (B,)."""
     inside, index = _patch_index(canvas.shape[-1], ink.shape[-1], top, left)
     weight = ink.flatten(1) * inside.flatten(1)
@@ -236,7 +257,7 @@ def _patch_index(size: int, patch: int, top: Tensor, left: Tensor) -> tuple[Tens
     return inside.flatten(2), index.flatten(2)
 
 
-def _render(
+def render(
     digits: Tensor,
     side: Tensor,
     turn: Tensor,
@@ -264,29 +285,29 @@ def _render(
     return ink
 
 
-def _patch_side(side: float) -> int:
+def patch_side(side: float) -> int:
     """Pixels that a square of ``side`` needs when turned as far as we turn."""
-    return int(np.ceil(side * (np.cos(_MAX_TURN) + np.sin(_MAX_TURN))))
+    return int(np.ceil(side * (np.cos(MAX_TURN) + np.sin(MAX_TURN))))
 
 
-def _contrasting_colour(behind: Tensor, rng: np.random.Generator) -> Tensor:
+def contrasting_colour(behind: Tensor, rng: np.random.Generator) -> Tensor:
     """A random colour clearly lighter or darker than the luminance ``behind`` (B,): (B, 3).
 
     ``behind`` is in 0..1, the colour in 0..255.
     """
     count = len(behind)
-    step = _uniform(rng, 0.4, 0.6, count)
+    step = uniform(rng, 0.4, 0.6, count)
     # Where both directions have room either may be taken, else the one that has.
     lighter = torch.where(
-        (behind - step > 0) & (behind + step < 1), _uniform(rng, 0, 1, count) < 0.5, behind < 0.5
+        (behind - step > 0) & (behind + step < 1), uniform(rng, 0, 1, count) < 0.5, behind < 0.5
     )
     target = torch.where(lighter, behind + step, behind - step).unsqueeze(1)
-    tint = _uniform(rng, -0.25, 0.25, count, 3)
+    tint = uniform(rng, -0.25, 0.25, count, 3)
     tint = tint - (tint * torch.tensor(_LUMINANCE)).sum(1, keepdim=True)
     return (target + tint).mul_(255).clamp_(0, 255)
 
 
-def _crop_photographs(
+def crop_photographs(
     photographs: tuple[NDArray[np.uint8], ...],
     count: int,
     image_size: int,
@@ -303,13 +324,14 @@ def _crop_photographs(
         room = chosen.shape[1] - image_size + 1, chosen.shape[2] - image_size + 1
         y, x = int(place[0] * room[0]), int(place[1] * room[1])
         crop[:] = chosen[:, y : y + image_size, x : x + image_size]
-    contrast = _uniform(rng, 0.5, 0.9, count, 1, 1, 1)
-    brightness = _uniform(rng, -0.12, 0.12, count, 1, 1, 1)
+    contrast = uniform(rng, 0.5, 0.9, count, 1, 1, 1)
+    brightness = uniform(rng, -0.12, 0.12, count, 1, 1, 1)
     offset = 255 * (0.5 * (1 - contrast) + brightness)
     return torch.from_numpy(crops).float().mul_(contrast).add_(offset).clamp_(0, 255)
 
 
-def _load_material(split: Split, image_size: int) -> _Material:
+def load_material(split: Split, image_size: int) -> Material:
+    """Digits and photographs of a split, for pictures of one size."""
     try:
         from sklearn.datasets import load_digits, load_sample_image
     except ModuleNotFoundError as error:
@@ -329,7 +351,7 @@ def _load_material(split: Split, image_size: int) -> _Material:
             scaled = F.interpolate(whole, size=size, mode="bilinear", antialias=True)
             pixels = scaled[0].round_().to(torch.uint8).numpy()
             photographs += [pixels, pixels[:, :, ::-1]]
-    return _Material(
+    return Material(
         digits=digits,
         digit_labels=torch.from_numpy(labels[chosen]),
         ink_cells=(small.flatten(1) > 0.5).float(),
@@ -367,9 +389,11 @@ def mask_boxes(masks: Tensor) -> Tensor:
     )
 
 
-def _uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> Tensor:
+def uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> Tensor:
+    """Floats from ``low`` to ``high``."""
     return torch.from_numpy(rng.random(shape, dtype=np.float32)) * (high - low) + low
 
 
-def _integers(rng: np.random.Generator, high: int, *shape: int) -> Tensor:
+def integers(rng: np.random.Generator, high: int, *shape: int) -> Tensor:
+    """Whole numbers from 0, below ``high``."""
     return torch.from_numpy(rng.integers(high, size=shape))

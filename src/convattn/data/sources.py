@@ -122,7 +122,7 @@ def load_source(
         )
     if name == "cluttered_digits":
         return _load_cluttered_digits(image_size, num_train, num_test, seed)
-    folder = _existing_root(name, root, download)
+    folder = existing_root(name, root, download)
     if name == "tiny_imagenet":
         return _load_tiny_imagenet(folder, num_train, num_test, seed)
     if name == "folder":
@@ -160,7 +160,19 @@ def _load_cluttered_digits(
     )
 
 
-def _existing_root(name: str, root: str | Path | None, download: bool) -> Path:
+def existing_root(name: str, root: str | Path | None, download: bool) -> Path:
+    """The folder of a data set, which may be missing only if it is going to be downloaded.
+
+    Args:
+        name: Of the data set, for errors.
+        root: What was given.
+        download: Whether it will be filled.
+
+    Raises:
+        ValueError: If none was given.
+        FileNotFoundError: If it does not exist.
+        NotADirectoryError: If it is a file.
+    """
     if root is None:
         raise ValueError(f"{name} needs root (--data.root), the folder that holds its files")
     folder = Path(root).expanduser()
@@ -177,11 +189,21 @@ def _draw(
     """A random part of the pictures, in their own order."""
     if number is None:
         return images
-    return images.select(_drawn(len(images), number, seed, what))
+    return images.select(drawn(len(images), number, seed, what))
 
 
-def _drawn(available: int, number: int, seed: int, what: str) -> Tensor:
-    """Which pictures are drawn, (number,) ascending."""
+def drawn(available: int, number: int, seed: int, what: str) -> Tensor:
+    """Which pictures are drawn, (number,) ascending.
+
+    Args:
+        available: Number of pictures there are.
+        number: Number to draw.
+        seed: Of the draw.
+        what: What an error calls ``number``.
+
+    Raises:
+        ValueError: If there are not as many.
+    """
     if not 1 <= number <= available:
         raise ValueError(f"{what}={number}; expected 1 to {available}, all there are")
     generator = torch.Generator().manual_seed(seed)
@@ -474,7 +496,7 @@ def _load_tiny_imagenet(
 def _unpack(packed: _PackedImages, number: int | None, seed: int, what: str) -> TensorImages:
     """The drawn pictures, decoded."""
     available = len(packed.files)
-    chosen = torch.arange(available) if number is None else _drawn(available, number, seed, what)
+    chosen = torch.arange(available) if number is None else drawn(available, number, seed, what)
     images: NDArray[np.uint8] | None = None
     for row, index in enumerate(chosen.tolist()):
         file = packed.files[index]
@@ -518,12 +540,12 @@ def _read_tiny_imagenet_parquet(
     train, test = parts
     names_file = root / "classes.tsv"
     if names_file.is_file():
-        rows = _read_table(names_file, 3)
+        rows = read_table(names_file, 3)
         if [number for number, _, _ in rows] != [str(number) for number in range(len(rows))]:
             raise ValueError(
                 f"{names_file} numbers its classes otherwise than 0, 1, 2, ...; put them in order"
             )
-        class_names = tuple(_first_word(words) for _, _, words in rows)
+        class_names = tuple(first_word(words) for _, _, words in rows)
     else:
         names_file = root / "train.parquet"
         class_names = tuple(map(str, range(max(0, int(train.labels.max())) + 1)))
@@ -618,8 +640,8 @@ def _read_tiny_imagenet_folders(
             "both must have the same ones"
         )
     words_file = root / "words.txt"
-    words = dict(_read_table(words_file, 2)) if words_file.is_file() else {}
-    class_names = tuple(_first_word(words.get(wnid, wnid)) for wnid in wnids)
+    words = dict(read_table(words_file, 2)) if words_file.is_file() else {}
+    class_names = tuple(first_word(words.get(wnid, wnid)) for wnid in wnids)
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
     return class_names, _pack_files(train, numbers), _pack_files(test, numbers)
 
@@ -638,7 +660,7 @@ def _pack_files(listed: list[_Listed], numbers: dict[str, int]) -> _PackedImages
 def _read_listing(file: Path, folder: Path, wnid: str | None = None) -> list[_Listed]:
     """What a box file says of the pictures in ``folder``; without ``wnid`` it gives that, too."""
     listed: list[_Listed] = []
-    for number, (name, *rest) in enumerate(_read_table(file, 6 if wnid is None else 5), start=1):
+    for number, (name, *rest) in enumerate(read_table(file, 6 if wnid is None else 5), start=1):
         try:
             box = [int(edge) for edge in rest[-4:]]
         except ValueError:
@@ -662,8 +684,17 @@ def _read_listing(file: Path, folder: Path, wnid: str | None = None) -> list[_Li
     return listed
 
 
-def _read_table(file: Path, num_columns: int) -> list[list[str]]:
-    """The lines of a text file, cut at the tabs."""
+def read_table(file: Path, num_columns: int) -> list[list[str]]:
+    """The lines of a text file, cut at the tabs.
+
+    Args:
+        file: In UTF-8.
+        num_columns: Of every line.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is empty, no text, or a line has another number of columns.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; fetch the data set anew")
     try:
@@ -681,6 +712,6 @@ def _read_table(file: Path, num_columns: int) -> list[list[str]]:
     return rows
 
 
-def _first_word(words: str) -> str:
+def first_word(words: str) -> str:
     """``goldfish`` of ``goldfish, Carassius auratus``."""
     return words.split(",")[0].strip()

@@ -1,0 +1,121 @@
+"""What detection and segmentation sets share: pictures with their truth, and faulty entries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+BadAnnotations = Literal["error", "skip"]
+
+Truth = TypeVar("Truth")
+
+
+class AnnotatedPictures(Dataset[tuple[Any, Truth]], Generic[Truth]):
+    """Pictures with what is known of each, read when asked for.
+
+    An item is ``(image, truth)``: ``image`` a ``tv_tensors.Image`` of bytes (3, H, W), and what
+    ``transform`` makes of the two.
+
+    Args:
+        samples: What ``read`` needs to know of each picture.
+        read: Gives image and truth of a sample. It goes to the DataLoader's workers with the rest.
+        names: What an error or a page calls each picture.
+        transform: Called with image and truth, gives both; None leaves them.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Any],
+        read: Callable[[Any], tuple[Any, Truth]],
+        names: Sequence[str],
+        *,
+        transform: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+    ) -> None:
+        assert len(samples) == len(names)
+        self.samples = samples
+        self.read = read
+        self.names = names
+        self.transform = transform
+
+    def with_transform(
+        self, transform: Callable[[Any, Any], tuple[Any, Any]] | None
+    ) -> AnnotatedPictures[Truth]:
+        """The same pictures seen through another transform."""
+        return AnnotatedPictures(self.samples, self.read, self.names, transform=transform)
+
+    def select(self, indices: Tensor) -> AnnotatedPictures[Truth]:
+        """The pictures at ``indices`` (M,), in that order."""
+        chosen = indices.tolist()
+        return AnnotatedPictures(
+            [self.samples[index] for index in chosen],
+            self.read,
+            [self.names[index] for index in chosen],
+            transform=self.transform,
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, Truth]:
+        image, truth = self.read(self.samples[index])
+        return (image, truth) if self.transform is None else self.transform(image, truth)
+
+
+class EntryFault(Exception):
+    """One entry of a data set cannot be used.
+
+    Args:
+        reason: What it is counted under.
+        sentence: Which entry, what it holds and what was expected.
+    """
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+class Faults:
+    """Notes faulty entries, to stop at the first or to tell how many were left out."""
+
+    def __init__(self, choice: BadAnnotations) -> None:
+        if choice not in ("error", "skip"):
+            raise ValueError(f"bad_annotations={choice!r}; expected 'error' or 'skip'")
+        self.choice = choice
+        self.counts: Counter[str] = Counter()
+        self._first = ""
+
+    @contextmanager
+    def noted(self, file: Path) -> Iterator[None]:
+        """Note an ``EntryFault`` of ``file`` raised within, which ends there."""
+        try:
+            yield
+        except EntryFault as fault:
+            self.counts[fault.reason] += 1
+            self._first = self._first or f"{file}: {fault}"
+
+    def settle(self) -> None:
+        """Raise ValueError for the first fault unless they are to be skipped."""
+        if self.choice == "error" and self.counts:
+            total = self.counts.total()
+            others = f" (and {total - 1} more faults)" if total > 1 else ""
+            raise ValueError(
+                f"{self._first}{others}; mend it, or leave such entries out with "
+                "bad_annotations='skip'"
+            )
+
+
+def describe_skipped(skipped: Mapping[str, int]) -> str:
+    """What was left out of a data set, in one sentence; nothing if nothing was.
+
+    Example:
+        >>> describe_skipped({"bad box": 3, "missing picture": 1})
+        'left out: 3 x bad box, 1 x missing picture'
+    """
+    listed = ", ".join(f"{count} x {reason}" for reason, count in skipped.items())
+    return f"left out: {listed}" if listed else ""

@@ -1,0 +1,375 @@
+"""Data sets for segmentation by name: folders of index masks, and generated scenes."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision import tv_tensors
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2 import functional as F
+
+from convattn.data.annotated import AnnotatedPictures, BadAnnotations, EntryFault, Faults
+from convattn.data.coco import SCENES_MEAN, SCENES_STD, draw_scenes, scene_names
+from convattn.data.images import UnreadableImageError, read_rgb
+from convattn.data.scenes import Scenes
+from convattn.data.sources import drawn, existing_root, first_word, read_table
+
+SEGMENTATION_DATASETS: tuple[str, ...] = ("cluttered_digits", "masks", "camvid", "ade20k", "voc")
+
+IGNORED = 255
+"""The class index of pixels that count neither in training nor in evaluation."""
+
+SegmentationPictures = AnnotatedPictures[tv_tensors.Mask]
+"""An item is ``(image, mask)``: see ``load_segmentation``."""
+
+_TEST_SEED = 0
+_HELD_OUT = ("val", "test")
+_CAMVID = (
+    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
+    *("pedestrian", "bicyclist"),
+)
+_VOC = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
+    *("chair", "cow", "dining table", "dog", "horse", "motorbike", "person", "potted plant"),
+    *("sheep", "sofa", "train", "tv/monitor"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationSource:
+    """A data set for segmentation."""
+
+    name: str
+    """Its name in ``SEGMENTATION_DATASETS``."""
+    class_names: tuple[str, ...]
+    """The classes in the order of their indices, from 0."""
+    train: SegmentationPictures
+    """Training pictures, without a transform: give them one by ``with_transform``."""
+    test: SegmentationPictures
+    """Test pictures, alike."""
+    mean: tuple[float, ...]
+    """Mean of each channel, in 0..1."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel, in 0..1."""
+    image_size: tuple[int, int] | None
+    """Height and width in pixels; None when the pictures vary."""
+    skipped: dict[str, int]
+    """How many entries were left out, by reason; see ``describe_skipped``."""
+
+
+def load_segmentation(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    image_size: int | None = None,
+    num_train: int | None = None,
+    num_test: int | None = None,
+    bad_annotations: BadAnnotations = "error",
+    seed: int = 0,
+) -> SegmentationSource:
+    """Open a data set for segmentation by name.
+
+    - ``cluttered_digits`` is generated (see ``cluttered_scenes``): 4,000 training and 500 test
+      pictures of 96 x 96 unless told otherwise; background and ten digits. ``seed`` chooses the
+      training pictures; the test pictures are always the same.
+    - ``masks`` reads ``root/images/train/x.jpg`` with ``root/masks/train/x.png``, the same for val
+      or test, and ``root/classes.txt``, one name a line.
+    - ``camvid`` reads SegNet's layout: ``root/train/x.jpg`` with ``root/trainannot/x.png``, the
+      same for val or test; 11 classes, index 11 is ignored. ``root/classes.txt`` may rename them.
+    - ``ade20k`` reads ``root/images/training/x.jpg`` with ``root/annotations/training/x.png``, the
+      same for validation, and the names in ``root/objectInfo150.txt``; 0 is ignored. Without these
+      folders, as in the development kit's sample of three, the pictures in ``root/images`` serve
+      for training and test alike, with a warning.
+    - ``voc`` reads the pictures that ``root/ImageSets/Segmentation/train.txt`` and ``val.txt``
+      list, ``root/JPEGImages/x.jpg`` with ``root/SegmentationClass/x.png``.
+
+    An item is ``(image, mask)``: a ``tv_tensors.Image`` of bytes (3, H, W) and a
+    ``tv_tensors.Mask`` (H, W) int64 of class indices from 0, 255 where a pixel is ignored. A mask
+    file is an 8-bit PNG of indices, grey or with a palette. One that is not, is of another size
+    than its picture or holds an index beyond the classes raises ``UnreadableImageError`` when it is
+    asked for, whatever ``bad_annotations`` says: only reading it tells.
+
+    Args:
+        name: One of ``SEGMENTATION_DATASETS``.
+        root: Folder of the data set; generated sets need none.
+        image_size: Side of generated pictures in pixels; all others keep their own size.
+        num_train: Training pictures to make, or to draw by ``seed`` from all; None means all.
+        num_test: Test pictures, alike; the draw does not depend on ``seed``.
+        bad_annotations: ``"error"`` stops at a picture without a mask or a mask without a picture,
+            ``"skip"`` leaves them out and counts.
+        seed: Any integer from 0.
+
+    Raises:
+        ValueError: If a name or number does not fit, or a picture lacks its partner.
+        FileNotFoundError: If folders or files are missing.
+
+    Example:
+        >>> source = load_segmentation("cluttered_digits", num_train=20, num_test=10)
+        >>> image, mask = source.test[0]
+        >>> tuple(image.shape), tuple(mask.shape), source.class_names[:2]
+        ((3, 96, 96), (96, 96), ('background', '0'))
+    """
+    if name not in SEGMENTATION_DATASETS:
+        nearest = difflib.get_close_matches(name, SEGMENTATION_DATASETS, n=1, cutoff=0)[0]
+        raise ValueError(
+            f"unknown data set {name!r} for segmentation; did you mean {nearest!r}? Known: "
+            f"{', '.join(SEGMENTATION_DATASETS)}"
+        )
+    if name == "cluttered_digits":
+        return _load_scenes(image_size, num_train, num_test, seed)
+    folder = existing_root(name, root, download=False)
+    faults = Faults(bad_annotations)
+    layout = _LAYOUTS[name](folder, faults)
+    faults.settle()
+    for what, pairs in (("training", layout.train), ("test", layout.test)):
+        if not pairs:
+            raise FileNotFoundError(f"{folder} holds no {what} picture with its mask; add some")
+    reader = _FileReader(len(layout.class_names), layout.first, layout.ignored)
+    return SegmentationSource(
+        name=name,
+        class_names=layout.class_names,
+        train=_pictures(layout.train, reader, num_train, seed, f"{name}: num_train"),
+        test=_pictures(layout.test, reader, num_test, _TEST_SEED, f"{name}: num_test"),
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        image_size=None,
+        skipped=dict(faults.counts),
+    )
+
+
+def _pictures(
+    pairs: list[_Pair], reader: _FileReader, number: int | None, seed: int, what: str
+) -> SegmentationPictures:
+    pictures = AnnotatedPictures(pairs, reader, [picture for picture, _ in pairs])
+    if number is None:
+        return pictures
+    return pictures.select(drawn(len(pictures), number, seed, what))
+
+
+@dataclass(frozen=True)
+class _SceneReader:
+    scenes: Scenes
+
+    def __call__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        image = tv_tensors.Image(self.scenes.images[index])
+        return image, tv_tensors.Mask(self.scenes.semantic(index))
+
+
+def _load_scenes(
+    image_size: int | None, num_train: int | None, num_test: int | None, seed: int
+) -> SegmentationSource:
+    train, test = draw_scenes(image_size, num_train, num_test, seed)
+    return SegmentationSource(
+        name="cluttered_digits",
+        class_names=("background", *"0123456789"),
+        train=AnnotatedPictures(range(len(train)), _SceneReader(train), scene_names(train)),
+        test=AnnotatedPictures(range(len(test)), _SceneReader(test), scene_names(test)),
+        mean=SCENES_MEAN,
+        std=SCENES_STD,
+        image_size=(train.images.shape[2], train.images.shape[3]),
+        skipped={},
+    )
+
+
+# --- layouts of folders
+
+_Pair = tuple[str, str]
+"""Paths of a picture and its mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    class_names: tuple[str, ...]
+    train: list[_Pair]
+    test: list[_Pair]
+    first: int = 0
+    """What the mask files call class 0."""
+    ignored: tuple[int, ...] = (IGNORED,)
+    """The indices in the mask files that mean no class."""
+
+
+def _lay_out_masks(root: Path, faults: Faults) -> _Layout:
+    held_out = _held_out(root / "images")
+    train, test = (
+        _match(root / "images" / split, root / "masks" / split, faults)
+        for split in ("train", held_out)
+    )
+    names_file = root / "classes.txt"
+    class_names = _read_lines(names_file)
+    if len(class_names) > IGNORED:
+        raise ValueError(
+            f"{names_file} names {len(class_names)} classes; expected at most {IGNORED}, since a "
+            f"mask has 8 bits and {IGNORED} means ignored"
+        )
+    return _Layout(class_names=class_names, train=train, test=test)
+
+
+def _lay_out_camvid(root: Path, faults: Faults) -> _Layout:
+    train, test = (
+        _match(root / split, root / f"{split}annot", faults) for split in ("train", _held_out(root))
+    )
+    names_file = root / "classes.txt"
+    class_names = _read_lines(names_file) if names_file.is_file() else _CAMVID
+    unlabelled = len(_CAMVID)
+    # SegNet's own list ends with the name of what is ignored.
+    if len(class_names) not in (unlabelled, unlabelled + 1):
+        raise ValueError(
+            f"{names_file} names {len(class_names)} classes; expected CamVid's {unlabelled}, and "
+            "perhaps a last one for what is unlabelled"
+        )
+    return _Layout(
+        class_names=class_names[:unlabelled],
+        train=train,
+        test=test,
+        ignored=(unlabelled, IGNORED),
+    )
+
+
+def _lay_out_ade20k(root: Path, faults: Faults) -> _Layout:
+    images, annotations = root / "images", root / "annotations"
+    if (images / "training").is_dir() or (images / "validation").is_dir():
+        train, test = (
+            _match(images / split, annotations / split, faults)
+            for split in ("training", "validation")
+        )
+    else:
+        train = test = _match(images, annotations, faults)
+        warnings.warn(
+            f"{images} has no folders training and validation: it is taken as ADE20k's sample, and "
+            f"its {len(train)} pictures serve for training and test alike, which measures nothing",
+            stacklevel=3,
+        )
+    _, *rows = read_table(root / "objectInfo150.txt", 5)
+    return _Layout(
+        class_names=tuple(first_word(name) for *_, name in rows),
+        train=train,
+        test=test,
+        first=1,
+        ignored=(0, IGNORED),
+    )
+
+
+def _lay_out_voc(root: Path, faults: Faults) -> _Layout:
+    train, test = (
+        _match(
+            root / "JPEGImages",
+            root / "SegmentationClass",
+            faults,
+            _read_lines(root / "ImageSets" / "Segmentation" / f"{split}.txt"),
+        )
+        for split in ("train", "val")
+    )
+    return _Layout(class_names=_VOC, train=train, test=test)
+
+
+_LAYOUTS: dict[str, Callable[[Path, Faults], _Layout]] = {
+    "masks": _lay_out_masks,
+    "camvid": _lay_out_camvid,
+    "ade20k": _lay_out_ade20k,
+    "voc": _lay_out_voc,
+}
+
+
+def _held_out(folder: Path) -> str:
+    """The name of the folder with the test pictures."""
+    found = next((split for split in _HELD_OUT if (folder / split).is_dir()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{folder} has no folder {' or '.join(_HELD_OUT)}; expected one with the test pictures"
+        )
+    return found
+
+
+def _read_lines(file: Path) -> tuple[str, ...]:
+    lines = (line.strip() for (line,) in read_table(file, 1))
+    return tuple(line for line in lines if line)
+
+
+def _match(
+    pictures: Path, masks: Path, faults: Faults, stems: tuple[str, ...] | None = None
+) -> list[_Pair]:
+    """Pair the files of two folders by name: all of them, or those called ``stems``."""
+    picture_files, mask_files = _by_stem(pictures, IMG_EXTENSIONS), _by_stem(masks, (".png",))
+    if stems is None:
+        stems = tuple(sorted(picture_files.keys() | mask_files.keys()))
+    pairs = []
+    for stem in stems:
+        with faults.noted(pictures):
+            for kind, files, folder in (
+                ("picture", picture_files, pictures),
+                ("mask", mask_files, masks),
+            ):
+                if stem not in files:
+                    raise EntryFault(f"missing {kind}", f"{folder} holds no {kind} named {stem}")
+            pairs.append((picture_files[stem], mask_files[stem]))
+    return pairs
+
+
+def _by_stem(folder: Path, extensions: tuple[str, ...]) -> dict[str, str]:
+    """Files of a folder by their names without extension."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist; give the data set's folder as root")
+    return {
+        file.stem: str(file)
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in extensions
+    }
+
+
+# --- mask files
+
+
+class _FileReader:
+    def __init__(self, num_classes: int, first: int, ignored: tuple[int, ...]) -> None:
+        self.meaning = np.full(256, -1, np.int64)
+        self.meaning[first : first + num_classes] = np.arange(num_classes)
+        self.meaning[list(ignored)] = IGNORED
+        self.allowed = (
+            f"{first} to {first + num_classes - 1} for the {num_classes} classes, or "
+            f"{' or '.join(map(str, ignored))} to ignore a pixel"
+        )
+
+    def __call__(self, pair: _Pair) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        picture, file = pair
+        image = F.to_image(read_rgb(picture, picture))
+        indices = _read_indices(file)
+        if indices.shape != image.shape[1:]:
+            raise UnreadableImageError(
+                f"{file} is a mask of {indices.shape[0]} x {indices.shape[1]} and its picture "
+                f"{picture} is {image.shape[1]} x {image.shape[2]} (height x width); expected one "
+                "size"
+            )
+        classes = self.meaning[indices]
+        unknown = indices[classes < 0]
+        if unknown.size:
+            raise UnreadableImageError(
+                f"{file} holds the index {unknown.max()}; expected {self.allowed}"
+            )
+        return image, tv_tensors.Mask(torch.from_numpy(classes))
+
+
+def _read_indices(file: str) -> NDArray[np.uint8]:
+    """The values of an 8-bit grey or palette picture, (H, W)."""
+    try:
+        with Image.open(file) as mask:
+            mode, indices = mask.mode, np.asarray(mask)
+    except Exception as error:  # of many kinds: see read_rgb
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(
+            f"{file} cannot be read as a mask ({reason}): replace or remove this file"
+        ) from error
+    if mode not in ("L", "P"):
+        raise UnreadableImageError(
+            f"{file} is a picture of mode {mode}; expected a mask of class indices, an 8-bit PNG "
+            "that is grey (L) or has a palette (P)"
+        )
+    return indices

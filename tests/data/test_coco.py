@@ -1,0 +1,541 @@
+import json
+import pickle
+
+import numpy as np
+import pycocotools.mask as oracle
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+
+from convattn.data import DETECTION_DATASETS, UnreadableImageError, describe_skipped, load_detection
+from convattn.data.coco import _check_segmentation, decode_mask
+from convattn.data.scenes import cluttered_scenes
+
+# pycocotools decodes into arrays in the way of NumPy 1.
+NUMPY_1 = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+HEIGHT, WIDTH = 20, 30
+CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "bird"}]
+POLYGON = [2.0, 3.0, 12.0, 3.0, 12.0, 9.0, 2.0, 9.0]
+
+
+def picture(number, **changes):
+    return {
+        "id": number,
+        "file_name": f"{number}.png",
+        "width": WIDTH,
+        "height": HEIGHT,
+    } | changes
+
+
+def annotation(number, image_id=1, **changes):
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": 3,
+        "bbox": [2, 3, 10, 6],
+        "area": 60,
+        "iscrowd": 0,
+        "segmentation": [POLYGON],
+    } | changes
+
+
+def write(folder, file, entries, pictures=None, **changes):
+    """A json file and its pictures, each of a grey of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [picture(1), picture(2)] if pictures is None else pictures
+    for number in (1, 2):
+        Image.new("RGB", (WIDTH, HEIGHT), (number,) * 3).save(folder / f"{number}.png")
+    content = {"images": pictures, "annotations": entries, "categories": CATEGORIES}
+    file.write_text(json.dumps(content | changes))
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Writes a data set of COCO's layout with these training annotations, and gives its folder."""
+
+    def make_coco(entries, pictures=None, **changes):
+        listings = tmp_path / "annotations"
+        write(tmp_path / "val2017", listings / "instances_val2017.json", [annotation(1)])
+        write(
+            tmp_path / "train2017",
+            listings / "instances_train2017.json",
+            entries,
+            pictures,
+            **changes,
+        )
+        return tmp_path
+
+    return make_coco
+
+
+def load(root, **arguments):
+    return load_detection("coco", root=root, **arguments)
+
+
+# --- what is read
+
+
+def test_target_of_a_picture(make):
+    source = load(make([annotation(5), annotation(6, category_id=7, iscrowd=1, area=12.5)]))
+    image, target = source.train[0]
+    assert (image.shape, image.dtype) == ((3, HEIGHT, WIDTH), torch.uint8)
+    assert (image == 1).all()
+    assert target["image_id"] == 1
+    assert isinstance(target["boxes"], tv_tensors.BoundingBoxes)
+    assert target["boxes"].canvas_size == (HEIGHT, WIDTH)
+    assert target["boxes"].tolist() == [[2, 3, 12, 9]] * 2
+    assert target["boxes"].dtype == target["area"].dtype == torch.float32
+    assert target["area"].tolist() == [60, 12.5]
+    assert target["iscrowd"].tolist() == [False, True]
+    assert isinstance(target["masks"], tv_tensors.Mask)
+    assert (target["masks"].dtype, target["masks"].shape) == (torch.uint8, (2, HEIGHT, WIDTH))
+
+
+def test_labels_count_the_categories_in_the_order_of_their_ids(make):
+    source = load(make([annotation(1), annotation(2, category_id=7)]))
+    assert source.class_names == ("bird", "cat")
+    assert source.category_ids == (3, 7)
+    assert source.train[0][1]["labels"].tolist() == [1, 2]
+
+
+def test_picture_without_objects(make):
+    _, target = load(make([annotation(1)])).train[1]
+    assert target["boxes"].shape == (0, 4)
+    assert target["labels"].shape == (0,)
+    assert target["masks"].shape == (0, HEIGHT, WIDTH)
+
+
+def test_area_is_the_boxs_where_the_json_has_none(make):
+    entry = annotation(1)
+    del entry["area"], entry["iscrowd"]
+    target = load(make([entry])).train[0][1]
+    assert target["area"].tolist() == [60]
+    assert target["iscrowd"].tolist() == [False]
+
+
+@pytest.mark.parametrize("arguments", [{"masks": False}, {}])
+def test_no_masks_where_none_are_wanted_or_known(make, arguments):
+    segmentation = [POLYGON] if arguments else []
+    root = make([annotation(1, segmentation=segmentation)])
+    source = load(root, **arguments)
+    assert not source.has_masks
+    assert "masks" not in source.train[0][1]
+
+
+def test_box_is_clipped_by_up_to_a_pixel(make):
+    source = load(make([annotation(1, bbox=[-0.6, 13.0, 31.0, 8.0])]))
+    assert source.train[0][1]["boxes"].tolist() == [[0, 13, 30, 20]]
+
+
+def test_draws(make):
+    source = load(make([annotation(1), annotation(2, image_id=2)]), num_train=1, seed=3)
+    assert len(source.train) == len(source.train.names) == 1
+    with pytest.raises(ValueError, match="num_test=3; expected 1 to 2"):
+        load(make([annotation(1)]), num_test=3)
+
+
+def test_select_and_transform(make):
+    train = load(make([annotation(1)])).train
+    chosen = train.select(torch.tensor([1])).with_transform(lambda image, target: (target, image))
+    target, _ = chosen[0]
+    assert target["image_id"] == 2
+    assert chosen.names[0].endswith("2.png")
+
+
+def test_pictures_go_to_workers_by_pickle(make):
+    train = load(make([annotation(1)])).train
+    assert torch.equal(
+        pickle.loads(pickle.dumps(train))[0][1]["masks"],
+        train[0][1]["masks"],
+    )
+
+
+def test_error_in_a_worker_is_the_sentence_alone(make):
+    root = make([annotation(1)])
+    train = load(root).train
+    (root / "train2017" / "1.png").unlink()
+    with pytest.raises(UnreadableImageError) as caught:
+        list(DataLoader(train, batch_size=None, num_workers=1))
+    assert str(caught.value).startswith(str(root / "train2017" / "1.png"))
+
+
+# --- layouts
+
+
+@pytest.mark.parametrize("held_out", ["val2017", "valid", "test", "val2014"])
+@pytest.mark.parametrize("below", ["", "images"])
+def test_official_layouts(tmp_path, held_out, below):
+    for split in ("train", held_out):
+        file = tmp_path / "annotations" / f"person_{split}.json"
+        write(tmp_path / below / split, file, [annotation(1)])
+    source = load(tmp_path, annotations="person")
+    assert (len(source.train), len(source.test)) == (2, 2)
+    assert source.test.names[0] == str(tmp_path / below / held_out / "1.png")
+
+
+@pytest.mark.parametrize("held_out", ["valid", "test"])
+def test_json_beside_the_pictures(tmp_path, held_out):
+    for split in ("train", held_out):
+        write(tmp_path / split, tmp_path / split / "_annotations.coco.json", [annotation(1)])
+    assert len(load(tmp_path).test) == 2
+
+
+def test_missing_json_says_what_was_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"annotations/instances_train2017\.json"):
+        load(tmp_path)
+
+
+def test_missing_picture_folder_is_named(make):
+    root = make([annotation(1)])
+    (root / "val2017").rename(root / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"expected them in \S+val2017 or \S+val2017"):
+        load(root)
+
+
+def test_coco_needs_a_root():
+    with pytest.raises(ValueError, match="coco needs root"):
+        load_detection("coco")
+
+
+def test_unknown_name_gets_the_nearest():
+    with pytest.raises(ValueError, match="'coc' for detection; did you mean 'coco'"):
+        load_detection("coc")
+
+
+# --- masks
+
+
+def plain_loop(counts, height, width):
+    mask = np.zeros((height, width), np.uint8)
+    pixel = 0
+    for run, length in enumerate(counts):
+        for _ in range(length):
+            mask[pixel % height, pixel // height] = run % 2
+            pixel += 1
+    return mask
+
+
+def random_masks():
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        height, width = rng.integers(1, 40, 2).tolist()
+        mask = (rng.random((height, width)) < rng.random()).astype(np.uint8)
+        yield [np.zeros_like(mask), np.ones_like(mask), mask][min(index, 2)]
+
+
+def runs_of(mask):
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *edges, flat.size]).tolist()
+    return counts if flat[0] == 0 else [0, *counts]
+
+
+def test_plain_run_lengths_equal_the_loop():
+    for mask in random_masks():
+        counts = runs_of(mask)
+        decoded = decode_mask({"size": list(mask.shape), "counts": counts}, *mask.shape)
+        assert np.array_equal(decoded, plain_loop(counts, *mask.shape))
+        assert np.array_equal(decoded, mask)
+
+
+@NUMPY_1
+def test_packed_run_lengths_equal_pycocotools():
+    for mask in random_masks():
+        packed = oracle.encode(np.asfortranarray(mask))
+        text = {"size": packed["size"], "counts": packed["counts"].decode()}
+        assert np.array_equal(decode_mask(text, *mask.shape), oracle.decode(packed))
+
+
+def test_packed_run_lengths_of_a_large_picture_equal_pycocotools():
+    mask = np.zeros((900, 1300), np.uint8)
+    mask[100:700:7, 3:1200] = 1
+    mask[:, 1250] = 1
+    packed = oracle.encode(np.asfortranarray(mask))
+    text = {"size": packed["size"], "counts": packed["counts"].decode()}
+    assert np.array_equal(decode_mask(text, *mask.shape), mask)
+
+
+@NUMPY_1
+def test_polygons_equal_pycocotools():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        height, width = rng.integers(5, 60, 2).tolist()
+        polygons = [
+            rng.uniform(-2, 62, 2 * rng.integers(3, 8)).tolist() for _ in range(rng.integers(1, 4))
+        ]
+        expected = oracle.decode(oracle.merge(oracle.frPyObjects(polygons, height, width)))
+        assert np.array_equal(decode_mask(polygons, height, width), expected)
+
+
+def test_every_form_arrives_in_the_target(make):
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[3:9, 2:12] = 1
+    packed = oracle.encode(np.asfortranarray(mask))
+    size = [HEIGHT, WIDTH]
+    forms = [
+        [POLYGON],
+        {"size": size, "counts": runs_of(mask)},
+        {"size": size, "counts": packed["counts"].decode()},
+    ]
+    entries = [annotation(number, segmentation=form) for number, form in enumerate(forms)]
+    for found in load(make(entries)).train[0][1]["masks"]:
+        assert torch.equal(found, torch.from_numpy(mask))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "~", "é", "o", "ooooooooooooooo0", "0000", "1" * 400, "P", "00O"]
+)
+def test_broken_text_is_never_decoded(text):
+    with pytest.raises(ValueError, match="has a "):
+        _check_segmentation({"size": [4, 5], "counts": text}, 4, 5)
+
+
+# --- faults
+
+BROKEN = {
+    "box of width 0": ({"bbox": [2, 3, 0, 6]}, "bad box", "the last two above 0"),
+    "box of negative height": ({"bbox": [2, 3, 4, -6]}, "bad box", "the last two above 0"),
+    "box of NaN": ({"bbox": [2, float("nan"), 4, 6]}, "bad box", "the last two above 0"),
+    "box without end": ({"bbox": [2, 3, float("inf"), 6]}, "bad box", "the last two above 0"),
+    "box outside": ({"bbox": [40, 3, 4, 6]}, "bad box", "inside the picture's 30 x 20 pixels"),
+    "box just outside": ({"bbox": [30, 3, 0.5, 6]}, "bad box", "inside the picture's"),
+    "box partly outside": ({"bbox": [20, 3, 12, 6]}, "bad box", "inside the picture's"),
+    "box too thin for float32": ({"bbox": [20, 3, 1e-9, 6]}, "bad box", "inside the picture's"),
+    "box of three": ({"bbox": [2, 3, 4]}, "bad box", "expected four numbers"),
+    "box of texts": ({"bbox": ["a", "b", "c", "d"]}, "bad box", "expected four numbers"),
+    "no box": ({"bbox": None}, "bad box", "expected four numbers"),
+    "area of NaN": ({"area": float("nan")}, "bad box", "has the area nan"),
+    "area of text": ({"area": "large"}, "bad box", "has the area 'large'"),
+    "picture": ({"image_id": 99}, "unknown picture", "belongs to picture 99"),
+    "category": ({"category_id": 4}, "unknown category", "category 4; expected one of 3, 7"),
+    "repeated id": ({"id": 1}, "repeated id", "annotation 1 is listed twice"),
+    "id of text": ({"id": "x"}, "incomplete entry", "id='x'; expected a whole number"),
+    "no mask": ({"segmentation": []}, "bad mask", "has no mask"),
+    "line": ({"segmentation": [[1, 2, 3, 4]]}, "bad mask", "a polygon of 4 numbers"),
+    "odd polygon": ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "bad mask", "of 7 numbers"),
+    "polygon of texts": ({"segmentation": [["a"] * 6]}, "bad mask", "a polygon of 0 numbers"),
+    "polygon far away": (
+        {"segmentation": [[0, 0, 1e9, 0, 1e9, 1e9]]},
+        "bad mask",
+        "far outside the picture's",
+    ),
+    "polygon of NaN": (
+        {"segmentation": [[0, 0, float("nan"), 0, 5, 5]]},
+        "bad mask",
+        "are no numbers",
+    ),
+    "mask of another size": (
+        {"segmentation": {"size": [20, 31], "counts": [620]}},
+        "bad mask",
+        r"of size \[20, 31\]; expected that of the picture, \[20, 30\]",
+    ),
+    "short runs": (
+        {"segmentation": {"size": [20, 30], "counts": [5, 5]}},
+        "bad mask",
+        "cover 10 pixels",
+    ),
+    "negative run": (
+        {"segmentation": {"size": [20, 30], "counts": [605, -5]}},
+        "bad mask",
+        "cover 600 pixels; expected runs from 0",
+    ),
+    "runs of texts": (
+        {"segmentation": {"size": [20, 30], "counts": ["a"]}},
+        "bad mask",
+        "no whole numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason", "message"), BROKEN.values(), ids=BROKEN)
+def test_broken_annotation_is_named(make, changes, reason, message):
+    root = make([annotation(1), annotation(2) | changes])
+    with pytest.raises(ValueError, match=message) as caught:
+        load(root)
+    assert str(root / "annotations" / "instances_train2017.json") in str(caught.value)
+    assert "bad_annotations='skip'" in str(caught.value)
+    if reason in ("bad box", "bad mask", "unknown category"):
+        assert "annotation 2 (of picture 1.png)" in str(caught.value)
+
+
+@pytest.mark.parametrize(("changes", "reason", "message"), BROKEN.values(), ids=BROKEN)
+def test_broken_annotation_is_skipped_and_counted(make, changes, reason, message):
+    root = make([annotation(1), annotation(2) | changes])
+    source = load(root, bad_annotations="skip")
+    assert source.skipped == {reason: 1}
+    assert source.train[0][1]["boxes"].tolist() == [[2, 3, 12, 9]]
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason", "message"),
+    [
+        (picture(3), "missing picture", "picture 3 is '3.png', which is not in"),
+        (picture(3, file_name="../secret.png"), "missing picture", "secret"),
+        (picture(1), "repeated id", "picture 1 is listed twice"),
+        (picture(3, width=0), "incomplete entry", "is 0 wide and 20 high"),
+        (picture(3, height=None), "incomplete entry", "height=None; expected a whole number"),
+        (picture(3, file_name=None), "incomplete entry", "picture 3 has no file_name"),
+        ("3.png", "incomplete entry", "entry 2 .from 0. of pictures is '3.png'"),
+    ],
+)
+def test_broken_picture_is_named_or_skipped(make, entry, reason, message):
+    root = make([annotation(1)], [picture(1), picture(2), entry])
+    with pytest.raises(ValueError, match=message):
+        load(root)
+    source = load(root, bad_annotations="skip")
+    assert source.skipped == {reason: 1}
+    assert len(source.train) == 2
+
+
+def test_annotations_of_a_missing_picture_go_with_it(make):
+    root = make([annotation(1, image_id=3)], [picture(1), picture(3)])
+    assert load(root, bad_annotations="skip").skipped == {"missing picture": 1}
+
+
+def test_first_fault_tells_how_many_there_are(make):
+    root = make([annotation(1), annotation(2, bbox=[0] * 4), annotation(3, category_id=1)])
+    with pytest.raises(ValueError, match=r"annotation 2 .*\(and 1 more faults\)"):
+        load(root)
+
+
+def test_skipped_entries_are_told_in_a_sentence(make):
+    root = make([annotation(1), annotation(2, bbox=[0] * 4), annotation(3, bbox=[0] * 4)])
+    source = load(root, bad_annotations="skip")
+    assert describe_skipped(source.skipped) == "left out: 2 x bad box"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"categories": []}, "lists no categories"),
+        ({"categories": [*CATEGORIES, CATEGORIES[0]]}, "two categories have the id 7"),
+        ({"categories": [{"id": "a", "name": "b"}]}, "no whole number as its id"),
+        ({"categories": [{"id": 3}]}, "category 3 has no name"),
+        ({"categories": [{"id": 3, "name": "bird"}]}, "for example in 'cat' with id 7"),
+        ({"annotations": None}, "has no list 'annotations'"),
+        ({"images": {}}, "has no list 'images'"),
+    ],
+)
+def test_json_of_another_shape_is_named(make, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load(make([annotation(1)], **changes), bad_annotations="skip")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\xff"])
+def test_file_that_is_no_json_is_named(make, text):
+    root = make([annotation(1)])
+    file = root / "annotations" / "instances_train2017.json"
+    file.write_bytes(text.encode("latin1"))
+    with pytest.raises(ValueError, match=str(file)):
+        load(root)
+
+
+def test_picture_of_another_size_than_the_json_says(make):
+    root = make([annotation(1)])
+    Image.new("RGB", (WIDTH + 1, HEIGHT)).save(root / "train2017" / "1.png")
+    with pytest.raises(UnreadableImageError, match=r"1\.png is a picture of 20 x 31.*says 20 x 30"):
+        load(root).train[0]
+
+
+def test_pictures_without_objects_by_choice(make):
+    root = make([annotation(1), annotation(2, image_id=2, iscrowd=1)])
+    assert len(load(root).train) == 2
+    skipping = load(root, empty_pictures="skip")
+    assert [target["image_id"] for _, target in skipping.train] == [1]
+    assert skipping.skipped == {"training picture without objects": 1}
+    with pytest.raises(ValueError, match=r"1 pictures hold no object, the first of them \S+2\.png"):
+        load(root, empty_pictures="error")
+
+
+def test_test_pictures_without_objects_stay(make):
+    assert len(load(make([annotation(1)]), empty_pictures="skip").test) == 2
+
+
+def test_nothing_remaining_is_an_error(make):
+    root = make([annotation(1, iscrowd=1)])
+    with pytest.raises(ValueError, match="no picture remains"):
+        load(root, empty_pictures="skip")
+
+
+@pytest.mark.parametrize("choice", ["bad_annotations", "empty_pictures"])
+def test_unknown_choice_is_named(make, choice):
+    with pytest.raises(ValueError, match=f"{choice}='drop'; expected"):
+        load(make([annotation(1)]), **{choice: "drop"})
+
+
+# --- generated scenes
+
+
+def test_scenes_as_a_source():
+    source = load_detection("cluttered_digits", num_train=130, num_test=12, image_size=64, seed=2)
+    assert (len(source.train), len(source.test)) == (130, 12)
+    assert source.image_size == (64, 64)
+    assert source.class_names == tuple("0123456789")
+    assert source.category_ids == tuple(range(1, 11))
+    assert source.has_masks
+    scenes = cluttered_scenes(130, image_size=64, seed=2)
+    for index in range(20):
+        image, target = source.train[index]
+        boxes, labels, masks = scenes.objects(index)
+        assert torch.equal(image, scenes.images[index])
+        assert target["boxes"].tolist() == boxes.tolist()
+        assert torch.equal(target["labels"], labels)
+        assert torch.equal(target["masks"].bool(), masks)
+        assert target["area"].tolist() == masks.sum((1, 2)).tolist()
+        assert target["image_id"] == index
+
+
+def test_mean_and_deviation_of_the_scenes():
+    source = load_detection("cluttered_digits", num_train=300, num_test=1)
+    pixels = cluttered_scenes(300).images.float() / 255
+    assert pixels.mean((0, 2, 3)).tolist() == pytest.approx(source.mean, abs=0.03)
+    assert pixels.std((0, 2, 3)).tolist() == pytest.approx(source.std, abs=0.03)
+
+
+def test_test_scenes_do_not_depend_on_the_seed():
+    one, other = (
+        load_detection("cluttered_digits", num_train=5, num_test=5, seed=seed) for seed in (0, 1)
+    )
+    assert torch.equal(one.test[0][0], other.test[0][0])
+    assert not torch.equal(one.train[0][0], other.train[0][0])
+
+
+def test_scenes_without_masks():
+    source = load_detection("cluttered_digits", num_train=5, num_test=5, masks=False)
+    assert not source.has_masks
+    assert "masks" not in source.train[0][1]
+
+
+def test_every_name_opens_something():
+    assert DETECTION_DATASETS == ("cluttered_digits", "coco")
+
+
+# --- real files
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("annotations", "has_masks", "count"),
+    [("detection", False, 128), ("instances_from_panoptic", True, 100)],
+)
+def test_real_coco_opens(data_dir, annotations, has_masks, count):
+    source = load(data_dir / "coco128", annotations=annotations)
+    assert source.has_masks == has_masks
+    assert (len(source.train), len(source.test)) == (count, count)
+    assert len(source.class_names) == 80
+    assert source.category_ids[-1] == 90
+
+
+@pytest.mark.data
+def test_real_masks_fill_their_boxes(data_dir):
+    source = load(data_dir / "coco128", annotations="instances_from_panoptic")
+    for index in range(15):
+        _, target = source.train[index]
+        assert torch.equal(target["masks"].sum((1, 2)).float(), target["area"])
+        for box, mask in zip(target["boxes"].tolist(), target["masks"].numpy(), strict=True):
+            rows, columns = np.nonzero(mask)
+            assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
