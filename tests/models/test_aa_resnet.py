@@ -7,13 +7,6 @@ import convattn.models.aa_resnet  # noqa: F401 registers the models
 from convattn import augment
 from tests.models.networks import augmented, build, plain
 
-NANO = {
-    "layers": (1, 1, 1, 1),
-    "channels": (16, 32, 64, 128),
-    "stem_type": "deep",
-    "stem_width": 8,
-    "num_classes": 10,
-}
 BLOCKS = {
     "aa_resnet34": (3, 4, 6, 3),
     "aa_resnet50": (3, 4, 6, 3),
@@ -82,6 +75,11 @@ def test_only_the_stage_of_stride_8_attends_on_a_smaller_map():
     assert downsample == {"layer2": 2, "layer3": 1, "layer4": 1}
 
 
+def test_attention_is_downsampled_where_asked():
+    layers = augmented(timm.create_model("aa_resnet_nano", attn_downsample={8: 4, 16: 2}))
+    assert [layer.attn_downsample for layer in layers.values()] == [4, 2, 1]
+
+
 @pytest.mark.parametrize("size", [(224, 224), (320, 192), (225, 161)])
 def test_maps_have_resnets_sizes(size):
     x = torch.empty(1, 3, *size, device="meta")
@@ -101,9 +99,19 @@ def test_convolution_branch_holds_the_filters_that_timm_drew():
     torch.manual_seed(0)
     layer = timm.create_model("aa_resnet_nano").layer4[0].conv1
     torch.manual_seed(0)
-    plain = timm.create_model("resnet18", **NANO).layer4[0].conv1
+    plain = timm.create_model("resnet_nano").layer4[0].conv1
     assert torch.equal(layer.conv.weight, plain.weight[: layer.conv.out_channels])
     assert layer.conv.bias is None
+
+
+def test_plain_twin_differs_in_the_augmented_convolutions_alone():
+    ours, twin = (
+        {n: p.shape for n, p in build(name).named_parameters()}
+        for name in ("aa_resnet_nano", "resnet_nano")
+    )
+    different = {name for name in ours.keys() | twin.keys() if ours.get(name) != twin.get(name)}
+    assert {name.split(".conv1.")[0] for name in different} == {"layer2.0", "layer3.0", "layer4.0"}
+    assert not augmented(build("resnet_nano"))
 
 
 def test_augmenting_timms_network_gives_ours():

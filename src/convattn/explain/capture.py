@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from convattn.detection.pyramid import FeatureLevels
 from convattn.explain.geometry import Grid, GridTracker
 from convattn.layers import AAConv2d, LearnedAggregation2d
 
@@ -92,8 +93,9 @@ def capture_attention(
         float32 or, of a float64 model, float64. LearnedAggregation2d: (B, heads, tokens, H, W).
         AAConv2d: (B, heads, N, N), N the positions of its attention map row by row; with
         ``queries`` (B, heads, Q, H, W), Q being 1 for ``"mean"``. Its ``grids`` tell where the
-        maps lie on the network's input. Of a layer that runs more than once in a pass, the last
-        run stays.
+        maps lie on the network's input; a detector's is the batch that it makes of its pictures,
+        resized, and padded at the right and below. Of a layer that runs more than once in a pass,
+        the last run stays.
 
     Raises:
         ValueError: If the model holds no layer with attention, or none of a name; inside the block,
@@ -132,7 +134,9 @@ def capture_attention(
             "captured",
             stacklevel=3,
         )
-    handles = [model.register_forward_pre_hook(begin)]
+    # A detector resizes and pads its pictures before its backbone gets them.
+    inputs = [model, *(module for module in model.modules() if isinstance(module, FeatureLevels))]
+    handles = [module.register_forward_pre_hook(begin) for module in inputs]
     handles += [module.register_forward_pre_hook(record(name)) for name, module in chosen.items()]
     try:
         with uncompiled(), grids:
@@ -157,22 +161,6 @@ def _weights(
     else:
         weights = layer.attention_weights(x, queries)
     return size, weights.unflatten(-1, size)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module is in the mode it was in.
-
-    Args:
-        model: Any network.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def uncompiled() -> AbstractContextManager[Any]:

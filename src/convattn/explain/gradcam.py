@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convattn.explain.capture import evaluating, uncompiled
+from convattn.explain.capture import uncompiled
 from convattn.explain.geometry import Grid, GridTracker
 from convattn.layers import LearnedAggregation2d
+from convattn.surgery.modes import evaluating
 
 
 def cam_layers(

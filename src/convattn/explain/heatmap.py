@@ -22,13 +22,13 @@ from convattn.explain.capture import (
     Queries,
     attention_layers,
     capture_attention,
-    evaluating,
     named_layers,
 )
 from convattn.explain.geometry import Grid
 from convattn.explain.gradcam import grad_cam
 from convattn.explain.pictures import PictureSource, Seen, View, read_picture, see
 from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.surgery.modes import evaluating
 
 Method = Literal["auto", "attention", "gradcam"]
 Target = int | str

@@ -3,6 +3,8 @@
 Bello et al. 2019, https://arxiv.org/abs/1904.09925, sections 4.2 and 4.4, on timm's ResNet.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -32,6 +34,8 @@ class AAResNet(ResNet):
         position: "relative", "sine", "coord" or "none".
         img_size: Side, or height and width, of the pictures that positions are made for, in
             pixels; other sizes resample them.
+        attn_downsample: How many times smaller the map is on which attention runs, by the stride
+            of the stage; 1 elsewhere.
         **kwargs: timm's ResNet arguments.
 
     Shape:
@@ -58,6 +62,7 @@ class AAResNet(ResNet):
         min_head_dim: int = 20,
         position: Position = "relative",
         img_size: int | tuple[int, int] = 224,
+        attn_downsample: Mapping[int, int] = MappingProxyType({8: 2}),
         **kwargs: Any,
     ) -> None:
         super().__init__(block, layers, **kwargs)
@@ -77,7 +82,7 @@ class AAResNet(ResNet):
             v_ratio=v_ratio,
             min_head_dim=min_head_dim,
             position=position,
-            attn_downsample={8: 2},
+            attn_downsample=attn_downsample,
             preserve=False,
             inplace=True,
         )
@@ -105,19 +110,22 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
+_NANO_CFG = _cfg(
+    num_classes=10,
+    input_size=(3, 64, 64),
+    pool_size=(2, 2),
+    crop_pct=1.0,
+    first_conv="conv1.0",
+)
+
 default_cfgs = generate_default_cfgs(
     {
         "aa_resnet34.untrained": _cfg(),
         "aa_resnet50.untrained": _cfg(),
         "aa_resnet101.untrained": _cfg(),
         "aa_resnet152.untrained": _cfg(),
-        "aa_resnet_nano.untrained": _cfg(
-            num_classes=10,
-            input_size=(3, 64, 64),
-            pool_size=(2, 2),
-            crop_pct=1.0,
-            first_conv="conv1.0",
-        ),
+        "aa_resnet_nano.untrained": _NANO_CFG,
+        "resnet_nano.untrained": {**_NANO_CFG, "paper_ids": "arXiv:1512.03385"},
     }
 )
 
@@ -150,19 +158,24 @@ def aa_resnet152(pretrained: bool = False, **kwargs: Any) -> AAResNet:
     return _create("aa_resnet152", pretrained, defaults, **kwargs)
 
 
+_NANO: dict[str, Any] = {
+    "block": BasicBlock,
+    "layers": (1, 1, 1, 1),
+    "channels": (16, 32, 64, 128),
+    "stem_type": "deep",
+    "stem_width": 8,
+}
+
+
 @register_model
 def aa_resnet_nano(pretrained: bool = False, **kwargs: Any) -> AAResNet:
     """AA-ResNet for laptops and tests: one basic block a stage, 16 to 128 channels."""
-    defaults = {
-        "block": BasicBlock,
-        "layers": (1, 1, 1, 1),
-        "channels": (16, 32, 64, 128),
-        "stem_type": "deep",
-        "stem_width": 8,
-        "num_heads": 4,
-        "qk_ratio": 0.25,
-        "v_ratio": 0.25,
-        "min_head_dim": 8,
-        "img_size": 64,
-    }
-    return _create("aa_resnet_nano", pretrained, defaults, **kwargs)
+    attention = {"num_heads": 4, "qk_ratio": 0.25, "v_ratio": 0.25, "min_head_dim": 8}
+    return _create("aa_resnet_nano", pretrained, {**_NANO, **attention, "img_size": 64}, **kwargs)
+
+
+@register_model
+def resnet_nano(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """The plain twin of ``aa_resnet_nano``."""
+    model = build_model_with_cfg(ResNet, "resnet_nano", pretrained, **{**_NANO, **kwargs})
+    return cast(ResNet, model)

@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from convattn.surgery.modes import evaluating
+
 TRANSFORMER = (
     "the network is a transformer: it cuts the picture into patches and attends to them already; "
     "augment() is for convolutional networks"
@@ -236,7 +238,7 @@ def _run(
     """``what`` of the network in evaluation mode and an empty picture; first on the meta device."""
     first = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0))
     dtype = first.dtype if first.dtype.is_floating_point else torch.float32
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), evaluating(model):
         try:
             state = {
                 name: tensor.detach().to("meta")
@@ -265,17 +267,6 @@ def _logits(recorder: _Recorder, out: Any) -> int | None:
     """The tensor that a classifier returns, or the only one in whatever it returns."""
     tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     return recorder.number(tensors) if len(tensors) == 1 else None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

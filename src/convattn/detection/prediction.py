@@ -1,0 +1,193 @@
+"""A picture in, boxes and masks out: drawn, or as COCO's results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as rle
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype, to_pil_image
+
+from convattn.data.annotated import AnnotatedPictures
+from convattn.detection.drawing import (
+    class_colour,
+    draw_box,
+    magnified,
+    readable,
+    save_png,
+    sheet,
+    tinted,
+)
+from convattn.surgery.modes import evaluating
+
+_OPACITY = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """Objects of one picture, found or true."""
+
+    boxes: Tensor
+    """(N, 4): xmin, ymin, xmax, ymax in pixels of the picture."""
+    labels: Tensor
+    """(N,), from 1."""
+    scores: Tensor | None
+    """(N,), between 0 and 1; None for the truth."""
+    masks: Tensor | None
+    """(N, H, W) bool; None without masks."""
+    class_names: tuple[str, ...]
+    """Name of each class from label 1."""
+    category_ids: tuple[int, ...]
+    """COCO's id of each class from label 1."""
+
+    @classmethod
+    def of(
+        cls,
+        found: Mapping[str, Any],
+        *,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        threshold: float = 0.0,
+    ) -> Self:
+        """What a detector found in a picture, or a data set's truth about it.
+
+        Args:
+            found: Of torchvision's contract: boxes, labels, and scores and masks where there are
+                some; masks (N, 1, H, W) of probabilities or (N, H, W) of 0 and 1.
+            class_names: Name of each class from label 1.
+            category_ids: COCO's id of each.
+            threshold: Objects of a lower score are left out.
+        """
+        scores, masks = found.get("scores"), found.get("masks")
+        labels = found["labels"].cpu()
+        kept = slice(None) if scores is None else (scores >= threshold).cpu()
+        return cls(
+            boxes=found["boxes"].cpu().as_subclass(Tensor)[kept],
+            labels=labels[kept],
+            scores=None if scores is None else scores.cpu()[kept],
+            masks=None
+            if masks is None
+            else masks.cpu().as_subclass(Tensor).reshape(len(labels), *masks.shape[-2:])[kept]
+            > 0.5,
+            class_names=tuple(class_names),
+            category_ids=tuple(category_ids),
+        )
+
+    def draw(self, picture: Image.Image) -> Image.Image:
+        """Boxes with their classes and scores, and translucent masks, on the picture.
+
+        Args:
+            picture: The one that they were found in. A small one comes back as a multiple of its
+                size, so that labels can be read.
+        """
+        canvas, times = readable(picture)
+        # The surest ones come last, and lie on top.
+        order = range(len(self.labels)) if self.scores is None else self.scores.argsort().tolist()
+        colours = [class_colour(label - 1) for label in self.labels.tolist()]
+        if self.masks is not None:
+            layer = np.zeros((picture.height, picture.width), np.int64)
+            for k in order:
+                layer[self.masks[k].numpy()] = k + 1
+            shown = magnified(layer, times)
+            palette = np.array([(0, 0, 0), *colours], np.uint8)
+            canvas = tinted(canvas, palette[shown], np.float32(_OPACITY) * (shown > 0))
+        for k in order:
+            draw_box(canvas, (times * self.boxes[k]).tolist(), colours[k], self._caption(k))
+        return canvas
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Entries of a COCO results file; masks as compressed run lengths.
+
+        Args:
+            image_id: The picture's number in its annotation file.
+
+        Raises:
+            ValueError: If these are the truth, which has no scores.
+        """
+        if self.scores is None:
+            raise ValueError("objects without scores are no results; give what a detector found")
+        entries: list[dict[str, Any]] = []
+        for k, (label, score) in enumerate(
+            zip(self.labels.tolist(), self.scores.tolist(), strict=True)
+        ):
+            xmin, ymin, xmax, ymax = self.boxes[k].tolist()
+            entry: dict[str, Any] = {
+                "image_id": image_id,
+                "category_id": self.category_ids[label - 1],
+                "bbox": [xmin, ymin, xmax - xmin, ymax - ymin],
+                "score": score,
+            }
+            if self.masks is not None:
+                entry["segmentation"] = _run_lengths(self.masks[k])
+            entries.append(entry)
+        return entries
+
+    def _caption(self, k: int) -> str:
+        name = self.class_names[int(self.labels[k]) - 1]
+        return name if self.scores is None else f"{name} {self.scores[k]:.2f}"
+
+
+def detect(model: nn.Module, picture: Image.Image, *, threshold: float = 0.5) -> Detections:
+    """Find the objects of a picture; the detector is left as it was.
+
+    Args:
+        model: A detector whose ``pretrained_cfg`` has ``label_names`` and ``category_ids``.
+        picture: Of any mode and size; the detector resizes it itself.
+        threshold: Objects of a lower score are left out; 0 keeps all that the detector gives.
+
+    Raises:
+        ValueError: If ``threshold`` is not between 0 and 1.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold}; expected a score between 0 and 1")
+    cfg = cast(Any, model).pretrained_cfg
+    device = next(model.parameters()).device
+    pixels = to_dtype(pil_to_tensor(picture.convert("RGB")), torch.float32, scale=True)
+    with evaluating(model), torch.inference_mode():
+        (found,) = model([pixels.to(device)])
+    return Detections.of(
+        found,
+        class_names=cfg["label_names"],
+        category_ids=cfg["category_ids"],
+        threshold=threshold,
+    )
+
+
+def draw_beside_truth(
+    model: nn.Module,
+    pictures: AnnotatedPictures[Any],
+    count: int,
+    out: Path,
+    *,
+    title: str,
+    threshold: float = 0.5,
+) -> None:
+    """Write a sheet of a data set's first pictures: the truth and what the detector finds.
+
+    Args:
+        model: As in ``detect``.
+        pictures: A data set without a transform: uint8 (3, H, W) and their truth.
+        count: How many; a smaller data set gives all it has.
+        out: The PNG to write.
+        title: What stands above all.
+        threshold: As in ``detect``.
+    """
+    cfg = cast(Any, model).pretrained_cfg
+    names = {"class_names": cfg["label_names"], "category_ids": cfg["category_ids"]}
+    groups = []
+    for pixels, target in (pictures[index] for index in range(min(count, len(pictures)))):
+        picture = to_pil_image(pixels)
+        found = detect(model, picture, threshold=threshold)
+        groups.append((Detections.of(target, **names).draw(picture), found.draw(picture)))
+    save_png(sheet(groups, ("truth", "prediction"), title), out)
+
+
+def _run_lengths(mask: Tensor) -> dict[str, Any]:
+    encoded = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode()}

@@ -1,0 +1,205 @@
+"""How good a segmenter is: mean intersection over union, accuracy, and each class's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from convattn.data.masks import IGNORED
+from convattn.detection.evaluation import aligned, percentages, worst_class
+from convattn.segmentation.upernet import resized, sliding_window
+from convattn.surgery.modes import evaluating
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationResult:
+    """What ``evaluate_segmentation`` found; shares lie between 0 and 1.
+
+    All of them come from the counts of the whole set, and none is a mean over pictures. One that is
+    not defined, since no pixel has a class, is None.
+    """
+
+    num_images: int
+    """Pictures looked at."""
+    loss: float | None
+    """Mean cross-entropy of a pixel in nats."""
+    miou: float | None
+    """Intersection over union, the mean over the classes that the truth or the model has."""
+    mean_accuracy: float | None
+    """Share of a class's pixels that are found, the mean over the classes of the truth."""
+    pixel_accuracy: float | None
+    """Share of all pixels whose class is right."""
+    per_class: dict[str, float]
+    """Intersection over union of each class; one that neither truth nor model has is left out."""
+    images_per_second: float
+    """Pictures a second, loading included."""
+
+    def to_json(self) -> str:
+        """The result as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values for people; what is not defined is left out."""
+        shares = {
+            "mIoU": self.miou,
+            "mean accuracy": self.mean_accuracy,
+            "pixel accuracy": self.pixel_accuracy,
+        }
+        return [
+            ("pictures", f"{self.num_images:,}"),
+            *percentages(shares),
+            *([] if self.loss is None else [("cross-entropy", f"{self.loss:.4f}")]),
+            *worst_class(self.per_class),
+            ("pictures a second", f"{self.images_per_second:,.1f}"),
+        ]
+
+    def table(self) -> str:
+        """The result as a small table for people."""
+        return aligned(self.rows())
+
+
+class SegmentationMetrics(MulticlassConfusionMatrix):
+    """Which class was taken for which, gathered picture by picture.
+
+    A metric of torchmetrics: it moves between devices, and is summed over processes when it is
+    computed.
+
+    Args:
+        class_names: Name of each class from 0.
+    """
+
+    num_images: Tensor
+    loss: Tensor
+
+    def __init__(self, *, class_names: Sequence[str]) -> None:
+        # Its own checks sort all pixels of each picture.
+        super().__init__(len(class_names), ignore_index=IGNORED, validate_args=False)
+        self.class_names = tuple(class_names)
+        self.add_state("num_images", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("loss", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        model: nn.Module,
+        pictures: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        window: tuple[int, int] | None = None,
+    ) -> None:
+        """Show some pictures to a segmenter and count its pixels.
+
+        Args:
+            model: In evaluation mode, where the pictures and this metric are.
+            pictures: Normalised, (3, h, w); those of one size run together.
+            masks: (H, W) each: the class of every pixel, 255 where it does not count. Logits are
+                resized to the mask before the best class is taken.
+            window: As in ``evaluate_segmentation``.
+
+        Raises:
+            ValueError: If the model has another number of classes than the data, or a mask has
+                classes beyond it.
+        """
+        for indices in _of_one_size(pictures):
+            batch = torch.stack([pictures[index] for index in indices])
+            logits = model(batch) if window is None else sliding_window(model, batch, window)
+            for one, index in zip(logits, indices, strict=True):
+                self._count(one[None], masks[index].as_subclass(Tensor)[None])
+
+    def _count(self, logits: Tensor, mask: Tensor) -> None:
+        num_classes = len(self.class_names)
+        if logits.shape[1] != num_classes:
+            raise ValueError(
+                f"the model has {logits.shape[1]} classes and the data {num_classes}; name the "
+                "data that it was trained on, or train it on these"
+            )
+        if ((mask >= num_classes) & (mask != IGNORED)).any():
+            raise ValueError(
+                f"a mask has class {mask[mask != IGNORED].max()} and the data has classes 0 to "
+                f"{num_classes - 1}; give pixels without a class {IGNORED}"
+            )
+        logits = resized(logits.float(), mask.shape[1:])
+        super().update(logits, mask)
+        self.loss += F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum")
+        self.num_images += 1
+
+    def compute(self) -> dict[str, Any]:
+        """The fields of a ``SegmentationResult``, without its speed."""
+        confusion = super().compute().cpu().double()  # (truth, prediction)
+        hits, truth, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        # Where there is nothing to divide by, the share is NaN and not defined.
+        ious = hits / (truth + predicted - hits)
+        return {
+            "num_images": int(self.num_images),
+            "loss": _defined(self.loss.cpu() / truth.sum()),
+            "miou": _defined(ious.nanmean()),
+            "mean_accuracy": _defined((hits / truth).nanmean()),
+            "pixel_accuracy": _defined(hits.sum() / truth.sum()),
+            "per_class": {
+                name: iou.item()
+                for name, iou in zip(self.class_names, ious, strict=True)
+                if not iou.isnan()
+            },
+        }
+
+
+def evaluate_segmentation(
+    model: nn.Module,
+    loader: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]],
+    *,
+    class_names: Sequence[str],
+    device: torch.device | str | None = None,
+    window: tuple[int, int] | None = None,
+) -> SegmentationResult:
+    """Test a segmenter; it is left as it was, but on ``device``.
+
+    Args:
+        model: The segmenter: normalised pictures (B, 3, H, W) -> logits (B, classes, H, W).
+        loader: Batches: normalised pictures (3, H, W), and the class of each pixel (H', W'), 255
+            where it does not count. Logits are resized to the mask. Pictures of one size in a
+            batch run together.
+        class_names: Name of each class from 0.
+        device: Where to compute; None takes the GPU if there is one.
+        window: Height and width of what the model sees at once, as in ``sliding_window``; None
+            shows it whole pictures.
+
+    Raises:
+        ValueError: If the model has another number of classes than the data, or there is no
+            picture.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(device)
+    metrics = SegmentationMetrics(class_names=class_names).to(device)
+    start = time.perf_counter()
+    with evaluating(model), torch.inference_mode():
+        for pictures, masks in loader:
+            metrics.update(
+                model,
+                [picture.to(device) for picture in pictures],
+                [mask.to(device) for mask in masks],
+                window,
+            )
+    seconds = time.perf_counter() - start
+    if not metrics.update_called:
+        raise ValueError("there is no picture to evaluate; name a data set with test pictures")
+    found = metrics.compute()
+    return SegmentationResult(**found, images_per_second=found["num_images"] / seconds)
+
+
+def _of_one_size(pictures: Sequence[Tensor]) -> Iterable[list[int]]:
+    """Numbers of the pictures of each size."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, picture in enumerate(pictures):
+        groups.setdefault(tuple(picture.shape), []).append(index)
+    return groups.values()
+
+
+def _defined(share: Tensor) -> float | None:
+    return None if share.isnan() else share.item()

@@ -1,0 +1,175 @@
+"""A picture in, the class of every pixel out: drawn, or as a mask file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import to_pil_image
+
+from convattn.data.annotated import AnnotatedPictures
+from convattn.data.dense_transforms import segmentation_test_transform
+from convattn.data.masks import IGNORED
+from convattn.detection.drawing import (
+    BLACK,
+    WHITE,
+    Colour,
+    class_colour,
+    legend,
+    magnified,
+    readable,
+    save_png,
+    sheet,
+    stacked,
+    tinted,
+)
+from convattn.segmentation.upernet import resized, sliding_window
+from convattn.surgery.modes import evaluating
+
+_OPACITY = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """The class of every pixel of a picture, found or true."""
+
+    classes: Tensor
+    """(H, W) uint8, from 0; 255 where no class counts."""
+    class_names: tuple[str, ...]
+    """Name of each class from 0."""
+
+    def largest(self, count: int) -> list[tuple[str, float]]:
+        """The classes that cover most, and their shares of the pixels that count.
+
+        Args:
+            count: How many classes at most.
+        """
+        counted = self.classes[self.classes != IGNORED].long()
+        shares = counted.bincount(minlength=len(self.class_names)) / max(1, len(counted))
+        order = shares.argsort(descending=True, stable=True)[:count].tolist()
+        return [(self.class_names[k], shares[k].item()) for k in order if shares[k] > 0]
+
+    def overlay(self, picture: Image.Image) -> Image.Image:
+        """Translucent colours of the classes; stripes where none counts.
+
+        Args:
+            picture: The one that was looked at. A small one comes back as a multiple of its size.
+        """
+        canvas, times = readable(picture)
+        classes = magnified(self.classes.numpy(), times)
+        colours = _palette(self.class_names)[classes]
+        opacity = np.full(classes.shape, _OPACITY, np.float32)
+        ignored = classes == IGNORED
+        colours[ignored] = _stripes(*classes.shape)[ignored]
+        opacity[ignored] = 1
+        return tinted(canvas, colours, opacity)
+
+    def draw(self, picture: Image.Image) -> Image.Image:
+        """The overlay above a legend of the classes that are there.
+
+        Args:
+            picture: As for ``overlay``.
+        """
+        colours = dict(zip(self.class_names, _colours(self.class_names), strict=True))
+        present = [self.class_names[k] for k in self.classes.unique().tolist() if k != IGNORED]
+        shown = self.overlay(picture)
+        return stacked(shown, legend({name: colours[name] for name in present}, shown.width))
+
+    def mask(self) -> Image.Image:
+        """A picture of mode "P" whose values are the classes, in the colours of ``draw``."""
+        picture = Image.fromarray(self.classes.numpy())
+        picture.putpalette(_palette(self.class_names).tobytes())
+        return picture
+
+
+def segment(
+    model: nn.Module, picture: Image.Image, *, window: tuple[int, int] | None = None
+) -> Segmentation:
+    """Find the class of every pixel of a picture; the segmenter is left as it was.
+
+    The picture is prepared as for the segmenter's evaluation, and the logits are brought back to
+    the picture's own size.
+
+    Args:
+        model: A segmenter whose ``pretrained_cfg`` has ``image_size``, ``mean``, ``std`` and
+            ``label_names``.
+        picture: Of any mode and size.
+        window: Height and width of what the model sees at once, as in ``sliding_window``; None
+            shows it the whole picture.
+
+    Example:
+        >>> from convattn.segmentation import create_segmenter
+        >>> model = create_segmenter("upernet", num_classes=3, backbone="patchconvnet_nano")
+        >>> segment(model, Image.new("RGB", (70, 50))).classes.shape
+        torch.Size([50, 70])
+    """
+    cfg = cast(Any, model).pretrained_cfg
+    prepare = segmentation_test_transform(
+        image_size=cfg["image_size"], mean=tuple(cfg["mean"]), std=tuple(cfg["std"])
+    )
+    unknown = tv_tensors.Mask(torch.full((picture.height, picture.width), IGNORED))
+    pixels, _ = prepare(tv_tensors.Image(picture.convert("RGB")), unknown)
+    batch = pixels[None].to(next(model.parameters()).device)
+    with evaluating(model), torch.inference_mode():
+        logits = model(batch) if window is None else sliding_window(model, batch, window)
+        classes = resized(logits, (picture.height, picture.width)).argmax(1)[0]
+    return Segmentation(
+        classes=classes.to("cpu", torch.uint8), class_names=tuple(cfg["label_names"])
+    )
+
+
+def draw_beside_truth(
+    model: nn.Module, pictures: AnnotatedPictures[Tensor], count: int, out: Path, *, title: str
+) -> None:
+    """Write a sheet of a data set's first pictures: alone, with the truth, and with what is found.
+
+    Args:
+        model: As in ``segment``.
+        pictures: A data set without a transform: uint8 (3, H, W) and the class of every pixel.
+        count: How many; a smaller data set gives all it has.
+        out: The PNG to write.
+        title: What stands above all.
+    """
+    class_names = tuple(cast(Any, model).pretrained_cfg["label_names"])
+    groups, present = [], set[int]()
+    for pixels, mask in (pictures[index] for index in range(min(count, len(pictures)))):
+        picture = to_pil_image(pixels)
+        truth = Segmentation(
+            classes=mask.as_subclass(Tensor).to(torch.uint8), class_names=class_names
+        )
+        found = segment(model, picture)
+        present |= {*truth.classes.unique().tolist(), *found.classes.unique().tolist()}
+        groups.append((readable(picture)[0], truth.overlay(picture), found.overlay(picture)))
+    whole = sheet(groups, ("picture", "truth", "prediction"), title)
+    colours = _colours(class_names)
+    names = {class_names[k]: colours[k] for k in sorted(present - {IGNORED})}
+    save_png(stacked(whole, legend(names, whole.width)), out)
+
+
+def _colours(class_names: Sequence[str]) -> list[Colour]:
+    """Of each class; a background is black, so that the objects stand out."""
+    return [
+        BLACK if name == "background" else class_colour(k) for k, name in enumerate(class_names)
+    ]
+
+
+def _palette(class_names: Sequence[str]) -> NDArray[np.uint8]:
+    """(256, 3): the classes' colours, and white for what does not count."""
+    palette = np.full((256, 3), WHITE, np.uint8)
+    palette[: len(class_names)] = _colours(class_names)
+    return palette
+
+
+def _stripes(height: int, width: int) -> NDArray[np.uint8]:
+    """(H, W, 3): black and grey, aslant."""
+    rows, columns = np.ogrid[:height, :width]
+    dark = (rows + columns) // 8 % 2 == 0
+    return np.where(dark[..., None], np.uint8(0), np.uint8(120)).repeat(3, -1)
