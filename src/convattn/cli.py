@@ -1,4 +1,4 @@
-"""The command line: ``convattn list | train | evaluate | augment | explain | demo``.
+"""The command line: ``convattn list | train | evaluate | predict | augment | explain | demo``.
 
 Every mistake of the user is one line on stderr and exit status 2; ``--debug`` shows the traceback.
 """
@@ -24,7 +24,7 @@ import tyro
 
 from convattn.data import UnreadableImageError
 from convattn.evaluate import nearest
-from convattn.train.config import AugmentConfig, DataConfig, TrainConfig
+from convattn.train.config import AugmentConfig, DataConfig, TrainConfig, finds_masks
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from convattn.explain import Explanation
     from convattn.train.run import Run
+    from convattn.train.task import Result
 
 T = TypeVar("T")
 
@@ -44,6 +45,7 @@ commands:
   list      show the models, the recipes (--recipes) or the data sets (--data)
   train     train a recipe and leave a run folder: convattn train quickstart
   evaluate  test a run, or a model by name, on its test pictures: convattn evaluate RUN
+  predict   find objects, or every pixel's class, on pictures: convattn predict RUN PICTURE
   augment   show where a network can get attention, and at what cost: convattn augment resnet50
   explain   show where a network looks, and test whether that is true: convattn explain RUN PICTURE
   demo      the same as a page in the browser: convattn demo
@@ -79,6 +81,8 @@ class ListOptions:
     """Show only names that contain this."""
     recipes: bool = False
     """Show the recipes instead."""
+    dense: bool = False
+    """Show the detectors and segmenters instead."""
     data: bool = False
     """Show the data sets instead."""
 
@@ -91,7 +95,31 @@ class EvaluateOptions:
     """Weights of a model that is given by name; None takes its released ones."""
     device: str | None = None
     """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
+    window: tuple[int, int] | None = None
+    """Segmentation: height and width of the windows that pictures are cut into; None: whole."""
     data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Find objects, or the class of every pixel, on a picture or on every picture of a folder."""
+
+    picture: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE|FOLDER")
+    ] = None
+    """A picture, or a folder of pictures."""
+    threshold: float = 0.5
+    """Detection: least score of what is drawn and written, from 0 to 1."""
+    window: tuple[int, int] | None = None
+    """Segmentation: height and width of the windows that pictures are cut into; None: whole."""
+    out: str | None = None
+    """Folder to make; None makes predicted, or predicted-2 where that is taken."""
+    device: str | None = None
+    """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold} must lie between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +231,7 @@ def _dispatch(arguments: list[str]) -> int:
         "list": _list,
         "train": _train,
         "evaluate": _evaluate,
+        "predict": _predict,
         "augment": _augment,
         "explain": _explain,
         "demo": _demo,
@@ -227,9 +256,14 @@ def _list(arguments: list[str]) -> int:
 
         names, describe = list(RECIPES), lambda name: (name, _summary(RECIPES[name]))
     elif options.data:
-        from convattn.data import DATASETS
+        tasks = _tasks_of_data()
+        names, describe = list(tasks), lambda name: (name, ", ".join(tasks[name]))
+    elif options.dense:
+        from convattn.detection import DETECTORS
+        from convattn.segmentation import SEGMENTERS
 
-        names, describe = list(DATASETS), lambda name: (name,)
+        dense = DETECTORS | SEGMENTERS
+        names, describe = list(dense), lambda name: (name, _summary(dense[name]))
     else:
         from convattn import OUR_MODELS
 
@@ -245,6 +279,23 @@ def _list(arguments: list[str]) -> int:
     for row in rows:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
     return 0
+
+
+def _tasks_of_data() -> dict[str, list[str]]:
+    """Name of each data set -> what it can be used for."""
+    from convattn.data import DATASETS
+    from convattn.data.coco import DETECTION_DATASETS
+    from convattn.data.masks import SEGMENTATION_DATASETS
+
+    tasks: dict[str, list[str]] = {}
+    for task, names in (
+        ("classification", DATASETS),
+        ("detection", DETECTION_DATASETS),
+        ("segmentation", SEGMENTATION_DATASETS),
+    ):
+        for name in names:
+            tasks.setdefault(name, []).append(task)
+    return tasks
 
 
 def _describe_model(name: str) -> tuple[str, str, str]:
@@ -304,24 +355,49 @@ def _resume(arguments: list[str]) -> int:
 def _finish(run: Run | None) -> int:
     if run is not None:
         print(f"\n{run.result.table()}\n")
-        for file in (run.folder / "curves.png", run.attention, run.folder / "report.md"):
-            if file is not None:
-                print(file)
-        if run.attention is None:
-            print("no attention.png: the network has no attention layer")
+        for file in (*run.pictures, run.folder / "report.md"):
+            print(file)
     return 0
 
 
 def _evaluate(arguments: list[str]) -> int:
     prog = "convattn evaluate"
-    target, folder = _target(EvaluateOptions(), arguments, prog=prog, model="MODEL --data NAME")
+    target, folder = _target(
+        EvaluateOptions(), arguments, prog=prog, model="MODEL --data NAME", dense=True
+    )
     default = EvaluateOptions(data=_data_of(folder))
     options = _parse(
         EvaluateOptions, default, _with_data_name(arguments[1:]), prog=f"{prog} {target}"
     )
     _check_checkpoint(folder, options.checkpoint)
+    task = _task_of_run(folder)
+    if options.window is not None and task != "segmentation":
+        raise UsageError(f"--window is for segmentation; {target} does {task}")
 
-    from convattn.evaluate import evaluate, open_model, replace_atomically
+    from convattn.evaluate import replace_atomically
+
+    if folder is not None and task != "classification":
+        result: Result = _evaluate_dense(folder, task, options)
+    else:
+        result = _evaluate_classifier(target, options)
+    print(result.table())
+    if folder is not None:
+        replace_atomically(folder / "evaluation.json", result.to_json().encode())
+        print(f"\n{folder / 'evaluation.json'}")
+    return 0
+
+
+def _task_of_run(folder: Path | None) -> str:
+    """What the network of a run does; a model's name is a classifier's."""
+    if folder is None:
+        return "classification"
+    from convattn.evaluate import task_of
+
+    return task_of(TrainConfig.load(folder / "config.json").model.name)
+
+
+def _evaluate_classifier(target: str, options: EvaluateOptions) -> Result:
+    from convattn.evaluate import evaluate, open_model
     from convattn.train.inputs import open_source, test_batches
 
     source = open_source(options.data, training=False)
@@ -333,14 +409,111 @@ def _evaluate(arguments: list[str]) -> int:
     )
     sees = cast(Mapping[str, Any], model.pretrained_cfg)
     loader, boxes = test_batches(options.data, source, sees)
-    result = evaluate(
+    return evaluate(
         model, loader, class_names=source.class_names, boxes=boxes, device=options.device
     )
-    print(result.table())
-    if folder is not None:
-        replace_atomically(folder / "evaluation.json", result.to_json().encode())
-        print(f"\n{folder / 'evaluation.json'}")
+
+
+def _evaluate_dense(folder: Path, task: str, options: EvaluateOptions) -> Result:
+    """Test a detector or segmenter; data of other classes than its own are refused."""
+    from convattn.evaluate import load_run
+    from convattn.train import dense_inputs as inputs
+
+    model, config = load_run(folder)
+    cfg = cast(Mapping[str, Any], model.pretrained_cfg)
+    if task == "detection":
+        from convattn.detection.evaluation import evaluate_detection
+
+        masks = finds_masks(config["model"]["name"])
+        found = inputs.open_detection(options.data, masks=masks, training=False)
+        _check_classes(folder, cfg, found.class_names, options.data.name)
+        return evaluate_detection(
+            model,
+            inputs.detection_batches(options.data, found),
+            class_names=found.class_names,
+            has_masks=masks,
+            device=options.device,
+        )
+    from convattn.segmentation.evaluation import evaluate_segmentation
+
+    source = inputs.open_segmentation(options.data, training=False)
+    _check_classes(folder, cfg, source.class_names, options.data.name)
+    return evaluate_segmentation(
+        model,
+        inputs.segmentation_batches(options.data, source, cfg),
+        class_names=source.class_names,
+        window=options.window,
+        device=options.device,
+    )
+
+
+def _check_classes(
+    folder: Path, cfg: Mapping[str, Any], class_names: Sequence[str], data: str
+) -> None:
+    if list(cfg["label_names"]) != list(class_names):
+        raise UsageError(
+            f"{folder} knows {cfg['num_classes']} classes, {', '.join(cfg['label_names'][:3])} "
+            f"..., and {data} has {len(class_names)}, {', '.join(class_names[:3])} ...; name data "
+            "with the same classes in the same order"
+        )
+
+
+def _predict(arguments: list[str]) -> int:
+    prog = "convattn predict"
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {prog} RUN PICTURE|FOLDER [OPTIONS]\n")
+        if not arguments:
+            raise UsageError("name a run folder and a picture")
+        _parse(PredictOptions, PredictOptions(), ["--help"], prog=f"{prog} RUN")
+    target = arguments[0]
+    if not Path(target).is_dir():
+        raise UsageError(f"{target!r} is no run folder; name one that `convattn train` has made")
+    options = _parse(PredictOptions, PredictOptions(), arguments[1:], prog=f"{prog} {target}")
+    folder = Path(target)
+    task = _task_of_run(folder)
+    if options.picture is None:
+        raise UsageError(f"{prog} {target} takes a picture or a folder of pictures")
+    if task == "classification":
+        raise UsageError(
+            f"{target} classifies pictures: convattn explain {target} {options.picture} tells the "
+            "classes and where they are seen"
+        )
+    if options.window is not None and task != "segmentation":
+        raise UsageError(f"--window is for segmentation; {target} does {task}")
+    _check_free(options.out)
+
+    import torch
+
+    from convattn.evaluate import load_run
+    from convattn.predict import predict_classes, predict_objects
+
+    model, _ = load_run(folder)
+    model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pictures = _pictures(Path(options.picture))
+    if not all(file.exists() for file in pictures):
+        raise FileNotFoundError(f"{options.picture} does not exist; name a picture or a folder")
+    out = _new_folder(options.out, "predicted")
+    if task == "detection":
+        told = predict_objects(model, pictures, out, threshold=options.threshold)
+    else:
+        told = predict_classes(model, pictures, out, window=options.window)
+    failed = 0
+    for number, (file, found) in enumerate(zip(pictures, told, strict=True), 1):
+        if isinstance(found, Exception):
+            failed += 1
+            _fail(str(found), 2)
+        else:
+            print(f"{number}/{len(pictures)}  {file}  {found}", flush=True)
+    print(f"\n{out}")
+    if failed:
+        return _fail(f"{failed} of {len(pictures)} files could not be read as a picture", 2)
     return 0
+
+
+def _check_free(out: str | None) -> None:
+    """Told before the work, not after it."""
+    if out is not None and Path(out).exists():
+        raise UsageError(f"{out} exists and is never overwritten; give another --out")
 
 
 def _data_of(folder: Path | None) -> DataConfig:
@@ -362,9 +535,18 @@ def _check_checkpoint(folder: Path | None, checkpoint: str | None) -> None:
 
 
 def _target(
-    options: Any, arguments: list[str], *, prog: str, model: str, rest: str = ""
+    options: Any,
+    arguments: list[str],
+    *,
+    prog: str,
+    model: str,
+    rest: str = "",
+    dense: bool = False,
 ) -> tuple[str, Path | None]:
-    """What a command is about, its first word: the run's folder, or None for a model's name."""
+    """What a command is about, its first word: the run's folder, or None for a model's name.
+
+    Only with ``dense`` may the run be of a detector or segmenter.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: {prog} RUN {rest}[OPTIONS]\n       {prog} {model} {rest}[OPTIONS]\n")
         if not arguments:
@@ -374,6 +556,12 @@ def _target(
     if target.startswith("-"):
         raise UsageError(f"name a run folder or a model before {target}")
     if Path(target).is_dir():
+        task = _task_of_run(Path(target))
+        if task != "classification" and not dense:
+            raise UsageError(
+                f"{prog} is for networks that classify pictures; {target} does {task}: see "
+                f"convattn predict {target} PICTURE"
+            )
         return target, Path(target)
     import timm
 
@@ -441,9 +629,7 @@ def _explain(arguments: list[str]) -> int:
         )
     if options.target and options.top_k is not None:
         raise UsageError("--target and --top-k both choose classes; give one of them")
-    if options.out is not None and Path(options.out).exists():
-        # Told before the work, not after it.
-        raise UsageError(f"{options.out} exists and is never overwritten; give another --out")
+    _check_free(options.out)
 
     import torch
 
@@ -480,7 +666,7 @@ def _explain_pictures(
     """
     import numpy as np
 
-    from convattn.evaluate import replace_atomically
+    from convattn.evaluate import replace_atomically, unused_name
     from convattn.explain import attention_through, explain_classes
     from convattn.explain.figures import FIGURE_SIDE, draw_explanations, draw_layers
 
@@ -514,17 +700,17 @@ def _explain_pictures(
             _fail(text if str(file) in text else f"{file}: {text}", 2)
             continue
         if out is None:
-            out = _new_folder(options.out)
+            out = _new_folder(options.out, "explained")
         for one in found:
             several = "" if len(found) == 1 else f"_{_file_name(one.target.name)}"
-            stem = _unused(file.stem + several, used)
+            stem = unused_name(file.stem + several, used)
             one.overlay().save(out / f"{stem}.png")
             np.savez_compressed(out / f"{stem}.npz", heat=one.heat, map=one.map.numpy())
         if options.layers:
             draw_layers(
                 picture,
                 layers,
-                out / f"{_unused(f'{file.stem}_layers', used)}.png",
+                out / f"{unused_name(f'{file.stem}_layers', used)}.png",
                 title=f"{file.name} through {Path(name).name}",
                 query=options.query,
             )
@@ -545,14 +731,6 @@ def _explain_pictures(
     return 0
 
 
-def _unused(name: str, used: set[str]) -> str:
-    """The name, or the first numbered one that no file has yet, whatever the case."""
-    numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-    free = next(one for one in numbered if one.casefold() not in used)
-    used.add(free.casefold())
-    return free
-
-
 def _sheet_title(rows: Sequence[Sequence[Explanation]], name: str) -> str:
     how = "where it looks" if rows[0][0].method == "attention" else "Grad-CAM"
     return f"{Path(name).name}: {how}"
@@ -563,12 +741,12 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^\w-]+", "_", text.split(", ")[0]).strip("_") or "class"
 
 
-def _new_folder(wanted: str | None) -> Path:
+def _new_folder(wanted: str | None, usual: str) -> Path:
     """Make the folder that is asked for, or the first free one of the usual name."""
     from convattn.evaluate import make_numbered_folder
 
     if wanted is None:
-        return make_numbered_folder(Path("explained"))
+        return make_numbered_folder(Path(usual))
     folder = Path(wanted)
     folder.mkdir(parents=True)
     return folder
@@ -610,7 +788,7 @@ def _test_faithfulness(
         progress=progress,
     )
     if folder is None or options.out is not None:
-        folder = _new_folder(options.out)
+        folder = _new_folder(options.out, "explained")
     title = f"{Path(name).name} on {options.data.name}: do the maps tell the truth?"
     drawing = folder / "faithfulness.tmp.png"
     draw_faithfulness(report, drawing, title=title)
@@ -650,7 +828,7 @@ def _how_to_train(name: str, augment: AugmentConfig, *, image_size: int) -> str:
     """The command that trains a model with attention on a folder of pictures."""
     import timm
 
-    from convattn.train.recipes import finetune
+    from convattn.train.recipes.classification import finetune
 
     default = finetune()
     config = dataclasses.replace(
@@ -666,7 +844,8 @@ def _how_to_train(name: str, augment: AugmentConfig, *, image_size: int) -> str:
 
 def _how_to_train_run(folder: Path, augment: AugmentConfig, *, image_size: int | None) -> str:
     """The command that trains a run's weights further, with attention."""
-    from convattn.train.recipes import RECIPES, finetune
+    from convattn.train.recipes import RECIPES
+    from convattn.train.recipes.classification import finetune
 
     config = TrainConfig.load(folder / "config.json")
     if config.augment.pool is not None or config.augment.conv:

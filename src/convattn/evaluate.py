@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import safetensors
 import safetensors.torch
@@ -27,7 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convattn import surgery
+from convattn.detection import DETECTORS, create_detector
+from convattn.detection.pyramid import FeatureLevels
 from convattn.explain import attention_layers, attention_maps, energy_in_box, peak_in_box
+from convattn.segmentation import SEGMENTERS, create_segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +58,13 @@ class Result:
         """The result as JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
-    def table(self) -> str:
-        """The result as a small table for people."""
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values for people."""
         rows = [
             ("pictures", f"{self.num_images:,}"),
             ("top-1", f"{self.top1:.2%}"),
             ("top-5", f"{self.top5:.2%}"),
-            ("loss", f"{self.loss:.4f}"),
+            ("cross-entropy", f"{self.loss:.4f}"),
         ]
         if self.peak_in_box is not None and self.energy_in_box is not None:
             rows.append(("attention peak inside the object's box", f"{self.peak_in_box:.2%}"))
@@ -69,9 +72,24 @@ class Result:
         if len(self.per_class) > 1:
             worst = min(self.per_class, key=self.per_class.__getitem__)
             rows.append((f"worst class, {worst}", f"{self.per_class[worst]:.2%}"))
-        rows.append(("pictures a second", f"{self.images_per_second:,.0f}"))
+        return [*rows, ("pictures a second", f"{self.images_per_second:,.0f}")]
+
+    def table(self) -> str:
+        """The result as a small table for people."""
+        rows = self.rows()
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows)
+
+
+def task_of(name: str) -> Literal["classification", "detection", "segmentation"]:
+    """What a model is for, by its name.
+
+    Args:
+        name: Of a detector, a segmenter, or a classifier of timm's.
+    """
+    if name in DETECTORS:
+        return "detection"
+    return "segmentation" if name in SEGMENTERS else "classification"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -160,6 +178,82 @@ def create_model(
             f"without it {differences}; create the model that it was saved from"
         )
     return model
+
+
+def create_dense_model(
+    name: str,
+    *,
+    cfg: Mapping[str, Any],
+    backbone: str | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    checkpoint: Path | None = None,
+    augment: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> nn.Module:
+    """A detector or segmenter, with trained weights if there are some.
+
+    Args:
+        name: In ``DETECTORS`` or ``SEGMENTERS``.
+        cfg: The ``pretrained_cfg`` that its run has or will have; it becomes the model's.
+        backbone: Of the models that leave it open.
+        backbone_args: Further arguments of the backbone.
+        pretrained: Load the backbone's released weights.
+        checkpoint: Trained weights, as ``load_weights`` reads them: of the same model, or of a
+            classifier that is its backbone.
+        augment: Arguments of ``convattn.augment`` for the backbone; None adds no attention.
+        arguments: Further arguments of the model; one that is None is left out.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If an argument does not fit, or the checkpoint is of another model.
+    """
+    given = {
+        "backbone": backbone,
+        "backbone_args": backbone_args,
+        "augment": augment,
+        **arguments,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if task_of(name) == "detection":
+        model = create_detector(
+            name,
+            num_classes=cfg["num_classes"] + 1,  # torchvision's detectors count the background
+            pretrained=pretrained,
+            image_mean=cfg["mean"],
+            image_std=cfg["std"],
+            min_size=cfg["image_size"],
+            max_size=cfg["max_size"],
+            **given,
+        )
+    else:
+        model = create_segmenter(
+            name, num_classes=cfg["num_classes"], pretrained=pretrained, **given
+        )
+    if checkpoint is not None:
+        _load_dense(model, checkpoint)
+    model.pretrained_cfg = dict(cfg)  # type: ignore[assignment]
+    return model
+
+
+def _load_dense(model: nn.Module, checkpoint: Path) -> None:
+    """Load the weights of the whole model, or those of its backbone alone."""
+    file, weights = _read_weights(checkpoint)
+    differences = tensor_differences(weights, model.state_dict())
+    if not differences:
+        model.load_state_dict(weights)
+        return
+    (levels,) = (module for module in model.modules() if isinstance(module, FeatureLevels))
+    own = levels.body.model.state_dict()
+    # The classifier, and blocks behind the last map, are no part of a backbone.
+    theirs = {name: tensor for name, tensor in weights.items() if name in own}
+    missing = tensor_differences(theirs, own)
+    if missing:
+        raise ValueError(
+            f"{file} fits neither the whole model ({differences}) nor its backbone ({missing}); "
+            "create the model that it was saved from"
+        )
+    levels.body.model.load_state_dict(theirs)
 
 
 def classifier_names(model: nn.Module) -> list[str]:
@@ -346,13 +440,25 @@ def load_run(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]
         ) from None
     pretrained_cfg = json.loads(metadata.get("pretrained_cfg", "{}"))
     spec = config["model"]
+    augment = augment_arguments(config.get("augment", {}), pretrained_cfg.get("input_size"))
+    if task_of(spec["name"]) != "classification":
+        model = create_dense_model(
+            spec["name"],
+            cfg=pretrained_cfg,
+            backbone=spec["backbone"],
+            backbone_args=spec["backbone_args"] or None,
+            augment=augment,
+            **spec["model_args"],
+        )
+        load_weights(model, weights)
+        return model.eval(), config
     model = create_model(
         spec["name"],
         num_classes=pretrained_cfg.get("num_classes", spec["num_classes"]),
         in_chans=pretrained_cfg.get("input_size", (3,))[0],
         drop_rate=spec["drop_rate"],
         drop_path_rate=spec["drop_path_rate"],
-        augment=augment_arguments(config.get("augment", {}), pretrained_cfg.get("input_size")),
+        augment=augment,
         **spec["model_args"],
     )
     load_weights(model, weights)
@@ -375,6 +481,19 @@ def make_numbered_folder(folder: Path) -> Path:
             free.mkdir(parents=True)
             return free
     raise AssertionError("the numbers have no end")
+
+
+def unused_name(name: str, used: set[str]) -> str:
+    """The name, or the first numbered one that no file has yet, whatever the case.
+
+    Args:
+        name: Of a file, without its suffix.
+        used: Names that are taken, in folded case; the new one is added.
+    """
+    numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    free = next(one for one in numbered if one.casefold() not in used)
+    used.add(free.casefold())
+    return free
 
 
 def open_model(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import convattn.train.classification
 import convattn.train.run
 from convattn.train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from convattn.train.run import Run, train
@@ -70,7 +71,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the pictures out of runs whose weights alone are looked at: they take longest."""
     monkeypatch.setattr(convattn.train.run, "draw_curves", lambda *args, **kwargs: None)
-    monkeypatch.setattr(convattn.train.run, "draw_attention", lambda *args, **kwargs: None)
+    monkeypatch.setattr(
+        convattn.train.classification, "draw_attention", lambda *args, **kwargs: None
+    )
 
 
 @pytest.fixture

@@ -4,17 +4,15 @@ from PIL import Image
 
 from convattn.data import cluttered_digits
 from convattn.evaluate import create_model
-from convattn.train.callbacks import (
-    COLUMNS,
-    Ema,
-    MetricsFile,
-    draw_attention,
-    read_metrics,
-)
+from convattn.train.callbacks import Ema, MetricsFile, read_metrics
+from convattn.train.classification import ClassificationTask
+from convattn.train.pictures import draw_attention
+
+COLUMNS = ClassificationTask.curves.columns
 
 
 def test_metrics_come_back_as_written(tmp_path):
-    file = MetricsFile(tmp_path / "metrics.csv")
+    file = MetricsFile(tmp_path / "metrics.csv", COLUMNS)
     file.log_metrics({"train_loss": 0.5, "unknown": 3.0}, 1)
     file.log_metrics({"val_top1": 0.25}, 2)
     assert file.path.read_text().splitlines()[0] == ",".join(COLUMNS)
@@ -25,7 +23,7 @@ def test_metrics_come_back_as_written(tmp_path):
 
 
 def test_rewinding_drops_later_rows_and_a_torn_one(tmp_path):
-    file = MetricsFile(tmp_path / "metrics.csv")
+    file = MetricsFile(tmp_path / "metrics.csv", COLUMNS)
     for step in (1, 2, 3):
         file.log_metrics({"train_loss": step}, step)
     with file.path.open("a") as stream:
@@ -35,7 +33,7 @@ def test_rewinding_drops_later_rows_and_a_torn_one(tmp_path):
 
 
 def test_rewinding_nothing_leaves_an_empty_table(tmp_path):
-    file = MetricsFile(tmp_path / "metrics.csv")
+    file = MetricsFile(tmp_path / "metrics.csv", COLUMNS)
     file.rewind(5)
     assert read_metrics(file.path) == []
 

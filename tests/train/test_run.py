@@ -280,7 +280,7 @@ def test_wrong_number_of_classes_is_refused(tmp_path):
 
 def test_network_without_attention_gets_no_attention_picture(tmp_path):
     run = train(plain(tmp_path / "run"))
-    assert run.attention is None
+    assert run.pictures == (run.folder / "curves.png",)
     assert not (run.folder / "attention.png").exists()
 
 
@@ -333,7 +333,7 @@ def starts(monkeypatch):
 
     def start(config):
         with monkeypatch.context() as patch:
-            patch.setattr(convattn.train.run, "_fit", lambda config, data, task, *_, **__: task)
+            patch.setattr(convattn.train.run, "_fit", lambda job, task, *_, **__: task)
             return train(config).model.eval()
 
     return start

@@ -1,4 +1,4 @@
-"""What happens beside the training steps: metrics, checkpoints, averages, progress, pictures."""
+"""What happens beside the training steps: metrics, checkpoints, averages, progress."""
 
 from __future__ import annotations
 
@@ -21,28 +21,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torchvision.transforms.functional import to_pil_image
 
 from convattn.evaluate import replace_atomically
-from convattn.explain import attention_maps
-from convattn.explain.figures import overlay
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
-
-COLUMNS = (
-    "step",
-    "epoch",
-    "train_loss",
-    "lr",
-    "images_per_second",
-    "val_loss",
-    "val_top1",
-    "val_top5",
-)
+from convattn.train.task import Curves
 
 
 class MetricsFile(Logger):
@@ -50,11 +34,13 @@ class MetricsFile(Logger):
 
     Args:
         path: The file; rows that it holds already are kept up to the step that is resumed.
+        columns: Its columns; other values are left out.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
         super().__init__()
         self.path = path
+        self.columns = columns
 
     @property
     def name(self) -> str:
@@ -81,8 +67,8 @@ class MetricsFile(Logger):
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             if fresh:
-                writer.writerow(COLUMNS)
-            writer.writerow([_cell(values.get(column)) for column in COLUMNS])
+                writer.writerow(self.columns)
+            writer.writerow([_cell(values.get(column)) for column in self.columns])
 
     def rewind(self, step: int) -> None:
         """Drop the rows after ``step``, which a resumed run will write again.
@@ -93,8 +79,8 @@ class MetricsFile(Logger):
         rows = [row for row in read_metrics(self.path) if row["step"] <= step]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([_cell(row.get(column)) for column in COLUMNS] for row in rows)
+        writer.writerow(self.columns)
+        writer.writerows([_cell(row.get(column)) for column in self.columns] for row in rows)
         replace_atomically(self.path, text.getvalue().encode())
 
 
@@ -110,7 +96,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         return [
             {key: float(value) for key, value in row.items() if value}
             for row in csv.DictReader(file)
-            if row["val_top5"] is not None
+            if None not in row.values()
         ]
 
 
@@ -125,9 +111,13 @@ class TrainingMetrics(Callback):
         log_every: Optimiser steps between two rows.
         batch_size: Pictures per optimiser step.
         steps_per_epoch: Optimiser steps an epoch.
+        curves: What the tests measure.
     """
 
-    def __init__(self, *, log_every: int, batch_size: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, *, log_every: int, batch_size: int, steps_per_epoch: int, curves: Curves
+    ) -> None:
+        self.curves = curves
         self.log_every = log_every
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
@@ -171,8 +161,9 @@ class TrainingMetrics(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the test that has just been made."""
         values = trainer.callback_metrics
-        tested = {key: float(values[key]) for key in COLUMNS if key in values}
-        self.last_test = (trainer.global_step, tested["val_top1"])
+        tested = {key: float(values[key]) for key in self.curves.columns if key in values}
+        foremost = next(iter(self.curves.shares))
+        self.last_test = (trainer.global_step, tested[foremost])
         log(trainer, tested, self.steps_per_epoch)
 
     def flush(self, trainer: L.Trainer) -> None:
@@ -425,7 +416,8 @@ class ProgressLine(Callback):
                 f"{metrics.images_per_second:,.0f} images/s",
             ]
         if metrics.last_test is not None and metrics.last_test[0] == step:
-            parts.append(f"test top-1 {metrics.last_test[1]:.1%}")
+            name = next(iter(metrics.curves.shares.values()))
+            parts.append(f"test {name} {metrics.last_test[1]:.1%}")
         parts.append(f"{_clock(spent)} < {_clock(left)} left")
         text = f"{done:4.0%} " + _bar(done) + "  " + "  ".join(parts)
         if self.stream.isatty():
@@ -443,130 +435,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def draw_curves(metrics: Path, out: Path, *, title: str) -> None:
-    """Loss, accuracy and learning rate over the epochs, side by side.
-
-    Args:
-        metrics: A ``metrics.csv``.
-        out: The PNG to write.
-        title: Stands above.
-    """
-    rows = read_metrics(metrics)
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    loss, accuracy, rate = figure.subplots(1, 3)
-    epochs, losses = _column(rows, "train_loss")
-    loss.plot(epochs, losses, color="#9ecae1", linewidth=1, label="training, each row")
-    loss.plot(epochs, _smooth(losses), color="#08519c", linewidth=2, label="training, smoothed")
-    loss.plot(*_column(rows, "val_loss"), "o-", color="#d94801", markersize=4, label="test")
-    loss.set(title="Loss", ylabel="cross-entropy (nats)")
-    for column, label, colour in (
-        ("val_top5", "top-5", "#74c476"),
-        ("val_top1", "top-1", "#006d2c"),
-    ):
-        epochs, shares = _column(rows, column)
-        percent = [100 * share for share in shares]
-        told = f"{label}, {percent[-1]:.1f} at the end" if percent else label
-        accuracy.plot(epochs, percent, "o-", color=colour, markersize=4, label=told)
-    accuracy.set(title="Test accuracy", ylabel="per cent", ylim=(0, 103))
-    rate.plot(*_column(rows, "lr"), color="#54278f", linewidth=2)
-    rate.set(title="Learning rate", ylim=(0, None))
-    for axes in (loss, accuracy, rate):
-        axes.set(xlabel="epoch", xlim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    loss.legend(frameon=False)
-    accuracy.legend(frameon=False, loc="lower right")
-    figure.savefig(out, dpi=110)
-
-
-def _column(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of the rows that have the column."""
-    having = [row for row in rows if name in row]
-    return [row["epoch"] for row in having], [row[name] for row in having]
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Mean over a fortieth of the curve to either side."""
-    reach = len(values) // 40
-    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
-    return [sum(window) / len(window) for window in windows]
-
-
-def draw_attention(
-    model: nn.Module,
-    images: Tensor,
-    labels: Sequence[int],
-    out: Path,
-    *,
-    class_names: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
-    boxes: Tensor | None = None,
-    title: str,
-) -> None:
-    """Test pictures beside themselves with the attention laid over.
-
-    Args:
-        model: The trained classifier, which has attention.
-        images: (B, C, H, W), normalised; 12 fill the page.
-        labels: The true class numbers.
-        out: The PNG to write.
-        class_names: Name of each class number.
-        mean: Of the normalisation, per channel.
-        std: Of the normalisation, per channel.
-        boxes: (B, 4) in pixels, drawn where there are any.
-        title: Stands above.
-
-    Raises:
-        ValueError: If the model has no attention.
-    """
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        logits, maps, grid = attention_maps(model.eval(), images.to(device))
-    predicted = logits.argmax(1).tolist()
-    size = grid.image_size
-    heats = grid.heat(maps).cpu().numpy()
-    scale, shift = (torch.tensor(values).view(-1, 1, 1) for values in (std, mean))
-    pictures = [to_pil_image(picture) for picture in (images * scale + shift).clamp(0, 1)]
-    # One axes for the whole page: matplotlib takes seconds to lay out dozens of them.
-    num_pairs, gap, title_height = min(4, len(images)), 0.06, 0.2
-    tall = size[0] / size[1]
-    num_rows = math.ceil(len(images) / num_pairs)
-    width, height = num_pairs * (2 + 3 * gap) - 2 * gap, num_rows * (tall + title_height)
-    figure = Figure(figsize=(13, 13 * height / width + 0.55), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    axes = figure.subplots()
-    axes.axis("off")
-    for index, (picture, heat) in enumerate(zip(pictures, heats, strict=True)):
-        picture = picture.convert("RGB")
-        row, pair = divmod(index, num_pairs)
-        top = row * (tall + title_height) + title_height
-        left = pair * (2 + 3 * gap)
-        right = left + 1 + gap
-        guess, truth = predicted[index], labels[index]
-        verdict, colour = ("✓", "#006d2c") if guess == truth else ("✗", "#cb181d")
-        for shown, start, label, ink in (
-            (picture, left, class_names[truth], "black"),
-            (overlay(picture, heat), right, f"{verdict} {class_names[guess]}", colour),
-        ):
-            axes.imshow(shown, extent=(start, start + 1, top + tall, top))
-            axes.text(start + 0.5, top - 0.04, label, ha="center", fontsize=10, color=ink)
-        if boxes is not None:
-            xmin, ymin, xmax, ymax = boxes[index].tolist()
-            axes.add_patch(
-                Rectangle(
-                    (right + xmin / size[1], top + ymin / size[1]),
-                    (xmax - xmin) / size[1],
-                    (ymax - ymin) / size[1],
-                    fill=False,
-                    edgecolor="white",
-                    linewidth=1.2,
-                )
-            )
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    figure.savefig(out, dpi=110)

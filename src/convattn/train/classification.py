@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import timm.loss
 import torch
 import torchmetrics
 from torch import Tensor, nn
 
-from convattn.data import batch_mix
-from convattn.evaluate import classifier_names, create_model
+from convattn.data import batch_mix, transform_of
+from convattn.evaluate import (
+    Result,
+    augment_arguments,
+    classifier_names,
+    create_model,
+    evaluate,
+    plan_model,
+)
+from convattn.explain import attention_layers
 from convattn.surgery import freeze as freeze_all_but
-from convattn.train.optim import create_optimizer, create_schedule
-from convattn.train.seeding import derive_seed, seed_all
+from convattn.train.config import TrainConfig
+from convattn.train.datamodule import TrainingData
+from convattn.train.inputs import open_source, pretrained_cfg, test_batches, training_transform
+from convattn.train.pictures import draw_attention
+from convattn.train.seeding import seed_all
+from convattn.train.task import (
+    Curves,
+    TrainingTask,
+    describe_augment,
+    optimizer_args,
+    schedule_args,
+)
+
+_NUM_PICTURES = 12
 
 
-class ClassificationTask(L.LightningModule):
+class ClassificationTask(TrainingTask):
     """Trains one of timm's classifiers, convattn's own among them, by name.
 
     Everything is a plain value, so that ``load_from_checkpoint`` rebuilds the task alone.
@@ -50,6 +70,12 @@ class ClassificationTask(L.LightningModule):
     Shape:
         (B, in_chans, H, W) -> (B, num_classes).
     """
+
+    curves = Curves(
+        shares={"val_top1": "top-1", "val_top5": "top-5"},
+        title="Test accuracy",
+        loss="cross-entropy (nats)",
+    )
 
     def __init__(
         self,
@@ -109,13 +135,6 @@ class ClassificationTask(L.LightningModule):
         """(B, in_chans, H, W) pictures -> (B, num_classes) logits."""
         return self.model(images)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set this step's randomness and learning rate from its place in the training alone."""
-        seed_all(
-            derive_seed(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank, 1)
-        )
-        self.schedule.step_update(self.global_step)
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch of pictures and class numbers."""
         images, targets = batch
@@ -131,18 +150,6 @@ class ClassificationTask(L.LightningModule):
         self.metrics.update(logits, labels)
         self.log("val_loss", loss, batch_size=len(labels), sync_dist=True, logger=False)
         self.log_dict(self.metrics, batch_size=len(labels), logger=False)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser; the schedule beside it is set by step number and keeps no state."""
-        optimizer = create_optimizer(self.model, **(self.hparams["optimizer_args"] or {}))
-        steps = self.trainer.estimated_stepping_batches
-        self.schedule = create_schedule(
-            optimizer,
-            epochs=self.hparams["epochs"],
-            steps_per_epoch=max(1, int(steps) // self.hparams["epochs"]),
-            **(self.hparams["schedule_args"] or {}),
-        )
-        return optimizer
 
 
 def training_loss(name: str, *, label_smoothing: float, mixes: bool) -> nn.Module:
@@ -160,3 +167,107 @@ def training_loss(name: str, *, label_smoothing: float, mixes: bool) -> nn.Modul
     if label_smoothing:
         return timm.loss.LabelSmoothingCrossEntropy(label_smoothing)
     return nn.CrossEntropyLoss()
+
+
+class ClassificationJob:
+    """Trains a classifier on labelled pictures.
+
+    Args:
+        config: The run; the number of classes is taken from the data.
+
+    Raises:
+        ValueError: If the configuration and the data do not fit.
+    """
+
+    curves = ClassificationTask.curves
+
+    def __init__(self, config: TrainConfig) -> None:
+        config.check_task("classification")
+        self.source = source = open_source(config.data)
+        self.config = config.with_classes(len(source.class_names))
+        cfg = pretrained_cfg(config.data, source)
+        self.data = TrainingData(
+            config.data,
+            train=source.train.with_transform(training_transform(config.data, source)),
+            test=source.test.with_transform(transform_of(cfg)),
+            cfg=cfg,
+            seed=config.seed,
+            accumulate=config.accumulate,
+        )
+        self._augment = augment_arguments(dataclasses.asdict(config.augment), cfg["input_size"])
+
+    def make_task(self, checkpoint: Path | None) -> ClassificationTask:
+        """The classifier at its random start, or with the weights of ``checkpoint``.
+
+        Args:
+            checkpoint: Trained weights.
+        """
+        config, model = self.config, self.config.model
+        seed_all(config.seed)
+        assert model.num_classes is not None
+        return ClassificationTask(
+            model.name,
+            num_classes=model.num_classes,
+            in_chans=self.source.in_chans,
+            pretrained=model.pretrained,
+            drop_rate=model.drop_rate,
+            drop_path_rate=model.drop_path_rate,
+            model_args=model.model_args,
+            checkpoint=checkpoint,
+            augment=self._augment,
+            freeze=config.augment.freeze,
+            loss=config.optim.loss,
+            label_smoothing=config.data.label_smoothing,
+            mixup=config.data.mixup,
+            cutmix=config.data.cutmix,
+            epochs=config.epochs,
+            optimizer_args=optimizer_args(config),
+            schedule_args=schedule_args(config),
+            channels_last=config.channels_last,
+            seed=config.seed,
+        )
+
+    @property
+    def augmented(self) -> str:
+        """What attention the network was given, in a line."""
+        if self._augment is None:
+            return "no"
+        found = plan_model(
+            self.config.model.name,
+            self._augment,
+            num_classes=self.config.model.num_classes,
+            in_chans=self.source.in_chans,
+            **self.config.model.model_args,
+        )
+        augment = self.config.augment
+        convs = f"{sum(conv.replaced for conv in found.convs)} of {len(found.convs)} convolutions"
+        parameters = f"{(found.params_after - found.params) / 1e6:+.2f} M parameters"
+        return describe_augment(augment, *([convs] if augment.conv else []), parameters)
+
+    def show(self, model: nn.Module, folder: Path, *, title: str) -> tuple[Result, Sequence[Path]]:
+        """Test the saved classifier and draw where it looks.
+
+        Args:
+            model: As anyone would load it.
+            folder: Where ``attention.png`` goes, if the network has attention.
+            title: Stands above it.
+        """
+        source, config = self.source, self.config
+        loader, boxes = test_batches(config.data, source, self.data.cfg)
+        result = evaluate(model, loader, class_names=source.class_names, boxes=boxes)
+        if not attention_layers(model):
+            return result, ()
+        dataset = loader.dataset
+        items = [dataset[index] for index in range(min(_NUM_PICTURES, len(source.test)))]
+        draw_attention(
+            model.cpu(),
+            torch.stack([image for image, _ in items]),
+            [label for _, label in items],
+            folder / "attention.png",
+            class_names=source.class_names,
+            mean=source.mean,
+            std=source.std,
+            boxes=boxes,
+            title=f"{title}: where it looks ({result.top1:.1%} right)",
+        )
+        return result, (folder / "attention.png",)

@@ -26,10 +26,23 @@ class DataConfig:
     """Name of the data set; `convattn list --data` shows them all."""
     root: str | None = None
     """Folder that holds the data set; sets that are generated need none."""
+    annotations: str | None = None
+    """Detection: name of the COCO json before _train2017.json; None: instances."""
+    bad_annotations: Literal["error", "skip"] = "error"
+    """Detection and segmentation: refuse a set with faulty annotations, or leave them out."""
+    empty_pictures: Literal["keep", "skip", "error"] = "keep"
+    """Detection: what is done with training pictures that show no object."""
     download: bool = False
     """Fetch the data set into root when it is missing."""
     image_size: int | None = None
-    """Height and width that the network sees, in pixels; None keeps the pictures' own size."""
+    """Height and width that the network sees, in pixels; None keeps the pictures' own size.
+    Detection and segmentation: length of the shorter side."""
+    max_size: int | None = None
+    """Detection: longest side that a resized picture may get, in pixels; None: 5/3 of the other."""
+    scale_jitter: tuple[float, float] | None = None
+    """Detection and segmentation: factor by which a training picture is resized, from and to."""
+    crop_size: tuple[int, int] | None = None
+    """Detection and segmentation: height and width of training crops; what is smaller is padded."""
     num_train: int | None = None
     """Number of training pictures to make or keep; None means all."""
     num_test: int | None = None
@@ -75,11 +88,15 @@ class ModelConfig:
     """The network, by its name in timm's registry, where convattn's own networks are too."""
 
     name: str = "patchconvnet_nano"
-    """Name of the model; `convattn list` shows convattn's own."""
+    """Name of the model; `convattn list` shows convattn's own, --dense detectors and segmenters."""
+    backbone: str | None = None
+    """Detection and segmentation: name of the network that looks at the picture, any of timm's."""
+    backbone_args: dict[str, Scalar] = field(default_factory=dict)
+    """Further keyword arguments of the backbone, for example embed_dim 96."""
     num_classes: int | None = None
-    """Number of classes; None takes it from the data."""
+    """Number of classes, without the background; None takes it from the data."""
     pretrained: bool = False
-    """Start from the released weights of that name."""
+    """Start from the released weights of that name, or of that backbone."""
     checkpoint: str | None = None
     """Weights to start from: a run folder, a .safetensors file or a PyTorch state dict."""
     drop_rate: float | None = None
@@ -88,6 +105,18 @@ class ModelConfig:
     """Chance that a residual branch is dropped; None keeps the model's default."""
     model_args: dict[str, Scalar] = field(default_factory=dict)
     """Further keyword arguments of the model, for example global_pool avg."""
+
+    @property
+    def backbone_arguments(self) -> dict[str, Scalar]:
+        """Every keyword argument of the backbone of a detector or segmenter."""
+        if self.drop_path_rate is None:
+            return self.backbone_args
+        return {"drop_path_rate": self.drop_path_rate, **self.backbone_args}
+
+    @property
+    def title(self) -> str:
+        """Model and backbone, for people."""
+        return self.name if self.backbone is None else f"{self.name} {self.backbone}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +275,42 @@ class TrainConfig:
                 f"{_nearest_multiple(self.data.batch_size, self.accumulate)}"
             )
 
+    def check_task(self, task: Literal["classification", "detection", "segmentation"]) -> None:
+        """Refuse what has no meaning for a task.
+
+        Args:
+            task: What the model is for.
+
+        Raises:
+            ValueError: If a field of another task was set.
+        """
+        for path, default in _UNUSED[task].items():
+            part, name = path.split(".")
+            value = getattr(getattr(self, part), name)
+            if value != default:
+                raise ValueError(
+                    f"{path}={value!r} has no meaning for {task} with {self.model.name}; leave it "
+                    "out"
+                )
+
+    def with_classes(self, num_classes: int) -> TrainConfig:
+        """The configuration with the number of classes of the data.
+
+        Args:
+            num_classes: Without the background.
+
+        Raises:
+            ValueError: If another one was asked for.
+        """
+        given = self.model.num_classes
+        if given is not None and given != num_classes:
+            raise ValueError(
+                f"model.num_classes={given}, but {self.data.name} has {num_classes} classes; leave "
+                "model.num_classes out"
+            )
+        model = dataclasses.replace(self.model, num_classes=num_classes)
+        return dataclasses.replace(self, model=model)
+
     def to_json(self) -> str:
         """The configuration as JSON text, every field spelled out."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -353,3 +418,49 @@ def _require_share(name: str, value: float) -> None:
 
 def _nearest_multiple(value: int, factor: int) -> int:
     return max(1, round(value / factor)) * factor
+
+
+def _defaults(part: str, kind: type[Any], *names: str) -> dict[str, Any]:
+    """Path of each field -> its default."""
+    default = kind()
+    return {f"{part}.{name}": getattr(default, name) for name in names}
+
+
+_OF_CLASSIFIERS = (
+    _defaults(
+        "data",
+        DataConfig,
+        "scale",
+        "ratio",
+        "random_crop_padding",
+        "auto_augment",
+        "random_erasing",
+        "mixup",
+        "cutmix",
+        "label_smoothing",
+        "interpolation",
+        "crop_pct",
+    )
+    | _defaults("model", ModelConfig, "drop_rate")
+    | _defaults("augment", AugmentConfig, "pool")
+    | _defaults("optim", OptimConfig, "loss")
+)
+_OF_DENSE = _defaults("data", DataConfig, "scale_jitter", "crop_size", "bad_annotations")
+_OF_DENSE |= _defaults("model", ModelConfig, "backbone", "backbone_args")
+_OF_DETECTORS = _defaults("data", DataConfig, "max_size", "annotations", "empty_pictures")
+
+_UNUSED = {
+    "classification": _OF_DENSE | _OF_DETECTORS,
+    "detection": _OF_CLASSIFIERS,
+    "segmentation": _OF_CLASSIFIERS | _OF_DETECTORS,
+}
+"""Task -> the fields that it does not heed."""
+
+
+def finds_masks(model: str) -> bool:
+    """Whether a detector finds masks, too.
+
+    Args:
+        model: Its name.
+    """
+    return model.startswith("mask_rcnn")

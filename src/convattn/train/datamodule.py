@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from convattn.data.images import TensorImages
-from convattn.data.transforms import transform_of
 from convattn.train.config import DataConfig
-from convattn.train.inputs import open_source, pretrained_cfg, training_transform
 from convattn.train.seeding import derive_seed, seeded
 
 
@@ -107,25 +105,42 @@ class SeededBatches(Dataset[Any]):
             return [self.dataset[index] for index in batch.indices]
 
 
-class ClassificationData(L.LightningDataModule):
-    """Training and test batches of a data set by name.
+class TrainingData(L.LightningDataModule):
+    """Training and test batches.
 
     Args:
-        config: The data set and its augmentation.
+        config: How pictures are grouped and loaded.
+        train: Training pictures with their augmentation.
+        test: Test pictures.
+        cfg: What a network trained on them needs of a test picture: its ``pretrained_cfg``.
         seed: Seed of the order and the augmentation; the pictures are the same for every seed.
         accumulate: Parts a step's batch is split into.
+        collate: Makes a batch of items; None stacks them.
 
     Raises:
         ValueError: If the batch does not fit the number of pictures.
     """
 
-    def __init__(self, config: DataConfig, *, seed: int, accumulate: int = 1) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        train: Dataset[Any],
+        test: Dataset[Any],
+        cfg: Mapping[str, Any],
+        seed: int,
+        accumulate: int = 1,
+        collate: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
+        self.train_pictures = train
+        self.test_pictures = test
+        self.cfg = dict(cfg)
         self.seed = seed
         self.accumulate = accumulate
-        self.source = open_source(config)
-        num_images = len(self.source.train)
+        self.collate = collate
+        self.num_images = num_images = _length(train)
         if num_images < config.batch_size:
             raise ValueError(
                 f"data.batch_size={config.batch_size} is more than the {num_images} training "
@@ -136,7 +151,7 @@ class ClassificationData(L.LightningDataModule):
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps an epoch."""
-        return len(self.source.train) // self.config.batch_size
+        return self.num_images // self.config.batch_size
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the training; Lightning keeps it in the checkpoint."""
@@ -162,11 +177,10 @@ class ClassificationData(L.LightningDataModule):
                 f"data.batch_size={config.batch_size} cannot be shared by {world_size} devices in "
                 f"accumulate={self.accumulate} parts; nearest that works: {good}"
             )
-        dataset = self.source.train.with_transform(training_transform(config, self.source))
         return self._loader(
-            SeededBatches(dataset),
+            SeededBatches(self.train_pictures),
             batch_sampler=EpochBatches(
-                len(dataset),
+                self.num_images,
                 config.batch_size,
                 seed=self.seed,
                 rank=self.trainer.global_rank,
@@ -180,11 +194,10 @@ class ClassificationData(L.LightningDataModule):
         """This rank's share of the test pictures."""
         assert self.trainer is not None
         world_size = self.trainer.world_size
-        cfg = pretrained_cfg(self.config, self.source)
-        share = range(self.trainer.global_rank, len(self.source.test), world_size)
-        dataset = self.source.test.with_transform(transform_of(cfg))
+        share = range(self.trainer.global_rank, _length(self.test_pictures), world_size)
         return self._loader(
-            Subset(dataset, share), batch_size=max(1, self.config.batch_size // world_size)
+            Subset(self.test_pictures, share),
+            batch_size=max(1, self.config.batch_size // world_size),
         )
 
     def _loader(self, dataset: Dataset[Any], **arguments: Any) -> DataLoader[Any]:
@@ -193,5 +206,11 @@ class ClassificationData(L.LightningDataModule):
             num_workers=self.config.num_workers,
             persistent_workers=self.config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=self.collate,
             **arguments,
         )
+
+
+def _length(pictures: Dataset[Any]) -> int:
+    """Of a data set that is no stream."""
+    return len(cast(Sized, pictures))

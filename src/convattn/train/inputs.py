@@ -1,4 +1,4 @@
-"""Pictures as a configuration wants them: opened, transformed, batched for a test.
+"""Pictures to classify as a configuration wants them: opened, transformed, batched for a test.
 
 Knows no Lightning, so that ``convattn evaluate`` starts without it.
 """

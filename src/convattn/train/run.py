@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -26,33 +25,24 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from convattn.evaluate import (
-    Result,
-    augment_arguments,
-    evaluate,
     load_run,
     make_numbered_folder,
-    plan_model,
     replace_atomically,
+    task_of,
     tensor_differences,
 )
-from convattn.explain import attention_layers
 from convattn.train.callbacks import (
     Checkpoints,
     Ema,
     MetricsFile,
     ProgressLine,
     TrainingMetrics,
-    draw_attention,
-    draw_curves,
 )
-from convattn.train.classification import ClassificationTask
-from convattn.train.config import TrainConfig
-from convattn.train.datamodule import ClassificationData
+from convattn.train.classification import ClassificationJob
+from convattn.train.config import ModelConfig, TrainConfig
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
-from convattn.train.inputs import pretrained_cfg, test_batches
-from convattn.train.seeding import seed_all
-
-_NUM_PICTURES = 12
+from convattn.train.pictures import draw_curves
+from convattn.train.task import Job, Result, TrainingTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +53,8 @@ class Run:
     """The run folder."""
     result: Result
     """Of the saved weights on the test pictures."""
-    attention: Path | None
-    """``attention.png``, or None for a network without attention."""
+    pictures: tuple[Path, ...]
+    """``curves.png`` and what the task shows besides."""
 
 
 def train(config: TrainConfig) -> Run | None:
@@ -83,14 +73,13 @@ def train(config: TrainConfig) -> Run | None:
         InterruptedTraining: If the user stopped it.
     """
     with _deterministic(config.deterministic):
-        data = ClassificationData(config.data, seed=config.seed, accumulate=config.accumulate)
-        config = _with_classes(config, len(data.source.class_names))
+        job = _job(config)
         checkpoint = config.model.checkpoint
-        task = _task(config, data, checkpoint=None if checkpoint is None else Path(checkpoint))
+        task = job.make_task(None if checkpoint is None else Path(checkpoint))
         folder = _new_folder(config)
         if rank_zero_only.rank == 0:
-            replace_atomically(folder / "config.json", config.to_json().encode())
-        return _fit(config, data, task, folder, checkpoint=None)
+            replace_atomically(folder / "config.json", job.config.to_json().encode())
+        return _fit(job, task, folder, checkpoint=None)
 
 
 def resume(folder: str | os.PathLike[str]) -> Run | None:
@@ -119,27 +108,35 @@ def resume(folder: str | os.PathLike[str]) -> Run | None:
             f"{path} has no checkpoint yet; train anew with `convattn train {config.recipe}`"
         )
     with _deterministic(config.deterministic):
-        data = ClassificationData(config.data, seed=config.seed, accumulate=config.accumulate)
-        config = _with_classes(config, len(data.source.class_names))
-        task = _task(config, data, checkpoint=None)
+        job = _job(config)
+        task = job.make_task(None)
         step = _check_checkpoint(file, task)
         if rank_zero_only.rank == 0:
-            MetricsFile(path / "metrics.csv").rewind(step)
-        return _fit(config, data, task, path, checkpoint=file)
+            MetricsFile(path / "metrics.csv", task.curves.columns).rewind(step)
+        return _fit(job, task, path, checkpoint=file)
 
 
-def _fit(
-    config: TrainConfig,
-    data: ClassificationData,
-    task: ClassificationTask,
-    folder: Path,
-    *,
-    checkpoint: Path | None,
-) -> Run | None:
+def _job(config: TrainConfig) -> Job:
+    """The training that a model's name stands for."""
+    kind = task_of(config.model.name)
+    if kind == "detection":
+        from convattn.train.detection import DetectionJob
+
+        return DetectionJob(config)
+    if kind == "segmentation":
+        from convattn.train.segmentation import SegmentationJob
+
+        return SegmentationJob(config)
+    return ClassificationJob(config)
+
+
+def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None) -> Run | None:
+    config, data = job.config, job.data
     metrics = TrainingMetrics(
         log_every=config.log_every,
         batch_size=config.data.batch_size,
         steps_per_epoch=data.steps_per_epoch,
+        curves=task.curves,
     )
     checkpoints = Checkpoints(
         folder / "checkpoints" / "last.ckpt",
@@ -170,7 +167,7 @@ def _fit(
             enable_model_summary=False,
             default_root_dir=folder,
             logger=[
-                MetricsFile(folder / "metrics.csv"),
+                MetricsFile(folder / "metrics.csv", task.curves.columns),
                 TensorBoardLogger(folder, name="", version="tensorboard"),
             ],
             callbacks=callbacks,
@@ -188,10 +185,8 @@ def _fit(
             return None
         # Lightning leaves the averaged weights in place only if it has trained a step.
         weights = task.state_dict() if ema is None else ema.averaged()
-        _save_weights(
-            folder / "model.safetensors", weights, pretrained_cfg(config.data, data.source)
-        )
-        return _show(config, data, folder, seconds=seconds)
+        _save_weights(folder / "model.safetensors", weights, data.cfg)
+        return _show(job, folder, seconds=seconds)
 
 
 def _advice(error: Exception, folder: Path, *, saved: bool) -> str:
@@ -204,71 +199,6 @@ def _advice(error: Exception, folder: Path, *, saved: bool) -> str:
             f"{last} and a smaller --optim.lr, or with --clip-grad 1"
         )
     return f"resume with: convattn train --resume {shlex.quote(str(folder))}"
-
-
-def _task(
-    config: TrainConfig, data: ClassificationData, *, checkpoint: Path | None
-) -> ClassificationTask:
-    """The task of a configuration, its random start given by the seed."""
-    seed_all(config.seed)
-    optim = config.optim
-    assert config.model.num_classes is not None
-    return ClassificationTask(
-        config.model.name,
-        num_classes=config.model.num_classes,
-        in_chans=data.source.in_chans,
-        pretrained=config.model.pretrained,
-        drop_rate=config.model.drop_rate,
-        drop_path_rate=config.model.drop_path_rate,
-        model_args=config.model.model_args,
-        checkpoint=checkpoint,
-        augment=_augment_arguments(config, data),
-        freeze=config.augment.freeze,
-        loss=optim.loss,
-        label_smoothing=config.data.label_smoothing,
-        mixup=config.data.mixup,
-        cutmix=config.data.cutmix,
-        epochs=config.epochs,
-        optimizer_args={
-            "opt": optim.opt,
-            "lr": optim.lr,
-            "weight_decay": optim.weight_decay,
-            "momentum": optim.momentum,
-            "betas": optim.betas,
-            "opt_args": optim.opt_args,
-            "layer_decay": optim.layer_decay,
-            "new_lr_scale": config.augment.lr_scale,
-        },
-        schedule_args={
-            "schedule": optim.schedule,
-            "warmup_epochs": optim.warmup_epochs,
-            "warmup_lr": optim.warmup_lr,
-            "min_lr": optim.min_lr,
-            "decay_rate": optim.decay_rate,
-            "decay_epochs": optim.decay_epochs,
-            "decay_milestones": optim.decay_milestones,
-        },
-        channels_last=config.channels_last,
-        seed=config.seed,
-    )
-
-
-def _augment_arguments(config: TrainConfig, data: ClassificationData) -> dict[str, Any] | None:
-    """What ``convattn.augment`` is called with, None if no attention is added."""
-    size = pretrained_cfg(config.data, data.source)["input_size"]
-    return augment_arguments(dataclasses.asdict(config.augment), size)
-
-
-def _with_classes(config: TrainConfig, num_classes: int) -> TrainConfig:
-    """The configuration with the number of classes of the data."""
-    given = config.model.num_classes
-    if given is not None and given != num_classes:
-        raise ValueError(
-            f"model.num_classes={given}, but {config.data.name} has {num_classes} classes; leave "
-            "model.num_classes out"
-        )
-    model = dataclasses.replace(config.model, num_classes=num_classes)
-    return dataclasses.replace(config, model=model)
 
 
 def _new_folder(config: TrainConfig) -> Path:
@@ -289,7 +219,7 @@ def _new_folder(config: TrainConfig) -> Path:
     return make_numbered_folder(folder) if first else folder
 
 
-def _check_checkpoint(file: Path, task: ClassificationTask) -> int:
+def _check_checkpoint(file: Path, task: TrainingTask) -> int:
     """The step of a checkpoint that fits the task."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -317,80 +247,28 @@ def _save_weights(file: Path, weights: Mapping[str, Tensor], cfg: Mapping[str, A
     replace_atomically(file, content)
 
 
-def _show(config: TrainConfig, data: ClassificationData, folder: Path, *, seconds: float) -> Run:
+def _show(job: Job, folder: Path, *, seconds: float) -> Run:
     """Test what was saved, as anyone would load it, and write the pictures and the report."""
-    source = data.source
+    config = job.config
     model, _ = load_run(folder)
-    loader, boxes = test_batches(config.data, source, pretrained_cfg(config.data, source))
-    result = evaluate(model, loader, class_names=source.class_names, boxes=boxes)
+    title = f"{config.recipe}: {config.model.title} on {config.data.name}"
+    curves = folder / "curves.png"
+    draw_curves(folder / "metrics.csv", curves, curves=job.curves, title=title)
+    result, pictures = job.show(model, folder, title=title)
     replace_atomically(folder / "evaluation.json", result.to_json().encode())
-    title = f"{config.recipe}: {config.model.name} on {config.data.name}"
-    draw_curves(folder / "metrics.csv", folder / "curves.png", title=title)
-    attention = folder / "attention.png" if attention_layers(model) else None
-    if attention is not None:
-        dataset = loader.dataset
-        items = [dataset[index] for index in range(min(_NUM_PICTURES, len(source.test)))]
-        draw_attention(
-            model.cpu(),
-            torch.stack([image for image, _ in items]),
-            [label for _, label in items],
-            attention,
-            class_names=source.class_names,
-            mean=source.mean,
-            std=source.std,
-            boxes=boxes,
-            title=f"{title}: where it looks ({result.top1:.1%} right)",
-        )
-    run = Run(folder=folder, result=result, attention=attention)
-    augmented = _augmented(config, data)
-    report = _report(config, run, seconds, augmented=augmented)
+    run = Run(folder=folder, result=result, pictures=(curves, *pictures))
+    report = _report(config, run, seconds, augmented=job.augmented)
     replace_atomically(folder / "report.md", report.encode())
     return run
-
-
-def _augmented(config: TrainConfig, data: ClassificationData) -> str:
-    """What attention the network was given, in a line."""
-    arguments = _augment_arguments(config, data)
-    if arguments is None:
-        return "no"
-    found = plan_model(
-        config.model.name,
-        arguments,
-        num_classes=config.model.num_classes,
-        in_chans=data.source.in_chans,
-        **config.model.model_args,
-    )
-    augment = config.augment
-    parts = []
-    if augment.pool is not None:
-        parts.append(f"pool {augment.pool}")
-    if augment.conv:
-        replaced = sum(conv.replaced for conv in found.convs)
-        parts.append(f"conv {' '.join(augment.conv)}")
-        parts.append(f"{replaced} of {len(found.convs)} convolutions")
-    parts.append(f"{(found.params_after - found.params) / 1e6:+.2f} M parameters")
-    if augment.lr_scale != 1:
-        parts.append(f"new layers' learning rate times {augment.lr_scale:g}")
-    if augment.freeze:
-        parts.append("all but attention and classifier frozen")
-    return ", ".join(parts)
 
 
 def _report(config: TrainConfig, run: Run, seconds: float, *, augmented: str) -> str:
     """``report.md``."""
     result, folder = run.result, shlex.quote(str(run.folder))
-    rows = [
-        ("top-1", f"{result.top1:.2%}"),
-        ("top-5", f"{result.top5:.2%}"),
-        ("cross-entropy", f"{result.loss:.4f}"),
-    ]
-    if result.peak_in_box is not None and result.energy_in_box is not None:
-        rows.append(("attention peak inside the object's box", f"{result.peak_in_box:.2%}"))
-        rows.append(("attention inside the object's box", f"{result.energy_in_box:.2%}"))
     optim, data = config.optim, config.data
     summary = [
         ("recipe", config.recipe),
-        ("model", " ".join([config.model.name, *_arguments(config.model.model_args)])),
+        ("model", " ".join([config.model.title, *_arguments(config.model)])),
         ("augmented", augmented),
         ("data", data.name),
         ("epochs", f"{config.epochs} of batches of {data.batch_size}"),
@@ -401,13 +279,11 @@ def _report(config: TrainConfig, run: Run, seconds: float, *, augmented: str) ->
         ("seed", str(config.seed)),
         ("training time of the last sitting", f"{seconds / 60:.1f} minutes"),
     ]
-    pictures = "![curves](curves.png)\n"
-    if run.attention is not None:
-        pictures += "\n![attention](attention.png)\n"
+    pictures = "\n".join(f"![{file.stem}]({file.name})\n" for file in run.pictures)
     return (
         f"# {config.recipe}\n\n"
         f"On {result.num_images:,} test pictures of {data.name}:\n\n"
-        f"{_markdown_table(('result', 'value'), rows)}\n"
+        f"{_markdown_table(('result', 'value'), result.rows())}\n"
         f"{pictures}\n"
         f"## What was trained\n\n{_markdown_table(('setting', 'value'), summary)}\n"
         "`config.json` holds every setting, `metrics.csv` every row of the curves.\n\n"
@@ -419,7 +295,8 @@ def _report(config: TrainConfig, run: Run, seconds: float, *, augmented: str) ->
     )
 
 
-def _arguments(arguments: dict[str, Any]) -> list[str]:
+def _arguments(model: ModelConfig) -> list[str]:
+    arguments = {**model.backbone_args, **model.model_args}
     return [f"{name}={value}" for name, value in arguments.items()]
 
 

@@ -1,30 +1,9 @@
-"""Named training runs: functions that return a ``TrainConfig``.
-
-A figure marked *inferred* is in neither paper nor public code. "Ours" is filled in where we have
-trained the recipe to its end.
-"""
+"""Recipes of classifiers."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-
 from convattn.train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
-
-Recipe = Callable[[], TrainConfig]
-
-RECIPES: dict[str, Recipe] = {}
-"""Every recipe by its name."""
-
-
-def register_recipe(recipe: Recipe) -> Recipe:
-    """List a function among the recipes, under its own name.
-
-    Args:
-        recipe: Returns the configuration; its docstring says what it reproduces.
-    """
-    RECIPES[recipe.__name__] = recipe
-    return recipe
+from convattn.train.recipes.registry import register_recipe, variant
 
 
 @register_recipe
@@ -50,7 +29,7 @@ def quickstart_avgpool() -> TrainConfig:
 
     Paper: none. Ours: docs/quickstart.md. Hardware: 2 CPU cores. Time: about 2 minutes.
     """
-    return _variant(quickstart(), "quickstart_avgpool", model_args={"global_pool": "avg"})
+    return variant(quickstart(), "quickstart_avgpool", model_args={"global_pool": "avg"})
 
 
 @register_recipe
@@ -239,7 +218,7 @@ def aa_resnet34_imagenet() -> TrainConfig:
     Paper (arXiv 1904.09925, table 2): 74.7 % top-1, 92.0 % top-5. Ours: not trained yet.
     Hardware: 8 GPUs. Time: not measured. Inferred: as ``aa_resnet50_imagenet``.
     """
-    return _variant(aa_resnet50_imagenet(), "aa_resnet34_imagenet", name="aa_resnet34")
+    return variant(aa_resnet50_imagenet(), "aa_resnet34_imagenet", name="aa_resnet34")
 
 
 @register_recipe
@@ -249,7 +228,7 @@ def aa_resnet101_imagenet() -> TrainConfig:
     Paper (arXiv 1904.09925, table 2): 78.7 % top-1, 94.4 % top-5. Ours: not trained yet.
     Hardware: 8 GPUs. Time: not measured. Inferred: as ``aa_resnet50_imagenet``.
     """
-    return _variant(aa_resnet50_imagenet(), "aa_resnet101_imagenet", name="aa_resnet101")
+    return variant(aa_resnet50_imagenet(), "aa_resnet101_imagenet", name="aa_resnet101")
 
 
 @register_recipe
@@ -259,7 +238,7 @@ def aa_resnet152_imagenet() -> TrainConfig:
     Paper (arXiv 1904.09925, table 2): 79.1 % top-1, 94.6 % top-5. Ours: not trained yet.
     Hardware: 8 GPUs. Time: not measured. Inferred: as ``aa_resnet50_imagenet``.
     """
-    return _variant(aa_resnet50_imagenet(), "aa_resnet152_imagenet", name="aa_resnet152")
+    return variant(aa_resnet50_imagenet(), "aa_resnet152_imagenet", name="aa_resnet152")
 
 
 @register_recipe
@@ -329,7 +308,7 @@ def patchconvnet_s60_multi_imagenet() -> TrainConfig:
     Paper (arXiv 2112.13692): 81.1 % top-1 from scratch. Ours: not trained yet. Hardware: 8 GPUs.
     Time: not measured. Inferred: as ``patchconvnet_s60_imagenet``.
     """
-    return _variant(
+    return variant(
         patchconvnet_s60_imagenet(),
         "patchconvnet_s60_multi_imagenet",
         name="patchconvnet_s60_multi",
@@ -343,7 +322,7 @@ def patchconvnet_s120_imagenet() -> TrainConfig:
     Paper (arXiv 2112.13692): 83.2 % top-1. Ours: not trained yet. Hardware: 8 GPUs. Time: not
     measured. Inferred: as ``patchconvnet_s60_imagenet``, drop path 0.1.
     """
-    return _variant(
+    return variant(
         patchconvnet_s60_imagenet(),
         "patchconvnet_s120_imagenet",
         name="patchconvnet_s120",
@@ -358,7 +337,7 @@ def patchconvnet_b60_imagenet() -> TrainConfig:
     Paper (arXiv 2112.13692): 83.5 % top-1. Ours: not trained yet. Hardware: 8 GPUs. Time: not
     measured. Inferred: as ``patchconvnet_s60_imagenet``, drop path 0.2.
     """
-    return _variant(
+    return variant(
         patchconvnet_s60_imagenet(),
         "patchconvnet_b60_imagenet",
         name="patchconvnet_b60",
@@ -373,18 +352,9 @@ def patchconvnet_b120_imagenet() -> TrainConfig:
     Paper (arXiv 2112.13692): 84.1 % top-1. Ours: not trained yet. Hardware: 8 GPUs. Time: not
     measured. Inferred: as ``patchconvnet_s60_imagenet``, drop path 0.3.
     """
-    return _variant(
+    return variant(
         patchconvnet_s60_imagenet(),
         "patchconvnet_b120_imagenet",
         name="patchconvnet_b120",
         drop_path_rate=0.3,
-    )
-
-
-def _variant(base: TrainConfig, recipe: str, **model: object) -> TrainConfig:
-    """The same training under another name, with another model."""
-    return dataclasses.replace(
-        base,
-        recipe=recipe,
-        model=dataclasses.replace(base.model, **model),  # type: ignore[arg-type]
     )

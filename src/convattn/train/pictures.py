@@ -1,0 +1,150 @@
+"""Pictures of a run folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
+
+from convattn.explain import attention_maps
+from convattn.explain.figures import overlay
+from convattn.train.callbacks import read_metrics
+from convattn.train.task import Curves
+
+_GREENS = ("#006d2c", "#74c476", "#41ab5d", "#a1d99b")
+
+
+def draw_curves(metrics: Path, out: Path, *, curves: Curves, title: str) -> None:
+    """Loss, what the tests measured, and learning rate over the epochs, side by side.
+
+    Args:
+        metrics: A ``metrics.csv``.
+        out: The PNG to write.
+        curves: What the tests measure.
+        title: Stands above.
+    """
+    rows = read_metrics(metrics)
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    epochs, losses = _column(rows, "train_loss")
+    loss.plot(epochs, losses, color="#9ecae1", linewidth=1, label="training, each row")
+    loss.plot(epochs, _smooth(losses), color="#08519c", linewidth=2, label="training, smoothed")
+    if curves.loss is not None:
+        loss.plot(*_column(rows, "val_loss"), "o-", color="#d94801", markersize=4, label="test")
+    loss.set(title="Loss", ylabel=curves.loss)
+    # The foremost is drawn last, on top.
+    for (column, label), colour in reversed(
+        list(zip(curves.shares.items(), _GREENS, strict=False))
+    ):
+        epochs, shares = _column(rows, column)
+        percent = [100 * share for share in shares]
+        told = f"{label}, {percent[-1]:.1f} at the end" if percent else label
+        accuracy.plot(epochs, percent, "o-", color=colour, markersize=4, label=told)
+    accuracy.set(title=curves.title, ylabel="per cent", ylim=(0, 103))
+    rate.plot(*_column(rows, "lr"), color="#54278f", linewidth=2)
+    rate.set(title="Learning rate", ylim=(0, None))
+    for axes in (loss, accuracy, rate):
+        axes.set(xlabel="epoch", xlim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    loss.legend(frameon=False)
+    accuracy.legend(frameon=False, loc="lower right")
+    figure.savefig(out, dpi=110)
+
+
+def _column(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of the rows that have the column."""
+    having = [row for row in rows if name in row]
+    return [row["epoch"] for row in having], [row[name] for row in having]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Mean over a fortieth of the curve to either side."""
+    reach = len(values) // 40
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def draw_attention(
+    model: nn.Module,
+    images: Tensor,
+    labels: Sequence[int],
+    out: Path,
+    *,
+    class_names: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    boxes: Tensor | None = None,
+    title: str,
+) -> None:
+    """Test pictures beside themselves with the attention laid over.
+
+    Args:
+        model: The trained classifier, which has attention.
+        images: (B, C, H, W), normalised; 12 fill the page.
+        labels: The true class numbers.
+        out: The PNG to write.
+        class_names: Name of each class number.
+        mean: Of the normalisation, per channel.
+        std: Of the normalisation, per channel.
+        boxes: (B, 4) in pixels, drawn where there are any.
+        title: Stands above.
+
+    Raises:
+        ValueError: If the model has no attention.
+    """
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        logits, maps, grid = attention_maps(model.eval(), images.to(device))
+    predicted = logits.argmax(1).tolist()
+    size = grid.image_size
+    heats = grid.heat(maps).cpu().numpy()
+    scale, shift = (torch.tensor(values).view(-1, 1, 1) for values in (std, mean))
+    pictures = [to_pil_image(picture) for picture in (images * scale + shift).clamp(0, 1)]
+    # One axes for the whole page: matplotlib takes seconds to lay out dozens of them.
+    num_pairs, gap, title_height = min(4, len(images)), 0.06, 0.2
+    tall = size[0] / size[1]
+    num_rows = math.ceil(len(images) / num_pairs)
+    width, height = num_pairs * (2 + 3 * gap) - 2 * gap, num_rows * (tall + title_height)
+    figure = Figure(figsize=(13, 13 * height / width + 0.55), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    axes = figure.subplots()
+    axes.axis("off")
+    for index, (picture, heat) in enumerate(zip(pictures, heats, strict=True)):
+        picture = picture.convert("RGB")
+        row, pair = divmod(index, num_pairs)
+        top = row * (tall + title_height) + title_height
+        left = pair * (2 + 3 * gap)
+        right = left + 1 + gap
+        guess, truth = predicted[index], labels[index]
+        verdict, colour = ("✓", "#006d2c") if guess == truth else ("✗", "#cb181d")
+        for shown, start, label, ink in (
+            (picture, left, class_names[truth], "black"),
+            (overlay(picture, heat), right, f"{verdict} {class_names[guess]}", colour),
+        ):
+            axes.imshow(shown, extent=(start, start + 1, top + tall, top))
+            axes.text(start + 0.5, top - 0.04, label, ha="center", fontsize=10, color=ink)
+        if boxes is not None:
+            xmin, ymin, xmax, ymax = boxes[index].tolist()
+            axes.add_patch(
+                Rectangle(
+                    (right + xmin / size[1], top + ymin / size[1]),
+                    (xmax - xmin) / size[1],
+                    (ymax - ymin) / size[1],
+                    fill=False,
+                    edgecolor="white",
+                    linewidth=1.2,
+                )
+            )
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    figure.savefig(out, dpi=110)

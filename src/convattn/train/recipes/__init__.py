@@ -1,0 +1,10 @@
+"""Named training runs: functions that return a ``TrainConfig``.
+
+A figure marked *inferred* is in neither paper nor public code. "Ours" is filled in where we have
+trained the recipe to its end.
+"""
+
+from convattn.train.recipes import classification, detection, segmentation
+from convattn.train.recipes.registry import RECIPES, Recipe, register_recipe
+
+__all__ = ["RECIPES", "Recipe", "classification", "detection", "register_recipe", "segmentation"]

@@ -1,0 +1,130 @@
+"""Semantic segmentation as a Lightning task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convattn.data.dense_transforms import segmentation_test_transform, segmentation_train_transform
+from convattn.segmentation import segmentation_loss
+from convattn.segmentation.evaluation import SegmentationMetrics, evaluate_segmentation
+from convattn.segmentation.prediction import draw_beside_truth
+from convattn.train.config import TrainConfig
+from convattn.train.dense import DenseJob, DenseTask
+from convattn.train.dense_inputs import (
+    open_segmentation,
+    segmentation_batches,
+    segmentation_cfg,
+)
+from convattn.train.task import Curves, Result
+
+_NUM_PICTURES = 8
+
+Batch = tuple[list[Tensor], list[Tensor]]
+
+
+class SegmentationTask(DenseTask):
+    """Trains one of our segmenters, by name.
+
+    Args:
+        model: Name in ``SEGMENTERS``.
+        cfg: The ``pretrained_cfg`` that the run will have: classes, sizes, mean and deviation.
+        arguments: As of ``DenseTask``.
+
+    Shape:
+        (B, 3, H, W) -> (B, num_classes, H, W).
+    """
+
+    curves = Curves(
+        shares={
+            "val_miou": "mIoU",
+            "val_mean_accuracy": "mean accuracy",
+            "val_pixel_accuracy": "pixel accuracy",
+        },
+        title="Test pictures",
+        loss="cross-entropy (nats)",
+    )
+
+    def __init__(self, model: str, *, cfg: Mapping[str, Any], **arguments: Any) -> None:
+        super().__init__(model, cfg=cfg, **arguments)
+        self.metrics = SegmentationMetrics(class_names=cfg["label_names"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised pictures -> (B, num_classes, H, W) logits."""
+        return self.model(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch of pictures and masks of one size."""
+        images, masks = (torch.stack(part) for part in batch)
+        return segmentation_loss(self.model(images.to(memory_format=self.memory_format)), masks)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count the pixels of one batch of test pictures."""
+        self.metrics.update(self.model, *batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was counted over all test pictures."""
+        found = self.metrics.compute()
+        for column in ("val_loss", *self.curves.shares):
+            self.log(column, found[column.removeprefix("val_")], logger=False)
+        self.metrics.reset()
+
+
+class SegmentationJob(DenseJob[SegmentationTask]):
+    """Trains a segmenter on pictures with a class for every pixel.
+
+    Args:
+        config: The run; the number of classes is taken from the data.
+
+    Raises:
+        ValueError: If the configuration and the data do not fit.
+    """
+
+    curves = SegmentationTask.curves
+
+    def __init__(self, config: TrainConfig) -> None:
+        config.check_task("segmentation")
+        self.source = source = open_segmentation(config.data)
+        same_size = source.image_size is not None and config.data.scale_jitter is None
+        if config.data.crop_size is None and not same_size:
+            raise ValueError(
+                f"the training pictures of {config.data.name} differ in size, and those of a batch "
+                "must not: give data.crop_size, for example 512 512"
+            )
+        cfg = segmentation_cfg(config.data, source)
+        seen = {"image_size": cfg["image_size"], "mean": source.mean, "std": source.std}
+        transform = segmentation_train_transform(
+            **seen,
+            scale_jitter=config.data.scale_jitter,
+            crop_size=config.data.crop_size,
+            hflip=config.data.hflip,
+            color_jitter=config.data.color_jitter,
+        )
+        super().__init__(
+            config.with_classes(len(source.class_names)),
+            train=source.train.with_transform(transform),
+            test=source.test.with_transform(segmentation_test_transform(**seen)),
+            cfg=cfg,
+            task=SegmentationTask,
+        )
+
+    def show(self, model: nn.Module, folder: Path, *, title: str) -> tuple[Result, Sequence[Path]]:
+        """Test the saved segmenter and draw what it finds beside the truth.
+
+        Args:
+            model: As anyone would load it.
+            folder: Where ``predictions.png`` goes.
+            title: Stands above it.
+        """
+        result = evaluate_segmentation(
+            model,
+            segmentation_batches(self.config.data, self.source, self.data.cfg),
+            class_names=self.source.class_names,
+        )
+        out = folder / "predictions.png"
+        draw_beside_truth(model.cpu(), self.source.test, _NUM_PICTURES, out, title=title)
+        return result, (out,)

@@ -1,0 +1,184 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval import COCO
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from convattn.cli import main
+from convattn.data.scenes import cluttered_scenes
+
+NANO = ["--data.num-train", "8", "--data.num-test", "4", "--data.image-size", "48"]
+NANO += ["--data.batch-size", "4", "--epochs", "1", "--devices", "1", "--accelerator", "cpu"]
+NANO += ["--model.backbone-args", "embed_dim", "16", "depth", "4"]
+
+
+def trained(folder, recipe, **model_args):
+    flags = [word for key, value in model_args.items() for word in (key, str(value))]
+    flags[::2] = [f"--model.model-args.{key}" for key in flags[::2]]
+    assert main(["train", recipe, *NANO, *flags, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "detector"
+    narrow = {"channels": 16, "box_channels": 16, "mask_channels": 8}
+    return trained(folder, "cluttered_digits_mask_rcnn", **narrow)
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "segmenter"
+    return trained(folder, "cluttered_digits_upernet", channels=16, aux_channels=8)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    top = tmp_path_factory.mktemp("pictures")
+    scenes = cluttered_scenes(2, split="test", image_size=64).images.permute(0, 2, 3, 1).numpy()
+    (top / "more").mkdir()
+    Image.fromarray(scenes[0]).save(top / "scene.png")
+    Image.fromarray(scenes[1]).resize((90, 50)).save(top / "more" / "scene.jpg")
+    (top / "broken.jpg").write_bytes(b"no picture")
+    (top / "notes.txt").write_text("no picture")
+    return top
+
+
+def fails(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("convattn: ")
+    return lines[0]
+
+
+def test_found_objects_are_drawn_and_written_as_coco(detector, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["predict", str(detector), str(pictures), "--threshold", "0", "--out", str(out)]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert "broken.jpg" in captured.err
+    assert "1 of 3 files could not be read as a picture" in captured.err
+    assert {file.name for file in out.iterdir()} == {
+        "scene.png",
+        "scene-2.png",
+        "predictions.json",
+    }
+    content = json.loads((out / "predictions.json").read_text())
+    assert [image["width"] for image in content["images"]] == [90, 64]
+    assert [category["name"] for category in content["categories"]] == list("0123456789")
+    read = COCO(content)
+    first = content["annotations"][0]
+    assert read.annToMask(first).shape == (50, 90)
+    assert 0 <= first["score"] <= 1
+    assert first["category_id"] in range(1, 11)
+
+
+def test_pictures_named_by_coco_keep_their_ids(detector, pictures, tmp_path):
+    for name in ("000000000139.png", "7.png"):
+        Image.open(pictures / "scene.png").save(tmp_path / name)
+    assert main(["predict", str(detector), str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [image["id"] for image in content["images"]] == [139, 7]
+
+
+def test_every_pixels_class_is_drawn_and_written(segmenter, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    picture = pictures / "more" / "scene.jpg"
+    assert main(["predict", str(segmenter), str(picture), "--out", str(out)]) == 0
+    assert "%" in capsys.readouterr().out
+    names = (out / "classes.txt").read_text().split()
+    assert names == ["background", *"0123456789"]
+    with Image.open(out / "scene_mask.png") as mask:
+        assert mask.mode == "P"
+        assert mask.size == (90, 50)
+        assert np.asarray(mask).max() < len(names)
+    assert (out / "scene.png").is_file()
+
+
+def test_windows_are_put_together(segmenter, pictures, tmp_path):
+    picture = pictures / "scene.png"
+    arguments = ["predict", str(segmenter), str(picture), "--window", "48", "48"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    with Image.open(tmp_path / "out" / "scene_mask.png") as mask:
+        assert mask.size == (64, 64)
+
+
+def test_run_is_evaluated_again(detector, segmenter, capsys):
+    for folder, number in ((detector, "mask mAP"), (segmenter, "mIoU")):
+        before = json.loads((folder / "evaluation.json").read_text())
+        assert main(["evaluate", str(folder)]) == 0
+        assert number in capsys.readouterr().out
+        after = json.loads((folder / "evaluation.json").read_text())
+        speed = "images_per_second"
+        assert {**before, speed: 0} == {**after, speed: 0}
+
+
+def test_evaluation_tells_other_weights(segmenter, tmp_path):
+    """Were the run's own weights not used, the result could not change with them."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((segmenter / name).read_bytes())
+    assert main(["evaluate", str(folder)]) == 0
+    before = json.loads((folder / "evaluation.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    bias = next(name for name in weights if weights[name].shape == (11,) and "aux" not in name)
+    weights[bias] = torch.arange(11.0)
+    save_file(weights, folder / "model.safetensors", metadata)
+    assert main(["evaluate", str(folder)]) == 0
+    after = json.loads((folder / "evaluation.json").read_text())
+    assert after["pixel_accuracy"] != before["pixel_accuracy"]
+
+
+def test_lists_name_dense_models_and_what_data_are_for(capsys):
+    assert main(["list", "--dense"]) == 0
+    listed = capsys.readouterr().out
+    assert "aa_retinanet_resnet50" in listed
+    assert "upernet_patchconvnet_s60" in listed
+    assert main(["list", "--data"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "classification, detection, segmentation" in rows["cluttered_digits"]
+    assert "detection" in rows["coco"]
+
+
+def test_wrong_words_get_one_sentence(detector, segmenter, pictures, tmp_path, capsys):
+    picture = pictures / "scene.png"
+    assert "is no run folder" in fails(capsys, "predict", "nothing", picture)
+    assert "takes a picture or a folder" in fails(capsys, "predict", detector)
+    assert "does not exist" in fails(capsys, "predict", detector, tmp_path / "no.png")
+    assert "holds no picture" in fails(capsys, "predict", detector, tmp_path)
+    assert "is for segmentation" in fails(
+        capsys, "predict", detector, picture, "--window", "9", "9"
+    )
+    assert "between 0 and 1" in fails(capsys, "predict", detector, picture, "--threshold", "3")
+    assert "never overwritten" in fails(capsys, "predict", detector, picture, "--out", tmp_path)
+    assert "convattn predict" in fails(capsys, "explain", detector, picture)
+    assert "convattn predict" in fails(capsys, "demo", segmenter)
+    other = ["--data.name", "camvid", "--data.root", camvid(tmp_path), "--data.num-test", "1"]
+    assert "the same classes" in fails(capsys, "evaluate", segmenter, *other)
+
+
+def camvid(folder):
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+        (folder / f"{split}annot").mkdir()
+        Image.new("RGB", (8, 6)).save(folder / split / "a.png")
+        Image.new("L", (8, 6)).save(folder / f"{split}annot" / "a.png")
+    return folder
+
+
+def test_classifier_is_sent_to_explain(tmp_path, capsys):
+    folder = tmp_path / "run"
+    flags = ["--data.num-train", "8", "--data.num-test", "4", "--data.image-size", "32"]
+    flags += ["--data.batch-size", "4", "--epochs", "1", "--devices", "1", "--accelerator", "cpu"]
+    assert main(["train", "quickstart", *flags, "--out", str(folder)]) == 0
+    capsys.readouterr()
+    assert "convattn explain" in fails(capsys, "predict", folder, "picture.png")

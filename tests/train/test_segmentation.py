@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from convattn.evaluate import load_run
+from convattn.train.callbacks import read_metrics
+from convattn.train.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from convattn.train.run import resume, train
+from convattn.train.segmentation import SegmentationJob, SegmentationTask
+from tests.train.conftest import digest, steady_columns
+
+TINY = TrainConfig(
+    recipe="tiny",
+    data=DataConfig(
+        num_train=20,
+        num_test=6,
+        image_size=48,
+        batch_size=4,
+        crop_size=(40, 48),
+        scale_jitter=(0.8, 1.2),
+        color_jitter=0.2,
+    ),
+    model=ModelConfig(
+        name="upernet",
+        backbone="patchconvnet_nano",
+        backbone_args={"embed_dim": 16, "depth": 4},
+        model_args={"channels": 16, "aux_channels": 8},
+    ),
+    optim=OptimConfig(opt="adamw", lr=1e-3),
+    epochs=2,
+    accelerator="cpu",
+    devices=1,
+    log_every=2,
+    checkpoint_every=2,
+)
+"""Five steps an epoch."""
+
+
+def tiny(folder, **changes):
+    return replace(TINY, out=str(folder), **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train(tiny(tmp_path_factory.mktemp("segmentation") / "run"))
+
+
+def test_run_folder_shows_predictions_and_overlap(finished):
+    folder = finished.folder
+    assert finished.pictures == (folder / "curves.png", folder / "predictions.png")
+    with Image.open(folder / "predictions.png") as sheet:
+        assert sheet.width > 1000
+    last = read_metrics(folder / "metrics.csv")[-1]
+    assert {"val_loss", "val_miou", "val_mean_accuracy", "val_pixel_accuracy"} <= last.keys()
+    assert "| mIoU |" in (folder / "report.md").read_text()
+
+
+def test_loaded_run_keeps_what_its_pictures_need(finished):
+    model, _ = load_run(finished.folder)
+    cfg = model.pretrained_cfg
+    assert cfg["label_names"][:2] == ["background", "0"]
+    assert cfg["image_size"] is None
+    assert cfg["input_size"] == [3, 40, 48]
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 3, 33, 50)).shape == (1, 11, 33, 50)
+
+
+def test_crashed_run_resumes_to_the_same_weights(finished, tmp_path, monkeypatch):
+    whole = SegmentationTask.training_step
+
+    def crash(task, batch, batch_idx):
+        if task.global_step == 7:
+            raise RuntimeError("power cut")
+        return whole(task, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(tiny(tmp_path / "run"))
+    resume(tmp_path / "run")
+    assert digest(tmp_path / "run") == digest(finished.folder)
+    assert steady_columns(tmp_path / "run") == steady_columns(finished.folder)
+
+
+def test_test_during_training_is_the_one_after_it(finished):
+    last = read_metrics(finished.folder / "metrics.csv")[-1]
+    assert last["val_miou"] == pytest.approx(finished.result.miou, abs=1e-5)
+    assert last["val_loss"] == pytest.approx(finished.result.loss, abs=1e-4)
+
+
+def test_backbone_is_augmented(tmp_path):
+    model = replace(TINY.model, backbone="resnet_nano", backbone_args={})
+    augment = AugmentConfig(conv=("layer4.0.conv1",), num_heads=4)
+    run = train(tiny(tmp_path / "run", model=model, augment=augment, epochs=1))
+    assert "conv layer4.0.conv1" in (run.folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("field", "value"), [("max_size", 100), ("cutmix", 1.0)])
+def test_what_segmenters_do_not_know_is_refused(field, value):
+    data = replace(TINY.data, **{field: value})
+    with pytest.raises(ValueError, match=rf"data\.{field}=.* has no meaning for segmentation"):
+        SegmentationJob(replace(TINY, data=data))
+
+
+def test_pictures_of_several_sizes_need_a_crop():
+    data = replace(TINY.data, crop_size=None)
+    with pytest.raises(ValueError, match=r"give data\.crop_size"):
+        SegmentationJob(replace(TINY, data=data))
