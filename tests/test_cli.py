@@ -73,10 +73,10 @@ def fails(capsys, *arguments, status=2):
         (["augment", "test_resnet", "--conv", "last-9-stages"], "conv='last-9-stages', but"),
         (["augment", "test_resnet", "--pool-name", "pol"], "pool_name='pol' names no module"),
         (["augment", "test_resnet", "--input-size", "0"], "input_size=0 is not a side"),
-        (["augment", str(Path(__file__).parent)], "has no config.json"),
+        (["augment", str(Path(__file__).parent)], "config.json does not exist; name a folder"),
         (["train", "quickstart", "--augment.freeze"], "augment.freeze is about new attention"),
         (["train", "quickstart", "--augment.pol=x"], "the nearest is --augment.pool"),
-        (["list", "nanoo"], "no name contains 'nanoo'; the nearest is 'aa_resnet_nano'"),
+        (["list", "nanoo"], "no name contains 'nanoo'; the nearest is 'resnet_nano'"),
         (["list", "--recipe"], "unknown flag --recipe; the nearest is --recipes"),
     ],
 )
