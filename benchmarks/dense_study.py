@@ -13,10 +13,20 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
+
+import torch
 
 from convattn.evaluate import load_run
 
+HEAD = """# Dense networks with and without attention
+
+Written by `python benchmarks/dense_study.py` from runs of `convattn train RECIPE --seed SEED`,
+torch {torch}, {date}: x86-64, one thread a run, two runs and other work at a time on two cores.
+Mean over the seeds, in brackets the lowest and the highest. Every run starts from random weights.
+
+"""
 SHARES = {
     "map50": "box AP50",
     "map": "box AP",
@@ -77,7 +87,9 @@ def main() -> None:
     table = "| recipe | backbone | parameters | seeds | per cent on the test set | minutes |\n"
     table += "|---|---|---|---|---|---|\n"
     table += "".join(row(recipe, folders) for recipe, folders in groups.items())
-    options.out.write_text(table)
+    options.out.write_text(
+        HEAD.format(torch=torch.__version__, date=f"{date.today():%d %B %Y}") + table
+    )
     print(table)
 
 

@@ -199,8 +199,8 @@ def create_dense_model(
         backbone: Of the models that leave it open.
         backbone_args: Further arguments of the backbone.
         pretrained: Load the backbone's released weights.
-        checkpoint: Trained weights, as ``load_weights`` reads them: of the same model, or of a
-            classifier that is its backbone.
+        checkpoint: Trained weights, as ``load_weights`` reads them: of the same model, whose
+            predictions start anew if it has other classes; or of a classifier that is its backbone.
         augment: Arguments of ``convattn.augment`` for the backbone; None adds no attention.
         arguments: Further arguments of the model; one that is None is left out.
 
@@ -237,11 +237,19 @@ def create_dense_model(
 
 
 def _load_dense(model: nn.Module, checkpoint: Path) -> None:
-    """Load the weights of the whole model, or those of its backbone alone."""
+    """Load the weights of the whole model, or those of its backbone alone.
+
+    Layers that predict other classes stay as they are: they differ in their outputs only.
+    """
     file, weights = _read_weights(checkpoint)
-    differences = tensor_differences(weights, model.state_dict())
+    fresh = model.state_dict()
+    fitting = {
+        name: fresh[name] if name in fresh and _other_outputs(tensor, fresh[name]) else tensor
+        for name, tensor in weights.items()
+    }
+    differences = tensor_differences(fitting, fresh)
     if not differences:
-        model.load_state_dict(weights)
+        model.load_state_dict(fitting)
         return
     (levels,) = (module for module in model.modules() if isinstance(module, FeatureLevels))
     own = levels.body.model.state_dict()
@@ -254,6 +262,10 @@ def _load_dense(model: nn.Module, checkpoint: Path) -> None:
             "create the model that it was saved from"
         )
     levels.body.model.load_state_dict(theirs)
+
+
+def _other_outputs(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.shape[:1] != ours.shape[:1] and theirs.shape[1:] == ours.shape[1:]
 
 
 def classifier_names(model: nn.Module) -> list[str]:

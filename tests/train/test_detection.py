@@ -159,8 +159,8 @@ def test_what_only_classifiers_know_is_refused(part, field, value):
         DetectionJob(replace(TINY, **{part: changed}))
 
 
-def test_masks_that_the_data_lack_are_asked_for(tmp_path):
-    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+def one_thing(folder):
+    """A set of one class in COCO's json, without masks."""
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}],
         "categories": [{"id": 3, "name": "thing"}],
@@ -176,10 +176,25 @@ def test_masks_that_the_data_lack_are_asked_for(tmp_path):
         ],
     }
     for split in ("train", "valid"):
-        (tmp_path / split).mkdir()
-        Image.new("RGB", (40, 30)).save(tmp_path / split / "a.jpg")
-        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(content))
-    data = DataConfig(name="coco", root=str(tmp_path), batch_size=1)
+        (folder / split).mkdir()
+        Image.new("RGB", (40, 30)).save(folder / split / "a.jpg")
+        (folder / split / "_annotations.coco.json").write_text(json.dumps(content))
+    return DataConfig(name="coco", root=str(folder), batch_size=1)
+
+
+def test_detector_of_other_classes_gives_all_but_its_predictions(finished, tmp_path):
+    job = DetectionJob(replace(TINY, data=one_thing(tmp_path)))
+    fresh = job.make_task(None).model.state_dict()
+    model = job.make_task(finished.folder).model
+    saved = load_file(finished.folder / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        source = fresh if "cls_logits" in name else saved
+        assert torch.equal(tensor, source[name]), name
+    assert model.head.classification_head.num_classes == 2
+
+
+def test_masks_that_the_data_lack_are_asked_for(tmp_path):
+    data = one_thing(tmp_path)
     with pytest.raises(ValueError, match="coco has boxes and no masks"):
         DetectionJob(replace(TINY, data=data, model=MASKS))
     job = DetectionJob(replace(TINY, data=data))
