@@ -73,6 +73,7 @@ def configs(root: Path, out: Path, *, image_size: int, epochs: int, seed: int) -
             seed=seed,
             clip_grad=10.0,
             channels_last=True,
+            log_every=5,
             eval_every=max(1, epochs // 4),
             out=str(out / f"{name}_{seed}"),
         )
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num-images", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=320)
-    parser.add_argument("--epochs", type=int, default=240)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("retinanet", "mask_rcnn"))
     options = parser.parse_args()

@@ -154,6 +154,10 @@ def test_wrong_words_get_one_sentence(detector, segmenter, pictures, tmp_path, c
     assert "is no run folder" in fails(capsys, "predict", "nothing", picture)
     assert "takes a picture or a folder" in fails(capsys, "predict", detector)
     assert "does not exist" in fails(capsys, "predict", detector, tmp_path / "no.png")
+    out = tmp_path / "new"
+    broken = pictures / "broken.jpg"
+    assert "cannot be read" in fails(capsys, "predict", detector, broken, "--out", out)
+    assert not out.exists()
     assert "holds no picture" in fails(capsys, "predict", detector, tmp_path)
     assert "is for segmentation" in fails(
         capsys, "predict", detector, picture, "--window", "9", "9"

@@ -485,13 +485,14 @@ def _predict(arguments: list[str]) -> int:
     import torch
 
     from convattn.evaluate import load_run
+    from convattn.explain import read_picture
     from convattn.predict import predict_classes, predict_objects
 
+    pictures = _pictures(Path(options.picture))
+    if len(pictures) == 1:
+        read_picture(pictures[0])  # the only one must be readable; of several, some may not be
     model, _ = load_run(folder)
     model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    pictures = _pictures(Path(options.picture))
-    if not all(file.exists() for file in pictures):
-        raise FileNotFoundError(f"{options.picture} does not exist; name a picture or a folder")
     out = _new_folder(options.out, "predicted")
     if task == "detection":
         told = predict_objects(model, pictures, out, threshold=options.threshold)
