@@ -94,12 +94,15 @@ class DetectionMetrics(MeanAveragePrecision):
     Args:
         class_names: Name of each class from label 1.
         has_masks: Rate the masks as well.
+        gathered: Gather what all processes have seen when it is computed.
     """
 
     # More than 100 detections are usual, since COCO's limit holds for each class.
     warn_on_many_detections = False
 
-    def __init__(self, *, class_names: Sequence[str], has_masks: bool) -> None:
+    def __init__(
+        self, *, class_names: Sequence[str], has_masks: bool, gathered: bool = True
+    ) -> None:
         super().__init__(
             iou_type=("bbox", "segm") if has_masks else "bbox",
             # The metric's own ones are float32 and miss an IoU or a recall that lies on them.
@@ -107,6 +110,7 @@ class DetectionMetrics(MeanAveragePrecision):
             rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
             class_metrics=True,
             backend="faster_coco_eval",
+            sync_on_compute=gathered,
         )
         self.class_names = tuple(class_names)
         self.has_masks = has_masks
@@ -214,7 +218,8 @@ def evaluate_detection(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(device)
-    metrics = DetectionMetrics(class_names=class_names, has_masks=has_masks)
+    # This process alone tests, whoever trained beside it.
+    metrics = DetectionMetrics(class_names=class_names, has_masks=has_masks, gathered=False)
     start = time.perf_counter()
     with evaluating(model), torch.inference_mode():
         for pictures, targets in loader:

@@ -75,14 +75,20 @@ class SegmentationMetrics(MulticlassConfusionMatrix):
 
     Args:
         class_names: Name of each class from 0.
+        gathered: Sum over all processes when it is computed.
     """
 
     num_images: Tensor
     loss: Tensor
 
-    def __init__(self, *, class_names: Sequence[str]) -> None:
+    def __init__(self, *, class_names: Sequence[str], gathered: bool = True) -> None:
         # Its own checks sort all pixels of each picture.
-        super().__init__(len(class_names), ignore_index=IGNORED, validate_args=False)
+        super().__init__(
+            len(class_names),
+            ignore_index=IGNORED,
+            validate_args=False,
+            sync_on_compute=gathered,
+        )
         self.class_names = tuple(class_names)
         self.add_state("num_images", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("loss", torch.tensor(0.0), dist_reduce_fx="sum")
@@ -176,7 +182,8 @@ def evaluate_segmentation(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(device)
-    metrics = SegmentationMetrics(class_names=class_names).to(device)
+    # This process alone tests, whoever trained beside it.
+    metrics = SegmentationMetrics(class_names=class_names, gathered=False).to(device)
     start = time.perf_counter()
     with evaluating(model), torch.inference_mode():
         for pictures, masks in loader:
