@@ -12,7 +12,8 @@ from convattn.train.recipes.registry import register_recipe, variant
 def cluttered_digits_retinanet() -> TrainConfig:
     """A small attention-augmented RetinaNet that finds the digits in a clutter of up to five.
 
-    Paper: none. Ours: not trained yet. Hardware: 2 CPU cores. Time: not measured.
+    Paper: none. Ours, seeds 0 to 2: 91.8 / 92.5 / 91.1 % AP50. Hardware: one CPU core. Time: 7
+    minutes, up to 10 beside other work.
     """
     return TrainConfig(
         recipe="cluttered_digits_retinanet",
@@ -42,7 +43,8 @@ def cluttered_digits_retinanet() -> TrainConfig:
 def cluttered_digits_retinanet_plain() -> TrainConfig:
     """The plain twin of ``cluttered_digits_retinanet``: no attention in its backbone.
 
-    Paper: none. Ours: not trained yet. Hardware: 2 CPU cores. Time: not measured.
+    Paper: none. Ours, seeds 0 to 2: 92.1 / 91.5 / 92.0 % AP50. Hardware: one CPU core. Time: 7
+    minutes, up to 11 beside other work.
     """
     return variant(
         cluttered_digits_retinanet(),

@@ -10,7 +10,8 @@ from convattn.train.recipes.registry import register_recipe, variant
 def cluttered_digits_upernet() -> TrainConfig:
     """A small UPerNet on a PatchConvNet that colours digits in clutter by their class.
 
-    Paper: none. Ours: not trained yet. Hardware: 2 CPU cores. Time: not measured.
+    Paper: none. Ours, seeds 0 to 2: 77.1 / 78.5 / 77.7 % mIoU. Hardware: one CPU core. Time: 13.5
+    minutes, up to 19 beside other work.
     """
     return TrainConfig(
         recipe="cluttered_digits_upernet",
@@ -75,7 +76,7 @@ def camvid_upernet() -> TrainConfig:
             model_args={"channels": 64, "aux_channels": 32},
         ),
         optim=OptimConfig(opt="muon", lr=1e-2, weight_decay=0.05, warmup_epochs=1),
-        epochs=30,
+        epochs=25,
         channels_last=True,
         eval_every=5,
     )
