@@ -46,7 +46,8 @@ def cluttered_digits_upernet_aa() -> TrainConfig:
 def cluttered_digits_upernet_plain() -> TrainConfig:
     """The plain twin of ``cluttered_digits_upernet_aa``: no attention in its backbone.
 
-    Paper: none. Ours: not trained yet. Hardware: 2 CPU cores. Time: not measured.
+    Paper: none. Ours, seeds 0 to 2: 76.5 / 77.6 / 78.2 % mIoU. Hardware: one CPU core. Time: 12
+    minutes, up to 20 beside other work.
     """
     return variant(
         cluttered_digits_upernet(), "cluttered_digits_upernet_plain", backbone="resnet_nano"
