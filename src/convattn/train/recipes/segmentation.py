@@ -58,7 +58,7 @@ def cluttered_digits_upernet_plain() -> TrainConfig:
 def camvid_upernet() -> TrainConfig:
     """A small UPerNet on an attention-augmented ResNet on CamVid at half size, from scratch.
 
-    Paper: none. Ours: not trained yet. Hardware: 2 CPU cores. Time: not measured.
+    Paper: none. Ours, seed 0: 56.1 % mIoU. Hardware: one CPU core. Time: 18 minutes.
     """
     return TrainConfig(
         recipe="camvid_upernet",
@@ -87,7 +87,7 @@ def camvid_upernet() -> TrainConfig:
 def camvid_upernet_plain() -> TrainConfig:
     """The plain twin of ``camvid_upernet``: no attention in its backbone.
 
-    Paper: none. Ours: not trained yet. Hardware: 2 CPU cores. Time: not measured.
+    Paper: none. Ours, seed 0: 56.4 % mIoU. Hardware: one CPU core. Time: 17 minutes.
     """
     return variant(
         camvid_upernet(), "camvid_upernet_plain", backbone="resnet_nano", backbone_args={}
