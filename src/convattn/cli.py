@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 import tyro
 
 from convattn.data import UnreadableImageError
-from convattn.evaluate import nearest
 from convattn.train.config import AugmentConfig, DataConfig, TrainConfig, finds_masks
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
+from convattn.wording import nearest
 
 if TYPE_CHECKING:
     from torch import nn
 
     from convattn.explain import Explanation
+    from convattn.results import Findings
     from convattn.train.run import Run
-    from convattn.train.task import Result
 
 T = TypeVar("T")
 
@@ -371,13 +371,12 @@ def _evaluate(arguments: list[str]) -> int:
     )
     _check_checkpoint(folder, options.checkpoint)
     task = _task_of_run(folder)
-    if options.window is not None and task != "segmentation":
-        raise UsageError(f"--window is for segmentation; {target} does {task}")
+    _check_window(options.window, target, task)
 
     from convattn.evaluate import replace_atomically
 
     if folder is not None and task != "classification":
-        result: Result = _evaluate_dense(folder, task, options)
+        result: Findings = _evaluate_dense(folder, task, options)
     else:
         result = _evaluate_classifier(target, options)
     print(result.table())
@@ -396,7 +395,7 @@ def _task_of_run(folder: Path | None) -> str:
     return task_of(TrainConfig.load(folder / "config.json").model.name)
 
 
-def _evaluate_classifier(target: str, options: EvaluateOptions) -> Result:
+def _evaluate_classifier(target: str, options: EvaluateOptions) -> Findings:
     from convattn.evaluate import evaluate, open_model
     from convattn.train.inputs import open_source, test_batches
 
@@ -414,7 +413,7 @@ def _evaluate_classifier(target: str, options: EvaluateOptions) -> Result:
     )
 
 
-def _evaluate_dense(folder: Path, task: str, options: EvaluateOptions) -> Result:
+def _evaluate_dense(folder: Path, task: str, options: EvaluateOptions) -> Findings:
     """Test a detector or segmenter; data of other classes than its own are refused."""
     from convattn.evaluate import load_run
     from convattn.train import dense_inputs as inputs
@@ -478,8 +477,7 @@ def _predict(arguments: list[str]) -> int:
             f"{target} classifies pictures: convattn explain {target} {options.picture} tells the "
             "classes and where they are seen"
         )
-    if options.window is not None and task != "segmentation":
-        raise UsageError(f"--window is for segmentation; {target} does {task}")
+    _check_window(options.window, target, task)
     _check_free(options.out)
 
     import torch
@@ -509,6 +507,11 @@ def _predict(arguments: list[str]) -> int:
     if failed:
         return _fail(f"{failed} of {len(pictures)} files could not be read as a picture", 2)
     return 0
+
+
+def _check_window(window: tuple[int, int] | None, target: str, task: str) -> None:
+    if window is not None and task != "segmentation":
+        raise UsageError(f"--window is for segmentation; {target} does {task}")
 
 
 def _check_free(out: str | None) -> None:

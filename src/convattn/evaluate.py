@@ -7,8 +7,6 @@ Needs neither Lightning nor the training code: a run folder's ``config.json`` an
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
 import itertools
 import json
 import os
@@ -30,15 +28,15 @@ from convattn import surgery
 from convattn.detection import DETECTORS, create_detector
 from convattn.detection.pyramid import FeatureLevels
 from convattn.explain import attention_layers, attention_maps, energy_in_box, peak_in_box
+from convattn.results import Findings, Rows, percentages, worst_class
 from convattn.segmentation import SEGMENTERS, create_segmenter
+from convattn.wording import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(Findings):
     """What ``evaluate`` found; shares lie between 0 and 1."""
 
-    num_images: int
-    """Pictures looked at."""
     loss: float
     """Mean cross-entropy in nats."""
     top1: float
@@ -54,31 +52,20 @@ class Result:
     images_per_second: float
     """Pictures a second, loading included."""
 
-    def to_json(self) -> str:
-        """The result as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    def rows(self) -> list[tuple[str, str]]:
+    def rows(self) -> Rows:
         """Names and values for people."""
-        rows = [
+        shares = {
+            "attention peak inside the object's box": self.peak_in_box,
+            "attention inside the object's box": self.energy_in_box,
+        }
+        return [
             ("pictures", f"{self.num_images:,}"),
-            ("top-1", f"{self.top1:.2%}"),
-            ("top-5", f"{self.top5:.2%}"),
+            *percentages({"top-1": self.top1, "top-5": self.top5}),
             ("cross-entropy", f"{self.loss:.4f}"),
+            *percentages(shares),
+            *worst_class(self.per_class),
+            ("pictures a second", f"{self.images_per_second:,.0f}"),
         ]
-        if self.peak_in_box is not None and self.energy_in_box is not None:
-            rows.append(("attention peak inside the object's box", f"{self.peak_in_box:.2%}"))
-            rows.append(("attention inside the object's box", f"{self.energy_in_box:.2%}"))
-        if len(self.per_class) > 1:
-            worst = min(self.per_class, key=self.per_class.__getitem__)
-            rows.append((f"worst class, {worst}", f"{self.per_class[worst]:.2%}"))
-        return [*rows, ("pictures a second", f"{self.images_per_second:,.0f}")]
-
-    def table(self) -> str:
-        """The result as a small table for people."""
-        rows = self.rows()
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows)
 
 
 def task_of(name: str) -> Literal["classification", "detection", "segmentation"]:
@@ -90,16 +77,6 @@ def task_of(name: str) -> Literal["classification", "detection", "segmentation"]
     if name in DETECTORS:
         return "detection"
     return "segmentation" if name in SEGMENTERS else "classification"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The one of ``names`` that is spelt most like ``name``.
-
-    Args:
-        name: What was given.
-        names: What would have been right; at least one.
-    """
-    return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
 
 
 def replace_atomically(path: Path, content: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from convattn.data.annotated import AnnotatedPictures, BadAnnotations, EntryFaul
 from convattn.data.images import UnreadableImageError, read_rgb
 from convattn.data.scenes import Scenes, cluttered_scenes
 from convattn.data.sources import drawn, existing_root
+from convattn.wording import nearest
 
 DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "coco")
 
@@ -130,9 +130,9 @@ def load_detection(
         ((3, 96, 96), ['area', 'boxes', 'image_id', 'iscrowd', 'labels', 'masks'])
     """
     if name not in DETECTION_DATASETS:
-        nearest = difflib.get_close_matches(name, DETECTION_DATASETS, n=1, cutoff=0)[0]
+        near = nearest(name, DETECTION_DATASETS)
         raise ValueError(
-            f"unknown data set {name!r} for detection; did you mean {nearest!r}? Known: "
+            f"unknown data set {name!r} for detection; did you mean {near!r}? Known: "
             f"{', '.join(DETECTION_DATASETS)}"
         )
     if empty_pictures not in ("keep", "skip", "error"):

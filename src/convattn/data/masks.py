@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from convattn.data.coco import SCENES_MEAN, SCENES_STD, draw_scenes, scene_names
 from convattn.data.images import UnreadableImageError, read_rgb
 from convattn.data.scenes import Scenes
 from convattn.data.sources import drawn, existing_root, first_word, read_table
+from convattn.wording import nearest
 
 SEGMENTATION_DATASETS: tuple[str, ...] = ("cluttered_digits", "masks", "camvid", "ade20k", "voc")
 
@@ -119,9 +119,9 @@ def load_segmentation(
         ((3, 96, 96), (96, 96), ('background', '0'))
     """
     if name not in SEGMENTATION_DATASETS:
-        nearest = difflib.get_close_matches(name, SEGMENTATION_DATASETS, n=1, cutoff=0)[0]
+        near = nearest(name, SEGMENTATION_DATASETS)
         raise ValueError(
-            f"unknown data set {name!r} for segmentation; did you mean {nearest!r}? Known: "
+            f"unknown data set {name!r} for segmentation; did you mean {near!r}? Known: "
             f"{', '.join(SEGMENTATION_DATASETS)}"
         )
     if name == "cluttered_digits":

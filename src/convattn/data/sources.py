@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import io
 import math
@@ -24,6 +23,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from convattn.data.cluttered_digits import cluttered_digits
 from convattn.data.images import ImageFiles, TensorImages, read_rgb
+from convattn.wording import nearest
 
 DATASETS: tuple[str, ...] = (
     "cluttered_digits",
@@ -116,9 +116,9 @@ def load_source(
         (200, (64, 64), ('0', '1', '2'))
     """
     if name not in DATASETS:
-        nearest = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0)[0]
+        near = nearest(name, DATASETS)
         raise ValueError(
-            f"unknown data set {name!r}; did you mean {nearest!r}? Known: {', '.join(DATASETS)}"
+            f"unknown data set {name!r}; did you mean {near!r}? Known: {', '.join(DATASETS)}"
         )
     if name == "cluttered_digits":
         return _load_cluttered_digits(image_size, num_train, num_test, seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,7 @@ from convattn.detection.retinanet import (
     se_retinanet_resnet50,
     se_retinanet_resnet101,
 )
+from convattn.wording import nearest
 
 DETECTORS: dict[str, Callable[..., nn.Module]] = {
     function.__name__: function
@@ -67,7 +67,7 @@ def create_detector(name: str, *, num_classes: int, **arguments: Any) -> nn.Modu
         'RetinaNet'
     """
     if name not in DETECTORS:
-        (near,) = difflib.get_close_matches(name, DETECTORS, n=1, cutoff=0.0)
+        near = nearest(name, DETECTORS)
         raise ValueError(f"unknown detector {name!r}; the nearest is {near!r}")
     if num_classes < 2:
         raise ValueError(

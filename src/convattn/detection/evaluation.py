@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +12,18 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
+from convattn.results import Findings, Rows, percentages, worst_class
 from convattn.surgery.modes import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionResult:
+class DetectionResult(Findings):
     """What ``evaluate_detection`` found.
 
     Precisions and recalls lie between 0 and 1; one that is not defined, since there is no object of
     its kind, is None.
     """
 
-    num_images: int
-    """Pictures looked at."""
     num_objects: int
     """Objects in them; crowds are not counted, as finding them is neither right nor wrong."""
     map: float | None
@@ -54,11 +51,7 @@ class DetectionResult:
     images_per_second: float
     """Pictures a second, loading included."""
 
-    def to_json(self) -> str:
-        """The result as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    def rows(self) -> list[tuple[str, str]]:
+    def rows(self) -> Rows:
         """Names and values for people; what is not defined is left out."""
         shares = {
             "mAP": self.map,
@@ -79,10 +72,6 @@ class DetectionResult:
             *worst_class(self.per_class),
             ("pictures a second", f"{self.images_per_second:,.1f}"),
         ]
-
-    def table(self) -> str:
-        """The result as a small table for people."""
-        return aligned(self.rows())
 
 
 class DetectionMetrics(MeanAveragePrecision):
@@ -229,37 +218,6 @@ def evaluate_detection(
         raise ValueError("there is no picture to evaluate; name a data set with test pictures")
     found = metrics.compute()
     return DetectionResult(**found, images_per_second=found["num_images"] / seconds)
-
-
-def percentages(shares: Mapping[str, float | None]) -> list[tuple[str, str]]:
-    """Shares as people read them; those that are not defined are left out.
-
-    Args:
-        shares: What each is called, and its value between 0 and 1.
-    """
-    return [(name, f"{share:.2%}") for name, share in shares.items() if share is not None]
-
-
-def worst_class(per_class: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The row of a table that names the worst of several classes; none for a single class.
-
-    Args:
-        per_class: Value of each class, between 0 and 1.
-    """
-    if len(per_class) < 2:
-        return []
-    worst = min(per_class, key=per_class.__getitem__)
-    return percentages({f"worst class, {worst}": per_class[worst]})
-
-
-def aligned(rows: Sequence[tuple[str, str]]) -> str:
-    """A table of two columns, the values flush right.
-
-    Args:
-        rows: Name and value of each row.
-    """
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows)
 
 
 def _defined(value: Tensor) -> float | None:

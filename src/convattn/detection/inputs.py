@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +10,9 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-Targets = Sequence[Mapping[str, Any]]
+from convattn.wording import nearest
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+Targets = Sequence[Mapping[str, Any]]
 
 _SLACK = 0.01  # pixels; boxes were scaled in float32 before they came here
 
@@ -176,7 +174,7 @@ def check_numbers(detector: type, given: Mapping[str, Any]) -> None:
     ]
     for name in given:
         if name not in known:
-            (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            near = nearest(name, known)
             raise ValueError(
                 f"{detector.__name__} has no argument {name!r}; the nearest is {near!r}"
             )

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torchvision
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -18,8 +19,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from convattn.detection.anchors import LevelAnchors, in_full_precision
 from convattn.detection.inputs import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     DetectorTransform,
     Targets,
     check_numbers,
@@ -133,7 +132,7 @@ def mask_rcnn(
         **kwargs,
     )
     model.transform = DetectorTransform(
-        min_size, max_size, image_mean or IMAGENET_MEAN, image_std or IMAGENET_STD
+        min_size, max_size, image_mean or IMAGENET_DEFAULT_MEAN, image_std or IMAGENET_DEFAULT_STD
     )
     model.rpn.register_forward_hook(_never_no_proposal)
     heads = (model.rpn.head, model.roi_heads.box_predictor, model.roi_heads.mask_predictor)

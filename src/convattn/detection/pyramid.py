@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from convattn import surgery
+from convattn.wording import nearest
 
 
 class FeatureLevels(nn.Module):
@@ -170,7 +170,7 @@ def feature_levels(
 
 def _network(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
     if not timm.is_model(name):
-        (near,) = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.0)
+        near = nearest(name, timm.list_models())
         raise ValueError(f"unknown backbone {name!r}; the nearest is {near!r}")
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)

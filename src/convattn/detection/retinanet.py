@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 import torch
 import torchvision
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from convattn.detection.anchors import LevelAnchors, in_full_precision
 from convattn.detection.inputs import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     DetectorTransform,
     Targets,
     check_numbers,
@@ -178,7 +177,7 @@ def retinanet(
     head.register_forward_hook(in_full_precision)
     model = RetinaNet(pyramid, num_classes, anchor_generator=anchors, head=head, **kwargs)
     model.transform = DetectorTransform(
-        min_size, max_size, image_mean or IMAGENET_MEAN, image_std or IMAGENET_STD
+        min_size, max_size, image_mean or IMAGENET_DEFAULT_MEAN, image_std or IMAGENET_DEFAULT_STD
     )
     return model
 

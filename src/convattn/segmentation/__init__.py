@@ -5,7 +5,6 @@ They are not timm models; their backbones are.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from convattn.segmentation.upernet import (
     upernet_patchconvnet_l120,
     upernet_patchconvnet_s60,
 )
+from convattn.wording import nearest
 
 __all__ = [
     "SEGMENTERS",
@@ -66,7 +66,7 @@ def create_segmenter(name: str, *, num_classes: int, **arguments: Any) -> nn.Mod
         3
     """
     if name not in SEGMENTERS:
-        (near,) = difflib.get_close_matches(name, SEGMENTERS, n=1, cutoff=0.0)
+        near = nearest(name, SEGMENTERS)
         raise ValueError(f"unknown segmenter {name!r}; the nearest is {near!r}")
     try:
         return SEGMENTERS[name](num_classes=num_classes, **arguments)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,21 +13,19 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from convattn.data.masks import IGNORED
-from convattn.detection.evaluation import aligned, percentages, worst_class
+from convattn.results import Findings, Rows, percentages, worst_class
 from convattn.segmentation.upernet import resized, sliding_window
 from convattn.surgery.modes import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationResult:
+class SegmentationResult(Findings):
     """What ``evaluate_segmentation`` found; shares lie between 0 and 1.
 
     All of them come from the counts of the whole set, and none is a mean over pictures. One that is
     not defined, since no pixel has a class, is None.
     """
 
-    num_images: int
-    """Pictures looked at."""
     loss: float | None
     """Mean cross-entropy of a pixel in nats."""
     miou: float | None
@@ -43,11 +39,7 @@ class SegmentationResult:
     images_per_second: float
     """Pictures a second, loading included."""
 
-    def to_json(self) -> str:
-        """The result as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    def rows(self) -> list[tuple[str, str]]:
+    def rows(self) -> Rows:
         """Names and values for people; what is not defined is left out."""
         shares = {
             "mIoU": self.miou,
@@ -61,10 +53,6 @@ class SegmentationResult:
             *worst_class(self.per_class),
             ("pictures a second", f"{self.images_per_second:,.1f}"),
         ]
-
-    def table(self) -> str:
-        """The result as a small table for people."""
-        return aligned(self.rows())
 
 
 class SegmentationMetrics(MulticlassConfusionMatrix):

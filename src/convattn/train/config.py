@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from convattn.evaluate import nearest
+from convattn.wording import nearest
 
 Scalar = bool | int | float | str
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from convattn.detection.pyramid import FeatureLevels
 from convattn.evaluate import augment_arguments, create_dense_model
-from convattn.surgery import freeze
+from convattn.surgery import freeze as freeze_all_but
 from convattn.train.config import TrainConfig
 from convattn.train.datamodule import TrainingData
 from convattn.train.dense_inputs import as_lists
@@ -42,7 +42,7 @@ class DenseTask(TrainingTask):
         checkpoint: Trained weights to start from, of the model or of its backbone. Read now only: a
             reloaded task has its own.
         augment: Arguments of ``convattn.augment`` for the backbone; None adds no attention.
-        frozen: Train only the added attention and what is not the backbone.
+        freeze: Train only the added attention and what is not the backbone.
         epochs: Length of the schedule.
         optimizer_args: Arguments of ``create_optimizer``.
         schedule_args: Arguments of ``create_schedule`` but for the lengths.
@@ -61,7 +61,7 @@ class DenseTask(TrainingTask):
         pretrained: bool = False,
         checkpoint: Path | None = None,
         augment: Mapping[str, Any] | None = None,
-        frozen: bool = False,
+        freeze: bool = False,
         epochs: int = 1,
         optimizer_args: Mapping[str, Any] | None = None,
         schedule_args: Mapping[str, Any] | None = None,
@@ -80,7 +80,7 @@ class DenseTask(TrainingTask):
             augment=augment,
             **(model_args or {}),
         )
-        if frozen:
+        if freeze:
             freeze_backbone(self.model)
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.model.to(memory_format=self.memory_format)
@@ -144,7 +144,7 @@ class DenseJob(Generic[Task]):
             pretrained=model.pretrained,
             checkpoint=checkpoint,
             augment=self._augment,
-            frozen=config.augment.freeze,
+            freeze=config.augment.freeze,
             epochs=config.epochs,
             optimizer_args=optimizer_args(config),
             schedule_args=schedule_args(config),
@@ -167,7 +167,7 @@ def freeze_backbone(model: nn.Module) -> None:
     modules = list(model.named_modules())
     (levels,) = (name for name, module in modules if isinstance(module, FeatureLevels))
     body = f"{levels}.body."
-    freeze(
+    freeze_all_but(
         model,
         trainable=[
             name

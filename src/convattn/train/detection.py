@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from convattn.data.dense_transforms import detection_test_transform, detection_train_transform
 from convattn.detection.evaluation import DetectionMetrics, evaluate_detection
 from convattn.detection.prediction import draw_beside_truth
+from convattn.results import Findings
 from convattn.train.config import TrainConfig, finds_masks
 from convattn.train.dense import DenseJob, DenseTask
 from convattn.train.dense_inputs import detection_batches, detection_cfg, open_detection
-from convattn.train.task import Curves, Result
+from convattn.train.task import Curves
 
 _NUM_PICTURES = 8
 
@@ -106,7 +107,9 @@ class DetectionJob(DenseJob[DetectionTask]):
             task=DetectionTask,
         )
 
-    def show(self, model: nn.Module, folder: Path, *, title: str) -> tuple[Result, Sequence[Path]]:
+    def show(
+        self, model: nn.Module, folder: Path, *, title: str
+    ) -> tuple[Findings, Sequence[Path]]:
         """Test the saved detector and draw what it finds beside the truth.
 
         Args:

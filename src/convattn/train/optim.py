@@ -10,8 +10,8 @@ import timm.scheduler
 import torch
 from torch import nn
 
-from convattn.evaluate import nearest
 from convattn.surgery import new_parameters
+from convattn.wording import nearest
 
 
 def create_optimizer(

@@ -31,6 +31,7 @@ from convattn.evaluate import (
     task_of,
     tensor_differences,
 )
+from convattn.results import Findings
 from convattn.train.callbacks import (
     Checkpoints,
     Ema,
@@ -42,7 +43,7 @@ from convattn.train.classification import ClassificationJob
 from convattn.train.config import ModelConfig, TrainConfig
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 from convattn.train.pictures import draw_curves
-from convattn.train.task import Job, Result, TrainingTask
+from convattn.train.task import Job, TrainingTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Run:
 
     folder: Path
     """The run folder."""
-    result: Result
+    result: Findings
     """Of the saved weights on the test pictures."""
     pictures: tuple[Path, ...]
     """``curves.png`` and what the task shows besides."""

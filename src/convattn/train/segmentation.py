@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convattn.data.dense_transforms import segmentation_test_transform, segmentation_train_transform
+from convattn.results import Findings
 from convattn.segmentation import segmentation_loss
 from convattn.segmentation.evaluation import SegmentationMetrics, evaluate_segmentation
 from convattn.segmentation.prediction import draw_beside_truth
@@ -20,7 +21,7 @@ from convattn.train.dense_inputs import (
     segmentation_batches,
     segmentation_cfg,
 )
-from convattn.train.task import Curves, Result
+from convattn.train.task import Curves
 
 _NUM_PICTURES = 8
 
@@ -112,7 +113,9 @@ class SegmentationJob(DenseJob[SegmentationTask]):
             task=SegmentationTask,
         )
 
-    def show(self, model: nn.Module, folder: Path, *, title: str) -> tuple[Result, Sequence[Path]]:
+    def show(
+        self, model: nn.Module, folder: Path, *, title: str
+    ) -> tuple[Findings, Sequence[Path]]:
         """Test the saved segmenter and draw what it finds beside the truth.
 
         Args:

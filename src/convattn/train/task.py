@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from convattn.results import Findings
 from convattn.train.config import AugmentConfig, TrainConfig
 from convattn.train.datamodule import TrainingData
 from convattn.train.optim import create_optimizer, create_schedule
@@ -65,27 +66,6 @@ class TrainingTask(L.LightningModule):
         return optimizer
 
 
-class Result(Protocol):
-    """What a test found."""
-
-    @property
-    def num_images(self) -> int:
-        """Pictures looked at."""
-        ...
-
-    def to_json(self) -> str:
-        """All of it."""
-        ...
-
-    def table(self) -> str:
-        """For people."""
-        ...
-
-    def rows(self) -> list[tuple[str, str]]:
-        """The same as names and values."""
-        ...
-
-
 class Job(Protocol):
     """One training: its data, its network, and how its run folder shows what came of it."""
 
@@ -103,7 +83,9 @@ class Job(Protocol):
         """What attention the network was given, in a line."""
         ...
 
-    def show(self, model: nn.Module, folder: Path, *, title: str) -> tuple[Result, Sequence[Path]]:
+    def show(
+        self, model: nn.Module, folder: Path, *, title: str
+    ) -> tuple[Findings, Sequence[Path]]:
         """Test the saved network and draw what it sees: the result and the pictures."""
         ...
 
@@ -126,7 +108,7 @@ def describe_augment(augment: AugmentConfig, *parts: str) -> str:
     if augment.lr_scale != 1:
         told.append(f"new layers' learning rate times {augment.lr_scale:g}")
     if augment.freeze:
-        told.append("all that was there before frozen")
+        told.append("all but attention and what predicts frozen")
     return ", ".join(told)
 
 

@@ -1,0 +1,55 @@
+"""What a test found, for people and for programs, whatever was tested."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Rows = list[tuple[str, str]]
+"""Names and values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings(ABC):
+    """What a test found; shares lie between 0 and 1."""
+
+    num_images: int
+    """Pictures looked at."""
+
+    @abstractmethod
+    def rows(self) -> Rows:
+        """Names and values for people; what is not defined is left out."""
+
+    def table(self) -> str:
+        """The rows as a small table, the values flush right."""
+        rows = self.rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows)
+
+    def to_json(self) -> str:
+        """All of it as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def percentages(shares: Mapping[str, float | None]) -> Rows:
+    """Shares as people read them; those that are not defined are left out.
+
+    Args:
+        shares: What each is called, and its value between 0 and 1.
+    """
+    return [(name, f"{share:.2%}") for name, share in shares.items() if share is not None]
+
+
+def worst_class(per_class: Mapping[str, float]) -> Rows:
+    """The row that names the worst of several classes; none for a single class.
+
+    Args:
+        per_class: Value of each class, between 0 and 1.
+    """
+    if len(per_class) < 2:
+        return []
+    worst = min(per_class, key=per_class.__getitem__)
+    return percentages({f"worst class, {worst}": per_class[worst]})

@@ -1,0 +1,20 @@
+"""Words that messages share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The one of ``names`` that is spelt most like ``name``.
+
+    Args:
+        name: What was given.
+        names: What would have been right; at least one.
+
+    Example:
+        >>> nearest("resnet5", ["resnet50", "convnext_tiny"])
+        'resnet50'
+    """
+    return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
