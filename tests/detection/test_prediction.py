@@ -9,6 +9,7 @@ from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_pil_image
 
+from convattn.data.annotated import AnnotatedPictures
 from convattn.detection.drawing import class_colour, legend
 from convattn.detection.prediction import Detections, detect, draw_beside_truth
 
@@ -194,8 +195,13 @@ def test_a_legend_has_a_square_of_every_class():
     assert {tuple(pixel) for pixel in pixels.tolist()} >= set(colours.values())
 
 
+def _dark_pictures(count):
+    item = (torch.zeros(3, *SIZE, dtype=torch.uint8), _truth())
+    return AnnotatedPictures(range(count), lambda _: item, ["dark"] * count)
+
+
 def test_a_sheet_shows_the_truth_beside_what_is_found(tmp_path):
-    pictures = [(torch.zeros(3, *SIZE, dtype=torch.uint8), _truth()) for _ in range(3)]
+    pictures = _dark_pictures(3)
     draw_beside_truth(Found(), pictures, 2, tmp_path / "sheet.png", title="two")
     assert [file.name for file in tmp_path.iterdir()] == ["sheet.png"]
     drawn = np.asarray(Image.open(tmp_path / "sheet.png"))
@@ -208,7 +214,7 @@ def test_a_sheet_shows_the_truth_beside_what_is_found(tmp_path):
 
 
 def test_a_small_data_set_gives_all_it_has(tmp_path):
-    pictures = [(torch.zeros(3, *SIZE, dtype=torch.uint8), _truth())]
+    pictures = _dark_pictures(1)
     for count in (1, 8):
         draw_beside_truth(Found(), pictures, count, tmp_path / f"{count}.png", title="one")
     assert (tmp_path / "1.png").read_bytes() == (tmp_path / "8.png").read_bytes()

@@ -6,6 +6,7 @@ from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_pil_image
 
+from convattn.data.annotated import AnnotatedPictures
 from convattn.detection.drawing import class_colour
 from convattn.segmentation.prediction import Segmentation, draw_beside_truth, segment
 
@@ -140,7 +141,8 @@ def test_the_legend_names_the_classes_that_are_there():
 def test_a_sheet_shows_picture_truth_and_prediction(tmp_path):
     truth = torch.full((20, 30), 2, dtype=torch.int64)
     item = (torch.full((3, 20, 30), 255, dtype=torch.uint8), tv_tensors.Mask(truth))
-    draw_beside_truth(Striped(), [item] * 3, 1, tmp_path / "sheet.png", title="one")
+    pictures = AnnotatedPictures(range(3), lambda _: item, ["white"] * 3)
+    draw_beside_truth(Striped(), pictures, 1, tmp_path / "sheet.png", title="one")
     assert [file.name for file in tmp_path.iterdir()] == ["sheet.png"]
     row = np.asarray(Image.open(tmp_path / "sheet.png"))[150].tolist()
     tint = [round(0.3 * 255 + 0.7 * part) for part in class_colour(2)]

@@ -59,6 +59,15 @@ class AnnotatedPictures(Dataset[tuple[Any, Truth]], Generic[Truth]):
             transform=self.transform,
         )
 
+    def spread(self, count: int) -> Iterator[tuple[Any, Truth]]:
+        """``count`` items at equal steps through all; all, if there are no more than that.
+
+        Neighbours in a set are often frames of one film, or of one class.
+        """
+        total = len(self)
+        count = min(count, total)
+        return (self[k * total // count] for k in range(count))
+
     def __len__(self) -> int:
         return len(self.samples)
 

@@ -168,7 +168,7 @@ def draw_beside_truth(
     title: str,
     threshold: float = 0.5,
 ) -> None:
-    """Write a sheet of a data set's first pictures: the truth and what the detector finds.
+    """Write a sheet of pictures from all over a data set: the truth and what the detector finds.
 
     Args:
         model: As in ``detect``.
@@ -181,7 +181,7 @@ def draw_beside_truth(
     cfg = cast(Any, model).pretrained_cfg
     names = {"class_names": cfg["label_names"], "category_ids": cfg["category_ids"]}
     groups = []
-    for pixels, target in (pictures[index] for index in range(min(count, len(pictures)))):
+    for pixels, target in pictures.spread(count):
         picture = to_pil_image(pixels)
         found = detect(model, picture, threshold=threshold)
         groups.append((Detections.of(target, **names).draw(picture), found.draw(picture)))

@@ -129,7 +129,7 @@ def segment(
 def draw_beside_truth(
     model: nn.Module, pictures: AnnotatedPictures[Tensor], count: int, out: Path, *, title: str
 ) -> None:
-    """Write a sheet of a data set's first pictures: alone, with the truth, and with what is found.
+    """Write a sheet of pictures from all over a data set: alone, with the truth and what is found.
 
     Args:
         model: As in ``segment``.
@@ -140,7 +140,7 @@ def draw_beside_truth(
     """
     class_names = tuple(cast(Any, model).pretrained_cfg["label_names"])
     groups, present = [], set[int]()
-    for pixels, mask in (pictures[index] for index in range(min(count, len(pictures)))):
+    for pixels, mask in pictures.spread(count):
         picture = to_pil_image(pixels)
         truth = Segmentation(
             classes=mask.as_subclass(Tensor).to(torch.uint8), class_names=class_names
