@@ -24,7 +24,6 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convattn import AAConv2d
 from convattn.detection import create_detector
 from convattn.segmentation import create_segmenter
 
@@ -49,13 +48,9 @@ LARGEST_TRAINED = 800
 
 
 def build(create, name: str, **arguments) -> nn.Module:
-    """Without memory behind it, and without the padding of the fused path, which is not work."""
+    """Without memory behind it."""
     with torch.device("meta"):
-        model = create(name, **arguments).eval()
-    for layer in model.modules():
-        if isinstance(layer, AAConv2d):
-            layer.fused_attn = False
-    return model
+        return create(name, **arguments).eval()
 
 
 def millions(model: nn.Module) -> float:

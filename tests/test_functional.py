@@ -15,8 +15,11 @@ from convattn.functional import (
     relative_attention_weights_2d,
     weighted_values,
 )
+from convattn.kernels import chunked
 
 GOLDEN = Path(__file__).parent / "golden"
+FUSED = ("chunked", "sdpa")
+BACKENDS = (*FUSED, "plain")
 
 
 def attention_by_loop(q, k, v, rel_h, rel_w, height, width):
@@ -51,21 +54,21 @@ def make_inputs(height, width, *, heads=2, dim=4, v_dim=3, batch=2, dtype=torch.
     )
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [(3, 3), (2, 5), (4, 1), (1, 4), (1, 1)])
-def test_equals_the_loop_over_all_pairs(size, fused):
+def test_equals_the_loop_over_all_pairs(size, backend):
     inputs = make_inputs(*size)
-    out = relative_attention_2d(*inputs, feat_size=size, fused=fused)
+    out = relative_attention_2d(*inputs, feat_size=size, backend=backend)
     torch.testing.assert_close(out, attention_by_loop(*inputs, *size), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["1x4", "5x7", "8x8"])
-def test_golden_values_and_gradients(name, fused):
+def test_golden_values_and_gradients(name, backend):
     golden = load_file(GOLDEN / f"relative_attention_{name}.safetensors")
     leaves = {n: golden[n].clone().requires_grad_() for n in ("q", "k", "v", "rel_h", "rel_w")}
     height, width = (int(side) for side in name.split("x"))
-    out = relative_attention_2d(**leaves, feat_size=(height, width), fused=fused)
+    out = relative_attention_2d(**leaves, feat_size=(height, width), backend=backend)
     (out * golden["output_weight"]).sum().backward()
     torch.testing.assert_close(out, golden["output"], rtol=0, atol=1e-9)
     for n, leaf in leaves.items():
@@ -92,18 +95,19 @@ def test_chosen_rows_are_those_of_the_whole(position):
     torch.testing.assert_close(chosen, whole[:, :, rows], rtol=0, atol=1e-12)
 
 
-def run_with_gradients(inputs, fused):
+def run_with_gradients(inputs, backend):
     leaves = [t.clone().requires_grad_() for t in inputs]
-    out = relative_attention_2d(*leaves, feat_size=(8, 10), fused=fused)
+    out = relative_attention_2d(*leaves, feat_size=(8, 10), backend=backend)
     out.sin().sum().backward()
     return [out, *(leaf.grad for leaf in leaves)]
 
 
+@pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_fused_is_near_plain_float64_in_low_precision(dtype, tolerance):
+def test_fused_is_near_plain_float64_in_low_precision(dtype, tolerance, backend):
     inputs = make_inputs(8, 10, heads=4, dim=20, v_dim=6, dtype=dtype)
-    ours = run_with_gradients(inputs, fused=True)
-    exact = run_with_gradients([t.double() for t in inputs], fused=False)
+    ours = run_with_gradients(inputs, backend)
+    exact = run_with_gradients([t.double() for t in inputs], "plain")
     for low, high in zip(ours, exact, strict=True):
         assert (low.double() - high).norm() <= tolerance * high.norm()
 
@@ -130,21 +134,22 @@ class _LargestTensor(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_fused_never_holds_the_whole_matrix(fused):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fused_never_holds_the_whole_matrix(backend, monkeypatch):
+    monkeypatch.setattr(chunked, "_NUMBERS_A_THREAD", 2**14)
     side = 24
     leaves = [t.requires_grad_() for t in make_inputs(side, side, batch=1, dtype=torch.float32)]
     with _LargestTensor() as watch, sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
-        relative_attention_2d(*leaves, feat_size=(side, side), fused=fused).sum().backward()
+        relative_attention_2d(*leaves, feat_size=(side, side), backend=backend).sum().backward()
     whole_matrix = 2 * side**4
-    assert (watch.largest < whole_matrix) == fused
+    assert (watch.largest < whole_matrix) == (backend != "plain")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_fused_takes_the_flash_kernel_in_every_dtype(dtype):
     inputs = make_inputs(5, 7, dtype=dtype)
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):  # an error where it would fall back
-        out = relative_attention_2d(*inputs, feat_size=(5, 7))
+        out = relative_attention_2d(*inputs, feat_size=(5, 7), backend="sdpa")
     assert out.dtype == dtype
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``convattn list | train | evaluate | predict | augment | explain | demo``.
+"""The command line: ``convattn list | train | evaluate | predict | explain | bench | ...``.
 
 Every mistake of the user is one line on stderr and exit status 2; ``--debug`` shows the traceback.
 """
@@ -14,8 +14,9 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
@@ -23,13 +24,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 import tyro
 
 from convattn.data import UnreadableImageError
-from convattn.train.config import AugmentConfig, DataConfig, TrainConfig, finds_masks
+from convattn.train.config import AugmentConfig, DataConfig, Scalar, TrainConfig, finds_masks
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 from convattn.wording import nearest
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from convattn.bench import Layer, Subject
     from convattn.explain import Explanation
     from convattn.results import Findings
     from convattn.train.run import Run
@@ -49,6 +51,7 @@ commands:
   augment   show where a network can get attention, and at what cost: convattn augment resnet50
   explain   show where a network looks, and test whether that is true: convattn explain RUN PICTURE
   demo      the same as a page in the browser: convattn demo
+  bench     measure what a network or a layer costs: convattn bench resnet50
 
 convattn COMMAND --help tells more; --debug shows the traceback of an error.
 """
@@ -123,12 +126,18 @@ class PredictOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentOptions(AugmentConfig):
-    """Show what attention would replace in a network, and at what cost; nothing is changed."""
+class AttentionOptions(AugmentConfig):
+    """Attention that a network is given."""
 
     # How it is trained has no say in what is replaced.
     lr_scale: Annotated[float, tyro.conf.Fixed, tyro.conf.Suppress] = 1.0
     freeze: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentOptions(AttentionOptions):
+    """Show what attention would replace in a network, and at what cost; nothing is changed."""
+
     input_size: int | None = None
     """Height and width of the pictures, in pixels; None takes those of the network."""
     num_classes: int | None = None
@@ -195,6 +204,41 @@ class DemoOptions:
     """Open the page in the browser."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Measure what a network or a layer costs: multiply-adds, activations, time and memory."""
+
+    sizes: tuple[int, ...] = ()
+    """Heights and widths of pictures, or of a layer's map, in pixels; none: its own."""
+    batch_size: int = 8
+    """Pictures at once, for throughput and training."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
+    """Number formats; training in bfloat16 keeps float32 weights."""
+    compile: bool = False
+    """Measure with torch.compile as well."""
+    training: bool = True
+    """Measure a training step as well."""
+    device: str | None = None
+    """Where to compute, cpu or cuda; None takes the GPU if there is one."""
+    repeats: int = 10
+    """Times that are taken of each row, in turns with the other rows."""
+    threads: int | None = None
+    """Threads on the CPU; None takes PyTorch's number."""
+    out: str | None = None
+    """Folder to make; None makes runs/bench/NAME, or NAME-2 where that is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchModelOptions(BenchOptions):
+    """Measure what a network costs: multiply-adds, activations, time and memory."""
+
+    num_classes: int | None = None
+    """Number of classes; None keeps the model's own."""
+    model_args: dict[str, Scalar] = field(default_factory=dict)
+    """Further keyword arguments of the model, for example img_size 384."""
+    augment: AttentionOptions = field(default_factory=AttentionOptions)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -235,6 +279,7 @@ def _dispatch(arguments: list[str]) -> int:
         "augment": _augment,
         "explain": _explain,
         "demo": _demo,
+        "bench": _bench,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -546,10 +591,12 @@ def _target(
     model: str,
     rest: str = "",
     dense: bool = False,
+    others: Iterable[str] = (),
 ) -> tuple[str, Path | None]:
     """What a command is about, its first word: the run's folder, or None for a model's name.
 
-    Only with ``dense`` may the run be of a detector or segmenter.
+    Only with ``dense`` may the run be of a detector or segmenter. ``others`` are names beside the
+    models'.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: {prog} RUN {rest}[OPTIONS]\n       {prog} {model} {rest}[OPTIONS]\n")
@@ -569,11 +616,11 @@ def _target(
         return target, Path(target)
     import timm
 
-    names = [*timm.list_models(), *timm.list_pretrained()]
+    names = [*timm.list_models(), *timm.list_pretrained(), *others]
     if target not in names:
         raise UsageError(
-            f"{target!r} is neither a run folder nor a model; the nearest model is "
-            f"{nearest(target, names)!r}"
+            f"{target!r} is neither a run folder nor a model; the nearest "
+            f"{'name' if others else 'model'} is {nearest(target, names)!r}"
         )
     return target, None
 
@@ -826,6 +873,120 @@ def _demo(arguments: list[str]) -> int:
         open_browser=options.browser,
     )
     return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    from convattn.bench import LAYERS, draw_costs, measure
+    from convattn.evaluate import replace_atomically
+
+    prog = "convattn bench"
+    _check_no_dense_model(arguments, prog)
+    target, run = _target(
+        BenchModelOptions(),
+        arguments,
+        prog=prog,
+        model=f"MODEL|{'|'.join(LAYERS)}",
+        others=LAYERS,
+    )
+    subject, options = _subject(target, run, arguments[1:], prog=f"{prog} {target}")
+    _check_free(options.out)
+
+    def progress(done: int, total: int, what: str) -> None:
+        if sys.stderr.isatty():
+            columns = shutil.get_terminal_size().columns - 1
+            text = f"{done:,} of {total:,}  {what}"
+            print(f"\r{text[:columns].ljust(columns)}", end="", file=sys.stderr, flush=True)
+
+    costs = measure(
+        subject,
+        sizes=options.sizes,
+        batch_size=options.batch_size,
+        dtypes=options.dtypes,
+        compiled=options.compile,
+        training=options.training,
+        device=options.device,
+        repeats=options.repeats,
+        threads=options.threads,
+        progress=progress,
+        warn=lambda text: _fail(text, 0),
+    )
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    if not costs.rows:
+        return _fail("interrupted before anything was measured", INTERRUPTED)
+    print(f"{costs.table()}\n")
+    folder = _new_folder(options.out, f"runs/bench/{subject.name}")
+    replace_atomically(folder / "bench.csv", costs.to_csv().encode())
+    replace_atomically(folder / "bench.json", costs.to_json().encode())
+    drawing = folder / "bench.tmp.png"
+    draw_costs(costs, drawing)
+    drawing.replace(folder / "bench.png")
+    print(folder)
+    if costs.interrupted:
+        return _fail(f"interrupted; {folder} holds what was measured", INTERRUPTED)
+    if all(row.median_ms is None for row in costs.rows):
+        return _fail(f"nothing could be measured: {costs.rows[0].error}", 2)
+    return 0
+
+
+def _check_no_dense_model(arguments: Sequence[str], prog: str) -> None:
+    from convattn.evaluate import task_of
+
+    task = task_of(arguments[0]) if arguments else "classification"
+    if task != "classification":
+        raise UsageError(
+            f"{prog} is for networks that classify pictures, and for layers; {arguments[0]} does "
+            f"{task}: measure its backbone"
+        )
+
+
+def _subject(
+    target: str, run: Path | None, words: list[str], *, prog: str
+) -> tuple[Subject, BenchOptions]:
+    """What is to be measured, and how."""
+    from convattn.bench import LAYERS, layer_subject, model_subject, run_subject
+    from convattn.evaluate import augment_arguments
+
+    if target in LAYERS:
+        kind = _layer_options(target, LAYERS[target])
+        options = _parse(kind, kind(), words, prog=prog)
+        return layer_subject(target, **dataclasses.asdict(cast(Any, options).args)), options
+    if run is not None:
+        options = _parse(BenchOptions, BenchOptions(), words, prog=prog)
+        return run_subject(run), options
+    chosen = _parse(BenchModelOptions, BenchModelOptions(), words, prog=prog)
+    subject = model_subject(
+        target,
+        num_classes=chosen.num_classes,
+        augment=augment_arguments(dataclasses.asdict(chosen.augment), None),
+        **chosen.model_args,
+    )
+    return subject, chosen
+
+
+def _layer_options(name: str, layer: Layer) -> type[BenchOptions]:
+    """The options with the layer's own arguments as flags."""
+    parameters = inspect.signature(layer.kind).parameters.values()
+    fields = [
+        (one.name, one.annotation, field(default=layer.arguments.get(one.name, one.default)))
+        for one in parameters
+        if one.name not in ("device", "dtype")
+    ]
+    own = dataclasses.make_dataclass(
+        f"{name}Arguments",
+        fields,
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": inspect.getdoc(layer.kind)},
+    )
+    return dataclasses.make_dataclass(
+        "BenchLayerOptions",
+        [("args", own, field(default_factory=own))],
+        bases=(BenchOptions,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": f"Measure what {name} costs: multiply-adds, time and memory."},
+    )
 
 
 def _how_to_train(name: str, augment: AugmentConfig, *, image_size: int) -> str:

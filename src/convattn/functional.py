@@ -1,10 +1,11 @@
 """The two papers' attention as pure tensor functions, without modules or parameters."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from convattn.kernels import Backend, attention
+from convattn.kernels.plain import attention_weights
 
 
 def _key_offsets(size: int, device: torch.device) -> Tensor:
@@ -33,13 +34,15 @@ def _check_relative(
 
 
 def _relative_biases(
-    q: Tensor, rel_h: Tensor, rel_w: Tensor, feat_size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, rel_h: Tensor | None, rel_w: Tensor | None, feat_size: tuple[int, int]
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """What the scaled queries see in every row and every column of the map.
 
     Returns:
-        (B, heads, H*W, H) and (B, heads, H*W, W).
+        (B, heads, H*W, H) and (B, heads, H*W, W); None without tables.
     """
+    if rel_h is None or rel_w is None:
+        return None, None
     height, width = feat_size
     grid = q.unflatten(-2, (height, width))  # (B, heads, H, W, d)
     table_h = rel_h[_key_offsets(height, q.device)]  # (H, H, d)
@@ -78,22 +81,18 @@ def relative_attention_weights_2d(
         ValueError: If the tables or the number of positions do not fit ``feat_size``.
     """
     _check_relative(q, k, rel_h, rel_w, feat_size)
-    height, width = feat_size
     q = q * q.shape[-1] ** -0.5
-    if queries is not None:
-        q = q[..., queries, :]
-    logits = q @ k.transpose(-2, -1)
+    if queries is None:
+        return attention_weights(q, k, *_relative_biases(q, rel_h, rel_w, feat_size))
+    q = q[..., queries, :]
+    bias_h = bias_w = None
     if rel_h is not None and rel_w is not None:
-        if queries is None:
-            bias_h, bias_w = _relative_biases(q, rel_h, rel_w, feat_size)
-        else:
-            table_h = rel_h[_key_offsets(height, q.device)[queries // width]]  # (Q, H, d)
-            table_w = rel_w[_key_offsets(width, q.device)[queries % width]]  # (Q, W, d)
-            bias_h = torch.einsum("bnqd,qyd->bnqy", q, table_h)
-            bias_w = torch.einsum("bnqd,qxd->bnqx", q, table_w)
-        logits = logits.unflatten(-1, (height, width))  # (B, heads, H*W, H, W)
-        logits = (logits + bias_h[..., :, None] + bias_w[..., None, :]).flatten(-2)
-    return logits.softmax(dim=-1)
+        height, width = feat_size
+        table_h = rel_h[_key_offsets(height, q.device)[queries // width]]  # (Q, H, d)
+        table_w = rel_w[_key_offsets(width, q.device)[queries % width]]  # (Q, W, d)
+        bias_h = torch.einsum("bnqd,qyd->bnqy", q, table_h)
+        bias_w = torch.einsum("bnqd,qxd->bnqx", q, table_w)
+    return attention_weights(q, k, bias_h, bias_w)
 
 
 def relative_attention_2d(
@@ -104,7 +103,7 @@ def relative_attention_2d(
     rel_w: Tensor | None = None,
     *,
     feat_size: tuple[int, int],
-    fused: bool = True,
+    backend: Backend | None = None,
 ) -> Tensor:
     r"""2D relative self-attention over a flattened feature map.
 
@@ -112,10 +111,7 @@ def relative_attention_2d(
 
     .. math:: l_{ij} = q_i \cdot (k_j + r^W_{x_j - x_i} + r^H_{y_j - y_i}) / \sqrt{d}
 
-    The relative term depends on a key through its row and its column alone. So the queries are
-    lengthened by what they see in every row and column, the keys by the one-hot code of their
-    own row and column, and an ordinary fused attention kernel computes the exact result in
-    O(H*W * (d + H + W)) memory, forward and backward.
+    Never holds an (H*W x H*W) tensor, forward or backward, but for the backend "plain".
 
     Args:
         q: Queries, (B, heads, H*W, d), row by row, not scaled.
@@ -124,13 +120,16 @@ def relative_attention_2d(
         rel_h: Vertical table, (2H - 1, d); row ``y_key - y_query + H - 1``. None for no positions.
         rel_w: Horizontal table, (2W - 1, d); row ``x_key - x_query + W - 1``.
         feat_size: Height and width of the map.
-        fused: False computes the same through the whole (H*W x H*W) matrix.
+        backend: The kernel, see :mod:`convattn.kernels`: "auto", "plain", "chunked", "sdpa",
+            "flex" or "triton". None takes the environment variable
+            ``CONVATTN_ATTENTION_BACKEND``'s, or "auto".
 
     Returns:
         (B, heads, H*W, d_v).
 
     Raises:
-        ValueError: If the tables or the number of positions do not fit ``feat_size``.
+        ValueError: If the tables or the number of positions do not fit ``feat_size``, or the
+            backend does not exist or does not run where the tensors are.
 
     Example:
         >>> q = k = v = torch.randn(1, 2, 15, 4)
@@ -140,31 +139,9 @@ def relative_attention_2d(
         >>> out.shape
         torch.Size([1, 2, 15, 4])
     """
-    if not fused:
-        weights = relative_attention_weights_2d(q, k, rel_h, rel_w, feat_size=feat_size)
-        return weights.to(v.dtype) @ v
     _check_relative(q, k, rel_h, rel_w, feat_size)
-    height, width = feat_size
-    v_dim = v.shape[-1]
     q = q * q.shape[-1] ** -0.5
-    if rel_h is not None and rel_w is not None:
-        bias_h, bias_w = _relative_biases(q, rel_h, rel_w, feat_size)
-        rows = torch.eye(height, dtype=k.dtype, device=k.device)
-        columns = torch.eye(width, dtype=k.dtype, device=k.device)
-        code = torch.cat(
-            [
-                rows[:, None].expand(height, width, height),
-                columns[None].expand(height, width, width),
-            ],
-            dim=-1,
-        ).flatten(0, 1)  # (H*W, H + W)
-        q = torch.cat([q, bias_h.to(q.dtype), bias_w.to(q.dtype)], dim=-1)
-        k = torch.cat([k, code.expand(*k.shape[:-1], -1)], dim=-1)
-    # Every fused kernel takes q, k and v of one width, and CUDA's want multiples of 8; without
-    # the zeros PyTorch would silently fall back to the one that holds the whole matrix.
-    full = math.ceil(max(q.shape[-1], v_dim) / 8) * 8
-    q, k, v = (F.pad(t, (0, full - t.shape[-1])) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :v_dim]
+    return attention(q, k, v, *_relative_biases(q, rel_h, rel_w, feat_size), backend=backend)
 
 
 def aggregation_weights(

@@ -40,11 +40,10 @@ def golden_part(golden, prefix):
     return part
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_golden_layer_values_and_gradients(fused):
+@pytest.mark.parametrize("backend", ["chunked", "sdpa", "plain"])
+def test_golden_layer_values_and_gradients(backend):
     golden = load_file(GOLDEN)
-    layer = small(num_heads=4, min_head_dim=6).double()
-    layer.fused_attn = fused
+    layer = small(num_heads=4, min_head_dim=6, attn_backend=backend).double()
     layer.load_state_dict(golden_part(golden, "state/"))
     x = golden["input"].clone().requires_grad_()
     out = layer(x)
@@ -95,15 +94,15 @@ def test_a_query_outside_the_map_is_named(query):
 
 @pytest.mark.parametrize("downsample", [1, 2])
 @pytest.mark.parametrize("position", POSITIONS)
-def test_fused_and_plain_path_agree(position, downsample):
+def test_fast_and_plain_path_agree(position, downsample):
     layer = small(position=position, attn_downsample=downsample, stride=2).double()
     x = torch.randn(2, 6, 12, 9, dtype=torch.float64, requires_grad=True)
     runs = []
-    for fused in (True, False):
-        layer.fused_attn = fused
+    for layer.attn_backend in ("chunked", "sdpa", "plain"):
         out = layer(x)
         runs.append([out, *torch.autograd.grad(out.sin().sum(), [x, *layer.parameters()])])
-    torch.testing.assert_close(*runs, rtol=1e-10, atol=1e-12)
+    for fast in runs[:-1]:
+        torch.testing.assert_close(fast, runs[-1], rtol=1e-10, atol=1e-12)
 
 
 def same_size_cases():
@@ -293,7 +292,7 @@ def test_layer_uses_the_function():
     layer = small(position="none").double()
     x = torch.randn(1, 6, 5, 7, dtype=torch.float64)
     q, k, v = layer._project(x)
-    out = relative_attention_2d(q, k, v, feat_size=(5, 7), fused=False)
+    out = relative_attention_2d(q, k, v, feat_size=(5, 7), backend="plain")
     out = layer.proj(out.mT.flatten(1, 2).unflatten(2, (5, 7)))
     torch.testing.assert_close(layer(x)[:, 8:], out)
 

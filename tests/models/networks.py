@@ -17,10 +17,3 @@ def build(name, **kwargs):
 
 def augmented(model):
     return {name: m for name, m in model.named_modules() if isinstance(m, AAConv2d)}
-
-
-def plain(model):
-    """Without the padding of the fused path, which would count as work."""
-    for layer in augmented(model).values():
-        layer.fused_attn = False
-    return model

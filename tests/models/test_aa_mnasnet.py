@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import convattn.models.aa_mnasnet  # noqa: F401 registers the models
-from tests.models.networks import augmented, build, plain
+from tests.models.networks import augmented, build
 
 # Width, parameters in millions, GFLOPs: unconfirmed columns, to which the placement was fitted.
 COLUMNS = [("075", 3.02, 0.51), ("100", 4.06, 0.70), ("125", 5.53, 1.07), ("140", 6.44, 1.25)]
@@ -12,7 +12,7 @@ COLUMNS = [("075", 3.02, 0.51), ("100", 4.06, 0.70), ("125", 5.53, 1.07), ("140"
 
 @pytest.mark.parametrize(("width", "millions", "gflops"), COLUMNS)
 def test_parameters_and_flops_are_near_the_columns(width, millions, gflops):
-    model = plain(build(f"aa_mnasnet_{width}"))
+    model = build(f"aa_mnasnet_{width}")
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, 224, 224, device="meta"))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)

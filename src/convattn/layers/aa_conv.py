@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convattn.functional import relative_attention_2d, relative_attention_weights_2d
+from convattn.kernels import Backend, check_backend, is_out_of_memory
 from convattn.layers.rel_pos import (
     COORD_CHANNELS,
     POSITIONS,
@@ -68,6 +69,8 @@ class AAConv2d(nn.Module):
             resample them.
         attn_downsample: Attention runs on a map this many times smaller than the output, average
             pooled before and bilinearly enlarged after.
+        attn_backend: The attention's kernel, see :mod:`convattn.kernels`; None takes the
+            environment variable ``CONVATTN_ATTENTION_BACKEND``'s, or the fastest for the place.
         residual: The convolution makes all output channels, and the attention is added to the last
             of them through a projection that starts at zero: before training the layer computes
             its convolution alone. Not in the paper; for networks that are trained already.
@@ -75,7 +78,8 @@ class AAConv2d(nn.Module):
         dtype: As in nn.Conv2d.
 
     Attributes:
-        fused_attn: Set to False to compute by the plain path, which holds all pairs of positions.
+        attn_backend: May be set at any time; "plain" computes by the definition, which holds all
+            pairs of positions.
 
     Shape:
         (B, in_channels, H, W) -> (B, out_channels, H', W'), as nn.Conv2d.
@@ -109,6 +113,7 @@ class AAConv2d(nn.Module):
         position: Position = "relative",
         feat_size: int | tuple[int, int] = (14, 14),
         attn_downsample: int = 1,
+        attn_backend: Backend | None = None,
         residual: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -130,6 +135,8 @@ class AAConv2d(nn.Module):
                     f"{name}={ratio!r} is not between 0 and 1; the paper uses qk_ratio=0.2, "
                     "v_ratio=0.1 (a ratio of the output channels, not a number of channels)"
                 )
+        if attn_backend is not None:
+            check_backend(attn_backend, source="attn_backend")
         if position not in POSITIONS:
             raise ValueError(f"position={position!r} is not one of {', '.join(POSITIONS)}")
         self.in_channels = in_channels
@@ -147,7 +154,7 @@ class AAConv2d(nn.Module):
         self.feat_size = _pair(feat_size, "feat_size", least=1)
         self.attn_downsample = attn_downsample
         self.residual = residual
-        self.fused_attn = True
+        self.attn_backend = attn_backend
         self.qk_channels = _head_channels(out_channels, qk_ratio, num_heads, min_head_dim)
         self.v_channels = _head_channels(out_channels, v_ratio, num_heads, 1)
         conv_channels = out_channels - self.v_channels
@@ -339,9 +346,18 @@ class AAConv2d(nn.Module):
         attn_input = self._attn_input(x)
         size = (attn_input.shape[2], attn_input.shape[3])
         q, k, v = self._project(attn_input)
-        out = relative_attention_2d(
-            q, k, v, *self._tables(size), feat_size=size, fused=self.fused_attn
-        )
+        try:
+            out = relative_attention_2d(
+                q, k, v, *self._tables(size), feat_size=size, backend=self.attn_backend
+            )
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise torch.OutOfMemoryError(
+                f"AAConv2d({self.extra_repr()}) has no memory for the attention of {x.shape[0]} "
+                f"maps of {size[0]} x {size[1]}; attn_downsample={2 * self.attn_downsample}, "
+                f"smaller batches or smaller pictures take less: {error}"
+            ) from error
         out = out.transpose(1, 2).flatten(2).unflatten(1, size)  # (B, H, W, d_v)
         return self.proj(out.permute(0, 3, 1, 2))
 

@@ -325,19 +325,17 @@ def _downsample(
 
 
 def _attention_cost(layer: AAConv2d, size: tuple[int, int], itemsize: int) -> tuple[int, int]:
-    """Multiply-adds of the attention branch, and bytes of its fused path's tensors."""
+    """Multiply-adds of the attention branch, and bytes that attention keeps for its gradient."""
     height, width = (-(-side // layer.attn_downsample) for side in size)
     positions = height * width
     qk, v = layer.qk_channels, layer.v_channels
     macs = positions * layer.qkv.in_channels * layer.qkv.out_channels
     macs += positions * positions * (qk + v) + positions * v * v
-    wide = qk // layer.num_heads
+    kept = 2 * (qk + v)  # queries, keys, values and output
     if layer.rel_pos is not None:
         macs += positions * (height + width) * qk
-        wide += height + width
-    # The fused path pads all of them to one width, a multiple of 8.
-    wide = math.ceil(max(wide, v // layer.num_heads) / 8) * 8
-    return macs, 4 * layer.num_heads * positions * wide * itemsize
+        kept += layer.num_heads * (height + width)  # what queries see in every row and column
+    return macs, positions * (kept * itemsize + 8 * layer.num_heads)  # maxima and sums
 
 
 def _describe(conv: nn.Conv2d) -> str:
