@@ -195,11 +195,12 @@ def best(step: Step) -> float:
 
 
 def make_inputs(case: tuple[int, ...], dtype: torch.dtype) -> list[torch.Tensor]:
-    """Scaled queries, keys, values and the biases of rows and columns."""
+    """Scaled queries, keys, values and the tables of rows and columns."""
     batch, heads, height, width, dim, v_dim = case
     torch.manual_seed(0)
     shape = (batch, heads, height * width)
-    made = [torch.randn(*shape, n, device=DEVICE) for n in (dim, dim, v_dim, height, width)]
+    made = [torch.randn(*shape, n, device=DEVICE) for n in (dim, dim, v_dim)]
+    made += [torch.randn(2 * side - 1, dim, device=DEVICE) for side in (height, width)]
     made[0] *= dim**-0.5
     return [t.to(dtype).requires_grad_() for t in made]
 
@@ -224,12 +225,13 @@ def attention_rows(backends: tuple[str, ...], rate: dict[str, float], repeats: i
     """The attention alone."""
     rows = []
     for case, dtype in itertools.product(CASES, DTYPES):
-        q, k, v, *biases = make_inputs(case, DTYPES[dtype])
+        q, k, v, *tables = make_inputs(case, DTYPES[dtype])
         wide = F.pad(v.detach(), (0, q.shape[-1] - v.shape[-1])).requires_grad_()
         calls = {LIMIT: (without_positions, (q, k, wide))}
         for backend in backends:
             if backend != "flex" or case in FLEX_CASES:
-                calls[backend] = (partial(attention, backend=backend), (q, k, v, *biases))
+                call = partial(attention, feat_size=case[2:4], backend=backend)
+                calls[backend] = (call, (q, k, v, *tables))
         for name, pass_of in STEPS.items():
             ways = {
                 way: partial(pass_of, function, *inputs)
@@ -405,7 +407,9 @@ def errors(backend: str) -> dict[str, float]:
     for case, (name, dtype) in itertools.product(CHECKED, DTYPES.items()):
         inputs = make_inputs(case, dtype)
         exact = [t.detach().double().requires_grad_() for t in inputs]
-        out, expected = attention(*inputs, backend=backend), attention(*exact, backend="plain")
+        size = case[2:4]
+        out = attention(*inputs, feat_size=size, backend=backend)
+        expected = attention(*exact, feat_size=size, backend="plain")
         weight = torch.randn_like(out)
         pairs = zip(
             (out, *torch.autograd.grad(out, inputs, weight)),

@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -122,17 +123,15 @@ def attention_table(batch: int, side: int, repeats: int) -> str:
     q, k = (torch.randn(*shape, QK // HEADS) for _ in range(2))
     q = q * (QK // HEADS) ** -0.5
     v = torch.randn(*shape, V // HEADS)
-    biases = [torch.randn(*shape, side) for _ in range(2)]
+    tables = [torch.randn(2 * side - 1, QK // HEADS) for _ in range(2)]
     padded = F.pad(v, (0, q.shape[-1] - v.shape[-1]))
     limit = "SDPA without positions"
     ways = {limit: (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0))}
     inputs = {limit: (q, k, padded)}
     for backend in ("chunked", "sdpa", "plain"):
-        ways[backend] = lambda *tensors, backend=backend: attention(*tensors, backend=backend)
-        inputs[backend] = (q, k, v, *biases)
-    ways["chunked without positions"] = lambda q, k, v: attention(
-        q, k, v, None, None, backend="chunked"
-    )
+        ways[backend] = partial(attention, feat_size=(side, side), backend=backend)
+        inputs[backend] = (q, k, v, *tables)
+    ways["chunked without positions"] = lambda q, k, v: ways["chunked"](q, k, v, None, None)
     inputs["chunked without positions"] = (q, k, v)
     columns = []
     for pass_of in (forward, forward_backward):

@@ -18,3 +18,11 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("CONVATTN_DATA is not set: it names the folder of real data sets")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _skip_without_gpu(request: pytest.FixtureRequest) -> None:
+    """Tests that carry the marker ``gpu``; Triton's interpreter stands in for one."""
+    absent = not torch.cuda.is_available() and not os.environ.get("TRITON_INTERPRET")
+    if absent and request.node.get_closest_marker("gpu"):
+        pytest.skip("needs a CUDA device")

@@ -5,13 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convattn.kernels import Backend, attention
+from convattn.kernels.biases import key_offsets, relative_biases
 from convattn.kernels.plain import attention_weights
-
-
-def _key_offsets(size: int, device: torch.device) -> Tensor:
-    """Row of a (2 * size - 1) table that holds the offset key - query, as (query, key)."""
-    steps = torch.arange(size, device=device)
-    return steps[None, :] - steps[:, None] + size - 1
 
 
 def _check_relative(
@@ -31,25 +26,6 @@ def _check_relative(
                 f"{name} has {table.shape[0]} rows, but feat_size={height}x{width} needs "
                 f"{2 * size - 1}; resample it with convattn.layers.resample_table"
             )
-
-
-def _relative_biases(
-    q: Tensor, rel_h: Tensor | None, rel_w: Tensor | None, feat_size: tuple[int, int]
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """What the scaled queries see in every row and every column of the map.
-
-    Returns:
-        (B, heads, H*W, H) and (B, heads, H*W, W); None without tables.
-    """
-    if rel_h is None or rel_w is None:
-        return None, None
-    height, width = feat_size
-    grid = q.unflatten(-2, (height, width))  # (B, heads, H, W, d)
-    table_h = rel_h[_key_offsets(height, q.device)]  # (H, H, d)
-    table_w = rel_w[_key_offsets(width, q.device)]  # (W, W, d)
-    bias_h = torch.einsum("bnhwd,hyd->bnhwy", grid, table_h)
-    bias_w = torch.einsum("bnhwd,wxd->bnhwx", grid, table_w)
-    return bias_h.flatten(2, 3), bias_w.flatten(2, 3)
 
 
 def relative_attention_weights_2d(
@@ -83,13 +59,13 @@ def relative_attention_weights_2d(
     _check_relative(q, k, rel_h, rel_w, feat_size)
     q = q * q.shape[-1] ** -0.5
     if queries is None:
-        return attention_weights(q, k, *_relative_biases(q, rel_h, rel_w, feat_size))
+        return attention_weights(q, k, *relative_biases(q, rel_h, rel_w, feat_size))
     q = q[..., queries, :]
     bias_h = bias_w = None
     if rel_h is not None and rel_w is not None:
         height, width = feat_size
-        table_h = rel_h[_key_offsets(height, q.device)[queries // width]]  # (Q, H, d)
-        table_w = rel_w[_key_offsets(width, q.device)[queries % width]]  # (Q, W, d)
+        table_h = rel_h[key_offsets(height, q.device)[queries // width]]  # (Q, H, d)
+        table_w = rel_w[key_offsets(width, q.device)[queries % width]]  # (Q, W, d)
         bias_h = torch.einsum("bnqd,qyd->bnqy", q, table_h)
         bias_w = torch.einsum("bnqd,qxd->bnqx", q, table_w)
     return attention_weights(q, k, bias_h, bias_w)
@@ -141,7 +117,7 @@ def relative_attention_2d(
     """
     _check_relative(q, k, rel_h, rel_w, feat_size)
     q = q * q.shape[-1] ** -0.5
-    return attention(q, k, v, *_relative_biases(q, rel_h, rel_w, feat_size), backend=backend)
+    return attention(q, k, v, rel_h, rel_w, feat_size=feat_size, backend=backend)
 
 
 def aggregation_weights(

@@ -165,7 +165,7 @@ def test_a_large_map_s_row_costs_no_whole_matrix():
     with capture_attention(layer, queries=[(64, 64)]) as maps, Watch():
         layer(x)
     assert maps[""].shape == (1, 2, 1, 128, 128)
-    # 2 x 128**4 floats would be 2 GB; the fused path lengthens its queries by 256.
+    # 2 x 128**4 floats would be 2 GB.
     assert largest < 64e6
 
 

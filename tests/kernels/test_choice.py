@@ -6,6 +6,8 @@ import torch
 from convattn import AAConv2d, kernels, relative_attention_2d
 from convattn.kernels import BACKENDS, VARIABLE, attention
 
+SIZE = (2, 3)
+
 
 @pytest.fixture
 def used(monkeypatch):
@@ -32,7 +34,8 @@ def no_variable(monkeypatch):
 
 def inputs():
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(2, 2, 6, width, generator=generator) for width in (4, 4, 2, 2, 3)]
+    shapes = [(2, 2, 6, 4), (2, 2, 6, 4), (2, 2, 6, 2), (3, 4), (5, 4)]
+    return [torch.randn(*shape, generator=generator) for shape in shapes]
 
 
 def small(**words):
@@ -40,7 +43,7 @@ def small(**words):
 
 
 def test_the_cpu_takes_blocks(used):
-    attention(*inputs())
+    attention(*inputs(), feat_size=SIZE)
     assert used == ["chunked"]
 
 
@@ -48,8 +51,8 @@ def test_the_cpu_takes_blocks(used):
 def test_matrix_units_for_bfloat16_take_the_wider_product(used, monkeypatch, gradients, expected):
     monkeypatch.setattr(kernels, "_HAS_AMX", True)
     with torch.set_grad_enabled(gradients):
-        attention(*(t.bfloat16() for t in inputs()))
-    attention(*inputs())
+        attention(*(t.bfloat16() for t in inputs()), feat_size=SIZE)
+    attention(*inputs(), feat_size=SIZE)
     assert used == [expected, "chunked"]
 
 
@@ -67,14 +70,14 @@ def test_the_argument_counts_more_than_the_variable(used, monkeypatch):
 
 def test_an_empty_variable_is_none(used, monkeypatch):
     monkeypatch.setenv(VARIABLE, "")
-    attention(*inputs())
+    attention(*inputs(), feat_size=SIZE)
     assert used == ["chunked"]
 
 
 def test_an_unknown_variable_is_named(monkeypatch):
     monkeypatch.setenv(VARIABLE, "fast")
     with pytest.raises(ValueError, match=f"{VARIABLE}='fast' is not one of auto, plain, chunked"):
-        attention(*inputs())
+        attention(*inputs(), feat_size=SIZE)
 
 
 def test_an_unknown_backend_is_refused_when_the_layer_is_made():
@@ -85,11 +88,11 @@ def test_an_unknown_backend_is_refused_when_the_layer_is_made():
 def test_an_impossible_backend_names_the_possible_ones():
     message = "'triton' runs on cuda, and the tensors are on cpu: choose among auto, plain, chunked"
     with pytest.raises(ValueError, match=message):
-        attention(*inputs(), backend="triton")
+        attention(*inputs(), feat_size=SIZE, backend="triton")
 
 
 def test_meta_tensors_need_no_memory():
-    out = attention(*(t.to("meta") for t in inputs()))
+    out = attention(*(t.to("meta") for t in inputs()), feat_size=SIZE)
     assert out.shape == (2, 2, 6, 2)
 
 

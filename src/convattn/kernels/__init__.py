@@ -27,6 +27,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from convattn.kernels.biases import relative_biases
 from convattn.kernels.chunked import chunked_attention
 from convattn.kernels.plain import plain_attention
 from convattn.kernels.sdpa import sdpa_attention
@@ -50,19 +51,21 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bias_h: Tensor | None,
-    bias_w: Tensor | None,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
     *,
+    feat_size: tuple[int, int],
     backend: Backend | None = None,
 ) -> Tensor:
-    """Softmax of ``q . k + bias_h[row of the key] + bias_w[column of the key]``, times the values.
+    """2D relative attention.
 
     Args:
         q: Scaled queries, (B, heads, N, d).
         k: Keys, as ``q``.
         v: Values, (B, heads, N, d_v).
-        bias_h: What each query adds to the keys of each row, (B, heads, N, H); None for none.
-        bias_w: The same for each column, (B, heads, N, W), with H * W = N.
+        rel_h: Vertical table, (2H - 1, d); row ``y_key - y_query + H - 1``. None for no positions.
+        rel_w: Horizontal table, (2W - 1, d).
+        feat_size: H and W, with H * W = N.
         backend: The kernel; None takes the environment variable's, or "auto".
 
     Returns:
@@ -71,7 +74,10 @@ def attention(
     Raises:
         ValueError: If there is no such backend, or it does not run where the tensors are.
     """
-    return _kernel(_chosen(backend, q, v))(q, k, v, bias_h, bias_w)
+    name = _chosen(backend, q, v)
+    if name == "chunked":
+        return chunked_attention(q, k, v, rel_h, rel_w, feat_size)
+    return _kernel(name)(q, k, v, *relative_biases(q, rel_h, rel_w, feat_size))
 
 
 def _chosen(backend: Backend | None, q: Tensor, v: Tensor) -> str:
@@ -128,7 +134,7 @@ def _kernel(name: str) -> _Kernel:
         from convattn.kernels.flex import flex_attention
 
         return flex_attention
-    return {"chunked": chunked_attention, "sdpa": sdpa_attention, "plain": plain_attention}[name]
+    return plain_attention if name == "plain" else sdpa_attention
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -1,14 +1,17 @@
 """2D relative attention on the CPU: exact, some queries at a time, in memory that fits the cache.
 
-The logits of a block of queries are made, used and forgotten; the backward pass makes them anew,
-as FlashAttention does (Dao et al. 2022, https://arxiv.org/abs/2205.14135).
-Every step is a matrix product or a pass over a block, so that it needs no compiler and no code of
-our own below PyTorch. Queries, keys and values lie channels first, (maps, d, N), as a convolution
-leaves them: products whose left side is the thin one are up to four times faster that way.
+A map is what one head of one picture sees. What its queries see in every row and column is made for
+some maps at a time, and the logits for a block of their queries; both are used and forgotten, and
+the backward pass makes them anew, as FlashAttention does (Dao et al. 2022,
+https://arxiv.org/abs/2205.14135). So the memory that grows with the batch is that of queries, keys,
+values and output. Every step is a matrix product or a pass over a block: it needs no compiler and
+no code of ours below PyTorch. Queries, keys and values lie channels first, (maps, d, N), as a
+convolution leaves them: products whose left side is the thin one are up to four times faster.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +20,22 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from convattn.kernels.biases import key_offsets
+
 _NUMBERS_A_THREAD = 2**19  # logits that a thread works on at once: 2 MB of float32
 _WIDENED_BELOW = 512  # see ``_Logits``
 _SAFE_GAP = {torch.float32: 60.0, torch.float64: 600.0}  # see ``_shift``
 
 
 def chunked_attention(
-    q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor | None, bias_w: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
+    feat_size: tuple[int, int],
 ) -> Tensor:
-    """Attention with a bias for each row and each column of the keys' map.
+    """2D relative attention.
 
     Differentiable once in all arguments. float16 and bfloat16 are computed in float32.
 
@@ -33,24 +43,75 @@ def chunked_attention(
         q: Scaled queries, (B, heads, N, d).
         k: Keys, as ``q``.
         v: Values, (B, heads, N, d_v).
-        bias_h: What each query adds to the keys of each row, (B, heads, N, H); None for none.
-        bias_w: The same for each column, (B, heads, N, W), with H * W = N.
+        rel_h: Vertical table, (2H - 1, d); row ``y_key - y_query + H - 1``. None for no positions.
+        rel_w: Horizontal table, (2W - 1, d).
+        feat_size: H and W, with H * W = N.
 
     Returns:
         (B, heads, N, d_v).
     """
-    if bias_h is None or bias_w is None:
-        bias_h = bias_w = q.new_empty(*q.shape[:-1], 0)
-    return _attention(q, k, v, bias_h, bias_w)[0]
+    if rel_h is None or rel_w is None:
+        rel_h = rel_w = q.new_empty(0, q.shape[-1])
+    return _attention(q, k, v, rel_h, rel_w, *feat_size)[0]
+
+
+class _Axis:
+    """Relative positions along the rows ("y") or the columns ("x") of the map.
+
+    Args:
+        letter: Which.
+        table: (2 * size - 1, d).
+        feat_size: Of the map.
+    """
+
+    def __init__(self, letter: str, table: Tensor, feat_size: tuple[int, int]) -> None:
+        self.letter = letter
+        self.table = table
+        self.feat_size = feat_size
+        self.size = (len(table) + 1) // 2
+        self._offsets = key_offsets(self.size, table.device)
+        self._spread = table[self._offsets]  # (size of the query's side, of the key's, d)
+        self._spread_grad = torch.zeros_like(self._spread)
+
+    def seen(self, q: Tensor) -> Tensor:
+        """What queries (maps, d, N) see at every place of the axis, (maps, N, size)."""
+        grid = q.unflatten(-1, self.feat_size)
+        return torch.einsum(f"mdyx,{self.letter}sd->myxs", grid, self._spread).flatten(1, 2)
+
+    def back(self, grad: Tensor, q: Tensor) -> Tensor:
+        """The queries' gradient, (maps, d, N), from that of ``seen``; gathers the table's."""
+        grid, grad = q.unflatten(-1, self.feat_size), grad.unflatten(1, self.feat_size)
+        self._spread_grad += torch.einsum(f"mdyx,myxs->{self.letter}sd", grid, grad)
+        return torch.einsum(f"myxs,{self.letter}sd->mdyx", grad, self._spread).flatten(2)
+
+    def table_grad(self) -> Tensor:
+        """Of all queries so far, as the table."""
+        grad = torch.zeros_like(self.table)
+        return grad.index_add_(0, self._offsets.flatten(), self._spread_grad.flatten(0, 1))
+
+    def code(self) -> Tensor:
+        """The one-hot place of every position, (size, N) of bool."""
+        height, width = self.feat_size
+        position = torch.arange(height * width)
+        own = position // width if self.letter == "y" else position % width
+        return own == torch.arange(self.size)[:, None]
+
+
+def _axes(rel_h: Tensor, rel_w: Tensor, height: int, width: int, dtype: torch.dtype) -> list[_Axis]:
+    """Of rows and columns; none without tables."""
+    if not len(rel_h):
+        return []
+    tables = {"y": rel_h.to(dtype), "x": rel_w.to(dtype)}
+    return [_Axis(letter, table, (height, width)) for letter, table in tables.items()]
 
 
 @dataclass(frozen=True)
 class _Logits:
-    """Computes blocks of ``q . k + bias_h[row] + bias_w[column] - shift``.
+    """Computes blocks of ``q . k + what q sees in the key's row and column - shift``.
 
-    On small maps the biases are further channels of the queries, which the one-hot code of its row
-    and column picks out of a key: matrix products are cheaper than loops over short rows. On
-    larger ones they are added, one pass over the block.
+    On small maps what a query sees are further channels of it, and the one-hot code of its row
+    and column picks two of them for a key: matrix products are cheaper than loops over short rows.
+    On larger ones it is added, in one pass over the block.
     """
 
     q: Tensor
@@ -61,19 +122,21 @@ class _Logits:
     """(maps, N, H) and (maps, N, W)."""
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, bias_h: Tensor, bias_w: Tensor, shift: Tensor) -> _Logits:
-        height, width = bias_h.shape[1], bias_w.shape[1]
-        if (height + width) * width >= _WIDENED_BELOW:
-            return cls(q, k, ((bias_h - shift[:, None]).mT.contiguous(), bias_w.mT.contiguous()))
-        code = _code(height, width, k.shape[-1]).to(k.dtype)
+    def of(cls, q: Tensor, k: Tensor, shift: Tensor, axes: list[_Axis]) -> _Logits:
+        seen = [axis.seen(q) for axis in axes]
+        if _adds(axes):
+            seen[0] -= shift[..., None]
+            return cls(q, k, (seen[0], seen[1].contiguous()))
+        one = torch.ones(1, k.shape[-1], dtype=torch.bool)
+        code = torch.cat([*(axis.code() for axis in axes), one]).to(k.dtype)
         return cls(
-            torch.cat([q, bias_h, bias_w, -shift[:, None]], dim=1),
-            torch.cat([k, code.expand(k.shape[0], -1, -1)], dim=1),
+            torch.cat([q, *(of_axis.mT for of_axis in seen), -shift[:, None]], dim=1),
+            torch.cat([k, code.expand(len(k), -1, -1)], dim=1),
             None,
         )
 
     def into(self, block: Tensor, maps: slice, rows: slice) -> None:
-        """Write them into ``block``, (some maps, some queries, N)."""
+        """Write those of some queries into ``block``, (some maps, some queries, N)."""
         q, k = self.q[maps, :, rows].mT, self.k[maps]
         if self.added is None:
             torch.bmm(q, k, out=block)
@@ -84,45 +147,101 @@ class _Logits:
         block.baddbmm_(q, k)
 
 
-def _code(height: int, width: int, size: int) -> Tensor:
-    """The one-hot row and column of every position, and a one, (H + W + 1, N) of bool."""
-    position = torch.arange(size)
-    rows = position // max(width, 1) == torch.arange(height)[:, None]
-    columns = position % max(width, 1) == torch.arange(width)[:, None]
-    return torch.cat([rows, columns, torch.ones(1, size, dtype=torch.bool)])
+class _QueryGradient:
+    """Gathers the queries' gradient from those of the logits' blocks, for some maps."""
+
+    def __init__(self, q: Tensor, logits: _Logits, axes: list[_Axis]) -> None:
+        self.q = q
+        self.logits = logits
+        self.axes = axes
+        self._grad = torch.empty_like(logits.q)
+        self._seen = [q.new_empty(len(q), q.shape[-1], axis.size) for axis in axes]
+
+    def add(self, slopes: Tensor, maps: slice, rows: slice) -> None:
+        """``slopes``, (some maps, some queries, N): the gradient of ``into``'s block."""
+        self._grad[maps, :, rows] = torch.bmm(self.logits.k[maps], slopes.mT)
+        if self.logits.added is not None:
+            grid = slopes.unflatten(-1, [axis.size for axis in self.axes])
+            of_rows, of_columns = self._seen
+            of_rows[maps, rows] = grid @ grid.new_ones(grid.shape[-1])
+            torch.sum(grid, -2, out=of_columns[maps, rows])
+
+    def total(self) -> Tensor:
+        """(maps, d, N), after all blocks."""
+        grad, seen = self._grad, self._seen
+        if self.logits.added is None:
+            sizes = [axis.size for axis in self.axes]
+            grad, *rest, _ = grad.split([self.q.shape[1], *sizes, 1], dim=1)
+            seen = [of_axis.mT for of_axis in rest]
+        for axis, of_axis in zip(self.axes, seen, strict=True):
+            grad = grad + axis.back(of_axis, self.q)
+        return grad
 
 
-def _blocks(maps: int, positions: int) -> tuple[int, int]:
-    """How many maps, and how many of their queries, are worked on at once."""
-    numbers = _NUMBERS_A_THREAD * torch.get_num_threads()
-    if positions * positions > numbers:
-        return 1, max(1, numbers // positions)
-    return max(1, min(maps, numbers // (positions * positions))), positions
+def _adds(axes: list[_Axis]) -> bool:
+    sizes = [axis.size for axis in axes]
+    return bool(axes) and sum(sizes) * sizes[1] >= _WIDENED_BELOW
 
 
-def _slices(size: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, size)) for start in range(0, size, step))
-
-
-def _shift(q: Tensor, k: Tensor, bias_h: Tensor, bias_w: Tensor) -> tuple[Tensor, Tensor]:
+def _shift(q: Tensor, k: Tensor, axes: list[_Axis]) -> tuple[Tensor, Tensor]:
     """An upper bound of each query's logits, where exponentials of what is below it are exact.
 
-    It spares a pass over the logits in search of their maximum. That lies between the mean and
-    the bound; where the two are so far apart that exponentials could underflow, the shift is 0
-    and the maximum must be found.
+    It spares a pass over the logits in search of their maximum. That lies between the logit of
+    the query's own position and the product of lengths; where the two are so far apart that
+    exponentials could underflow, the shift is 0 and the maximum must be found.
 
     Returns:
         (maps, N), and whether a map needs no maximum, (maps,) of bool.
     """
-    q_square, k_square = (t.square().sum(1) for t in (q, k))  # ``norm`` is twenty times slower
-    bound = (q_square * k_square.amax(-1, keepdim=True)).sqrt()
-    mean = (k.mean(-1, keepdim=True).mT @ q)[:, 0]
-    for bias in (bias_h, bias_w):
-        if bias.shape[1]:
-            bound = bound + bias.amax(1)
-            mean = mean + bias.mean(1)
-    safe = (bound - mean).amax(-1) < _SAFE_GAP[q.dtype]
+    reach, own = _length(k, 1).amax(-1, keepdim=True), k
+    for axis in axes:
+        reach = reach + _length(axis.table, 1).amax()
+        own = own + axis.table[axis.size - 1][:, None]
+    bound = _length(q, 1) * reach
+    safe = (bound - (q * own).sum(1)).amax(-1) < _SAFE_GAP[q.dtype]
     return bound.where(safe[:, None], 0), safe
+
+
+def _length(vectors: Tensor, dim: int) -> Tensor:
+    return vectors.square().sum(dim).sqrt()  # ``norm`` is twenty times slower
+
+
+class _Work:
+    """In which parts a call is done: groups of maps, and blocks of some of their queries."""
+
+    def __init__(self, q: Tensor, axes: list[_Axis]) -> None:
+        self._maps, _, positions = q.shape
+        numbers = _NUMBERS_A_THREAD * torch.get_num_threads()
+        self._some = max(1, min(self._maps, numbers // positions**2))
+        self._queries = max(1, min(positions, numbers // positions))
+        seen = positions * sum(axis.size for axis in axes)
+        # A whole number of blocks, as many as what their queries see allows.
+        self._group = max(1, numbers // max(1, seen * self._some)) * self._some
+        self._block_shape = (self._some, self._queries, positions)
+
+    def groups(self) -> Iterator[slice]:
+        """For which what queries see is made at once."""
+        return _slices(self._maps, self._group)
+
+    def blocks(self, group: slice) -> Iterator[tuple[slice, slice, slice]]:
+        """For which logits are made at once: maps of the call, the same of the group, queries."""
+        for within in _slices(group.stop - group.start, self._some):
+            some = slice(group.start + within.start, group.start + within.stop)
+            for rows in _slices(self._block_shape[2], self._queries):
+                yield some, within, rows
+
+    def memory(self, like: Tensor) -> Tensor:
+        """For the logits of a block."""
+        return like.new_empty(math.prod(self._block_shape))
+
+    def view(self, memory: Tensor, some: slice, rows: slice) -> Tensor:
+        """The part of the memory that a block needs."""
+        shape = (some.stop - some.start, rows.stop - rows.start, self._block_shape[2])
+        return memory[: math.prod(shape)].view(shape)
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
 def _channels_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -135,30 +254,29 @@ def _computed_in(dtype: torch.dtype) -> torch.dtype:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor
+    q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output; the maximum of each query's logits, where it was sought; the sum of exponentials.
 
-    Biases of 0 columns stand for none. The log-sum-exp would do for a gradient, but it rounds:
-    large logits would lose the digits that a softmax keeps.
+    Tables of 0 rows stand for none. The log-sum-exp would do for a gradient, but it rounds: large
+    logits would lose the digits that a softmax keeps.
     """
     dtype = _computed_in(q.dtype)
-    flat_q, flat_k, flat_v, flat_h, flat_w = (
-        _channels_first(t, dtype) for t in (q, k, v, bias_h, bias_w)
-    )
+    flat_q, flat_k, flat_v = (_channels_first(t, dtype) for t in (q, k, v))
     maps, _, size = flat_q.shape
-    shift, safe = _shift(flat_q, flat_k, flat_h, flat_w)
-    logits = _Logits.of(flat_q, flat_k, flat_h, flat_w, shift)
+    axes = _axes(rel_h, rel_w, height, width, dtype)
+    shift, safe = _shift(flat_q, flat_k, axes)
     top = torch.zeros_like(shift)
     # A row of ones among the values gives the softmax's denominator.
     values = torch.cat([flat_v, flat_v.new_ones(maps, 1, size)], dim=1)
     sums = torch.empty_like(values)
-    many, rows_at_once = _blocks(maps, size)
-    memory = flat_q.new_empty(many * rows_at_once * size)
-    for some in _slices(maps, many):
-        for rows in _slices(size, rows_at_once):
-            block = _block(memory, some, rows, size)
-            logits.into(block, some, rows)
+    work = _Work(flat_q, axes)
+    memory = work.memory(flat_q)
+    for group in work.groups():
+        logits = _Logits.of(flat_q[group], flat_k[group], shift[group], axes)
+        for some, within, rows in work.blocks(group):
+            block = work.view(memory, some, rows)
+            logits.into(block, within, rows)
             if not safe[some].all():
                 top[some, rows] = block.amax(-1)
                 block.sub_(top[some, rows, None])
@@ -173,31 +291,27 @@ def forward(
     )
 
 
-def _block(memory: Tensor, maps: slice, rows: slice, size: int) -> Tensor:
-    shape = (maps.stop - maps.start, rows.stop - rows.start, size)
-    return memory[: shape[0] * shape[1] * size].view(shape)
-
-
 def backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bias_h: Tensor,
-    bias_w: Tensor,
+    rel_h: Tensor,
+    rel_w: Tensor,
+    height: int,
+    width: int,
     out: Tensor,
     top: Tensor,
     total: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the five inputs of ``forward``, given that of the output."""
+    """Gradients of the five tensors given to ``forward``, from that of the output."""
     dtype = _computed_in(q.dtype)
-    grad_out, flat_q, flat_k, flat_v, flat_h, flat_w, flat_out = (
-        _channels_first(t, dtype) for t in (grad, q, k, v, bias_h, bias_w, out)
+    grad_out, flat_q, flat_k, flat_v, flat_out = (
+        _channels_first(t, dtype) for t in (grad, q, k, v, out)
     )
-    height, width = bias_h.shape[-1], bias_w.shape[-1]
-    maps, dim, size = flat_q.shape
-    shift, safe = _shift(flat_q, flat_k, flat_h, flat_w)
-    logits = _Logits.of(flat_q, flat_k, flat_h, flat_w, shift)
+    maps, _, size = flat_q.shape
+    axes = _axes(rel_h, rel_w, height, width, dtype)
+    shift, safe = _shift(flat_q, flat_k, axes)
     flat_top = top.flatten(0, 1)
     # dS = P * (dO V^T - delta); a row of ones among the values lets one product do both. What
     # would divide the exponentials in P divides the few numbers beside them instead.
@@ -205,42 +319,27 @@ def backward(
     delta = (grad_out * flat_out).sum(1, keepdim=True)
     left = torch.cat([grad_out, -delta], dim=1)
     right = torch.cat([flat_v, flat_v.new_ones(maps, 1, size)], dim=1)
-
-    grad_q = torch.empty_like(logits.q)
-    grad_k, grad_v = torch.zeros_like(flat_k), torch.zeros_like(flat_v)
-    grad_h, grad_w = (flat_q.new_empty(maps, size, side) for side in (height, width))
-    ones = flat_q.new_ones(width)
-    many, rows_at_once = _blocks(maps, size)
-    memory, further = flat_q.new_empty(2, many * rows_at_once * size)
-    for some in _slices(maps, many):
-        for rows in _slices(size, rows_at_once):
-            weights = _block(memory, some, rows, size)
-            logits.into(weights, some, rows)
+    grad_q, grad_k, grad_v = (torch.zeros_like(t) for t in (flat_q, flat_k, flat_v))
+    work = _Work(flat_q, axes)
+    memory, further = work.memory(flat_q), work.memory(flat_q)
+    for group in work.groups():
+        logits = _Logits.of(flat_q[group], flat_k[group], shift[group], axes)
+        of_queries = _QueryGradient(flat_q[group], logits, axes)
+        for some, within, rows in work.blocks(group):
+            weights, slopes = (work.view(m, some, rows) for m in (memory, further))
+            logits.into(weights, within, rows)
             if not safe[some].all():
                 weights.sub_(flat_top[some, rows, None])
             weights.exp_()
             grad_v[some].baddbmm_(grad_out[some, :, rows], weights)
-            slopes = _block(further, some, rows, size)
             torch.bmm(left[some, :, rows].mT, right[some], out=slopes)
             slopes.mul_(weights)
-            grad_q[some, :, rows] = torch.bmm(logits.k[some], slopes.mT)
+            of_queries.add(slopes, within, rows)
             grad_k[some].baddbmm_(flat_q[some, :, rows], slopes)
-            if logits.added is not None:
-                grid = slopes.unflatten(-1, (height, width))
-                grad_h[some, rows] = grid @ ones
-                torch.sum(grid, -2, out=grad_w[some, rows])
-    if logits.added is None:
-        parts = grad_q.split([dim, height, width, 1], dim=1)
-        grad_q = parts[0].clone()
-        grad_h, grad_w = (t.mT.clone(memory_format=torch.contiguous_format) for t in parts[1:3])
-    heads = q.shape[:2]
-    return (
-        grad_q.unflatten(0, heads).mT.to(q.dtype),
-        grad_k.unflatten(0, heads).mT.to(k.dtype),
-        grad_v.unflatten(0, heads).mT.to(v.dtype),
-        grad_h.unflatten(0, heads).to(bias_h.dtype),
-        grad_w.unflatten(0, heads).to(bias_w.dtype),
-    )
+        grad_q[group] = of_queries.total()
+    grads = (t.unflatten(0, q.shape[:2]).mT.to(q.dtype) for t in (grad_q, grad_k, grad_v))
+    of_tables = [axis.table_grad().to(rel_h.dtype) for axis in axes]
+    return (*grads, *(of_tables or [torch.empty_like(rel_h), torch.empty_like(rel_w)]))
 
 
 _attention = torch.library.custom_op(
@@ -253,7 +352,7 @@ _attention_backward = torch.library.custom_op(
 
 @_attention.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor
+    q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = v.new_empty(v.mT.shape).mT
     top, total = (q.new_empty(q.shape[:-1], dtype=_computed_in(q.dtype)) for _ in range(2))
@@ -266,38 +365,51 @@ def _(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bias_h: Tensor,
-    bias_w: Tensor,
+    rel_h: Tensor,
+    rel_w: Tensor,
+    height: int,
+    width: int,
     out: Tensor,
     top: Tensor,
     total: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grad_q, grad_k, grad_v = (t.new_empty(t.mT.shape).mT for t in (q, k, v))
-    grad_h, grad_w = (t.new_empty(t.shape) for t in (bias_h, bias_w))
-    return grad_q, grad_k, grad_v, grad_h, grad_w
+    return grad_q, grad_k, grad_v, rel_h.new_empty(rel_h.shape), rel_w.new_empty(rel_w.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.height, ctx.width = inputs
+    ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-    return _attention_backward(grad, *ctx.saved_tensors)
+def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # read once: checkpointing recomputes them
+    grads = _attention_backward(grad, *saved[:5], ctx.height, ctx.width, *saved[5:])
+    return (*grads, None, None)
 
 
 _attention.register_autograd(_differentiate, setup_context=_keep)
 
 
-@register_flop_formula(torch.ops.convattn.chunked_attention)
-def _flops(q: tuple[int, ...], k: Any, v: tuple[int, ...], *_: Any, **__: Any) -> int:
+def _flops(
+    q: tuple[int, ...], v: tuple[int, ...], rel_h: tuple[int, ...], rel_w: tuple[int, ...]
+) -> tuple[int, int, int]:
+    """Of the queries' products with keys, of the weights' with values, and of positions."""
     batch, heads, size, dim = q
-    return 2 * batch * heads * size**2 * (dim + v[-1])
+    queries = 2 * batch * heads * size
+    seen = (rel_h[0] + rel_w[0] + 2) // 2 if rel_h[0] else 0  # H + W
+    return queries * size * dim, queries * size * v[-1], queries * seen * dim
+
+
+@register_flop_formula(torch.ops.convattn.chunked_attention)
+def _forward_flops(q: Any, k: Any, v: Any, rel_h: Any, rel_w: Any, *_: Any, **__: Any) -> int:
+    return sum(_flops(q, v, rel_h, rel_w))
 
 
 @register_flop_formula(torch.ops.convattn.chunked_attention_backward)
 def _backward_flops(
-    grad: Any, q: tuple[int, ...], k: Any, v: tuple[int, ...], *_: Any, **__: Any
+    grad: Any, q: Any, k: Any, v: Any, rel_h: Any, rel_w: Any, *_: Any, **__: Any
 ) -> int:
-    batch, heads, size, dim = q
-    return 2 * batch * heads * size**2 * (3 * dim + 2 * v[-1])
+    keys, values, seen = _flops(q, v, rel_h, rel_w)
+    return 3 * keys + 2 * values + 3 * seen

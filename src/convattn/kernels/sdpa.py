@@ -15,7 +15,7 @@ from torch import Tensor
 def sdpa_attention(
     q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor | None, bias_w: Tensor | None
 ) -> Tensor:
-    """Arguments and result as in ``chunked``."""
+    """Arguments and result as in ``plain``."""
     v_dim = v.shape[-1]
     if bias_h is not None and bias_w is not None:
         height, width = bias_h.shape[-1], bias_w.shape[-1]

@@ -331,11 +331,10 @@ def _attention_cost(layer: AAConv2d, size: tuple[int, int], itemsize: int) -> tu
     qk, v = layer.qk_channels, layer.v_channels
     macs = positions * layer.qkv.in_channels * layer.qkv.out_channels
     macs += positions * positions * (qk + v) + positions * v * v
-    kept = 2 * (qk + v)  # queries, keys, values and output
     if layer.rel_pos is not None:
         macs += positions * (height + width) * qk
-        kept += layer.num_heads * (height + width)  # what queries see in every row and column
-    return macs, positions * (kept * itemsize + 8 * layer.num_heads)  # maxima and sums
+    kept = 2 * (qk + v) * itemsize  # queries, keys, values and output
+    return macs, positions * (kept + 8 * layer.num_heads)  # and each query's maximum and sum
 
 
 def _describe(conv: nn.Conv2d) -> str:
