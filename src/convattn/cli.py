@@ -914,6 +914,8 @@ def _bench(arguments: list[str]) -> int:
         print(file=sys.stderr)
     if not costs.rows:
         return _fail("interrupted before anything was measured", INTERRUPTED)
+    if all(row.median_ms is None for row in costs.rows):
+        return _fail(f"nothing could be measured: {costs.rows[0].error}", 2)
     print(f"{costs.table()}\n")
     folder = _new_folder(options.out, f"runs/bench/{subject.name}")
     replace_atomically(folder / "bench.csv", costs.to_csv().encode())
@@ -924,8 +926,6 @@ def _bench(arguments: list[str]) -> int:
     print(folder)
     if costs.interrupted:
         return _fail(f"interrupted; {folder} holds what was measured", INTERRUPTED)
-    if all(row.median_ms is None for row in costs.rows):
-        return _fail(f"nothing could be measured: {costs.rows[0].error}", 2)
     return 0
 
 

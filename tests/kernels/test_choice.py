@@ -80,6 +80,12 @@ def test_an_unknown_variable_is_named(monkeypatch):
         attention(*inputs(), feat_size=SIZE)
 
 
+def test_an_unknown_variable_is_named_when_a_layer_is_made(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "fast")
+    with pytest.raises(ValueError, match=f"^{VARIABLE}='fast' is not one of auto, plain, chunked"):
+        small()
+
+
 def test_an_unknown_backend_is_refused_when_the_layer_is_made():
     with pytest.raises(ValueError, match="attn_backend='fast' is not one of auto, plain, chunked"):
         small(attn_backend="fast")
@@ -91,8 +97,9 @@ def test_an_impossible_backend_names_the_possible_ones():
         attention(*inputs(), feat_size=SIZE, backend="triton")
 
 
-def test_meta_tensors_need_no_memory():
-    out = attention(*(t.to("meta") for t in inputs()), feat_size=SIZE)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_networks_are_built_and_counted_whatever_runs_them_later(backend):
+    out = attention(*(t.to("meta") for t in inputs()), feat_size=SIZE, backend=backend)
     assert out.shape == (2, 2, 6, 2)
 
 

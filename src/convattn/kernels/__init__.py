@@ -38,13 +38,20 @@ VARIABLE = "CONVATTN_ATTENTION_BACKEND"
 
 _Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 _HAS_AMX = torch.cpu._is_amx_tile_supported()
-_DEVICES = {"chunked": ("cpu", "meta"), "flex": ("cuda", "cpu"), "triton": ("cuda",)}
+_DEVICES = {"chunked": ("cpu",), "flex": ("cuda", "cpu"), "triton": ("cuda",)}
 
 
-def check_backend(name: str, *, source: str = "backend") -> None:
-    """A ValueError, unless ``name`` is a backend; ``source`` is what gave it."""
-    if name not in BACKENDS:
-        raise ValueError(f"{source}={name!r} is not one of {', '.join(BACKENDS)}")
+def wanted_backend(backend: str | None = None, *, source: str = "backend") -> str:
+    """What an argument called ``source`` asks for, or else the environment variable, or "auto".
+
+    Raises:
+        ValueError: If there is no such backend.
+    """
+    if backend is None:
+        backend, source = os.environ.get(VARIABLE) or "auto", VARIABLE
+    if backend not in BACKENDS:
+        raise ValueError(f"{source}={backend!r} is not one of {', '.join(BACKENDS)}")
+    return backend
 
 
 def attention(
@@ -81,13 +88,9 @@ def attention(
 
 
 def _chosen(backend: Backend | None, q: Tensor, v: Tensor) -> str:
-    wanted: str | None = backend
-    if wanted is None:
-        wanted = os.environ.get(VARIABLE) or "auto"
-        check_backend(wanted, source=VARIABLE)
-    else:
-        check_backend(wanted)
-    device = q.device.type
+    wanted, device = wanted_backend(backend), q.device.type
+    if device == "meta" and wanted != "plain":
+        return "chunked"  # nothing is computed: shapes and the work are all that is asked for
     if wanted == "auto":
         ours = device in _DEVICES["chunked"] and not _needs_pytorchs_own()
         return "chunked" if ours and not _suits_amx(q) else "sdpa"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convattn.functional import relative_attention_2d, relative_attention_weights_2d
-from convattn.kernels import Backend, check_backend, is_out_of_memory
+from convattn.kernels import Backend, is_out_of_memory, wanted_backend
 from convattn.layers.rel_pos import (
     COORD_CHANNELS,
     POSITIONS,
@@ -135,8 +135,7 @@ class AAConv2d(nn.Module):
                     f"{name}={ratio!r} is not between 0 and 1; the paper uses qk_ratio=0.2, "
                     "v_ratio=0.1 (a ratio of the output channels, not a number of channels)"
                 )
-        if attn_backend is not None:
-            check_backend(attn_backend, source="attn_backend")
+        wanted_backend(attn_backend, source="attn_backend")
         if position not in POSITIONS:
             raise ValueError(f"position={position!r} is not one of {', '.join(POSITIONS)}")
         self.in_channels = in_channels
