@@ -2,14 +2,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convattn.kernels import chunked
 from convattn.kernels.biases import relative_biases
 from convattn.kernels.chunked import chunked_attention
 from convattn.kernels.plain import plain_attention
+from tests.watching import LargestTensor
 
 SIDES = st.integers(1, 7)
 
@@ -119,26 +119,11 @@ def test_inputs_of_any_strides():
     assert_equal_to_plain(inputs, (3, 5))
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Watches every tensor that any operation makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(t, Tensor):
-                self.largest = max(self.largest, t.numel())
-        return out
-
-
 @pytest.mark.parametrize("side", [16, 32])
 def test_nothing_is_larger_than_queries_and_keys(side, monkeypatch):
-    monkeypatch.setattr(chunked, "_NUMBERS_A_THREAD", 2**10)
+    monkeypatch.setattr(chunked, "_NUMBERS_A_THREAD", 2**13)
     inputs = draw(side, side, batch=4)
-    with _LargestTensor() as watch:
+    with LargestTensor() as watch:
         out, *sums = chunked.forward(*inputs, side, side)
         chunked.backward(torch.ones_like(out), *inputs, side, side, out, *sums)
     assert watch.largest == inputs[0].numel()

@@ -92,7 +92,7 @@ class ConvPlan:
     macs_after: int
     """Multiply-adds for one picture after."""
     attn_memory: int
-    """Bytes of queries, keys, values and result of one picture, at the layer's own precision."""
+    """Bytes that attention keeps of one picture for its gradient, at the layer's own precision."""
     attention: dict[str, Any]
     """Keyword arguments of the AAConv2d; empty if none is made."""
     same_padding: bool = False
