@@ -317,9 +317,6 @@ def _short(value: float | None) -> str:
 def count(network: nn.Module, input_size: tuple[int, int, int]) -> Counts:
     """Parameters, multiply-adds and activations, without computing anything.
 
-    Attention convolutions count by their plain path, since a kernel may compute more than the
-    result needs, or be none for tensors without memory.
-
     Args:
         network: A network or a layer; left as it was.
         input_size: (C, H, W) of one picture or map.
@@ -331,23 +328,9 @@ def count(network: nn.Module, input_size: tuple[int, int, int]) -> Counts:
         >>> count(nn.Conv2d(3, 8, 3, padding=1, bias=False), (3, 10, 20))
         Counts(parameters=216, macs=43200, activations=1600)
     """
-    with _plain_attention(network):
-        run = trace(network, input_size, count_macs=True)
+    run = trace(network, input_size, count_macs=True)
     made = (math.prod(value.shape) for value in run.values if value.op in _COUNTED)
     return Counts(parameters=num_params(network), macs=run.macs, activations=sum(made))
-
-
-@contextlib.contextmanager
-def _plain_attention(network: nn.Module) -> Iterator[None]:
-    layers = [layer for layer in network.modules() if isinstance(layer, AAConv2d)]
-    backends = [layer.attn_backend for layer in layers]
-    try:
-        for layer in layers:
-            layer.attn_backend = "plain"
-        yield
-    finally:
-        for layer, backend in zip(layers, backends, strict=True):
-            layer.attn_backend = backend
 
 
 def measure(

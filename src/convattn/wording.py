@@ -17,4 +17,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
         >>> nearest("resnet5", ["resnet50", "convnext_tiny"])
         'resnet50'
     """
-    return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
+    return nearest_few(name, names)[0]
+
+
+def nearest_few(name: str, names: Iterable[str]) -> list[str]:
+    """The three of ``names`` that are spelt most like ``name``, the nearest first.
+
+    Args:
+        name: What was given.
+        names: What would have been right; fewer than three give all.
+    """
+    return difflib.get_close_matches(name, list(names), n=3, cutoff=0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +28,7 @@ from convattn.explain.gradcam import grad_cam
 from convattn.explain.pictures import PictureSource, Seen, View, read_picture, see
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.surgery.modes import evaluating
+from convattn.wording import nearest_few
 
 Method = Literal["auto", "attention", "gradcam"]
 Target = int | str
@@ -481,9 +481,9 @@ def find_class(target: Target, names: Sequence[str]) -> int:
     if asked.isdecimal() and int(asked) <= last:
         return int(asked)
     single = {part.casefold(): part for name in names for part in (name, *name.split(", "))}
-    nearest = difflib.get_close_matches(asked, list(single), n=3, cutoff=0)
+    near = nearest_few(asked, single)
     raise ValueError(
-        f"unknown class {target!r}; the nearest are {', '.join(repr(single[n]) for n in nearest)}"
+        f"unknown class {target!r}; the nearest are {', '.join(repr(single[n]) for n in near)}"
     )
 
 

@@ -319,7 +319,8 @@ def backward(
     delta = (grad_out * flat_out).sum(1, keepdim=True)
     left = torch.cat([grad_out, -delta], dim=1)
     right = torch.cat([flat_v, flat_v.new_ones(maps, 1, size)], dim=1)
-    grad_q, grad_k, grad_v = (torch.zeros_like(t) for t in (flat_q, flat_k, flat_v))
+    grad_q = torch.empty_like(flat_q)
+    grad_k, grad_v = torch.zeros_like(flat_k), torch.zeros_like(flat_v)
     work = _Work(flat_q, axes)
     memory, further = work.memory(flat_q), work.memory(flat_q)
     for group in work.groups():

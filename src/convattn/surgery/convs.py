@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 import re
@@ -16,6 +15,7 @@ from torch.nn.utils import parametrize
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.surgery.records import NOT_ASKED, ConvFilter, ConvPlan, Wish, by, num_params
 from convattn.surgery.trace import TRANSFORMER, Call, Trace, is_transformer
+from convattn.wording import nearest_few
 
 _STAGES = re.compile(r"last-(\d+)-stages?")
 _MOST_POSITIONS = 512  # of a map that "auto" leaves at its size: 28x28 is halved, as in the paper
@@ -183,7 +183,7 @@ def _last_stages(
 def _names_nothing(model: nn.Module, word: str, names: list[str]) -> str:
     if not names:
         return f"conv={word!r}, but {type(model).__name__} has no convolution"
-    near = difflib.get_close_matches(word, names, n=3, cutoff=0.0)
+    near = nearest_few(word, names)
     return (
         f"conv={word!r} names no convolution of {type(model).__name__}; the nearest are "
         f"{', '.join(near)}; stages are named as in 'last-3-stages', and a * stands for anything"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convattn.layers import LearnedAggregation2d
 from convattn.surgery.records import NOT_ASKED, PoolPlan, Wish, num_params
 from convattn.surgery.trace import TRANSFORMER, Call, Trace, Value, is_transformer
+from convattn.wording import nearest_few
 
 _AVERAGES = frozenset({"mean", "adaptive_avg_pool2d", "avg_pool2d"})
 _EXAMPLE = "self.pool = nn.AdaptiveAvgPool2d(1) in __init__ and self.pool(x).flatten(1) in forward"
@@ -37,7 +37,7 @@ def pool_plan(model: nn.Module, run: Trace, wish: Wish) -> PoolPlan:
         ("classifier_name", wish.classifier_name),
     ):
         if name is not None and name not in modules:
-            near = difflib.get_close_matches(name, filter(None, modules), n=3, cutoff=0.0)
+            near = nearest_few(name, filter(None, modules))
             raise ValueError(f"{word}={name!r} names no module; the nearest are {', '.join(near)}")
     found = _find_pool(modules, run, wish.pool_name)
     classifier = wish.classifier_name or _find_classifier(modules, run)
