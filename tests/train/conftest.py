@@ -90,3 +90,23 @@ def start() -> Callable[..., subprocess.Popen[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def train_apart(start, tmp_path) -> Callable[[TrainConfig], None]:
+    """Trains in a process of its own, which starts the further ones that several devices take."""
+
+    def run(config: TrainConfig) -> None:
+        written, script = tmp_path / "config.json", tmp_path / "two.py"
+        written.write_text(config.to_json())
+        script.write_text(
+            "from pathlib import Path\n"
+            "from convattn.train.config import TrainConfig\n"
+            "from convattn.train.run import train\n"
+            f"train(TrainConfig.load(Path({str(written)!r})))\n"
+        )
+        process = start(str(script))
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+
+    return run

@@ -212,20 +212,9 @@ def test_accumulated_parts_agree_with_the_whole_batch(one_process, tmp_path):
     assert largest_difference(run.folder, one_process) < 1e-5
 
 
-def test_two_processes_agree_with_one(one_process, start, tmp_path):
+def test_two_processes_agree_with_one(one_process, train_apart, tmp_path):
     folder = tmp_path / "two"
-    config = tmp_path / "config.json"
-    config.write_text(plain(folder, devices=2, strategy="ddp").to_json())
-    script = tmp_path / "two.py"
-    script.write_text(
-        "from pathlib import Path\n"
-        "from convattn.train.config import TrainConfig\n"
-        "from convattn.train.run import train\n"
-        f"train(TrainConfig.load(Path({str(config)!r})))\n"
-    )
-    process = start(str(script))
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    train_apart(plain(folder, devices=2, strategy="ddp"))
     assert largest_difference(folder, one_process) < 1e-5
     steps = [row["step"] for row in read_metrics(folder / "metrics.csv") if "train_loss" in row]
     assert steps == [2, 3, 4]

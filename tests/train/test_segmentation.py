@@ -91,18 +91,9 @@ def test_test_during_training_is_the_one_after_it(finished):
     assert last["val_loss"] == pytest.approx(finished.result.loss, abs=1e-4)
 
 
-def test_two_processes_test_together_and_the_first_alone_at_the_end(start, tmp_path):
-    folder, config, script = (tmp_path / name for name in ("two", "config.json", "two.py"))
-    config.write_text(tiny(folder, devices=2, strategy="ddp", epochs=1).to_json())
-    script.write_text(
-        "from pathlib import Path\n"
-        "from convattn.train.config import TrainConfig\n"
-        "from convattn.train.run import train\n"
-        f"train(TrainConfig.load(Path({str(config)!r})))\n"
-    )
-    process = start(str(script))
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+def test_two_processes_test_together_and_the_first_alone_at_the_end(train_apart, tmp_path):
+    folder = tmp_path / "two"
+    train_apart(tiny(folder, devices=2, strategy="ddp", epochs=1))
     found = json.loads((folder / "evaluation.json").read_text())
     assert found["num_images"] == 6
     assert read_metrics(folder / "metrics.csv")[-1]["val_miou"] == pytest.approx(found["miou"])
