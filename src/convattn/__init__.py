@@ -5,6 +5,7 @@ Importing this package registers its models with timm.
 
 from convattn.explain import capture_attention, explain
 from convattn.functional import aggregate, relative_attention_2d
+from convattn.inference import optimize_for_inference
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.models import OUR_MODELS
 from convattn.surgery import augment, freeze, param_groups, plan
@@ -20,6 +21,7 @@ __all__ = [
     "capture_attention",
     "explain",
     "freeze",
+    "optimize_for_inference",
     "param_groups",
     "plan",
     "relative_attention_2d",

@@ -17,7 +17,6 @@ import json
 import math
 import mmap
 import multiprocessing
-import platform
 import re
 import signal
 import sys
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from convattn.evaluate import create_model, load_run
+from convattn.inference.processor import compiler_trouble, emulates
 from convattn.kernels import is_out_of_memory
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.surgery.records import by, num_params
@@ -380,7 +380,7 @@ def measure(
     sides = [(side, side) for side in dict.fromkeys(sizes)] if sizes else [(own[0], own[1])]
     counts = {side: _count(subject, network, (channels, *side), own) for side in sides}
     del network
-    if "bfloat16" in dtypes and _emulates_bfloat16(place):
+    if "bfloat16" in dtypes and emulates(torch.bfloat16, place):
         warn("this processor has no bfloat16 instructions: it emulates them, which takes longer")
     modes = [False, True] if compiled and _compiles(place, warn) else [False]
     steps = dict.fromkeys([(False, 1), (False, batch_size), *([(True, batch_size)] * training)])
@@ -443,25 +443,12 @@ def _count(
         ) from error
 
 
-def _emulates_bfloat16(device: torch.device) -> bool:
-    """Whether it is known to; other architectures than x86 are taken at their word."""
-    return (
-        device.type == "cpu"
-        and platform.machine().lower() in ("x86_64", "amd64")
-        and not torch.cpu._is_amx_tile_supported()
-        and not torch.cpu._is_avx512_bf16_supported()
-    )
-
-
 def _compiles(device: torch.device, warn: Callable[[str], Any]) -> bool:
     """Whether ``torch.compile`` works here; else why not is told."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=device))
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        warn(f"torch.compile does not work here, so nothing is measured compiled: {reason}")
-        return False
-    return True
+    trouble = compiler_trouble(device)
+    if trouble is not None:
+        warn(f"torch.compile does not work here, so nothing is measured compiled: {trouble}")
+    return trouble is None
 
 
 @contextlib.contextmanager

@@ -3,13 +3,16 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
+from timm.layers import drop_path
 from torch.utils.flop_counter import FlopCounterMode
 
 from convattn.data import cluttered_digits
-from convattn.models.patchconvnet import PatchConvNet
+from convattn.models.patchconvnet import PatchConvBlock, PatchConvNet
 from convattn.weights import patchconvnet_from_released
+from tests.watching import HeldTensors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -163,3 +166,140 @@ def test_the_bundled_network_is_small_and_has_a_card():
     assert file.stat().st_size < 2**20
     assert "95.0 %" in file.with_suffix(".md").read_text()
     assert "patchconvnet_nano.cluttered_digits" in timm.list_pretrained()
+
+
+def _block(**options):
+    torch.manual_seed(0)
+    block = PatchConvBlock(8, layer_scale=0.5, dtype=torch.float64, **options)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, 0.3, 0.5)
+    return block
+
+
+def _by_definition(block, x):
+    """The released formula, a channels-first convolution at a time."""
+    maps = block._norm(x).permute(0, 3, 1, 2)
+    maps = F.gelu(F.conv2d(maps, block.conv_pw.weight[..., None, None], block.conv_pw.bias))
+    maps = F.gelu(block.conv_dw(maps))
+    squeezed = F.relu(block.se.reduce(maps.mean((2, 3))))
+    maps = maps * block.se.expand(squeezed).sigmoid()[..., None, None]
+    maps = F.conv2d(maps, block.conv_pwl.weight[..., None, None], block.conv_pwl.bias)
+    return block.gamma * maps.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "batchnorm"])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_block_and_its_gradients_are_the_definition_s(norm, recomputes):
+    block = _block(norm=norm)
+    block.recomputes_gelu = recomputes
+    x = torch.randn(3, 4, 5, 8, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *block.parameters()]
+    out, expected = block(x), x + _by_definition(block, x)
+    torch.testing.assert_close(out, expected)
+    weight = torch.randn_like(out)
+    torch.testing.assert_close(
+        torch.autograd.grad((out * weight).sum(), leaves),
+        torch.autograd.grad((expected * weight).sum(), leaves),
+    )
+
+
+@pytest.mark.parametrize(("recomputes", "maps"), [(False, 5), (True, 3)])
+def test_maps_that_a_block_keeps(recomputes, maps):
+    block = _block()
+    block.recomputes_gelu = recomputes
+    x = torch.randn(2, 32, 32, 8, dtype=torch.float64, requires_grad=True)
+    with HeldTensors() as watched:
+        out = block(x)
+    # All but the input, which is not made here, and with the output, which the next block keeps.
+    kept = watched.held() / out.numel()
+    assert maps <= kept < maps + 0.3
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "batchnorm"])
+def test_stochastic_depth_is_what_a_mask_gives(norm):
+    block = _block(norm=norm, drop_path=0.5).train()
+    x = torch.randn(9, 4, 5, 8, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(1)
+    out = block(x)
+    torch.manual_seed(1)
+    expected = x + drop_path(_by_definition(block, x), 0.5, training=True)
+    torch.testing.assert_close(out, expected)
+    leaves = [x, *block.parameters()]
+    weight = torch.randn_like(out)
+    torch.testing.assert_close(
+        torch.autograd.grad((out * weight).sum(), leaves),
+        torch.autograd.grad((expected * weight).sum(), leaves),
+    )
+
+
+def test_dropped_pictures_cost_nothing():
+    block = _block(drop_path=0.5).train()
+    x = torch.randn(16, 4, 5, 8, dtype=torch.float64)
+    macs = {}
+    for training in (False, True):
+        torch.manual_seed(0)
+        with FlopCounterMode(display=False) as counter:
+            block.train(training)(x)
+        macs[training] = counter.get_total_flops()
+    torch.manual_seed(0)
+    kept = torch.empty(16, dtype=torch.float64).bernoulli_(0.5).sum().item()
+    assert macs[True] * 16 == macs[False] * kept
+
+
+def test_a_block_that_is_dropped_for_all_pictures_still_has_gradients():
+    block = _block(drop_path=0.999999).train()
+    x = torch.randn(2, 4, 5, 8, dtype=torch.float64, requires_grad=True)
+    out = block(x)
+    torch.testing.assert_close(out, x)
+    out.sum().backward()
+    assert all((p.grad == 0).all() for p in block.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_the_residual_in_float32_and_small_layer_scales_alive(dtype):
+    block = PatchConvBlock(8, layer_scale=1e-6).train()
+    x = torch.zeros(2, 4, 5, 8)
+    torch.nn.init.normal_(block.norm.bias)
+    with torch.autocast("cpu", dtype):
+        out = block(x.to(dtype))
+    assert out.dtype == torch.float32
+    expected = _by_definition(block, x)
+    torch.testing.assert_close(out / 1e-6, expected / 1e-6, rtol=0.05, atol=0.02)
+
+
+def test_autocast_keeps_no_more_maps():
+    block = PatchConvBlock(8).train()
+    x = torch.randn(2, 32, 32, 8, requires_grad=True)
+    with HeldTensors() as watched, torch.autocast("cpu", torch.bfloat16):
+        block(x)
+    assert watched.held() / x.numel() < 5.3
+
+
+def test_what_hangs_on_the_last_convolution_is_called():
+    block = _block()
+    seen = []
+    block.conv_pwl.register_forward_hook(lambda *_: seen.append(1))
+    x = torch.randn(2, 4, 5, 8, dtype=torch.float64)
+    torch.testing.assert_close(block(x), x + _by_definition(block, x))
+    assert seen
+
+
+def test_pointwise_recomputation_changes_no_gradient():
+    torch.manual_seed(0)
+    model = timm.create_model("patchconvnet_nano", norm="layernorm").train()
+    x = torch.randn(2, 3, 64, 48)
+    gradients = []
+    for enable in (False, True):
+        model.set_pointwise_recomputation(enable)
+        gradients.append(torch.autograd.grad(model(x).square().sum(), [*model.parameters()]))
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+def test_the_trunk_stays_channels_last():
+    model = timm.create_model("patchconvnet_nano", norm="layernorm").eval()
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, x, out: strides.append((x[0], out)))
+    strides = []
+    model(torch.randn(2, 3, 64, 48))
+    assert all(x.is_contiguous() and out.is_contiguous() for x, out in strides)
+    assert len(strides) == 4

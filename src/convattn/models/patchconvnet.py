@@ -4,9 +4,12 @@ Touvron et al. 2021, "Augmenting Convolutional Networks with Attention-based Agg
 https://arxiv.org/abs/2112.13692.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +20,33 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
+from convattn.kernels.recompute import is_followed, made_anew
 from convattn.layers import LearnedAggregation2d
 from convattn.weights import patchconvnet_from_released
 
 Norm = Literal["layernorm", "batchnorm"]
+_Context = AbstractContextManager[None]
 
 
-class _SqueezeExcite(nn.Module):
-    """Squeeze-excite on (B, H, W, C) maps, reduced to a quarter of the channels."""
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """Of matrix products with ``x``."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def _is_bare(layer: nn.Module) -> bool:
+    """Whether reading its parameters does all that calling it would."""
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+class _ChannelGate(nn.Module):
+    """Squeeze-excite's factors for (B, H, W, C) maps, by way of a quarter of the channels."""
 
     def __init__(self, dim: int, **where: Any) -> None:
         super().__init__()
@@ -33,19 +55,27 @@ class _SqueezeExcite(nn.Module):
         self.expand = nn.Linear(hidden, dim, **where)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean((1, 2), keepdim=True)
-        return x * self.expand(F.relu(self.reduce(gate))).sigmoid()
+        """(B, H, W, C) -> (B, 1, 1, C)."""
+        return self.expand(F.relu(self.reduce(x.mean((1, 2), keepdim=True)))).sigmoid()
 
 
 class PatchConvBlock(nn.Module):
     """Residual block of the trunk, on (B, H, W, C) maps so that 1x1 convolutions are matrices.
 
+    Layer scale is multiplied into the last matrix rather than into the map. For its backward pass
+    the block keeps five maps of the eight that take part: what LayerNorm and squeeze-excite make
+    is made anew, and with ``recomputes_gelu`` what both GELUs make as well, which leaves three.
+
     Args:
         dim: Channels.
-        layer_scale: Initial factor of the residual branch; None leaves the factor out.
-        drop_path: Probability of dropping the residual branch for a picture.
+        layer_scale: Initial factor of the residual branch.
+        drop_path: Probability of dropping the residual branch for a picture. Dropped pictures are
+            left out of the computation, but with BatchNorm, which would notice.
         norm: "layernorm" as published, or "batchnorm".
         where: Device and dtype, as in nn.Linear.
+
+    Attributes:
+        recomputes_gelu: May be set at any time.
 
     Shape:
         (B, H, W, dim) -> (B, H, W, dim).
@@ -68,22 +98,60 @@ class PatchConvBlock(nn.Module):
         )
         self.conv_pw = nn.Linear(dim, dim, **where)
         self.conv_dw = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **where)
-        self.se = _SqueezeExcite(dim, **where)
+        self.se = _ChannelGate(dim, **where)
         self.conv_pwl = nn.Linear(dim, dim, **where)
         self.gamma = nn.Parameter(torch.full((dim,), layer_scale, **where))
         self.drop_path = DropPath(drop_path)
+        self.recomputes_gelu = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, dim) -> (B, H, W, dim)."""
+        x = x.to(self.gamma.dtype)  # autocast must not narrow the sum of all blocks
+        rate = self.drop_path.drop_prob if self.training else 0.0
+        if not rate:
+            return x + self._branch(x)
+        if isinstance(self.norm, nn.BatchNorm2d) or is_followed():
+            return x + self.drop_path(self._branch(x))
+        # Drawn on the CPU, so that nobody waits for a GPU to tell how many are kept.
+        drawn = torch.empty(len(x), dtype=x.dtype, device="cpu").bernoulli_(1 - rate)
+        kept = drawn.nonzero()[:, 0].to(x.device, non_blocking=True)
+        some = x[kept]
+        return x.index_copy(0, kept, some + self._branch(some, 1 / (1 - rate)))
+
+    def _branch(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        normed = self._norm(x)
+        with self._made_anew(normed, lambda: self._norm(x)):
+            wide = self.conv_pw(normed)
+        active = F.gelu(wide)
+        with self._gelu_again(active, wide):
+            mixed = self.conv_dw(active.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        active = F.gelu(mixed)
+        with self._gelu_again(active, mixed):
+            gate = self.se(active)
+            gated = active * gate
+        source = partial(F.gelu, mixed) if self.recomputes_gelu else partial(_same, active)
+        with made_anew(gated, lambda: source() * gate):
+            return self._project(gated, scale)
 
     def _norm(self, x: Tensor) -> Tensor:
         if isinstance(self.norm, nn.BatchNorm2d):
             return self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.norm(x)
+        return self.norm(x).to(_compute_dtype(x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) -> (B, H, W, dim)."""
-        branch = F.gelu(self.conv_pw(self._norm(x)))
-        branch = self.conv_dw(branch.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        branch = self.conv_pwl(self.se(F.gelu(branch)))
-        return x + self.drop_path(self.gamma * branch)
+    def _made_anew(self, normed: Tensor, make: Callable[[], Tensor]) -> _Context:
+        if isinstance(self.norm, nn.BatchNorm2d):  # would count the batch twice
+            return nullcontext()
+        return made_anew(normed, make)
+
+    def _gelu_again(self, active: Tensor, x: Tensor) -> _Context:
+        return made_anew(active, partial(F.gelu, x)) if self.recomputes_gelu else nullcontext()
+
+    def _project(self, x: Tensor, scale: float) -> Tensor:
+        gamma = self.gamma * scale
+        # float16 has no numbers as small as a new network's layer scale times a weight.
+        if _compute_dtype(x) == torch.float16 or not _is_bare(self.conv_pwl):
+            return gamma * self.conv_pwl(x)
+        return F.linear(x, gamma[:, None] * self.conv_pwl.weight, gamma * self.conv_pwl.bias)
 
 
 class PatchConvNet(nn.Module):
@@ -219,8 +287,17 @@ class PatchConvNet(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes the blocks in the backward pass instead of keeping their activations."""
+        """Recomputes the blocks in the backward pass: keeps one map of a block instead of five."""
         self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def set_pointwise_recomputation(self, enable: bool = True) -> None:
+        """Recomputes the blocks' GELUs in the backward pass: keeps three maps instead of five.
+
+        Cheaper than :meth:`set_grad_checkpointing`, which recomputes everything.
+        """
+        for block in self.blocks:
+            cast(PatchConvBlock, block).recomputes_gelu = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -277,7 +354,7 @@ class PatchConvNet(nn.Module):
         take, last = feature_take_indices(len(self.blocks), indices)
         blocks = self.blocks[: last + 1] if stop_early else self.blocks
         maps = []
-        x = self.stem(x).permute(0, 2, 3, 1)  # (B, H', W', C)
+        x = self._patches(x)
         for i, block in enumerate(blocks):
             x = checkpoint_seq([block], x) if self._checkpoints else block(x)
             if i in take:
@@ -307,9 +384,13 @@ class PatchConvNet(nn.Module):
     def _checkpoints(self) -> bool:
         return self.grad_checkpointing and torch.is_grad_enabled()
 
+    def _patches(self, x: Tensor) -> Tensor:
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        return x.permute(0, 2, 3, 1).contiguous()  # (B, H', W', C)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, embed_dim, H', W')."""
-        x = self.stem(x).permute(0, 2, 3, 1)  # (B, H', W', C)
+        x = self._patches(x)
         x = checkpoint_seq(self.blocks, x) if self._checkpoints else self.blocks(x)
         return x.permute(0, 3, 1, 2)
 

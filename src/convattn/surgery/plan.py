@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch
 from torch import nn
 
 from convattn.layers.rel_pos import Position
 from convattn.surgery.convs import conv_plans
 from convattn.surgery.pools import pool_plan
 from convattn.surgery.records import ConvFilter, ConvPlan, Plan, Pool, PoolPlan, Wish
-from convattn.surgery.trace import Trace, trace
+from convattn.surgery.trace import check_network, trace_usual
 
 
 def plan(
@@ -100,8 +98,8 @@ def read(
     Raises:
         ValueError: As ``plan``.
     """
-    _check_model(model)
-    run = _trace(model, _input_sizes(model, input_size), count_macs=count_macs)
+    check_network(model, "augment")
+    run = trace_usual(model, input_size, count_macs=count_macs)
     convs = conv_plans(model, run, wish)
     pool = pool_plan(model, run, wish)
     params = sum(parameter.numel() for parameter in model.parameters())
@@ -117,52 +115,3 @@ def read(
         macs=run.macs,
         macs_after=run.macs + sum(part.macs_after - part.macs for part in parts),
     )
-
-
-def _check_model(model: nn.Module) -> None:
-    kind = type(model).__name__
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{model!r} is no network; give a torch.nn.Module")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(
-            f"{kind} is a scripted module, whose code is frozen; augment the Python module it was "
-            "made of, then script that"
-        )
-    wrappers = {
-        "OptimizedModule": ("torch.compile", "model._orig_mod"),
-        "DataParallel": ("DataParallel", "model.module"),
-        "DistributedDataParallel": ("DistributedDataParallel", "model.module"),
-        "FullyShardedDataParallel": ("FullyShardedDataParallel", "model.module"),
-    }
-    if kind in wrappers:
-        wrapper, inner = wrappers[kind]
-        raise ValueError(
-            f"the network is wrapped by {wrapper}; augment {inner}, then wrap it again"
-        )
-
-
-def _input_sizes(model: nn.Module, given: int | Sequence[int] | None) -> list[tuple[int, int, int]]:
-    """The size of the pictures, with each number of channels that they may have."""
-    cfg = getattr(model, "pretrained_cfg", None)
-    usual = tuple(cfg.get("input_size", ())) if isinstance(cfg, Mapping) else ()
-    sides = (usual or 224) if given is None else given
-    sizes = (sides, sides) if isinstance(sides, int) else tuple(sides)
-    if len(sizes) not in (2, 3) or any(not isinstance(side, int) or side < 1 for side in sizes):
-        raise ValueError(
-            f"input_size={given!r} is not a side, (H, W) or (C, H, W) in pixels; for instance 224"
-        )
-    height, width = sizes[-2:]
-    if given is not None and len(sizes) == 3:
-        return [(sizes[0], height, width)]
-    # The first convolution tells, unless the network rearranges the picture before it.
-    first = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    channels = dict.fromkeys([next(first, 3), *usual[:1], 3])
-    return [(count, height, width) for count in channels]
-
-
-def _trace(model: nn.Module, sizes: Sequence[tuple[int, int, int]], *, count_macs: bool) -> Trace:
-    """The run on the first of the sizes that the network takes."""
-    for size in sizes[:-1]:
-        with contextlib.suppress(ValueError):
-            return trace(model, size, count_macs=count_macs)
-    return trace(model, sizes[-1], count_macs=count_macs)

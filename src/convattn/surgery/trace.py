@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -217,6 +217,55 @@ def trace(model: nn.Module, input_size: tuple[int, int, int], *, count_macs: boo
     return _run(model, input_size, noted)
 
 
+def trace_usual(
+    model: nn.Module, input_size: int | Sequence[int] | None = None, *, count_macs: bool = False
+) -> Trace:
+    """:func:`trace` on a picture of the network's usual size.
+
+    Args:
+        model: The network.
+        input_size: A side, (H, W) or (C, H, W) of a picture; None takes the usual one.
+        count_macs: As in :func:`trace`.
+
+    Raises:
+        ValueError: If ``input_size`` is none, or the network cannot run on such a picture.
+    """
+    sizes = _input_sizes(model, input_size)
+    for size in sizes[:-1]:
+        with suppress(ValueError):
+            return trace(model, size, count_macs=count_macs)
+    return trace(model, sizes[-1], count_macs=count_macs)
+
+
+def check_network(model: nn.Module, task: str) -> None:
+    """Refuse what is no network that can be taken apart.
+
+    Args:
+        model: What was given.
+        task: What was to be done with it, as in "augment".
+
+    Raises:
+        ValueError: If it is no module, scripted, or wrapped by another module.
+    """
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{model!r} is no network; give a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            f"{kind} is a scripted module, whose code is frozen; {task} the Python module it was "
+            "made of, then script that"
+        )
+    wrappers = {
+        "OptimizedModule": ("torch.compile", "model._orig_mod"),
+        "DataParallel": ("DataParallel", "model.module"),
+        "DistributedDataParallel": ("DistributedDataParallel", "model.module"),
+        "FullyShardedDataParallel": ("FullyShardedDataParallel", "model.module"),
+    }
+    if kind in wrappers:
+        wrapper, inner = wrappers[kind]
+        raise ValueError(f"the network is wrapped by {wrapper}; {task} {inner}, then wrap it again")
+
+
 def check_runs(model: nn.Module, input_size: tuple[int, int, int]) -> None:
     """Run a network once and forget it.
 
@@ -228,6 +277,25 @@ def check_runs(model: nn.Module, input_size: tuple[int, int, int]) -> None:
         ValueError: If it cannot run on such a picture.
     """
     _run(model, input_size, lambda forward, picture: forward(picture))
+
+
+def _input_sizes(model: nn.Module, given: int | Sequence[int] | None) -> list[tuple[int, int, int]]:
+    """The size of the pictures, with each number of channels that they may have."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    usual = tuple(cfg.get("input_size", ())) if isinstance(cfg, Mapping) else ()
+    sides = (usual or 224) if given is None else given
+    sizes = (sides, sides) if isinstance(sides, int) else tuple(sides)
+    if len(sizes) not in (2, 3) or any(not isinstance(side, int) or side < 1 for side in sizes):
+        raise ValueError(
+            f"input_size={given!r} is not a side, (H, W) or (C, H, W) in pixels; for instance 224"
+        )
+    height, width = sizes[-2:]
+    if given is not None and len(sizes) == 3:
+        return [(sizes[0], height, width)]
+    # The first convolution tells, unless the network rearranges the picture before it.
+    first = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    channels = dict.fromkeys([next(first, 3), *usual[:1], 3])
+    return [(count, height, width) for count in channels]
 
 
 def _run(

@@ -1,0 +1,144 @@
+"""Networks as they run when nothing is to be learned any more: the same logits, sooner."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from convattn.inference.blocks import fold_blocks
+from convattn.inference.folding import fold_batch_norms
+from convattn.inference.int8 import quantize_int8
+from convattn.inference.processor import compiler_trouble, emulates
+from convattn.surgery.trace import check_network
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+
+
+def optimize_for_inference(
+    model: nn.Module, *, dtype: torch.dtype | None = None, compile: bool = False
+) -> nn.Module:
+    """A copy of a trained network that gives the same logits faster, and can only do that.
+
+    BatchNorm goes into the convolutions and attention branches before it; in PatchConvNets the
+    factors of LayerNorm and layer scale go into the 1x1 convolutions, and every parameter is
+    frozen. For any network of ours, any that ``augment`` made, and any convolutional network of
+    timm or torchvision.
+
+    Args:
+        model: In evaluation mode, without hooks; left alone.
+        dtype: Number format of weights and activations; the weights are cast once, and pictures
+            of any floating format are taken. None keeps float32. ``torch.int8`` computes the
+            blocks' large matrix products in int8, see :func:`convattn.inference.int8.
+            quantize_int8`, and everything else in float32. Where the processor has no fast
+            instructions for a format, a warning says so and float32 takes its place.
+        compile: Compile with ``torch.compile``: on the CPU with frozen weights, which applies to
+            calls under ``torch.inference_mode()`` or ``torch.no_grad()``; on CUDA as CUDA graphs.
+            The first call at every new size and batch takes about a minute. Without a compiler,
+            a warning says so, and the network runs as it is.
+
+    Returns:
+        The network: of the same class, with the same methods, its parameters folded.
+
+    Raises:
+        ValueError: If the model is in training mode, has hooks, is wrapped, or there is no such
+            ``dtype``.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("patchconvnet_nano").eval()
+        >>> fast = optimize_for_inference(model)
+        >>> x = torch.randn(2, 3, 64, 64)
+        >>> with torch.inference_mode():
+        ...     bool((fast(x) - model(x)).abs().max() < 1e-5)
+        True
+    """
+    check_network(model, "optimise")
+    _refuse(model)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    chosen = _usable(dtype, device)
+    network = copy.deepcopy(model).requires_grad_(False)
+    fold_blocks(network)
+    fold_batch_norms(network)
+    if chosen == torch.int8:
+        quantize_int8(network)
+    elif chosen is not None:
+        network.to(chosen)
+    network.register_forward_pre_hook(_Prepare(network))
+    if compile:
+        _compile(network, device)
+    return network
+
+
+def _refuse(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        where = f"its module {name!r}" if name else "the model"
+        if module.training:
+            raise ValueError(
+                f"{where} is in training mode, where dropout and batch statistics are at work; "
+                "call model.eval() first"
+            )
+        if any(isinstance(hook, _Prepare) for hook in _hooks(module)):
+            raise ValueError("the model is optimised already; optimise what it was made of")
+        if any(True for _ in _hooks(module)):
+            raise ValueError(
+                f"{where} has hooks, which would see other maps than before or none; remove them "
+                "first, and leave capture_attention() if this is inside it"
+            )
+
+
+def _hooks(module: nn.Module) -> Iterator[object]:
+    yield from module._forward_hooks.values()
+    yield from module._forward_pre_hooks.values()
+    yield from module._backward_hooks.values()
+    yield from module._backward_pre_hooks.values()
+
+
+def _usable(dtype: torch.dtype | None, device: torch.device) -> torch.dtype | None:
+    if dtype is None:
+        return None
+    if dtype not in _DTYPES:
+        names = ", ".join(str(one).removeprefix("torch.") for one in _DTYPES)
+        raise ValueError(f"dtype={dtype} is not one of {names} of torch, or None")
+    if emulates(dtype, device):
+        warnings.warn(
+            f"this processor has no {str(dtype).removeprefix('torch.')} instructions and would be "
+            "slower for emulating them: float32 takes its place",
+            stacklevel=3,
+        )
+        return None
+    return dtype
+
+
+class _Prepare:
+    """Gives pictures the network's number format, and lays their channels last."""
+
+    def __init__(self, network: nn.Module) -> None:
+        floating = (p.dtype for p in network.parameters() if p.dtype.is_floating_point)
+        self.dtype = next(floating, torch.float32)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tree_map_only(Tensor, self._prepared, args)
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype) if x.is_floating_point() else x
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _compile(network: nn.Module, device: torch.device) -> None:
+    trouble = compiler_trouble(device)
+    if trouble is not None:
+        warnings.warn(
+            f"torch.compile does not work here, so the network runs as it is: {trouble}",
+            stacklevel=3,
+        )
+    elif device.type == "cpu":
+        # Without the threshold, the compiler adds up all earlier residual branches in every block.
+        network.compile(options={"freezing": True, "realize_reads_threshold": 2})
+    else:
+        network.compile(mode="reduce-overhead")
