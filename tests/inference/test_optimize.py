@@ -215,8 +215,10 @@ def test_compiled_logits_stay():
     model = _create("patchconvnet_nano", norm="layernorm", depth=1)
     optimised = optimize_for_inference(model, compile=True)
     x = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        _close(optimised(x), model(x))
+    expected = optimised(x)
+    _close(expected, model(x).detach())
+    nn.init.zeros_(optimised.head.fc.weight)
+    torch.testing.assert_close(optimised(x), expected, msg="its weights are not constants")
 
 
 def test_without_a_compiler_it_runs_as_it_is_and_warns_once(monkeypatch):
@@ -248,6 +250,8 @@ def _with_hook(model):
         (torch.compile, {}, "wrapped by torch.compile; optimise model._orig_mod"),
         (lambda _: 3, {}, "3 is no network"),
         (lambda m: m, {"dtype": torch.float64}, "float64 is not one of float32, bfloat16"),
+        (lambda m: m, {"kernels": "warp"}, "kernels='warp' is not one of torch, triton"),
+        (lambda m: m, {"kernels": "triton"}, "runs on cuda, and the model is on cpu"),
     ],
 )
 def test_what_is_refused(make, options, message):

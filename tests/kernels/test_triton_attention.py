@@ -4,11 +4,6 @@ That computes with NumPy what the kernels say: whether they are right, but not w
 Another test compiles them for two GPUs.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,27 +17,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from convattn.kernels import triton_attention as ours
+from tests.kernels.interpreter import DEVICE, INTERPRETED, VERSION, run_interpreted
 
-VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
-INTERPRETED = triton.knobs.runtime.interpret
-DEVICE = "cpu" if INTERPRETED else "cuda"
 NAMES = ("out", "q", "k", "v", "bias_h", "bias_w")
-
-
-@pytest.fixture(autouse=INTERPRETED)
-def _bfloat16_in_the_interpreter(monkeypatch):
-    """It keeps bfloat16 as bits, and multiplies those in tl.dot."""
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    dot = InterpreterBuilder.create_dot
-    tl = triton.language
-
-    def create_dot(self, a, b, *args):
-        if a.dtype.scalar == tl.bfloat16:
-            a, b = self.cast_impl(a, tl.float32), self.cast_impl(b, tl.float32)
-        return dot(self, a, b, *args)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 
 def make_inputs(size, dim, v_dim, *, pairs=(1, 1), dtype=torch.float32, biased=True, sharpness=1.0):
@@ -80,15 +57,7 @@ def check(inputs, weight, tolerance, *, dtype=torch.float32, attention=ours.trit
 
 @pytest.mark.skipif(VERSION < (3, 9), reason="its interpreter fails with current NumPy")
 def test_the_cases_below_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
+    run_interpreted(__file__)
 
 
 @pytest.mark.gpu

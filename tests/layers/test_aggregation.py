@@ -39,11 +39,14 @@ def by_the_paper(layer, x):
     return layer.fc(tokens[:, 0])
 
 
+@pytest.mark.parametrize("num_classes", [5, 40])
 @pytest.mark.parametrize("size", [(3, 5), (1, 1), (14, 14)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_the_paper_s_order_of_operations(kind, size):
+def test_equals_the_paper_s_order_of_operations(kind, size, num_classes):
     torch.manual_seed(0)
-    layer = LearnedAggregation2d(16, 5, layer_scale=0.7, **kind).double()
+    layer = LearnedAggregation2d(16, num_classes, layer_scale=0.7, **kind).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
     x = torch.randn(2, 16, *size, dtype=torch.float64, requires_grad=True)
     leaves = [x, *layer.parameters()]
     expected = by_the_paper(layer, x)

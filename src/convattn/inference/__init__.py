@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from convattn.inference.blocks import fold_blocks
+from convattn.inference.blocks import KERNELS, Kernels, fold_blocks
 from convattn.inference.folding import fold_batch_norms
 from convattn.inference.int8 import quantize_int8
 from convattn.inference.processor import compiler_trouble, emulates
@@ -21,7 +21,11 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
 def optimize_for_inference(
-    model: nn.Module, *, dtype: torch.dtype | None = None, compile: bool = False
+    model: nn.Module,
+    *,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
+    kernels: Kernels = "torch",
 ) -> nn.Module:
     """A copy of a trained network that gives the same logits faster, and can only do that.
 
@@ -37,17 +41,19 @@ def optimize_for_inference(
             blocks' large matrix products in int8, see :func:`convattn.inference.int8.
             quantize_int8`, and everything else in float32. Where the processor has no fast
             instructions for a format, a warning says so and float32 takes its place.
-        compile: Compile with ``torch.compile``: on the CPU with frozen weights, which applies to
-            calls under ``torch.inference_mode()`` or ``torch.no_grad()``; on CUDA as CUDA graphs.
-            The first call at every new size and batch takes about a minute. Without a compiler,
-            a warning says so, and the network runs as it is.
+        compile: Compile with ``torch.compile``: on the CPU with weights that are constants, on
+            CUDA as CUDA graphs. The first call at a new size or batch takes about a minute; no
+            gradients pass. Without a compiler, a warning says so, and the network runs as it is.
+        kernels: Of PatchConvNet's blocks. "triton" takes kernels of our own on CUDA, see
+            :mod:`convattn.kernels.triton_block`; they have not been timed on a GPU yet, and are
+            therefore not the default.
 
     Returns:
         The network: of the same class, with the same methods, its parameters folded.
 
     Raises:
-        ValueError: If the model is in training mode, has hooks, is wrapped, or there is no such
-            ``dtype``.
+        ValueError: If the model is in training mode, has hooks or is wrapped, there is no such
+            ``dtype`` or no such ``kernels``, or what was asked for cannot run there.
 
     Example:
         >>> import timm
@@ -62,8 +68,9 @@ def optimize_for_inference(
     _refuse(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     chosen = _usable(dtype, device)
+    _check_kernels(kernels, device)
     network = copy.deepcopy(model).requires_grad_(False)
-    fold_blocks(network)
+    fold_blocks(network, kernels)
     fold_batch_norms(network)
     if chosen == torch.int8:
         quantize_int8(network)
@@ -115,6 +122,13 @@ def _usable(dtype: torch.dtype | None, device: torch.device) -> torch.dtype | No
     return dtype
 
 
+def _check_kernels(kernels: str, device: torch.device) -> None:
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels={kernels!r} is not one of {', '.join(KERNELS)}")
+    if kernels == "triton" and device.type != "cuda":
+        raise ValueError(f"kernels='triton' runs on cuda, and the model is on {device}: move it")
+
+
 class _Prepare:
     """Gives pictures the network's number format, and lays their channels last."""
 
@@ -139,6 +153,26 @@ def _compile(network: nn.Module, device: torch.device) -> None:
         )
     elif device.type == "cpu":
         # Without the threshold, the compiler adds up all earlier residual branches in every block.
-        network.compile(options={"freezing": True, "realize_reads_threshold": 2})
+        network.compile(options=_FREEZING | {"realize_reads_threshold": 2})
+        assert network._compiled_call_impl is not None
+        network._compiled_call_impl = _Frozen(network._compiled_call_impl)
     else:
         network.compile(mode="reduce-overhead")
+
+
+_FREEZING = {"freezing": True}
+
+
+class _Frozen:
+    """Calls what is compiled so that its weights become constants.
+
+    The option alone does not do that: the tracer reads the setting itself, and only where no
+    gradients are recorded.
+    """
+
+    def __init__(self, compiled: Callable[..., Any]) -> None:
+        self.compiled = compiled
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad(), torch._inductor.config.patch(_FREEZING):
+            return self.compiled(*args, **kwargs)

@@ -1,5 +1,7 @@
 """PatchConvNet's block as it runs when nothing is to be learned any more."""
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,12 +9,19 @@ from torch import Tensor, nn
 from convattn.inference.folding import fold_block
 from convattn.models.patchconvnet import PatchConvBlock
 
+Kernels = Literal["torch", "triton"]
+KERNELS: tuple[Kernels, ...] = get_args(Kernels)
+
 
 class FoldedPatchConvBlock(nn.Module):
     """A trained block with its norm's factors and layer scale inside the 1x1 convolutions.
 
     Args:
         block: The trained block; shares its depthwise convolution and its squeeze-excite.
+
+    Attributes:
+        kernels: "torch", or "triton" for three kernels in the place of eight operations on CUDA;
+            what they cannot take goes to "torch". May be set at any time.
 
     Shape:
         (B, H, W, dim) -> (B, H, W, dim).
@@ -24,9 +33,12 @@ class FoldedPatchConvBlock(nn.Module):
         self.conv_pw, self.conv_pwl = fold_block(block)
         self.conv_dw = block.conv_dw
         self.se = block.se
+        self.kernels: Kernels = "torch"
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) -> (B, H, W, dim)."""
+        if self.kernels == "triton" and self._suits_triton(x):
+            return self._by_triton(x)
         maps = F.gelu(self.conv_pw(self._normed(x)))
         maps = F.gelu(self.conv_dw(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return x + self.conv_pwl(maps * self.se(maps))
@@ -42,9 +54,35 @@ class FoldedPatchConvBlock(nn.Module):
             return (centred * torch.rsqrt(variance + self.eps)).to(x.dtype)
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
 
+    def _suits_triton(self, x: Tensor) -> bool:
+        from convattn.kernels.triton_block import refusal  # absent on some machines
 
-def fold_blocks(network: nn.Module) -> None:
+        plain = type(self.conv_pw) is type(self.conv_pwl) is nn.Linear
+        return plain and self.eps is not None and refusal(x) is None
+
+    def _by_triton(self, x: Tensor) -> Tensor:
+        from convattn.kernels.triton_block import (
+            depthwise_gelu_sums,
+            norm_linear_gelu,
+            scale_linear_residual,
+        )
+
+        assert self.eps is not None
+        first, middle, last = self.conv_pw, self.conv_dw, self.conv_pwl
+        assert middle.bias is not None
+        maps = norm_linear_gelu(x, first.weight, first.bias, self.eps)
+        maps, sums = depthwise_gelu_sums(maps, middle.weight, middle.bias)
+        gate = self.se.from_mean((sums / (x.shape[1] * x.shape[2])).to(x.dtype))
+        out = scale_linear_residual(
+            maps.flatten(1, 2), gate, last.weight, last.bias, x.flatten(1, 2)
+        )
+        return out.view_as(x)
+
+
+def fold_blocks(network: nn.Module, kernels: Kernels) -> None:
     """Puts a folded block in the place of every PatchConvNet block, in place."""
     for name, module in list(network.named_modules()):
         if isinstance(module, PatchConvBlock):
-            network.set_submodule(name, FoldedPatchConvBlock(module).eval())
+            folded = FoldedPatchConvBlock(module).eval()
+            folded.kernels = kernels
+            network.set_submodule(name, folded)

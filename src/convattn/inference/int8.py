@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 _POINTWISE = ("conv_pw", "conv_pwl")  # what a PatchConvNet's blocks call their 1x1 convolutions
-_MIN_FEATURES = 64  # below, rounding the rows costs more than the product saves
+_MIN_FEATURES = 64  # below, little is left to save, in memory or in time
 _MIN_CUDA_ROWS = 17  # fewer are refused by cuBLAS
 
 
@@ -98,6 +98,9 @@ def quantize_int8(network: nn.Module) -> None:
     All else stays as it is, bit for bit: the stem, depthwise convolutions, squeeze-excite,
     aggregation and classifier. The convolutions and attention of other networks are not taken.
 
+    The blocks' weights take a quarter of the memory. Time is saved from about 384 channels on;
+    on a CPU, rounding the rows of narrower maps takes longer than the product saves.
+
     Args:
         network: In evaluation mode.
 
@@ -112,7 +115,7 @@ def quantize_int8(network: nn.Module) -> None:
     ]
     if not found:
         raise ValueError(
-            f"{type(network).__name__} has nothing that int8 would make faster: it needs 1x1 "
+            f"{type(network).__name__} has no layer for int8: it needs 1x1 "
             f"convolutions of a PatchConvNet with a multiple of 8 and at least {_MIN_FEATURES} "
             "channels; choose float32 or bfloat16"
         )

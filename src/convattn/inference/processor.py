@@ -21,6 +21,8 @@ def emulates(dtype: torch.dtype, device: torch.device) -> bool:
         return not (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
     if dtype == torch.float16:
         return not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    if dtype == torch.int8:
+        return not torch.cpu._is_vnni_supported()
     return False
 
 

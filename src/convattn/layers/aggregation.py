@@ -65,6 +65,10 @@ class _TokenAttention(nn.Module):
         )
 
     def values(self, weights: Tensor, x: Tensor, token: Tensor | None) -> Tensor:
+        if self.num_heads == 1 and weights.shape[2] > self.v.in_features and token is None:
+            # One product of both matrices is less than one with each of so many queries.
+            both = self.proj.weight @ self.v.weight
+            return weighted_values(weights, x, both, self.proj(self.v.bias))
         pooled = weighted_values(
             weights, x, self.v.weight, self.v.bias, num_heads=self.num_heads, token=token
         )

@@ -56,7 +56,11 @@ class _ChannelGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, 1, 1, C)."""
-        return self.expand(F.relu(self.reduce(x.mean((1, 2), keepdim=True)))).sigmoid()
+        return self.from_mean(x.mean((1, 2), keepdim=True))
+
+    def from_mean(self, mean: Tensor) -> Tensor:
+        """(..., C) -> (..., C), of a map's mean over its positions."""
+        return self.expand(F.relu(self.reduce(mean))).sigmoid()
 
 
 class PatchConvBlock(nn.Module):
