@@ -153,24 +153,22 @@ def aggregation_weights(
     if dim % num_heads:
         raise ValueError(f"num_heads={num_heads} does not divide the {dim} channels")
     head_dim = dim // num_heads
-    q = query.unflatten(-1, (num_heads, head_dim)) * head_dim**-0.5  # (K, heads, d)
+    q = query.unflatten(-1, (num_heads, head_dim)).transpose(0, 1) * head_dim**-0.5  # (heads, K, d)
     if num_heads * num_queries <= dim:
-        weight = key_weight.unflatten(0, (num_heads, head_dim))  # (heads, d, C)
-        probe = torch.einsum("khd,hdc->hkc", q, weight).flatten(0, 1)  # (heads*K, C)
+        probe = (q @ key_weight.unflatten(0, (num_heads, head_dim))).flatten(0, 1)  # (heads*K, C)
         bias = None
         if key_bias is not None:
-            bias = torch.einsum("khd,hd->hk", q, key_bias.unflatten(0, (num_heads, head_dim)))
-            bias = bias.flatten()
+            bias = (q @ key_bias.unflatten(0, (num_heads, head_dim, 1))).flatten()
         logits = F.linear(x, probe, bias).transpose(1, 2)  # (B, heads*K, N)
         logits = logits.unflatten(1, (num_heads, num_queries))
         own = None if token is None else F.linear(token, probe, bias).T
     else:
         keys = F.linear(x, key_weight, key_bias).unflatten(-1, (num_heads, head_dim))
-        logits = torch.einsum("khd,bnhd->bhkn", q, keys)
+        logits = torch.einsum("hkd,bnhd->bhkn", q, keys)
         own = None
         if token is not None:
             own_keys = F.linear(token, key_weight, key_bias).unflatten(-1, (num_heads, head_dim))
-            own = torch.einsum("khd,thd->hkt", q, own_keys)
+            own = torch.einsum("hkd,thd->hkt", q, own_keys)
     if own is not None:
         own = own.reshape(num_heads, num_queries, -1).expand(x.shape[0], -1, -1, -1)
         logits = torch.cat([own, logits], dim=-1)
@@ -253,6 +251,9 @@ def weighted_values(
         pooled = weights.flatten(1, 2) @ x  # (B, heads*K, C)
         if own is not None and token is not None:
             pooled = pooled + own.flatten(1, 2) @ token.to(x.dtype)
+        if num_heads == 1:
+            bias = None if value_bias is None else value_bias.to(pooled.dtype)
+            return F.linear(pooled, value_weight.to(pooled.dtype), bias)
         pooled = pooled.unflatten(1, (num_heads, num_queries))
         weight = value_weight.unflatten(0, (num_heads, head_dim))
         out = torch.einsum("bhkc,hdc->bkhd", pooled, weight.to(pooled.dtype)).flatten(-2)

@@ -10,9 +10,12 @@ from timm.layers import StdConv2d
 from torch import nn
 
 import convattn
+from convattn.detection.mask_rcnn import mask_rcnn
+from convattn.detection.retinanet import retinanet
 from convattn.inference import optimize_for_inference
 from convattn.inference.blocks import FoldedPatchConvBlock
 from convattn.layers import AAConv2d
+from convattn.segmentation.upernet import upernet
 
 
 def _trained(model, seed=0):
@@ -40,6 +43,7 @@ def _augmented_torchvision():
 
 
 NETWORKS = {
+    "UPerNet": lambda: _trained(upernet("patchconvnet_nano", num_classes=5)),
     "PatchConvNet": lambda: _create("patchconvnet_nano", norm="layernorm"),
     "PatchConvNet, BatchNorm": lambda: _create("patchconvnet_nano"),
     "PatchConvNet, class tokens": lambda: _create("patchconvnet_nano_multi"),
@@ -66,6 +70,22 @@ def test_the_logits_stay(kind):
     with torch.no_grad():
         expected = model(x)
         _close(optimize_for_inference(model)(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "backbone"), [(retinanet, "resnet_nano"), (mask_rcnn, "patchconvnet_nano")]
+)
+def test_the_maps_of_a_detector_stay(make, backbone):
+    model = _trained(make(backbone, num_classes=3))
+    optimised = optimize_for_inference(model)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for found, expected in zip(
+            optimised.backbone(x).values(), model.backbone(x).values(), strict=True
+        ):
+            _close(found, expected)
+        picture = torch.rand(3, 64, 96)
+        assert optimised([picture])[0].keys() == model([picture])[0].keys()
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,8 @@ def test_dropped_pictures_cost_nothing():
         macs[training] = counter.get_total_flops()
     torch.manual_seed(0)
     kept = torch.empty(16, dtype=torch.float64).bernoulli_(0.5).sum().item()
-    assert macs[True] * 16 == macs[False] * kept
+    folding = 2 * 8 * 8  # the norm's shift goes into the bias after it, once for all pictures
+    assert (macs[True] - folding) * 16 == macs[False] * kept
 
 
 def test_a_block_that_is_dropped_for_all_pictures_still_has_gradients():

@@ -42,8 +42,10 @@ def optimize_for_inference(
             quantize_int8`, and everything else in float32. Where the processor has no fast
             instructions for a format, a warning says so and float32 takes its place.
         compile: Compile with ``torch.compile``: on the CPU with weights that are constants, on
-            CUDA as CUDA graphs. The first call at a new size or batch takes about a minute; no
-            gradients pass. Without a compiler, a warning says so, and the network runs as it is.
+            CUDA as CUDA graphs; no gradients pass. Every size and batch gets code of its own at
+            its first call, in about a minute, and after eight of them (PyTorch's
+            ``torch._dynamo.config.recompile_limit``) others run as they are. Without a compiler, a
+            warning says so, and the network runs as it is.
         kernels: Of PatchConvNet's blocks. "triton" takes kernels of our own on CUDA, see
             :mod:`convattn.kernels.triton_block`; they have not been timed on a GPU yet, and are
             therefore not the default.
@@ -92,7 +94,7 @@ def _refuse(model: nn.Module) -> None:
             )
         if any(isinstance(hook, _Prepare) for hook in _hooks(module)):
             raise ValueError("the model is optimised already; optimise what it was made of")
-        if any(True for _ in _hooks(module)):
+        if any(not _is_part(hook) for hook in _hooks(module)):
             raise ValueError(
                 f"{where} has hooks, which would see other maps than before or none; remove them "
                 "first, and leave capture_attention() if this is inside it"
@@ -104,6 +106,11 @@ def _hooks(module: nn.Module) -> Iterator[object]:
     yield from module._forward_pre_hooks.values()
     yield from module._backward_hooks.values()
     yield from module._backward_pre_hooks.values()
+
+
+def _is_part(hook: object) -> bool:
+    """Whether it belongs to the network, as those of our detectors, which keep their precision."""
+    return getattr(hook, "__module__", "").startswith("convattn.detection")
 
 
 def _usable(dtype: torch.dtype | None, device: torch.device) -> torch.dtype | None:
@@ -153,11 +160,11 @@ def _compile(network: nn.Module, device: torch.device) -> None:
         )
     elif device.type == "cpu":
         # Without the threshold, the compiler adds up all earlier residual branches in every block.
-        network.compile(options=_FREEZING | {"realize_reads_threshold": 2})
+        network.compile(dynamic=False, options=_FREEZING | {"realize_reads_threshold": 2})
         assert network._compiled_call_impl is not None
         network._compiled_call_impl = _Frozen(network._compiled_call_impl)
     else:
-        network.compile(mode="reduce-overhead")
+        network.compile(dynamic=False, mode="reduce-overhead")
 
 
 _FREEZING = {"freezing": True}

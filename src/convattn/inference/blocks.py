@@ -7,10 +7,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convattn.inference.folding import fold_block
-from convattn.models.patchconvnet import PatchConvBlock
+from convattn.models.patchconvnet import PatchConvBlock, PatchConvNet
 
 Kernels = Literal["torch", "triton"]
 KERNELS: tuple[Kernels, ...] = get_args(Kernels)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU, in the memory of ``x`` unless a gradient is recorded: new memory costs most of it."""
+    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
+
+
+class _InplaceGELU(nn.Module):
+    """For maps that nobody else reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return gelu(x)
 
 
 class FoldedPatchConvBlock(nn.Module):
@@ -39,9 +52,11 @@ class FoldedPatchConvBlock(nn.Module):
         """(B, H, W, dim) -> (B, H, W, dim)."""
         if self.kernels == "triton" and self._suits_triton(x):
             return self._by_triton(x)
-        maps = F.gelu(self.conv_pw(self._normed(x)))
-        maps = F.gelu(self.conv_dw(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        return x + self.conv_pwl(maps * self.se(maps))
+        maps = gelu(self.conv_pw(self._normed(x)))
+        maps = gelu(self.conv_dw(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        if maps.requires_grad:
+            return x + self.conv_pwl(maps * self.se(maps))
+        return self.conv_pwl(maps.mul_(self.se(maps))).add_(x)
 
     def _normed(self, x: Tensor) -> Tensor:
         if self.eps is None:
@@ -80,8 +95,17 @@ class FoldedPatchConvBlock(nn.Module):
 
 
 def fold_blocks(network: nn.Module, kernels: Kernels) -> None:
-    """Puts a folded block in the place of every PatchConvNet block, in place."""
+    """Puts a folded block in the place of every PatchConvNet block, and spares memory in the stem.
+
+    Args:
+        network: Altered in place.
+        kernels: Of the blocks.
+    """
     for name, module in list(network.named_modules()):
+        if isinstance(module, PatchConvNet):
+            for place, part in module.stem.named_children():
+                if isinstance(part, nn.GELU):
+                    module.stem.set_submodule(place, _InplaceGELU())
         if isinstance(module, PatchConvBlock):
             folded = FoldedPatchConvBlock(module).eval()
             folded.kernels = kernels

@@ -20,6 +20,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
+from convattn.kernels.lean_block import lean_block
 from convattn.kernels.recompute import is_followed, made_anew
 from convattn.layers import LearnedAggregation2d
 from convattn.weights import patchconvnet_from_released
@@ -38,7 +39,13 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 def _is_bare(layer: nn.Module) -> bool:
     """Whether reading its parameters does all that calling it would."""
-    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+    hooks = (
+        layer._forward_hooks,
+        layer._forward_pre_hooks,
+        layer._backward_hooks,
+        layer._backward_pre_hooks,
+    )
+    return type(layer) in (nn.Linear, nn.Conv2d, nn.LayerNorm) and not any(hooks)
 
 
 def _same(x: Tensor) -> Tensor:
@@ -66,9 +73,9 @@ class _ChannelGate(nn.Module):
 class PatchConvBlock(nn.Module):
     """Residual block of the trunk, on (B, H, W, C) maps so that 1x1 convolutions are matrices.
 
-    Layer scale is multiplied into the last matrix rather than into the map. For its backward pass
-    the block keeps five maps of the eight that take part: what LayerNorm and squeeze-excite make
-    is made anew, and with ``recomputes_gelu`` what both GELUs make as well, which leaves three.
+    Layer scale is multiplied into the last matrix rather than into the map. For its backward pass,
+    which is written by hand where that is all the same, the block keeps five maps of the eight
+    that take part, and with ``recomputes_gelu`` three: the others are made anew.
 
     Args:
         dim: Channels.
@@ -113,14 +120,47 @@ class PatchConvBlock(nn.Module):
         x = x.to(self.gamma.dtype)  # autocast must not narrow the sum of all blocks
         rate = self.drop_path.drop_prob if self.training else 0.0
         if not rate:
-            return x + self._branch(x)
+            return self._residual(x)
         if isinstance(self.norm, nn.BatchNorm2d) or is_followed():
             return x + self.drop_path(self._branch(x))
         # Drawn on the CPU, so that nobody waits for a GPU to tell how many are kept.
         drawn = torch.empty(len(x), dtype=x.dtype, device="cpu").bernoulli_(1 - rate)
         kept = drawn.nonzero()[:, 0].to(x.device, non_blocking=True)
-        some = x[kept]
-        return x.index_copy(0, kept, some + self._branch(some, 1 / (1 - rate)))
+        some = x.index_select(0, kept)
+        return x.index_copy(0, kept, self._residual(some, 1 / (1 - rate)))
+
+    def _residual(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return self._lean(x, scale) if self._suits_lean(x) else x + self._branch(x, scale)
+
+    def _suits_lean(self, x: Tensor) -> bool:
+        """Whether the backward pass that is written by hand does what autograd would."""
+        return (
+            self.training
+            and torch.is_grad_enabled()
+            and not is_followed()
+            and not x.is_meta
+            and _compute_dtype(x) == x.dtype != torch.float16
+            and isinstance(self.norm, nn.LayerNorm)
+            and all(map(_is_bare, self._layers()))
+            and all(parameter.requires_grad for parameter in self.parameters())
+        )
+
+    def _layers(self) -> tuple[nn.Module, ...]:
+        return (self.norm, self.conv_pw, self.conv_dw, *self.se.children(), self.conv_pwl)
+
+    def _lean(self, x: Tensor, scale: float) -> Tensor:
+        assert isinstance(self.norm, nn.LayerNorm)
+        first, last, gamma = self.conv_pw, self.conv_pwl, self.gamma * scale
+        return lean_block(
+            x.contiguous(),
+            (first.weight * self.norm.weight, F.linear(self.norm.bias, first.weight, first.bias)),
+            (self.conv_dw.weight, cast(Tensor, self.conv_dw.bias)),
+            (self.se.reduce.weight, self.se.reduce.bias),
+            (self.se.expand.weight, self.se.expand.bias),
+            (gamma[:, None] * last.weight, gamma * last.bias),
+            eps=self.norm.eps,
+            recomputes_gelu=self.recomputes_gelu,
+        )
 
     def _branch(self, x: Tensor, scale: float = 1.0) -> Tensor:
         normed = self._norm(x)
