@@ -231,10 +231,11 @@ def test_pictures_of_other_floating_formats_are_taken():
     assert optimised(torch.randn(1, 3, 64, 64, dtype=torch.float64)).dtype == torch.float32
 
 
-def test_compiled_logits_stay():
+@pytest.mark.parametrize("size", [32, 256])  # few positions, and many
+def test_compiled_logits_stay(size):
     model = _create("patchconvnet_nano", norm="layernorm", depth=1)
     optimised = optimize_for_inference(model, compile=True)
-    x = torch.randn(2, 3, 32, 32)
+    x = torch.randn(2, 3, size, size)
     expected = optimised(x)
     _close(expected, model(x).detach())
     nn.init.zeros_(optimised.head.fc.weight)

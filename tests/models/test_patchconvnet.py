@@ -189,10 +189,11 @@ def _by_definition(block, x):
     return block.gamma * maps.permute(0, 2, 3, 1)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("norm", ["layernorm", "batchnorm"])
 @pytest.mark.parametrize("recomputes", [False, True])
-def test_a_block_and_its_gradients_are_the_definition_s(norm, recomputes):
-    block = _block(norm=norm)
+def test_a_block_and_its_gradients_are_the_definition_s(norm, recomputes, training):
+    block = _block(norm=norm).train(training)
     block.recomputes_gelu = recomputes
     x = torch.randn(3, 4, 5, 8, dtype=torch.float64, requires_grad=True)
     leaves = [x, *block.parameters()]
@@ -205,9 +206,10 @@ def test_a_block_and_its_gradients_are_the_definition_s(norm, recomputes):
     )
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("recomputes", "maps"), [(False, 5), (True, 3)])
-def test_maps_that_a_block_keeps(recomputes, maps):
-    block = _block()
+def test_maps_that_a_block_keeps(recomputes, maps, training):
+    block = _block().train(training)
     block.recomputes_gelu = recomputes
     x = torch.randn(2, 32, 32, 8, dtype=torch.float64, requires_grad=True)
     with HeldTensors() as watched:
@@ -285,6 +287,23 @@ def test_what_hangs_on_the_last_convolution_is_called():
     x = torch.randn(2, 4, 5, 8, dtype=torch.float64)
     torch.testing.assert_close(block(x), x + _by_definition(block, x))
     assert seen
+
+
+def test_parts_of_a_block_can_be_frozen():
+    block = _block().train()
+    block.conv_pw.requires_grad_(False)
+    x = torch.randn(2, 4, 5, 8, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *(p for p in block.parameters() if p.requires_grad)]
+    found = torch.autograd.grad(block(x).sin().sum(), leaves)
+    expected = torch.autograd.grad((x + _by_definition(block, x)).sin().sum(), leaves)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_block_in_evaluation_mode_can_be_differentiated_twice():
+    torch.manual_seed(0)
+    block = PatchConvBlock(4, layer_scale=0.5, dtype=torch.float64).eval()
+    x = torch.randn(1, 2, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(block, x)
 
 
 def test_pointwise_recomputation_changes_no_gradient():

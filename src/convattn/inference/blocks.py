@@ -13,6 +13,13 @@ Kernels = Literal["torch", "triton"]
 KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 
 
+_MANY_POSITIONS = 1024  # below, matrix products are faster than 1x1 convolutions
+
+
+def _compiles_on_cpu(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() and x.device.type == "cpu"
+
+
 def gelu(x: Tensor) -> Tensor:
     """GELU, in the memory of ``x`` unless a gradient is recorded: new memory costs most of it."""
     return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
@@ -52,6 +59,8 @@ class FoldedPatchConvBlock(nn.Module):
         """(B, H, W, dim) -> (B, H, W, dim)."""
         if self.kernels == "triton" and self._suits_triton(x):
             return self._by_triton(x)
+        if _compiles_on_cpu(x) and x[..., 0].numel() >= _MANY_POSITIONS and self._is_plain():
+            return self._by_convolutions(x)
         maps = gelu(self.conv_pw(self._normed(x)))
         maps = gelu(self.conv_dw(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         if maps.requires_grad:
@@ -61,7 +70,7 @@ class FoldedPatchConvBlock(nn.Module):
     def _normed(self, x: Tensor) -> Tensor:
         if self.eps is None:
             return x
-        if torch.compiler.is_compiling() and x.device.type == "cpu":
+        if _compiles_on_cpu(x):
             # Sums over rows that lie in the cache; what the compiler makes of layer_norm is slower.
             wide = x.float()
             centred = wide - wide.mean(-1, keepdim=True)
@@ -69,11 +78,25 @@ class FoldedPatchConvBlock(nn.Module):
             return (centred * torch.rsqrt(variance + self.eps)).to(x.dtype)
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
 
+    def _is_plain(self) -> bool:
+        """Whether nothing else has taken the place of the 1x1 convolutions."""
+        return type(self.conv_pw) is type(self.conv_pwl) is nn.Linear
+
+    def _by_convolutions(self, x: Tensor) -> Tensor:
+        """As Inductor recognises what oneDNN can fuse: with a GELU, and with the residual."""
+        first, last = self.conv_pw, self.conv_pwl
+        normed = self._normed(x).permute(0, 3, 1, 2)
+        x = x.permute(0, 3, 1, 2)
+        maps = F.gelu(F.conv2d(normed, first.weight[..., None, None], first.bias))
+        maps = F.gelu(self.conv_dw(maps))
+        gated = maps * self.se.from_mean(maps.mean((2, 3)))[..., None, None]
+        out = x + F.conv2d(gated, last.weight[..., None, None], last.bias)
+        return out.permute(0, 2, 3, 1)
+
     def _suits_triton(self, x: Tensor) -> bool:
         from convattn.kernels.triton_block import refusal  # absent on some machines
 
-        plain = type(self.conv_pw) is type(self.conv_pwl) is nn.Linear
-        return plain and self.eps is not None and refusal(x) is None
+        return self._is_plain() and self.eps is not None and refusal(x) is None
 
     def _by_triton(self, x: Tensor) -> Tensor:
         from convattn.kernels.triton_block import (
