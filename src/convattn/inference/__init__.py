@@ -125,7 +125,7 @@ def _usable(dtype: torch.dtype | None, device: torch.device) -> torch.dtype | No
             "slower for emulating them: float32 takes its place",
             stacklevel=3,
         )
-        return None
+        return torch.float32
     return dtype
 
 

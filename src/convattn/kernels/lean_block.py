@@ -1,11 +1,11 @@
 """PatchConvNet's residual block for training, with a backward pass written by hand.
 
 The block of Touvron et al. 2021, https://arxiv.org/abs/2112.13692, with the affine part of its
-LayerNorm and its LayerScale folded into the matrices beside them. Nothing is computed that
-autograd would not compute; but whatever is used only once is computed in memory that is there
-already, and no map is made in the forward pass that is not kept. That is faster, since fresh
-memory costs as much as the arithmetic of a pointwise operation, and on the CPU it is what keeps
-memory small: the allocator can hardly use the holes between maps that stay.
+LayerNorm and its LayerScale folded into the matrices beside them. Whatever is used only once is
+computed in memory that is there already, and no map is made in the forward pass that is not kept.
+That is faster, since fresh memory costs as much as the arithmetic of a pointwise operation, and on
+the CPU it is what keeps memory small: the allocator can hardly use the holes between maps that
+stay.
 """
 
 from typing import Any

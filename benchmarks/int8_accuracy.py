@@ -1,0 +1,134 @@
+"""What int8 costs in accuracy on trained networks, and what it saves in time.
+
+    python benchmarks/int8_accuracy.py RUN [RUN ...] [--repeats 15] [--out docs/int8_accuracy.md]
+
+RUN is a folder that ``convattn train`` has made of a PatchConvNet. Every network sees the test
+pictures of its run in float32, in int8 as ``optimize_for_inference`` makes it, and cast to
+bfloat16 as it is, which also a processor without bfloat16 can do, at its leisure; so that its
+time is not told. The optimised networks take turns in one process: a ratio is the median over
+neighbouring passes, with its quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import convattn
+from convattn.evaluate import load_run
+from convattn.train.config import TrainConfig
+from convattn.train.inputs import open_source, test_batches
+from side_by_side import forward, side_by_side, table
+
+HEAD = (
+    "network",
+    "numbers",
+    "top-1",
+    "top-5",
+    "same class as float32",
+    "mean difference of a logit",
+    "of the logits' spread",
+    "time, ratio to float32",
+)
+
+
+class Cast(nn.Module):
+    """A network in bfloat16 that takes float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits in bfloat16."""
+        return self.network(x.bfloat16())
+
+
+def logits(network: nn.Module, loader: DataLoader) -> Tensor:
+    """(N, classes) of all pictures, in float32."""
+    with torch.inference_mode():
+        return torch.cat([network(images).float() for images, _ in loader])
+
+
+def share_in_first(scores: Tensor, labels: Tensor, count: int) -> float:
+    """Pictures whose class is among the ``count`` most likely ones."""
+    best = scores.topk(min(count, scores.shape[1])).indices
+    return (best == labels[:, None]).any(1).float().mean().item()
+
+
+def cells(scores: Tensor, exact: Tensor, labels: Tensor) -> tuple[str, ...]:
+    """All columns but the names and the time."""
+    same = (scores.argmax(1) == exact.argmax(1)).float().mean().item()
+    difference = (scores - exact).abs().mean().item()
+    return (
+        f"{share_in_first(scores, labels, 1):.2%}",
+        f"{share_in_first(scores, labels, 5):.2%}",
+        f"{same:.2%}",
+        f"{difference:.4f}",
+        f"{difference / exact.std().item():.2%}",
+    )
+
+
+def run_rows(run: Path, batch_size: int, repeats: int) -> list[tuple[str, ...]]:
+    """A row for each kind of number."""
+    config = TrainConfig.load(run / "config.json")
+    model, _ = load_run(run)
+    model.requires_grad_(False)
+    loader, _ = test_batches(
+        config.data, open_source(config.data, training=False), model.pretrained_cfg
+    )
+    labels = torch.cat([batch for _, batch in loader])
+    optimised = {
+        "float32": convattn.optimize_for_inference(model),
+        "int8": convattn.optimize_for_inference(model, dtype=torch.int8),
+    }
+    images = torch.randn(batch_size, *model.pretrained_cfg["input_size"])
+    steps = {name: forward(network, images) for name, network in optimised.items()}
+    times = side_by_side(steps, repeats, "float32")
+    exact = logits(model, loader)
+    arguments = [f"{key}={value}" for key, value in config.model.model_args.items()]
+    return [
+        (
+            f"{' '.join([config.model.name, *arguments])}, {config.data.name}",
+            name,
+            *cells(logits(network, loader), exact, labels),
+            times.get(name, ""),
+        )
+        for name, network in {**optimised, "bfloat16": Cast(model)}.items()
+    ]
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--batch-size", type=int, default=8, help="of what is timed")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=Path("docs/int8_accuracy.md"))
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    rows = [
+        row
+        for run in arguments.runs
+        for row in run_rows(run, arguments.batch_size, arguments.repeats)
+    ]
+    parts = [
+        "# What int8 costs in accuracy",
+        "`python benchmarks/int8_accuracy.py`, all test pictures of each run; time of a batch of "
+        f"{arguments.batch_size}: {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{torch.backends.cpu.get_cpu_capability()}, the median and the median of its ratios to "
+        "float32, with quartiles.",
+        table(HEAD, rows),
+    ]
+    text = "\n\n".join(parts) + "\n"
+    arguments.out.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,874 @@
+"""PatchConvNet beside its authors' implementation and beside its peers, on the CPU.
+
+    python benchmarks/patchconvnet.py --authors patchconvnet_models.py [--repeats 11]
+        [--only inference,training,aggregation,multi,peers,limits] [--sizes 224 384 512]
+        [--batch-size 8] [--training-batch-size 16] [--no-compile] [--compile-all]
+        [--out docs/patchconvnet_speed.md]
+
+``--authors`` is the file ``patchconvnet_models.py`` of github.com/facebookresearch/deit. Both
+implementations get the same weights, and every variant must give the logits of the authors'
+float32 network, or the run ends. Weights are drawn so that the logits feel every part: at
+initialisation layer scale is 1e-4, which would hide the trunk.
+
+What is compared takes turns in one process, so that whatever else the machine does meets all
+alike. "Times as fast" is the median over neighbouring passes, with its quartiles, against the
+authors' variant with the smallest median. Peak memory is that of a process of its own.
+
+The page is written after every section. ``--only`` replaces its sections and keeps the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import itertools
+import multiprocessing
+import re
+import shlex
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import timm
+import timm.layers
+import timm.models._efficientnet_blocks
+import torch
+import torch._inductor.config
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+
+import convattn
+from convattn.bench import count, take_turns
+from convattn.functional import aggregate
+from convattn.inference.processor import emulates
+from convattn.layers import LearnedAggregation2d
+from convattn.weights import patchconvnet_from_released
+from side_by_side import Step, extra_peak, forward, forward_backward, seconds, table
+
+Ways = dict[str, Callable[[], Step]]
+"""What makes each step, and compiles what is compiled."""
+Times = dict[str, list[float]]
+
+S60, MULTI = "patchconvnet_s60", "patchconvnet_s60_multi"
+AUTHORS_NAMES = {S60: "S60", MULTI: "S60_multi"}
+AUTHORS, OURS = "authors", "ours"
+# Shares of the logits' standard deviation, by words in the names of the ways. Sixty blocks in
+# bfloat16 leave about 3e-2, the authors' as well as ours.
+TOLERANCES = {"int8": 5e-2, "bfloat16": 5e-2, "": 1e-4}
+EMULATED_REPEATS = 3
+FREEZING = {"options": {"freezing": True}}
+"""Weights become constants of the compiled code."""
+COMPILED_SIZE = 224
+AGGREGATION_BATCHES = (1, 8, 64)
+SIDE = 14  # of S60's map at 224
+
+# Top-1 on ImageNet at 224 after training on ImageNet-1k alone, in per cent.
+TOP1 = {
+    # The papers' own figures: "ResNet strikes back" (A1), ConvNeXt, DeiT.
+    "resnet50": 80.4,
+    "convnext_tiny": 82.1,
+    "deit_small_patch16_224": 79.9,
+    # About: the figure of the DeiT paper, trained with its procedure; the RegNet paper has 79.4.
+    "regnety_040": 80.0,
+    # The PatchConvNet paper.
+    "S60, authors": 82.1,
+    "S60, ours": 82.1,
+    "S60 multi, ours": 81.1,
+}
+
+
+def note(text: str) -> None:
+    """Tells whoever waits."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def load_authors(path: Path) -> types.ModuleType:
+    """Their module; it asks timm for modules under the names that they had in 2022."""
+    old = {
+        "timm.models.efficientnet_blocks": timm.models._efficientnet_blocks,
+        "timm.models.layers": timm.layers,
+        # Their names stay out of timm's registry.
+        "timm.models.registry": types.SimpleNamespace(register_model=lambda function: function),
+    }
+    spec = importlib.util.spec_from_file_location("authors_patchconvnet", path)
+    if spec is None or spec.loader is None or not path.is_file():  # a folder has none
+        raise SystemExit(f"--authors {path} is no Python file; give deit's patchconvnet_models.py")
+    module = importlib.util.module_from_spec(spec)
+    with mock.patch.dict(sys.modules, old):
+        spec.loader.exec_module(module)
+    return module
+
+
+def draw_weights(model: nn.Module) -> None:
+    """Weights that let the logits feel the picture, whatever its way through the network."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+            elif name.endswith("bias"):
+                parameter.uniform_(-0.1, 0.1)
+            else:
+                parameter.uniform_(0.1, 0.5)
+
+
+def make_pictures(batch: int, size: int) -> Tensor:
+    """Smooth noise: pictures that a network with random weights can tell apart."""
+    torch.manual_seed(1)
+    return 2 * F.interpolate(torch.randn(batch, 3, 5, 5), size=size, mode="bicubic")
+
+
+def make_twins(authors: types.ModuleType, name: str, **words) -> tuple[nn.Module, nn.Module]:
+    """Their network and ours with the same weights, found to agree."""
+    torch.manual_seed(0)
+    theirs = getattr(authors, AUTHORS_NAMES[name])(**words).eval()
+    draw_weights(theirs)
+    ours = timm.create_model(name, **words).eval()
+    ours.load_state_dict(patchconvnet_from_released(theirs.state_dict()))
+    pictures = make_pictures(2, 64)
+    with torch.no_grad():
+        require_agreement(name, ours(pictures), theirs(pictures))
+    return theirs, ours
+
+
+def difference(out: Tensor, expected: Tensor) -> float:
+    """The largest, as a share of the expected numbers' standard deviation."""
+    return float((out.float() - expected).abs().max() / expected.std())
+
+
+def require_agreement(name: str, out: Tensor, expected: Tensor) -> float:
+    """The difference; the run ends when it is too large."""
+    found = difference(out, expected)
+    allowed = next(share for word, share in TOLERANCES.items() if word in name)
+    if not found <= allowed:
+        raise SystemExit(
+            f"{name}: logits differ from the authors' by {found:.1e} of their standard deviation, "
+            f"at most {allowed:.0e} is rounding; nothing was measured"
+        )
+    return found
+
+
+def passes(run: Callable[[Tensor], Tensor], pictures: Tensor, autocast: bool = False) -> Step:
+    """Inference, which gives the logits."""
+
+    def step() -> Tensor:
+        device = pictures.device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=autocast):
+            return run(pictures)
+
+    return step
+
+
+def way(
+    model: nn.Module,
+    pictures: Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    last: bool = False,
+    autocast: bool = False,
+    compiled: dict[str, Any] | None = None,
+) -> Step:
+    """A copy of a network, run as a user of plain PyTorch would.
+
+    ``compiled`` are the words for ``torch.compile``; None stays eager.
+    """
+    layout = torch.channels_last if last else torch.contiguous_format
+    model = copy.deepcopy(model).to(dtype=dtype, memory_format=layout)
+    pictures = pictures.to(dtype=dtype, memory_format=layout)
+    run = model if compiled is None else torch.compile(model, **compiled)
+    step = passes(run, pictures, autocast)
+    # The tracer reads the setting, not the option; without the option it would take what it had
+    # compiled for another network of this class.
+    with torch._inductor.config.patch((compiled or {}).get("options", {})):
+        step()  # compiles
+    return step
+
+
+def optimised(model: nn.Module, pictures: Tensor, **words) -> Step:
+    """Our network as a user would deploy it."""
+    return passes(convattn.optimize_for_inference(model, **words), pictures)
+
+
+def float32_ways(theirs: nn.Module, ours: nn.Module, pictures: Tensor, compiled: bool) -> Ways:
+    """All of them; int8 as well, which has float32 between its products."""
+    ways: Ways = {
+        f"{AUTHORS}, eager": partial(way, theirs, pictures),
+        f"{AUTHORS}, channels_last": partial(way, theirs, pictures, last=True),
+        f"{OURS}, as is": partial(way, ours, pictures),
+        f"{OURS}, optimised": partial(optimised, ours, pictures),
+        f"{OURS}, optimised, int8": partial(optimised, ours, pictures, dtype=torch.int8),
+    }
+    if compiled:
+        frozen = partial(way, theirs, pictures, compiled=FREEZING)
+        ways |= {
+            f"{AUTHORS}, compiled": partial(way, theirs, pictures, compiled={}),
+            f"{AUTHORS}, compiled, freezing": frozen,
+            f"{OURS}, optimised, compiled": partial(optimised, ours, pictures, compile=True),
+        }
+    return ways
+
+
+def bfloat16_ways(theirs: nn.Module, ours: nn.Module, pictures: Tensor, compiled: bool) -> Ways:
+    """All of them."""
+    low = torch.bfloat16
+    ways: Ways = {
+        f"{AUTHORS}, bfloat16 autocast": partial(way, theirs, pictures, autocast=True),
+        f"{AUTHORS}, bfloat16": partial(way, theirs, pictures, dtype=low),
+        f"{AUTHORS}, bfloat16, channels_last": partial(way, theirs, pictures, dtype=low, last=True),
+        f"{OURS}, bfloat16": partial(way, ours, pictures, dtype=low),
+        f"{OURS}, optimised, bfloat16": partial(optimised, ours, pictures, dtype=low),
+    }
+    if compiled:
+        whole = partial(way, theirs, pictures, dtype=low, compiled={})
+        ways |= {
+            f"{AUTHORS}, bfloat16, compiled": whole,
+            f"{AUTHORS}, bfloat16, compiled, freezing": partial(whole, compiled=FREEZING),
+            f"{OURS}, optimised, bfloat16, compiled": partial(
+                optimised, ours, pictures, dtype=low, compile=True
+            ),
+        }
+    return ways
+
+
+def race(steps: dict[str, Step], repeats: int) -> Times:
+    """Seconds of every step, round by round."""
+    times: Times = {name: [] for name in steps}
+    for turn, name, taken in take_turns(steps, repeats + 1, seconds):
+        if isinstance(taken, Exception):
+            raise taken
+        if turn:  # the first passes only warm up
+            times[name].append(taken)
+    return times
+
+
+def best_of(times: Times, start: str) -> str:
+    """The way with the smallest median among those whose names start so."""
+    names = [name for name in times if name.startswith(start)]
+    return min(names, key=lambda name: statistics.median(times[name]))
+
+
+def milliseconds(taken: list[float]) -> str:
+    """The median."""
+    return f"{1e3 * statistics.median(taken):.4g} ms"
+
+
+def ratios(above: list[float], below: list[float]) -> str:
+    """Median and quartiles over neighbouring passes."""
+    found = [a / b for a, b in zip(above, below, strict=True)]
+    low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def make_steps(
+    ways: Ways, expected: Tensor | None = None
+) -> tuple[dict[str, Step], dict[str, str], dict[str, str]]:
+    """The steps, how far their logits are from those expected, and why others could not be made."""
+    torch.compiler.reset()  # else a second size would be compiled for all sizes
+    steps, errors, troubles = {}, {}, {}
+    for name, make in ways.items():
+        note(f"making {name}")
+        try:
+            step = make()
+            out = step()
+        except Exception as error:  # no compiler, no memory, no such instructions: a row says so
+            troubles[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:120]
+            note(f"{name} left out: {troubles[name]}")
+            continue
+        steps[name] = step
+        if expected is not None:
+            errors[name] = f"{require_agreement(name, out, expected):.1e}"
+            if "bfloat16" in name and "autocast" not in name and out.dtype == torch.float32:
+                errors[name] += ", stayed in float32"
+    return steps, errors, troubles
+
+
+def race_table(ways: Ways, expected: Tensor, repeats: int) -> str:
+    """A row a way, beside the authors' best."""
+    steps, errors, troubles = make_steps(ways, expected)
+    note(f"racing {len(steps)} ways, {repeats} rounds")
+    times = race(steps, repeats)
+    best = best_of(times, AUTHORS)
+    rows = [
+        (
+            f"**{name}**" if name == best else name,
+            milliseconds(taken),
+            f"{len(expected) / statistics.median(taken):.3g}",
+            ratios(times[best], taken),
+            errors[name],
+        )
+        for name, taken in times.items()
+    ]
+    rows += [(name, trouble.replace("|", "/"), "", "", "") for name, trouble in troubles.items()]
+    head = ("way", "median", "images/s", "times as fast as the authors' best", "logits' error")
+    return table(head, rows)
+
+
+def compiles(arguments: argparse.Namespace, size: int) -> bool:
+    """Whether this size is also compiled, which takes a minute a variant."""
+    return arguments.compile and (size == COMPILED_SIZE or arguments.compile_all)
+
+
+def inference_section(authors: types.ModuleType, arguments: argparse.Namespace) -> list[str]:
+    """S60 at every size, one picture and many, float32 and bfloat16."""
+    theirs, ours = make_twins(authors, S60)
+    emulated = emulates(torch.bfloat16, torch.device("cpu"))
+    parts = [
+        "S60, same weights. The authors' best is bold. The error is the largest difference to the "
+        "authors' float32 logits, as a share of their standard deviation."
+    ]
+    if emulated:
+        parts.append(
+            "This processor has no bfloat16 instructions and emulates them: its bfloat16 figures, "
+            f"of {min(EMULATED_REPEATS, arguments.repeats)} rounds, say nothing of processors "
+            "that have."
+        )
+    kinds = {"float32": float32_ways, "bfloat16": bfloat16_ways}
+    places = itertools.product(arguments.sizes, dict.fromkeys((1, arguments.batch_size)), kinds)
+    for size, batch, kind in places:
+        note(f"inference, {size} x {size}, batch {batch}, {kind}")
+        pictures = make_pictures(batch, size)
+        with torch.no_grad():
+            expected = theirs(pictures)
+        ways = kinds[kind](theirs, ours, pictures, compiles(arguments, size))
+        repeats = arguments.repeats
+        if kind == "bfloat16" and emulated:
+            repeats = min(EMULATED_REPEATS, repeats)
+        parts += [
+            f"### {size} x {size}, batch {batch}, {kind}",
+            race_table(ways, expected, repeats),
+        ]
+    return parts
+
+
+TRAINED: dict[str, Callable[[nn.Module], object]] = {
+    f"{AUTHORS}, eager": lambda model: model,
+    f"{AUTHORS}, channels_last": lambda model: model.to(memory_format=torch.channels_last),
+    OURS: lambda model: model,
+    f"{OURS}, pointwise recomputation": lambda model: model.set_pointwise_recomputation(),
+    f"{OURS}, gradient checkpointing": lambda model: model.set_grad_checkpointing(),
+}
+"""What is done to a network before it is trained."""
+
+
+def training_step(
+    model: nn.Module, pictures: Tensor, *, autocast: bool = False, compiled: bool = False
+) -> Step:
+    """Forward, cross entropy, backward, LAMB with a rate that changes nothing; gives the loss."""
+    model = model.train()
+    run = torch.compile(model) if compiled else model
+    optimizer = create_optimizer_v2(model, opt="lamb", lr=1e-12, weight_decay=0.05)
+    labels = torch.arange(len(pictures), device=pictures.device)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast(pictures.device.type, torch.bfloat16, enabled=autocast):
+            loss = F.cross_entropy(run(pictures), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def require_same_loss(steps: dict[str, Step]) -> None:
+    """Of all ways to train; else the run ends."""
+    losses = {name: float(step()) for name, step in steps.items()}
+    if not max(losses.values()) - min(losses.values()) <= 1e-4 * min(losses.values()):
+        raise SystemExit(f"the losses of one training step differ: {losses}")
+
+
+def training_peak(
+    path: Path, name: str, batch: int, size: int, drop_path: float, threads: int
+) -> float:
+    """Megabytes of a network's training, in the process that asks."""
+    torch.set_num_threads(threads)
+    authors = load_authors(path)
+    # Reads the libraries in; what they take is nobody's cost.
+    training_step(timm.create_model("patchconvnet_nano"), torch.randn(2, 3, 32, 32))()
+    pictures = make_pictures(batch, size)
+    make = authors.S60 if name.startswith(AUTHORS) else partial(timm.create_model, S60)
+
+    def train() -> None:
+        model = make(drop_path_rate=drop_path)
+        TRAINED[name](model)
+        step = training_step(model, pictures)
+        for _ in range(2):  # from the second on the moments are there all the while
+            step()
+
+    return extra_peak(train)
+
+
+def own_process(function: Callable[..., float], *inputs) -> float:
+    """What a function finds in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *inputs).result()
+
+
+def training_section(authors: types.ModuleType, arguments: argparse.Namespace) -> list[str]:
+    """Time and peak memory of a step, without and with stochastic depth."""
+    batch, size = arguments.training_batch_size, arguments.training_size
+    pictures = make_pictures(batch, size)
+    parts = [
+        f"S60, {size} x {size}, batch {batch}, float32: forward, cross entropy, backward and "
+        "timm's LAMB. Peak memory is that of a process of its own after it has read the "
+        "libraries in: weights, gradients, both moments, activations; its ratio is to the "
+        "authors' eager step."
+    ]
+    for drop_path in (0.0, 0.1):
+        note(f"training, drop path {drop_path}")
+        twins = make_twins(authors, S60, drop_path_rate=drop_path)
+        steps = {}
+        for name, change in TRAINED.items():
+            model = copy.deepcopy(twins[name.startswith(OURS)])
+            change(model)
+            steps[name] = training_step(model, pictures)
+        if not drop_path:
+            require_same_loss(steps)
+        times = race(steps, arguments.repeats)
+        del steps
+        peaks = {}
+        for name in TRAINED:
+            note(f"peak memory of {name}")
+            inputs = (arguments.authors, name, batch, size, drop_path, torch.get_num_threads())
+            peaks[name] = own_process(training_peak, *inputs)
+        best, heaviest = best_of(times, AUTHORS), peaks[f"{AUTHORS}, eager"]
+        rows = [
+            (
+                f"**{name}**" if name == best else name,
+                milliseconds(taken),
+                ratios(times[best], taken),
+                f"{peaks[name]:.0f} MB",
+                f"{peaks[name] / heaviest:.2f}",
+            )
+            for name, taken in times.items()
+        ]
+        head = ("way", "median", "times as fast as the authors' best", "peak memory", "ratio")
+        parts += [f"### Drop path {drop_path}", table(head, rows)]
+    return parts
+
+
+class AuthorsPool(nn.Module):
+    """Their token block and the last LayerNorm, of the token alone."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.block, self.norm = network.blocks_token_only[0], network.norm
+        self.token = network.cls_token
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, 1, C)."""
+        return self.norm(self.block(x, self.token.expand(len(x), -1, -1)))
+
+
+class OurPool(nn.Module):
+    """Our head without its classifier."""
+
+    def __init__(self, head: LearnedAggregation2d) -> None:
+        super().__init__()
+        self.head = copy.deepcopy(head)
+        self.head.fc = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1, C)."""
+        return self.head.pool(x)
+
+
+class OurAttention(nn.Module):
+    """Our attention on normalised patches and token."""
+
+    def __init__(self, head: LearnedAggregation2d) -> None:
+        super().__init__()
+        self.attn = copy.deepcopy(head.attn)
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        """(B, N, C), (1, C) -> (B, 1, C)."""
+        q, k, v = self.attn.q, self.attn.k, self.attn.v
+        weights = k.weight, v.weight, k.bias, v.bias
+        return self.attn.proj(aggregate(x, q(token), *weights, token=token))
+
+
+def authors_head(network: nn.Module) -> nn.Module:
+    """Their network without stem and trunk: (B, N, C) -> (B, classes)."""
+    head = copy.deepcopy(network)
+    head.patch_embed, head.blocks = nn.Identity(), nn.ModuleList()
+    return head
+
+
+def as_map(x: Tensor) -> Tensor:
+    """(B, N, C) as the (B, C, H, W) map that our trunk hands over, channels last in memory."""
+    return x.detach().transpose(1, 2).unflatten(2, (SIDE, SIDE)).requires_grad_()
+
+
+def patches(batch: int, dim: int) -> Tensor:
+    """Noise, (B, N, C)."""
+    torch.manual_seed(2)
+    return torch.randn(batch, SIDE * SIDE, dim, requires_grad=True)
+
+
+Pair = tuple[tuple[nn.Module, ...], tuple[nn.Module, ...]]
+"""Their module with its inputs, and ours."""
+
+
+def pair_row(what: str, batch: int, pair: Pair, repeats: int) -> tuple[str, ...]:
+    """Forward, and forward and backward, of two modules that agree."""
+    theirs, ours = pair
+    with torch.no_grad():
+        expected = theirs[0](*theirs[1:])
+        require_agreement(f"{what}, batch {batch}", ours[0](*ours[1:]), expected)
+    cells = [what, str(batch)]
+    for pass_of in (forward, forward_backward):
+        times = race({AUTHORS: pass_of(*theirs), OURS: pass_of(*ours)}, repeats)
+        share = ratios(times[OURS], times[AUTHORS])
+        cells += [milliseconds(times[AUTHORS]), milliseconds(times[OURS]), share]
+    return tuple(cells)
+
+
+PAIR_HEAD = (
+    "what",
+    "batch",
+    "authors, forward",
+    "ours",
+    "share of their time",
+    "authors, forward + backward",
+    "ours",
+    "share of their time",
+)
+
+
+def aggregation_section(authors: types.ModuleType, arguments: argparse.Namespace) -> list[str]:
+    """The aggregation of S60 on a map, in three extents."""
+    theirs, ours = make_twins(authors, S60)
+    dim = ours.num_features
+    rows = []
+    for batch in AGGREGATION_BATCHES:
+        note(f"aggregation, batch {batch}")
+        x = patches(batch, dim)
+        with torch.no_grad():
+            normed, token = ours.head.norm1(x), ours.head.norm1(ours.head.token)
+            both = torch.cat([token.expand(batch, 1, dim), normed], dim=1)
+        normed, token, both = (t.requires_grad_() for t in (normed, token, both))
+        attention = theirs.blocks_token_only[0].attn
+        pairs: dict[str, Pair] = {
+            "attention alone": ((attention, both), (OurAttention(ours.head), normed, token)),
+            "token block": ((AuthorsPool(theirs), x), (OurPool(ours.head), as_map(x))),
+            "whole head": ((authors_head(theirs), x), (ours.head, as_map(x))),
+        }
+        repeats = 3 * arguments.repeats  # milliseconds each
+        rows += [pair_row(what, batch, pair, repeats) for what, pair in pairs.items()]
+    return [
+        f"S60's aggregation of a (B, {dim}, {SIDE}, {SIDE}) map. Alone: their "
+        "`Learned_Aggregation_Layer` on the normalised token and patches. Token block: "
+        "concatenation, LayerNorm, attention, MLP, and the last LayerNorm of the token alone. "
+        "Whole head: as the networks run it; theirs concatenates a second time and normalises "
+        "every patch before the classifier.",
+        table(PAIR_HEAD, rows),
+    ]
+
+
+def multi_section(authors: types.ModuleType, arguments: argparse.Namespace) -> list[str]:
+    """S60 with a token a class: the head, and the whole network."""
+    theirs, ours = make_twins(authors, MULTI)
+    rows = []
+    for batch in dict.fromkeys((1, arguments.batch_size)):
+        note(f"multi, head, batch {batch}")
+        x = patches(batch, ours.num_features)
+        pair = (authors_head(theirs), x), (ours.head, as_map(x))
+        rows.append(pair_row("head", batch, pair, arguments.repeats))
+    parts = [
+        f"S60 with {ours.num_classes} class tokens. The head on a {SIDE} x {SIDE} map:",
+        table(PAIR_HEAD, rows),
+    ]
+    size = arguments.sizes[0]
+    for batch in dict.fromkeys((1, arguments.batch_size)):
+        note(f"multi, whole network, batch {batch}")
+        pictures = make_pictures(batch, size)
+        with torch.no_grad():
+            expected = theirs(pictures)
+        ways = float32_ways(theirs, ours, pictures, compiles(arguments, size))
+        if not arguments.compile_all:  # a thousand classifiers, one by one
+            ways = {n: w for n, w in ways.items() if not n.startswith(f"{AUTHORS}, compiled")}
+        parts += [
+            f"### The whole network, {size} x {size}, batch {batch}",
+            race_table(ways, expected, arguments.repeats),
+        ]
+    return parts
+
+
+def make_networks(authors: types.ModuleType, size: int) -> dict[str, nn.Module]:
+    """PatchConvNets and what a user would pick instead, by their names in ``TOP1``."""
+    words = {"deit_small_patch16_224": {"img_size": size}}
+    peers = [name for name in TOP1 if timm.is_model(name)]
+    found = {name: timm.create_model(name, **words.get(name, {})).eval() for name in peers}
+    found["S60, authors"], found["S60, ours"] = make_twins(authors, S60)
+    found["S60 multi, ours"] = timm.create_model(MULTI).eval()
+    return found
+
+
+AS_IS, PREPARED = "as is", "prepared"
+
+
+def network_ways(name: str, model: nn.Module, pictures: Tensor, compiled: bool) -> Ways:
+    """As it is in both layouts, and prepared by what its user has at hand."""
+    ways: Ways = {
+        f"{name}: {AS_IS}": partial(way, model, pictures),
+        f"{name}: {AS_IS}, channels_last": partial(way, model, pictures, last=True),
+    }
+    if name.endswith(OURS):
+        ways[f"{name}: {PREPARED}"] = partial(optimised, model, pictures)
+    if name.endswith(OURS) and compiled:
+        ways[f"{name}: {PREPARED}, compiled"] = partial(optimised, model, pictures, compile=True)
+    elif compiled:
+        make = partial(way, model, pictures, compiled=FREEZING)
+        ways[f"{name}: {PREPARED}, compiled"] = make
+    return ways
+
+
+Speeds = dict[tuple[str, str], float]
+"""Images a second, by network and kind."""
+
+
+def peer_speeds(models: dict[str, nn.Module], pictures: Tensor, compiled: bool, repeats: int):
+    """The best of each network, as is and prepared, all in one race."""
+    ways: Ways = {}
+    for name, model in models.items():
+        ways |= network_ways(name, model, pictures, compiled)
+    steps, _, _ = make_steps(ways)
+    note(f"racing {len(steps)} ways, {repeats} rounds")
+    times = race(steps, repeats)
+    speeds: Speeds = {}
+    for name, kind in itertools.product(models, (AS_IS, PREPARED)):
+        if any(made.startswith(f"{name}: {kind}") for made in times):
+            best = times[best_of(times, f"{name}: {kind}")]
+            speeds[name, kind] = len(pictures) / statistics.median(best)
+    return speeds
+
+
+def peers_section(authors: types.ModuleType, arguments: argparse.Namespace) -> list[str]:
+    """Images a second beside what a user would pick instead, as a table a size and a plot."""
+    parts = [
+        "float32, random weights. As is: eager, the faster of both memory layouts. Prepared: "
+        "`optimize_for_inference` for ours, the faster of eager and compiled; for the others "
+        "`torch.compile` with Inductor's `freezing`, where this size was compiled. Top-1: "
+        "published, at 224, after training on ImageNet-1k alone; regnety_040's is approximate."
+    ]
+    batches = tuple(dict.fromkeys((1, arguments.batch_size)))
+    for size in arguments.sizes:
+        models = make_networks(authors, size)
+        found = {}
+        for batch in batches:
+            note(f"peers, {size} x {size}, batch {batch}")
+            pictures = make_pictures(batch, size)
+            compiled = compiles(arguments, size)
+            found[batch] = peer_speeds(models, pictures, compiled, arguments.repeats)
+        rows = []
+        for name, model in models.items():
+            counts = count(model, (3, size, size))
+            row = [name, f"{counts.parameters / 1e6:.1f} M", f"{counts.macs / 1e9:.2f} G"]
+            row.append(f"{TOP1[name]:.1f}" if size == COMPILED_SIZE else "")
+            for batch, kind in itertools.product(batches, (AS_IS, PREPARED)):
+                speed = found[batch].get((name, kind))
+                row.append("" if speed is None else f"{speed:.3g}")
+            rows.append(tuple(row))
+        head = ("network", "parameters", "multiply-adds", "top-1")
+        head += tuple(
+            f"images/s, batch {batch}, {kind}"
+            for batch, kind in itertools.product(batches, (AS_IS, PREPARED))
+        )
+        parts += [f"### {size} x {size}", table(head, rows)]
+        if size == COMPILED_SIZE:
+            picture = arguments.out.with_suffix(".png")
+            draw_peers(found, picture)
+            parts.append(f"![Throughput against published accuracy]({picture.name})")
+    return parts
+
+
+def draw_peers(found: dict[int, Speeds], out: Path) -> None:
+    """A panel a batch size, a colour a network, hollow where it was prepared."""
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    colours = dict(zip(TOP1, plt.get_cmap("tab10").colors, strict=False))
+    figure, panels = plt.subplots(
+        1, len(found), figsize=(1.8 + 4.2 * len(found), 4.2), sharey=True, squeeze=False
+    )
+    for axes, (batch, speeds) in zip(panels[0], found.items(), strict=True):
+        for name in dict.fromkeys(name for name, _ in speeds):
+            kinds = [kind for kind in (AS_IS, PREPARED) if (name, kind) in speeds]
+            places = [speeds[name, kind] for kind in kinds]
+            colour, height = colours[name], TOP1[name]
+            axes.plot(places, [height] * len(places), color=colour, alpha=0.4, zorder=1)
+            for place, kind in zip(places, kinds, strict=True):
+                face = colour if kind == AS_IS else "white"
+                axes.plot(
+                    place, height, "o", color=colour, markerfacecolor=face, markersize=9, mew=2
+                )
+        axes.set(xscale="log", xlabel="images/s", title=f"batch {batch}")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.15, y=0.12)
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_ylabel("published top-1 on ImageNet, %")
+    marks = {"marker": "o", "linestyle": "none", "markersize": 9, "mew": 2}
+    entries = [Line2D([], [], color=colours[name], label=name, **marks) for name in TOP1]
+    entries += [
+        Line2D([], [], color="grey", label=AS_IS, **marks),
+        Line2D([], [], color="grey", markerfacecolor="white", label=PREPARED, **marks),
+    ]
+    figure.suptitle(f"{COMPILED_SIZE} x {COMPILED_SIZE}, float32, CPU")
+    figure.legend(handles=entries, loc="outside right center", frameon=False, fontsize=9)
+    figure.set_layout_engine("constrained")
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+KINDS = {
+    "matrix products": r"addmm|::mm|bmm|linear|matmul",
+    "convolutions": r"conv(?!attn)",
+    "GELU": r"gelu",
+    "LayerNorm": r"layer_norm",
+    "elementwise and sums": r"::(add|mul|sigmoid|relu|clamp|mean|sum|div|copy|silu)",
+}
+"""Patterns of operators' names; the first that is found counts."""
+
+
+def kind_of(operator: str) -> str:
+    """What the profile calls an operator."""
+    kinds = (kind for kind, pattern in KINDS.items() if re.search(pattern, operator))
+    return next(kinds, "rest")
+
+
+def product_rates(dim: int, pixels: int) -> dict[str, float]:
+    """Operations a second of float32 products, by their shapes."""
+    rates = {}
+    for rows, inner, columns in ((pixels, dim, dim), (8 * pixels, dim, dim), (2048, 2048, 2048)):
+        a, b = torch.randn(rows, inner), torch.randn(inner, columns)
+        taken = [seconds(partial(torch.mm, a, b)) for _ in range(25)][5:]
+        shape = f"({rows} x {inner}) ({inner} x {columns})"
+        rates[shape] = 2 * rows * inner * columns / statistics.median(taken)
+    return rates
+
+
+def limits_section(authors: types.ModuleType, arguments: argparse.Namespace) -> list[str]:
+    """How near to this machine's matrix products, and where the rest goes."""
+    size, batch = arguments.sizes[0], arguments.batch_size
+    theirs, ours = make_twins(authors, S60)
+    pictures = make_pictures(batch, size)
+    note("limits: matrix products")
+    rates = product_rates(ours.num_features, batch * (size // 16) ** 2)
+    steps = {
+        f"{AUTHORS}, eager": way(theirs, pictures),
+        f"{OURS}, as is": way(ours, pictures),
+        f"{OURS}, optimised": optimised(ours, pictures),
+    }
+    note("limits: passes")
+    times = race(steps, arguments.repeats)
+    operations = 2 * batch * count(ours, (3, size, size)).macs
+    least = operations / max(rates.values())
+    shares = [
+        (name, milliseconds(taken), f"{least / statistics.median(taken):.0%}")
+        for name, taken in times.items()
+    ]
+    best = best_of(times, OURS)
+    note(f"limits: profile of {best}")
+    return [
+        "The rates of float32 matrix products here:",
+        table(("product", "GFLOP/s"), [(n, f"{rate / 1e9:.0f}") for n, rate in rates.items()]),
+        f"S60, {size} x {size}, batch {batch}: {operations / 1e9:.1f} GFLOP, which at the best of "
+        f"these rates take {1e3 * least:.0f} ms. That is of a pass:",
+        table(("way", "median", "share"), shares),
+        f'Where the time of "{best}" goes, by the profiler\'s own CPU time of each operator:',
+        profile_table(steps[best]),
+    ]
+
+
+def profile_table(step: Step) -> str:
+    """Kinds of operators, the longest first, with those that they are made of."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(3):
+            step()
+    taken: dict[str, dict[str, float]] = {}
+    for event in profile.key_averages():
+        operators = taken.setdefault(kind_of(event.key), {})
+        operators[event.key] = operators.get(event.key, 0) + event.self_cpu_time_total
+    total = sum(sum(operators.values()) for operators in taken.values())
+    rows = []
+    for kind, operators in sorted(taken.items(), key=lambda item: -sum(item[1].values())):
+        longest = sorted(operators, key=operators.__getitem__, reverse=True)[:4]
+        names = ", ".join(f"`{name}`" for name in longest)
+        rows.append((kind, f"{sum(operators.values()) / total:.1%}", names))
+    return table(("kind", "share", "mostly"), rows)
+
+
+SECTIONS = {
+    "inference": ("Inference", inference_section),
+    "training": ("Training step", training_section),
+    "aggregation": ("Learned aggregation", aggregation_section),
+    "multi": ("A token a class", multi_section),
+    "peers": ("Beside its peers", peers_section),
+    "limits": ("Limits", limits_section),
+}
+
+
+def write_section(out: Path, title: str, body: str) -> None:
+    """Put a section in its place on the page, which keeps its others."""
+    text = out.read_text() if out.is_file() else ""
+    bodies = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
+    bodies[title] = body
+    titles = [name for name, _ in SECTIONS.values() if name in bodies]
+    parts = ["# What PatchConvNet costs on the CPU"]
+    parts += [f"## {name}\n\n{bodies[name].strip()}" for name in titles]
+    out.write_text("\n\n".join(parts) + "\n")
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--authors", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(SECTIONS))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384, 512])
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--training-batch-size", type=int, default=16)
+    parser.add_argument("--training-size", type=int, default=224)
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--compile-all", action="store_true", help="at every size, not at 224 only")
+    parser.add_argument("--out", type=Path, default=Path("docs/patchconvnet_speed.md"))
+    arguments = parser.parse_args()
+    if unknown := set(arguments.only) - set(SECTIONS):
+        parser.error(f"--only {','.join(sorted(unknown))} is not among {','.join(SECTIONS)}")
+    if arguments.repeats < 2:
+        parser.error(f"--repeats {arguments.repeats} gives no quartiles; at least 2")
+    if arguments.compile_all and not arguments.compile:
+        parser.error("--compile-all and --no-compile exclude each other")
+    authors = load_authors(arguments.authors)
+    command = shlex.join(["python", "benchmarks/patchconvnet.py", *sys.argv[1:]])
+    command = command.replace(shlex.quote(str(arguments.authors)), "patchconvnet_models.py")
+    for name in arguments.only:
+        title, section = SECTIONS[name]
+        parts = section(authors, arguments)
+        provenance = (
+            f"`{command}`, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+            f"{torch.backends.cpu.get_cpu_capability()}, {time.strftime('%-d %B %Y')}, seed 0."
+        )
+        body = "\n\n".join([provenance, *parts])
+        print(f"## {title}\n\n{body}\n", flush=True)
+        write_section(arguments.out, title, body)
+        note(f"wrote {title} to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
