@@ -659,7 +659,7 @@ def peers_section(authors: types.ModuleType, arguments: argparse.Namespace) -> l
         "float32, random weights. As is: eager, the faster of both memory layouts. Prepared: "
         "`optimize_for_inference` for ours, the faster of eager and compiled; for the others "
         "`torch.compile` with Inductor's `freezing`, where this size was compiled. Top-1: "
-        "published, at 224, after training on ImageNet-1k alone; regnety_040's is approximate."
+        "published, at 224, after training on ImageNet-1k alone; the peers' is quoted from memory."
     ]
     batches = tuple(dict.fromkeys((1, arguments.batch_size)))
     for size in arguments.sizes:
