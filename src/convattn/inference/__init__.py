@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from convattn.inference.blocks import KERNELS, Kernels, fold_blocks
 from convattn.inference.folding import fold_batch_norms
 from convattn.inference.int8 import quantize_int8
 from convattn.inference.processor import compiler_trouble, emulates
+from convattn.surgery.modes import hooks_of
 from convattn.surgery.trace import check_network
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -92,20 +93,13 @@ def _refuse(model: nn.Module) -> None:
                 f"{where} is in training mode, where dropout and batch statistics are at work; "
                 "call model.eval() first"
             )
-        if any(isinstance(hook, _Prepare) for hook in _hooks(module)):
+        if any(isinstance(hook, _Prepare) for hook in hooks_of(module)):
             raise ValueError("the model is optimised already; optimise what it was made of")
-        if any(not _is_part(hook) for hook in _hooks(module)):
+        if any(not _is_part(hook) for hook in hooks_of(module)):
             raise ValueError(
                 f"{where} has hooks, which would see other maps than before or none; remove them "
                 "first, and leave capture_attention() if this is inside it"
             )
-
-
-def _hooks(module: nn.Module) -> Iterator[object]:
-    yield from module._forward_hooks.values()
-    yield from module._forward_pre_hooks.values()
-    yield from module._backward_hooks.values()
-    yield from module._backward_pre_hooks.values()
 
 
 def _is_part(hook: object) -> bool:

@@ -20,7 +20,7 @@ def _compiles_on_cpu(x: Tensor) -> bool:
     return torch.compiler.is_compiling() and x.device.type == "cpu"
 
 
-def gelu(x: Tensor) -> Tensor:
+def _gelu(x: Tensor) -> Tensor:
     """GELU, in the memory of ``x`` unless a gradient is recorded: new memory costs most of it."""
     return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
 
@@ -30,7 +30,7 @@ class _InplaceGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return gelu(x)
+        return _gelu(x)
 
 
 class FoldedPatchConvBlock(nn.Module):
@@ -61,8 +61,8 @@ class FoldedPatchConvBlock(nn.Module):
             return self._by_triton(x)
         if _compiles_on_cpu(x) and x[..., 0].numel() >= _MANY_POSITIONS and self._is_plain():
             return self._by_convolutions(x)
-        maps = gelu(self.conv_pw(self._normed(x)))
-        maps = gelu(self.conv_dw(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        maps = _gelu(self.conv_pw(self._normed(x)))
+        maps = _gelu(self.conv_dw(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         if maps.requires_grad:
             return x + self.conv_pwl(maps * self.se(maps))
         return self.conv_pwl(maps.mul_(self.se(maps))).add_(x)

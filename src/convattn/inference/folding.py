@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
-from timm.layers import Conv2dSame
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -39,8 +39,8 @@ def fold_batch_norms(network: nn.Module) -> int:
         layer = network.get_submodule(norm)
         assert isinstance(layer, nn.BatchNorm2d)
         _fold(network.get_submodule(conv), *scale_and_shift(layer))
-        # timm's norms have their activation inside.
-        network.set_submodule(norm, getattr(layer, "act", nn.Identity()))
+        rest = layer.act if isinstance(layer, BatchNormAct2d) else nn.Identity()
+        network.set_submodule(norm, rest)
     return len(pairs)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from convattn.kernels.lean_block import lean_block
 from convattn.kernels.recompute import is_followed, made_anew
 from convattn.layers import LearnedAggregation2d
+from convattn.surgery.modes import hooks_of
 from convattn.weights import patchconvnet_from_released
 
 Norm = Literal["layernorm", "batchnorm"]
@@ -39,17 +40,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 def _is_bare(layer: nn.Module) -> bool:
     """Whether reading its parameters does all that calling it would."""
-    hooks = (
-        layer._forward_hooks,
-        layer._forward_pre_hooks,
-        layer._backward_hooks,
-        layer._backward_pre_hooks,
-    )
-    return type(layer) in (nn.Linear, nn.Conv2d, nn.LayerNorm) and not any(hooks)
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
+    return type(layer) in (nn.Linear, nn.Conv2d, nn.LayerNorm) and not hooks_of(layer)
 
 
 class _ChannelGate(nn.Module):
@@ -173,7 +164,7 @@ class PatchConvBlock(nn.Module):
         with self._gelu_again(active, mixed):
             gate = self.se(active)
             gated = active * gate
-        source = partial(F.gelu, mixed) if self.recomputes_gelu else partial(_same, active)
+        source = partial(F.gelu, mixed) if self.recomputes_gelu else active.detach
         with made_anew(gated, lambda: source() * gate):
             return self._project(gated, scale)
 

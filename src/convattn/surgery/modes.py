@@ -1,9 +1,10 @@
-"""Evaluation mode for a while."""
+"""What is set on the modules of a network beside their weights: modes and hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -32,3 +33,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    """Everything that is called when a module runs, forward or backward, beside itself.
+
+    Args:
+        module: One module, without those inside it.
+
+    Example:
+        >>> hooks_of(nn.Identity())
+        []
+    """
+    return [
+        *module._forward_hooks.values(),
+        *module._forward_pre_hooks.values(),
+        *module._backward_hooks.values(),
+        *module._backward_pre_hooks.values(),
+    ]
