@@ -136,11 +136,12 @@ def test_evaluating_takes_data_flags(run, capsys):
     assert "10" in capsys.readouterr().out.splitlines()[0]
 
 
-def test_evaluating_a_model_by_name_takes_its_weights(run, capsys):
+@pytest.mark.parametrize("flag", ["--weights", "--checkpoint"])
+def test_evaluating_a_model_by_name_takes_its_weights(run, capsys, flag):
     line = fails(
         capsys,
         *("evaluate", "patchconvnet_nano", "--data", "cluttered_digits", "--data.num-test", "10"),
-        *("--checkpoint", str(run)),
+        *(flag, str(run)),
     )
     assert "tensors differ" in line
 

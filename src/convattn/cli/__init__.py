@@ -1,0 +1,106 @@
+"""The command line: ``convattn list | train | evaluate | predict | explain | bench | ...``.
+
+Every mistake of the user is one line on stderr and exit status 2; ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from convattn.cli.words import INTERRUPTED, choose, fail
+from convattn.train.exceptions import InterruptedTraining, NonFiniteError
+
+COMMANDS = {
+    "list": "listing",
+    "train": "train",
+    "evaluate": "evaluate",
+    "predict": "predict",
+    "augment": "augment",
+    "explain": "explain",
+    "demo": "demo",
+    "bench": "bench",
+}
+"""Command -> the file of this folder that holds it."""
+
+HELP = """\
+usage: convattn COMMAND ...
+
+Attention for any convolutional network: inside its convolutions and in place of its pool.
+
+commands:
+  list      show the models, the recipes (--recipes) or the data sets (--data)
+  train     train a recipe and leave a run folder: convattn train quickstart
+  evaluate  test a run, or a model by name, on its test pictures: convattn evaluate RUN
+  predict   find objects, or every pixel's class, on pictures: convattn predict RUN PICTURE
+  augment   show where a network can get attention, and at what cost: convattn augment resnet50
+  explain   show where a network looks, and test whether that is true: convattn explain RUN PICTURE
+  demo      the same as a page in the browser: convattn demo
+  bench     measure what a network or a layer costs: convattn bench resnet50
+
+convattn COMMAND --help tells more; --debug shows the traceback of an error.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments after the program's name; None takes the process's own.
+
+    Returns:
+        The exit status: 0, 2 for a mistake, 130 for a training that was interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python would complain again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return fail("interrupted before there was anything to resume", INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        mistake = _status(error)
+        if mistake is None:
+            raise
+        return fail(_sentence(error), mistake)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] == "--version":
+        from convattn import __version__
+
+        print(__version__)
+        return 0
+    module = import_module(f"convattn.cli.{choose('command', arguments[0], COMMANDS)}")
+    status: int = module.command(arguments[1:])
+    return status
+
+
+def _status(error: Exception) -> int | None:
+    """The exit status of an error that is the user's to mend, None for a fault of ours."""
+    if isinstance(error, InterruptedTraining):
+        return INTERRUPTED
+    if isinstance(error, ValueError | OSError | NonFiniteError):
+        return 2
+    return None
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip()
+    # A DataLoader's worker sends its traceback along, and the message at the end.
+    if "Traceback (most recent call last)" in text:
+        text = text.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+    return " ".join(text.split())

@@ -1,0 +1,121 @@
+"""``convattn augment``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convattn.cli.targets import (
+    AttentionOptions,
+    find_target,
+)
+from convattn.cli.words import UsageError, as_flags, parse
+from convattn.train.config import AugmentConfig, TrainConfig
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentOptions(AttentionOptions):
+    """Show what attention would replace in a network, and at what cost; nothing is changed."""
+
+    input_size: int | None = None
+    """Height and width of the pictures, in pixels; None takes those of the network."""
+    num_classes: int | None = None
+    """Number of classes of a model that is given by name; None keeps its own."""
+    json: bool = False
+    """Print the plan as JSON, and nothing else."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``convattn augment``.
+
+    Args:
+        arguments: Words behind the command.
+    """
+    prog = "convattn augment"
+    target, folder = find_target(AugmentOptions(), arguments, prog=prog, model="MODEL")
+    options = parse(AugmentOptions, AugmentOptions(), arguments[1:], prog=f"{prog} {target}")
+    if folder is not None and options.num_classes is not None:
+        raise UsageError("--num-classes goes with a model's name; a run has its own classes")
+    names = [item.name for item in dataclasses.fields(AugmentConfig)]
+    wanted = AugmentConfig(**{name: getattr(options, name) for name in names})
+    if wanted.pool is None and not wanted.conv:
+        wanted = dataclasses.replace(wanted, pool="attention", conv=("all",))
+
+    from convattn.evaluate import augment_arguments, load_run, plan_model
+    from convattn.surgery import plan
+
+    asked = augment_arguments(dataclasses.asdict(wanted), options.input_size)
+    assert asked is not None
+    if folder is None:
+        found = plan_model(target, asked, num_classes=options.num_classes)
+    else:
+        found = plan(load_run(folder)[0], **asked)
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=2))
+        return 0
+    print(found)
+    if found.replaced:
+        possible = dataclasses.replace(
+            wanted,
+            pool=wanted.pool if found.pool.replaced else None,
+            conv=wanted.conv if any(conv.replaced for conv in found.convs) else (),
+        )
+        if folder is None:
+            print(f"\n{_how_to_train(target, possible, image_size=found.input_size[1])}")
+        else:
+            print(f"\n{_how_to_train_run(folder, possible, image_size=options.input_size)}")
+    return 0
+
+
+def _how_to_train(name: str, augment: AugmentConfig, *, image_size: int) -> str:
+    """The command that trains a model with attention on a folder of pictures."""
+    import timm
+
+    from convattn.train.recipes.classification import finetune
+
+    default = finetune()
+    config = dataclasses.replace(
+        default,
+        data=dataclasses.replace(default.data, root="DIR", image_size=image_size),
+        model=dataclasses.replace(
+            default.model, name=name, pretrained=timm.models.is_model_pretrained(name)
+        ),
+        augment=augment,
+    )
+    return _training_command(config, default)
+
+
+def _how_to_train_run(folder: Path, augment: AugmentConfig, *, image_size: int | None) -> str:
+    """The command that trains a run's weights further, with attention."""
+    from convattn.train.recipes import RECIPES
+    from convattn.train.recipes.classification import finetune
+
+    config = TrainConfig.load(folder / "config.json")
+    if config.augment.pool is not None or config.augment.conv:
+        return f"{folder} has been given attention already; add more in Python, by augment()"
+    default = RECIPES.get(config.recipe, finetune)()
+    if image_size is None:
+        image_size = config.data.image_size
+    config = dataclasses.replace(
+        config,
+        recipe=default.recipe,
+        data=dataclasses.replace(config.data, image_size=image_size),
+        model=dataclasses.replace(
+            config.model, num_classes=None, pretrained=False, checkpoint=str(folder)
+        ),
+        augment=augment,
+        out=None,
+    )
+    return _training_command(config, default)
+
+
+def _training_command(config: TrainConfig, recipe: TrainConfig) -> str:
+    words = ["convattn", "train", recipe.recipe, *as_flags(config, recipe)]
+    return f"train it with:\n  {shlex.join(words)}"

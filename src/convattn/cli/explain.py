@@ -1,0 +1,251 @@
+"""``convattn explain``."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import tyro
+
+from convattn.cli.targets import (
+    Weights,
+    check_free,
+    check_weights,
+    data_of,
+    find_pictures,
+    find_target,
+    new_folder,
+    with_data_name,
+)
+from convattn.cli.words import UsageError, fail, parse
+from convattn.data import UnreadableImageError
+from convattn.train.config import DataConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from convattn.explain import Explanation
+
+
+# Of the sheet that shows all pictures at once; every picture has files of its own.
+_MOST_ROWS, _MOST_COLUMNS = 24, 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """Show where a network looks on a picture, or on every picture of a folder."""
+
+    picture: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE|FOLDER")
+    ] = None
+    """A picture, or a folder of pictures."""
+    target: tuple[str, ...] = ()
+    """Classes to explain, by name or number; none: the likeliest one."""
+    top_k: int | None = None
+    """Explain so many of the likeliest classes instead."""
+    method: Literal["auto", "attention", "gradcam"] = "auto"
+    """How: attention, or gradcam for any network; auto takes attention where there is some."""
+    view: Literal["auto", "crop", "whole"] = "auto"
+    """crop: what the network is tested with; whole: all of it; auto: whole for panoramas only."""
+    layer: str | None = None
+    """Name of the layer whose attention is shown; None takes the pool, else the last layer."""
+    head: int | None = None
+    """Number of the attention head; None takes their mean."""
+    query: tuple[float, float] | None = None
+    """y and x of a pixel: what does an attention convolution look at from there?"""
+    layers: bool = False
+    """Also draw the picture through all attention convolutions."""
+    out: str | None = None
+    """Folder to make; None makes explained, or explained-2 where that is taken."""
+    weights: Weights = None
+    """Weights of a model that is given by name; None takes its released ones."""
+    num_classes: int | None = None
+    """Number of classes of those weights; None takes the model's own."""
+    device: str | None = None
+    """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
+    faithfulness: bool = False
+    """Take no picture: test on a data set whether the maps tell the truth, beside Grad-CAM."""
+    num_steps: int = 16
+    """Steps of the deletion and insertion curves of that test."""
+    seed: int = 0
+    """Seed of its random maps."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Pictures of that test; of a run, its own test pictures."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``convattn explain``.
+
+    Args:
+        arguments: Words behind the command.
+    """
+    prog = "convattn explain"
+    target, folder = find_target(
+        ExplainOptions(), arguments, prog=prog, model="MODEL", rest="PICTURE|FOLDER "
+    )
+    options = parse(
+        ExplainOptions,
+        ExplainOptions(data=data_of(folder)),
+        with_data_name(arguments[1:]),
+        prog=f"{prog} {target}",
+    )
+    check_weights(folder, options.weights)
+    if options.faithfulness == (options.picture is not None):
+        raise UsageError(
+            f"{prog} {target} takes a picture or a folder of pictures, or else --faithfulness"
+        )
+    if options.target and options.top_k is not None:
+        raise UsageError("--target and --top-k both choose classes; give one of them")
+    check_free(options.out)
+
+    import torch
+
+    from convattn.evaluate import open_model
+
+    model = open_model(target, checkpoint=options.weights, num_classes=options.num_classes)
+    model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if options.faithfulness:
+        return _test_faithfulness(model, target, folder, options)
+    assert options.picture is not None
+    pictures = find_pictures(Path(options.picture))
+    return _explain_pictures(model, target, pictures, options)
+
+
+def _explain_pictures(
+    model: nn.Module, name: str, pictures: Sequence[Path], options: ExplainOptions
+) -> int:
+    """Write an overlay and a map for every picture, a sheet of all, and what they were taken for.
+
+    One picture that cannot be explained is the user's mistake; among several it is told, and the
+    others go on.
+    """
+    import numpy as np
+
+    from convattn.evaluate import replace_atomically, unused_name
+    from convattn.explain import attention_through, explain_classes
+    from convattn.explain.figures import FIGURE_SIDE, draw_explanations, draw_layers
+
+    sheet: list[list[Explanation]] = []
+    told: list[dict[str, Any]] = []
+    used = {"sheet"}
+    out: Path | None = None
+    for number, file in enumerate(pictures, 1):
+        try:
+            found = explain_classes(
+                model,
+                file,
+                options.target or None,
+                top_k=1 if options.top_k is None else options.top_k,
+                method=options.method,
+                view=options.view,
+                layer=options.layer,
+                head=options.head,
+                query=options.query,
+            )
+            if options.layers:
+                picture, layers = attention_through(
+                    model, file, query=options.query, view=options.view
+                )
+        except ValueError as error:
+            # What fails for the first picture and is not its fault would fail for all of them.
+            about_picture = isinstance(error, UnreadableImageError)
+            if len(pictures) == 1 or (out is None and not about_picture):
+                raise
+            text = str(error)
+            fail(text if str(file) in text else f"{file}: {text}", 2)
+            continue
+        if out is None:
+            out = new_folder(options.out, "explained")
+        for one in found:
+            several = "" if len(found) == 1 else f"_{_file_name(one.target.name)}"
+            stem = unused_name(file.stem + several, used)
+            one.overlay().save(out / f"{stem}.png")
+            np.savez_compressed(out / f"{stem}.npz", heat=one.heat, map=one.map.numpy())
+        if options.layers:
+            draw_layers(
+                picture,
+                layers,
+                out / f"{unused_name(f'{file.stem}_layers', used)}.png",
+                title=f"{file.name} through {Path(name).name}",
+                query=options.query,
+            )
+        told.append({"picture": str(file), "explanations": [one.to_dict() for one in found]})
+        if len(sheet) < _MOST_ROWS:
+            row = found[: _MOST_COLUMNS if found[0].class_specific else 1]
+            sheet.append([one.shrunk(FIGURE_SIDE) for one in row])
+        best = found[0].top[0]
+        print(f"{number}/{len(pictures)}  {file}  {best.name}  {best.probability:.1%}", flush=True)
+    failed = len(pictures) - len(told)
+    if out is None:
+        raise UsageError(f"none of the {failed} files could be read as a picture")
+    replace_atomically(out / "explanations.json", (json.dumps(told, indent=2) + "\n").encode())
+    draw_explanations(sheet, out / "sheet.png", title=_sheet_title(sheet, name))
+    print(f"\n{out / 'sheet.png'}")
+    if failed:
+        return fail(f"{failed} of {len(pictures)} files could not be explained", 2)
+    return 0
+
+
+def _sheet_title(rows: Sequence[Sequence[Explanation]], name: str) -> str:
+    how = "where it looks" if rows[0][0].method == "attention" else "Grad-CAM"
+    return f"{Path(name).name}: {how}"
+
+
+def _file_name(text: str) -> str:
+    """A class's name as part of a file's name."""
+    return re.sub(r"[^\w-]+", "_", text.split(", ")[0]).strip("_") or "class"
+
+
+def _test_faithfulness(
+    model: nn.Module, name: str, folder: Path | None, options: ExplainOptions
+) -> int:
+    """Measure the maps on test pictures; a run keeps the report, a model's gets a new folder."""
+    from convattn.evaluate import replace_atomically
+    from convattn.explain import faithfulness
+    from convattn.explain.figures import draw_faithfulness
+    from convattn.train.inputs import open_source, test_batches
+
+    source = open_source(options.data, training=False)
+    loader, boxes = test_batches(
+        options.data, source, cast(Mapping[str, Any], model.pretrained_cfg)
+    )
+    num_classes, total = len(source.class_names), len(source.test)
+    if model.num_classes != num_classes:
+        raise UsageError(
+            f"{name} has {model.num_classes} classes and {options.data.name} {num_classes}; name "
+            "the data that it was trained on by --data"
+        )
+
+    def progress(done: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r{done:,} of {total:,} pictures", end=end, file=sys.stderr, flush=True)
+
+    report = faithfulness(
+        model,
+        loader,
+        boxes=boxes,
+        methods=None if options.method == "auto" else [options.method, "random", "centre"],
+        num_steps=options.num_steps,
+        seed=options.seed,
+        device=options.device,
+        progress=progress,
+    )
+    if folder is None or options.out is not None:
+        folder = new_folder(options.out, "explained")
+    title = f"{Path(name).name} on {options.data.name}: do the maps tell the truth?"
+    drawing = folder / "faithfulness.tmp.png"
+    draw_faithfulness(report, drawing, title=title)
+    drawing.replace(folder / "faithfulness.png")
+    text = f"# {title}\n\n{report.markdown()}\n![curves](faithfulness.png)\n"
+    replace_atomically(folder / "faithfulness.md", text.encode())
+    replace_atomically(folder / "faithfulness.json", report.to_json().encode())
+    print(f"{report.table()}\n")
+    for suffix in ("json", "md", "png"):
+        print(folder / f"faithfulness.{suffix}")
+    return 0

@@ -1,0 +1,96 @@
+"""``convattn list``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from convattn.cli.words import UsageError, parse, summary
+from convattn.wording import nearest
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """Show convattn's models: their parameters at 1,000 classes, and what they are."""
+
+    filter: Annotated[str | None, tyro.conf.Positional] = None
+    """Show only names that contain this."""
+    recipes: bool = False
+    """Show the recipes instead."""
+    dense: bool = False
+    """Show the detectors and segmenters instead."""
+    data: bool = False
+    """Show the data sets instead."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``convattn list``.
+
+    Args:
+        arguments: Words behind the command.
+    """
+    options = parse(ListOptions, ListOptions(), arguments, prog="convattn list")
+    describe: Callable[[str], tuple[str, ...]]
+    names: list[str]
+    if options.recipes:
+        from convattn.train.recipes import RECIPES
+
+        names, describe = list(RECIPES), lambda name: (name, summary(RECIPES[name]))
+    elif options.data:
+        tasks = _tasks_of_data()
+        names, describe = list(tasks), lambda name: (name, ", ".join(tasks[name]))
+    elif options.dense:
+        from convattn.detection import DETECTORS
+        from convattn.segmentation import SEGMENTERS
+
+        dense = DETECTORS | SEGMENTERS
+        names, describe = list(dense), lambda name: (name, summary(dense[name]))
+    else:
+        from convattn import OUR_MODELS
+
+        names, describe = list(OUR_MODELS), _describe_model
+    rows = [describe(name) for name in names if (options.filter or "") in name]
+    if not rows:
+        assert options.filter is not None
+        raise UsageError(
+            f"no name contains {options.filter!r}; the nearest is "
+            f"{nearest(options.filter, names)!r}"
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    return 0
+
+
+def _tasks_of_data() -> dict[str, list[str]]:
+    """Name of each data set -> what it can be used for."""
+    from convattn.data import DATASETS
+    from convattn.data.coco import DETECTION_DATASETS
+    from convattn.data.masks import SEGMENTATION_DATASETS
+
+    tasks: dict[str, list[str]] = {}
+    for task, names in (
+        ("classification", DATASETS),
+        ("detection", DETECTION_DATASETS),
+        ("segmentation", SEGMENTATION_DATASETS),
+    ):
+        for name in names:
+            tasks.setdefault(name, []).append(task)
+    return tasks
+
+
+def _describe_model(name: str) -> tuple[str, str, str]:
+    """Name, parameters in millions and sentence of a model."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return name, f"{size:7.2f} M", summary(timm.model_entrypoint(name))

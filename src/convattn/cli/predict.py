@@ -1,0 +1,100 @@
+"""``convattn predict``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from convattn.cli.targets import (
+    check_free,
+    check_window,
+    find_pictures,
+    new_folder,
+    task_of_run,
+)
+from convattn.cli.words import UsageError, fail, parse
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Find objects, or the class of every pixel, on a picture or on every picture of a folder."""
+
+    picture: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE|FOLDER")
+    ] = None
+    """A picture, or a folder of pictures."""
+    threshold: float = 0.5
+    """Detection: least score of what is drawn and written, from 0 to 1."""
+    window: tuple[int, int] | None = None
+    """Segmentation: height and width of the windows that pictures are cut into; None: whole."""
+    out: str | None = None
+    """Folder to make; None makes predicted, or predicted-2 where that is taken."""
+    device: str | None = None
+    """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold} must lie between 0 and 1")
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``convattn predict``.
+
+    Args:
+        arguments: Words behind the command.
+    """
+    prog = "convattn predict"
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {prog} RUN PICTURE|FOLDER [OPTIONS]\n")
+        if not arguments:
+            raise UsageError("name a run folder and a picture")
+        parse(PredictOptions, PredictOptions(), ["--help"], prog=f"{prog} RUN")
+    target = arguments[0]
+    if not Path(target).is_dir():
+        raise UsageError(f"{target!r} is no run folder; name one that `convattn train` has made")
+    options = parse(PredictOptions, PredictOptions(), arguments[1:], prog=f"{prog} {target}")
+    folder = Path(target)
+    task = task_of_run(folder)
+    if options.picture is None:
+        raise UsageError(f"{prog} {target} takes a picture or a folder of pictures")
+    if task == "classification":
+        raise UsageError(
+            f"{target} classifies pictures: convattn explain {target} {options.picture} tells the "
+            "classes and where they are seen"
+        )
+    check_window(options.window, target, task)
+    check_free(options.out)
+
+    import torch
+
+    from convattn.evaluate import load_run
+    from convattn.explain import read_picture
+    from convattn.predict import predict_classes, predict_objects
+
+    pictures = find_pictures(Path(options.picture))
+    if len(pictures) == 1:
+        read_picture(pictures[0])  # the only one must be readable; of several, some may not be
+    model, _ = load_run(folder)
+    model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    out = new_folder(options.out, "predicted")
+    if task == "detection":
+        told = predict_objects(model, pictures, out, threshold=options.threshold)
+    else:
+        told = predict_classes(model, pictures, out, window=options.window)
+    failed = 0
+    for number, (file, found) in enumerate(zip(pictures, told, strict=True), 1):
+        if isinstance(found, Exception):
+            failed += 1
+            fail(str(found), 2)
+        else:
+            print(f"{number}/{len(pictures)}  {file}  {found}", flush=True)
+    print(f"\n{out}")
+    if failed:
+        return fail(f"{failed} of {len(pictures)} files could not be read as a picture", 2)
+    return 0

@@ -1,0 +1,79 @@
+"""``convattn train``."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+from convattn.cli.words import UsageError, choose, parse, summary
+from convattn.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from convattn.train.run import Run
+
+
+TRAIN_HELP = """\
+usage: convattn train RECIPE [OPTIONS]
+       convattn train --resume RUN
+
+Train a recipe and leave a run folder; every value of the recipe can be overridden by a flag:
+convattn train RECIPE --help lists them. --resume goes on with a run that was stopped.
+
+recipes:
+"""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``convattn train``.
+
+    Args:
+        arguments: Words behind the command.
+    """
+    from convattn.train.recipes import RECIPES
+
+    if arguments and arguments[0] in ("-h", "--help"):
+        width = max(map(len, RECIPES))
+        lines = (f"  {name:<{width}}  {summary(recipe)}" for name, recipe in RECIPES.items())
+        print(TRAIN_HELP + "\n".join(lines))
+        return 0
+    if not arguments:
+        raise UsageError("name a recipe, for example `convattn train quickstart`")
+    if arguments[0].split("=")[0] == "--resume":
+        return _resume(arguments)
+    if arguments[0].startswith("-"):
+        raise UsageError(f"name a recipe before {arguments[0]}: convattn train RECIPE [OPTIONS]")
+    recipe = choose("recipe", arguments[0], RECIPES)
+    if any(argument.split("=")[0] == "--resume" for argument in arguments):
+        raise UsageError("--resume takes no recipe: convattn train --resume RUN")
+    config = parse(
+        TrainConfig,
+        recipe(),
+        arguments[1:],
+        prog=f"convattn train {arguments[0]}",
+        description=inspect.getdoc(recipe),
+    )
+    from convattn.train.run import train
+
+    return _finish(train(config))
+
+
+def _resume(arguments: list[str]) -> int:
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    if len(words) < 2:
+        raise UsageError("--resume needs the run folder: convattn train --resume RUN")
+    if len(words) > 2:
+        raise UsageError(
+            f"--resume goes on with RUN/config.json as it stands and takes no {words[2]}; edit "
+            "that file if the data have moved"
+        )
+    from convattn.train.run import resume
+
+    return _finish(resume(words[1]))
+
+
+def _finish(run: Run | None) -> int:
+    if run is not None:
+        print(f"\n{run.result.table()}\n")
+        for file in (*run.pictures, run.folder / "report.md"):
+            print(file)
+    return 0

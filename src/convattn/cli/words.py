@@ -1,0 +1,156 @@
+"""Words of the command line into dataclasses, and mistakes into sentences."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import tyro
+
+from convattn.wording import nearest
+
+T = TypeVar("T")
+
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C has ended
+
+
+class UsageError(ValueError):
+    """The command line itself is wrong."""
+
+
+def as_flags(config: Any, default: Any, prefix: str = "") -> Iterator[str]:
+    """The flags that make ``config`` out of ``default``.
+
+    Args:
+        config: A configuration.
+        default: Another of its class.
+        prefix: Of every flag.
+    """
+    for item in dataclasses.fields(config):
+        value, other = getattr(config, item.name), getattr(default, item.name)
+        name = item.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from as_flags(value, other, f"{prefix}{name}.")
+        elif value is True or value is False:
+            if value != other:
+                yield f"--{prefix}{'' if value else 'no-'}{name}"
+        elif value != other:
+            yield f"--{prefix}{name}"
+            if isinstance(value, dict):
+                yield from (str(word) for pair in value.items() for word in pair)
+            else:
+                yield from map(str, value if isinstance(value, tuple) else [value])
+
+
+def parse(
+    kind: type[T],
+    default: T,
+    arguments: list[str],
+    *,
+    prog: str,
+    description: str | None = None,
+) -> T:
+    """Flags into a dataclass; a mistake is a ``UsageError`` instead of tyro's box.
+
+    Args:
+        kind: The dataclass.
+        default: Values of the flags that are not given.
+        arguments: The words.
+        prog: What the help calls the command.
+        description: Stands above its flags; None takes the docstring of ``kind``.
+
+    Raises:
+        UsageError: If the words are no such flags.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            parsed, unknown = tyro.cli(
+                kind,
+                prog=prog,
+                description=description,
+                default=default,
+                args=arguments,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise UsageError(_unboxed(printed.getvalue())) from None
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        if not flag.startswith("-"):
+            raise UsageError(f"{prog} takes no {flag!r}; see {prog} --help")
+        # A field that this command keeps fixed has a name, but no flag.
+        names = [name for name in (f"--{name}" for name in _flags(default)) if name != flag]
+        raise UsageError(f"unknown flag {flag}; the nearest is {nearest(flag, names)}")
+    return parsed
+
+
+def _unboxed(text: str) -> str:
+    """The message inside the box that tyro draws round an error, on one line."""
+    lines = [line.strip(" │╭╮╰╯├┤") for line in text.strip().splitlines()]
+
+    def rule(line: str) -> bool:
+        return not line.strip("-─")
+
+    below_title = itertools.dropwhile(rule, lines[1:])
+    message = " ".join(
+        " ".join(itertools.takewhile(lambda line: not rule(line), below_title)).split()
+    )
+    # A class's own check names its field; which class it was adds nothing.
+    return re.sub(r"^\w+: (?=[\w.]+=)", "", message.replace("Error parsing ", ""))
+
+
+def _flags(config: Any, prefix: str = "") -> Iterator[str]:
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flags(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name.replace("_", "-")
+
+
+def choose(kind: str, name: str, known: Mapping[str, T]) -> T:
+    """What a name stands for.
+
+    Args:
+        kind: What an error calls it.
+        name: The name.
+        known: All there are.
+
+    Raises:
+        UsageError: If it is not among them.
+    """
+    if name not in known:
+        raise UsageError(f"unknown {kind} {name!r}; the nearest is {nearest(name, known)!r}")
+    return known[name]
+
+
+def summary(function: Callable[..., Any]) -> str:
+    """The first sentence of a docstring.
+
+    Args:
+        function: Whose.
+    """
+    return (function.__doc__ or "").strip().split("\n")[0]
+
+
+def fail(message: str, status: int) -> int:
+    """Tell a mistake on stderr, in one line, and give the status back.
+
+    Args:
+        message: What is wrong.
+        status: The exit status.
+    """
+    # Processes that help the first one train would only say the same again.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"convattn: {message}", file=sys.stderr)
+    return status
