@@ -125,7 +125,10 @@ default_cfgs = generate_default_cfgs(
         "aa_resnet101.untrained": _cfg(),
         "aa_resnet152.untrained": _cfg(),
         "aa_resnet_nano.untrained": _NANO_CFG,
+        "aa_resnet18_nano.untrained": _NANO_CFG,
         "resnet_nano.untrained": {**_NANO_CFG, "paper_ids": "arXiv:1512.03385"},
+        "resnet18_nano.untrained": {**_NANO_CFG, "paper_ids": "arXiv:1512.03385"},
+        "se_resnet18_nano.untrained": {**_NANO_CFG, "paper_ids": "arXiv:1709.01507"},
     }
 )
 
@@ -158,6 +161,10 @@ def aa_resnet152(pretrained: bool = False, **kwargs: Any) -> AAResNet:
     return _create("aa_resnet152", pretrained, defaults, **kwargs)
 
 
+def _create_plain(variant: str, pretrained: bool, defaults: dict[str, Any], **kw: Any) -> ResNet:
+    return cast(ResNet, build_model_with_cfg(ResNet, variant, pretrained, **{**defaults, **kw}))
+
+
 _NANO: dict[str, Any] = {
     "block": BasicBlock,
     "layers": (1, 1, 1, 1),
@@ -167,15 +174,44 @@ _NANO: dict[str, Any] = {
 }
 
 
+_NANO_ATTENTION: dict[str, Any] = {
+    "num_heads": 4,
+    "qk_ratio": 0.25,
+    "v_ratio": 0.25,
+    "min_head_dim": 8,
+    "img_size": 64,
+}
+
+_NANO18: dict[str, Any] = {**_NANO, "layers": (2, 2, 2, 2)}
+
+
 @register_model
 def aa_resnet_nano(pretrained: bool = False, **kwargs: Any) -> AAResNet:
     """AA-ResNet for laptops and tests: one basic block a stage, 16 to 128 channels."""
-    attention = {"num_heads": 4, "qk_ratio": 0.25, "v_ratio": 0.25, "min_head_dim": 8}
-    return _create("aa_resnet_nano", pretrained, {**_NANO, **attention, "img_size": 64}, **kwargs)
+    return _create("aa_resnet_nano", pretrained, {**_NANO, **_NANO_ATTENTION}, **kwargs)
 
 
 @register_model
 def resnet_nano(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """The plain twin of ``aa_resnet_nano``."""
-    model = build_model_with_cfg(ResNet, "resnet_nano", pretrained, **{**_NANO, **kwargs})
-    return cast(ResNet, model)
+    return _create_plain("resnet_nano", pretrained, _NANO, **kwargs)
+
+
+@register_model
+def aa_resnet18_nano(pretrained: bool = False, **kwargs: Any) -> AAResNet:
+    """AA-ResNet-18 of a quarter of the width, for 64x64 pictures: no map needs downsampling."""
+    attention = {**_NANO_ATTENTION, "attn_downsample": {}}
+    return _create("aa_resnet18_nano", pretrained, {**_NANO18, **attention}, **kwargs)
+
+
+@register_model
+def resnet18_nano(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """The plain twin of ``aa_resnet18_nano``."""
+    return _create_plain("resnet18_nano", pretrained, _NANO18, **kwargs)
+
+
+@register_model
+def se_resnet18_nano(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """The squeeze-excite twin of ``aa_resnet18_nano``."""
+    se = {"block_args": {"attn_layer": "se"}}
+    return _create_plain("se_resnet18_nano", pretrained, {**_NANO18, **se}, **kwargs)
