@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from convattn.bench import count, take_turns
 from convattn.evaluate import augment_arguments, create_model, load_run
 from convattn.train.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from convattn.train.exceptions import InterruptedTraining
 from convattn.train.inputs import open_source, test_batches
 from convattn.train.run import resume, train
 from side_by_side import seconds, table
@@ -49,6 +50,7 @@ PLAIN = "plain"
 ALPHA = 0.05
 NUM_DRAWS = 10_000
 TIMED_STEPS = 12
+STOPPED = 130  # status of a run that Ctrl-C has stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ def laptop() -> dict[str, Set]:
                 data=DataConfig(
                     name="tiny_imagenet", batch_size=128, random_crop_padding=8, label_smoothing=0.1
                 ),
-                epochs=5,
+                epochs=4,
             ),
             networks=family(
                 "resnet18_nano",
@@ -113,7 +115,7 @@ def laptop() -> dict[str, Set]:
             config=dataclasses.replace(
                 every,
                 data=DataConfig(name="fashion_mnist", batch_size=128, random_crop_padding=2),
-                epochs=2,
+                epochs=1,
             ),
             networks=tuple(
                 dataclasses.replace(one, model_args={"widen": 1, **one.model_args})
@@ -251,15 +253,14 @@ def train_all(
             while waiting and len(running) < at_once and not late:
                 name, command = waiting.pop(0)
                 print(f"{name} ...", flush=True)
-                running[name] = subprocess.Popen(
-                    command, env=environment, stdout=subprocess.DEVNULL
-                )
+                quiet = subprocess.DEVNULL
+                running[name] = subprocess.Popen(command, env=environment, stdout=quiet)
             time.sleep(0.5)
             for name in [name for name, process in running.items() if process.poll() is not None]:
                 status = running.pop(name).returncode
                 done += 1
-                failed += status != 0
-                said = "trained" if status == 0 else f"ended with status {status}"
+                failed += status not in (0, STOPPED)
+                said = {0: "trained", STOPPED: "stopped"}.get(status, f"failed, status {status}")
                 print(f"{name} {said}, {done} of {len(jobs)}", flush=True)
             if deadline is not None and time.monotonic() > deadline and not late:
                 late, waiting = True, []
@@ -597,7 +598,10 @@ def main() -> int:
         name, number, seed = options.one[0], int(options.one[1]), int(options.one[2])
         network = sets[name].networks[number]
         out = place(options.runs, name, network, seed)
-        run(configuration(sets[name], network, seed, roots[name], out))
+        try:
+            run(configuration(sets[name], network, seed, roots[name], out))
+        except InterruptedTraining:
+            return STOPPED
         return 0
     if not options.no_training:
         deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
