@@ -60,7 +60,7 @@ Times = dict[str, list[float]]
 
 S60, MULTI = "patchconvnet_s60", "patchconvnet_s60_multi"
 AUTHORS_NAMES = {S60: "S60", MULTI: "S60_multi"}
-AUTHORS, OURS = "authors", "ours"
+AUTHORS, OURS, OPTIMISED = "authors", "ours", "ours, optimised"
 # Shares of the logits' standard deviation, by words in the names of the ways. Sixty blocks in
 # bfloat16 leave about 3e-2, the authors' as well as ours.
 TOLERANCES = {"int8": 5e-2, "bfloat16": 5e-2, "": 1e-4}
@@ -497,6 +497,16 @@ class OurAttention(nn.Module):
         return self.attn.proj(aggregate(x, q(token), *weights, token=token))
 
 
+def optimised_attention(head: LearnedAggregation2d) -> Callable[[Tensor], Tensor]:
+    """Our folded attention, without the token and its layer scale: (B, N, C) -> (B, 1, C)."""
+    head = copy.deepcopy(head)
+    with torch.no_grad():
+        head.gamma1.fill_(1)
+        folded = convattn.optimize_for_inference(head)
+        folded.base -= head.token
+    return folded.gather
+
+
 def authors_head(network: nn.Module) -> nn.Module:
     """Their network without stem and trunk: (B, N, C) -> (B, classes)."""
     head = copy.deepcopy(network)
@@ -515,29 +525,35 @@ def patches(batch: int, dim: int) -> Tensor:
     return torch.randn(batch, SIDE * SIDE, dim, requires_grad=True)
 
 
-Pair = tuple[tuple[nn.Module, ...], tuple[nn.Module, ...]]
-"""Their module with its inputs, and ours."""
+Called = tuple[Any, ...]
+"""A module with its inputs."""
 
 
-def pair_row(what: str, batch: int, pair: Pair, repeats: int) -> tuple[str, ...]:
-    """Forward, and forward and backward, of two modules that agree."""
-    theirs, ours = pair
+def trio_row(
+    what: str, batch: int, theirs: Called, ours: Called, optimised: Called, repeats: int
+) -> tuple[str, ...]:
+    """Forward, and forward and backward, of modules that agree; the optimised only forward."""
     with torch.no_grad():
         expected = theirs[0](*theirs[1:])
-        require_agreement(f"{what}, batch {batch}", ours[0](*ours[1:]), expected)
-    cells = [what, str(batch)]
-    for pass_of in (forward, forward_backward):
-        times = race({AUTHORS: pass_of(*theirs), OURS: pass_of(*ours)}, repeats)
-        share = ratios(times[OURS], times[AUTHORS])
-        cells += [milliseconds(times[AUTHORS]), milliseconds(times[OURS]), share]
-    return tuple(cells)
+        for one in (ours, optimised):
+            require_agreement(f"{what}, batch {batch}", one[0](*one[1:]), expected)
+    ways = {AUTHORS: theirs, OURS: ours, OPTIMISED: optimised}
+    times = race({name: forward(*way) for name, way in ways.items()}, repeats)
+    cells = [what, str(batch), milliseconds(times[AUTHORS])]
+    for name in (OURS, OPTIMISED):
+        cells += [milliseconds(times[name]), ratios(times[name], times[AUTHORS])]
+    times = race({name: forward_backward(*ways[name]) for name in (AUTHORS, OURS)}, repeats)
+    share = ratios(times[OURS], times[AUTHORS])
+    return (*cells, milliseconds(times[AUTHORS]), milliseconds(times[OURS]), share)
 
 
-PAIR_HEAD = (
+TRIO_HEAD = (
     "what",
     "batch",
     "authors, forward",
     "ours",
+    "share of their time",
+    "ours, optimised",
     "share of their time",
     "authors, forward + backward",
     "ours",
@@ -558,20 +574,31 @@ def aggregation_section(authors: types.ModuleType, arguments: argparse.Namespace
             both = torch.cat([token.expand(batch, 1, dim), normed], dim=1)
         normed, token, both = (t.requires_grad_() for t in (normed, token, both))
         attention = theirs.blocks_token_only[0].attn
-        pairs: dict[str, Pair] = {
-            "attention alone": ((attention, both), (OurAttention(ours.head), normed, token)),
-            "token block": ((AuthorsPool(theirs), x), (OurPool(ours.head), as_map(x))),
-            "whole head": ((authors_head(theirs), x), (ours.head, as_map(x))),
+        head = convattn.optimize_for_inference(ours.head)
+        plain = F.layer_norm(x.detach(), (dim,), eps=head.norm1.eps)
+        folded = optimised_attention(ours.head)
+        trios: dict[str, tuple[Called, Called, Called]] = {
+            "attention alone": (
+                (attention, both),
+                (OurAttention(ours.head), normed, token),
+                (folded, plain),
+            ),
+            "token block": (
+                (AuthorsPool(theirs), x),
+                (OurPool(ours.head), as_map(x)),
+                (OurPool(head), as_map(x)),
+            ),
+            "whole head": ((authors_head(theirs), x), (ours.head, as_map(x)), (head, as_map(x))),
         }
         repeats = 3 * arguments.repeats  # milliseconds each
-        rows += [pair_row(what, batch, pair, repeats) for what, pair in pairs.items()]
+        rows += [trio_row(what, batch, *trio, repeats) for what, trio in trios.items()]
     return [
         f"S60's aggregation of a (B, {dim}, {SIDE}, {SIDE}) map. Alone: their "
         "`Learned_Aggregation_Layer` on the normalised token and patches. Token block: "
         "concatenation, LayerNorm, attention, MLP, and the last LayerNorm of the token alone. "
         "Whole head: as the networks run it; theirs concatenates a second time and normalises "
         "every patch before the classifier.",
-        table(PAIR_HEAD, rows),
+        table(TRIO_HEAD, rows),
     ]
 
 
@@ -582,11 +609,12 @@ def multi_section(authors: types.ModuleType, arguments: argparse.Namespace) -> l
     for batch in dict.fromkeys((1, arguments.batch_size)):
         note(f"multi, head, batch {batch}")
         x = patches(batch, ours.num_features)
-        pair = (authors_head(theirs), x), (ours.head, as_map(x))
-        rows.append(pair_row("head", batch, pair, arguments.repeats))
+        head = convattn.optimize_for_inference(ours.head)
+        trio = (authors_head(theirs), x), (ours.head, as_map(x)), (head, as_map(x))
+        rows.append(trio_row("head", batch, *trio, arguments.repeats))
     parts = [
         f"S60 with {ours.num_classes} class tokens. The head on a {SIDE} x {SIDE} map:",
-        table(PAIR_HEAD, rows),
+        table(TRIO_HEAD, rows),
     ]
     size = arguments.sizes[0]
     for batch in dict.fromkeys((1, arguments.batch_size)):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from convattn.inference.aggregation import fold_aggregations
 from convattn.inference.blocks import KERNELS, Kernels, fold_blocks
 from convattn.inference.folding import fold_batch_norms
 from convattn.inference.int8 import quantize_int8
@@ -31,9 +32,10 @@ def optimize_for_inference(
     """A copy of a trained network that gives the same logits faster, and can only do that.
 
     BatchNorm goes into the convolutions and attention branches before it; in PatchConvNets the
-    factors of LayerNorm and layer scale go into the 1x1 convolutions, and every parameter is
-    frozen. For any network of ours, any that ``augment`` made, and any convolutional network of
-    timm or torchvision.
+    factors of LayerNorm and layer scale go into the 1x1 convolutions; in a learned aggregation the
+    tokens, which never change, go into its matrices; and every parameter is frozen. For any
+    network of ours, any that ``augment`` made, and any convolutional network of timm or
+    torchvision.
 
     Args:
         model: In evaluation mode, without hooks; left alone.
@@ -74,6 +76,7 @@ def optimize_for_inference(
     _check_kernels(kernels, device)
     network = copy.deepcopy(model).requires_grad_(False)
     fold_blocks(network, kernels)
+    network = fold_aggregations(network)
     fold_batch_norms(network)
     if chosen == torch.int8:
         quantize_int8(network)

@@ -25,7 +25,7 @@ def _gelu(x: Tensor) -> Tensor:
     return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
 
 
-class _InplaceGELU(nn.Module):
+class InplaceGELU(nn.Module):
     """For maps that nobody else reads."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def fold_blocks(network: nn.Module, kernels: Kernels) -> None:
         if isinstance(module, PatchConvNet):
             for place, part in module.stem.named_children():
                 if isinstance(part, nn.GELU):
-                    module.stem.set_submodule(place, _InplaceGELU())
+                    module.stem.set_submodule(place, InplaceGELU())
         if isinstance(module, PatchConvBlock):
             folded = FoldedPatchConvBlock(module).eval()
             folded.kernels = kernels

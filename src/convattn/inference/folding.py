@@ -123,12 +123,19 @@ def fold_block(block: PatchConvBlock) -> tuple[nn.Linear, nn.Linear]:
         scale, shift = norm.weight.double(), norm.bias.double()
     weight, gamma = first.weight.double(), block.gamma.double()
     return (
-        _linear(weight * scale, first.bias.double() + weight @ shift, first),
-        _linear(last.weight.double() * gamma[:, None], last.bias.double() * gamma, last),
+        folded_linear(weight * scale, first.bias.double() + weight @ shift, first),
+        folded_linear(last.weight.double() * gamma[:, None], last.bias.double() * gamma, last),
     )
 
 
-def _linear(weight: Tensor, bias: Tensor, like: nn.Linear) -> nn.Linear:
+def folded_linear(weight: Tensor, bias: Tensor, like: nn.Linear) -> nn.Linear:
+    """A frozen linear layer.
+
+    Args:
+        weight: (out_features, in_features).
+        bias: (out_features,).
+        like: Of the same sizes; gives the number format.
+    """
     layer = nn.Linear(like.in_features, like.out_features, device="meta")
     layer.weight = _frozen(weight, like.weight)
     layer.bias = _frozen(bias, like.weight)

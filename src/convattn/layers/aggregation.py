@@ -203,12 +203,15 @@ class LearnedAggregation2d(nn.Module):
             nn.init.trunc_normal_(self.token, std=0.02)
         self.fc = self._classifier().train(self.training)
 
-    def _attn_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Normalised tokens, normalised patches (B, H*W, C), and what joins them as a key."""
+    def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_features:
             raise ValueError(
                 f"input of shape {tuple(x.shape)}, expected (B, {self.in_features}, H, W)"
             )
+
+    def _attn_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Normalised tokens, normalised patches (B, H*W, C), and what joins them as a key."""
+        self._check_input(x)
         patches = self.norm1(x.flatten(2).transpose(1, 2))
         tokens = self.norm1(self.token)
         return tokens, patches, None if self.class_tokens or self.residual else tokens
