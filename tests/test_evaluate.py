@@ -18,8 +18,11 @@ from convattn.evaluate import (
     load_weights,
     nearest,
     plan_model,
+    predict_batches,
+    summarize,
     tensor_differences,
 )
+from convattn.predictions import Predictions
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 SMALL = {"embed_dim": 16, "depth": 1}
@@ -68,6 +71,13 @@ def test_model_is_left_in_its_mode():
     assert model.training
 
 
+def test_model_is_left_in_its_mode_after_an_error():
+    model = Lookup().train()
+    with pytest.raises(ValueError, match="classes"):
+        evaluate(model, batches(torch.randn(4, 7), torch.arange(4)), class_names=NAMES[:3])
+    assert model.training
+
+
 def test_other_number_of_classes_is_refused():
     loader = batches(torch.randn(4, 7), torch.arange(4))
     with pytest.raises(ValueError, match="has 7 classes and the data 3"):
@@ -96,6 +106,44 @@ def test_table_tells_the_shares():
     result = evaluate(Lookup(), batches(logits, torch.arange(7)), class_names=NAMES, device="cpu")
     assert "100.00%" in result.table().splitlines()[1]
     assert json.loads(result.to_json())["top1"] == 1
+
+
+def test_real_accuracy_leaves_out_pictures_without_classes():
+    predictions = Predictions(
+        labels=torch.tensor([0, 1, 2, 3]),
+        classes=torch.tensor([[5, 0], [1, 0], [4, 0], [3, 0]]),
+        losses=torch.zeros(4),
+    )
+    real = [(5, 6), (), (2, 3), (3,)]
+    result = summarize(predictions, class_names=NAMES, real=real, images_per_second=1)
+    assert (result.top1, result.real_top1, result.num_real) == (2 / 4, 2 / 3, 3)
+    assert ("ImageNet-ReaL top-1, 3 pictures", "66.67%") in result.rows()
+
+
+def test_classes_without_pictures_are_told():
+    labels = torch.tensor([0, 1, 1])
+    logits = F.one_hot(labels, 7).float()
+    result = evaluate(Lookup(), batches(logits, labels), class_names=NAMES, device="cpu")
+    assert ("classes with pictures", "2 of 7") in result.rows()
+
+
+def test_predictions_come_a_batch_at_a_time():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(10, 7), torch.randint(0, 7, (10,))
+    loader = batches(logits, labels)
+    parts = list(predict_batches(Lookup(), loader, num_classes=7, device="cpu"))
+    assert [len(part) for part in parts] == [4, 4, 2]
+    found = Predictions.cat(parts)
+    assert torch.equal(found.labels, labels)
+    assert torch.equal(found.classes, logits.argsort(dim=1, descending=True)[:, :5])
+    expected = F.cross_entropy(logits, labels, reduction="none")
+    assert torch.equal(found.losses, expected.double())
+
+
+def test_no_gradient_mode_leaks_between_batches():
+    loader = batches(torch.randn(8, 7), torch.arange(8) % 7)
+    for _ in predict_batches(Lookup(), loader, num_classes=7, device="cpu"):
+        assert not torch.is_inference_mode_enabled()
 
 
 def write_run(folder, model, **config):
@@ -194,8 +242,8 @@ def test_unknown_argument_of_a_model_is_one_sentence():
 
 
 def test_missing_released_weights_are_one_sentence():
-    with pytest.raises(ValueError, match="no released weights of 'patchconvnet_s60'"):
-        create_model("patchconvnet_s60", pretrained=True)
+    with pytest.raises(ValueError, match="no released weights of 'patchconvnet_l60'"):
+        create_model("patchconvnet_l60", pretrained=True)
 
 
 def test_nearest_always_gives_a_name():

@@ -9,16 +9,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
-import pickle
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
@@ -28,8 +26,21 @@ from convattn import surgery
 from convattn.detection import DETECTORS, create_detector
 from convattn.detection.pyramid import FeatureLevels
 from convattn.explain import attention_layers, attention_maps, energy_in_box, peak_in_box
+from convattn.predictions import NUM_RANKS, Predictions
 from convattn.results import Findings, Rows, percentages, worst_class
 from convattn.segmentation import SEGMENTERS, create_segmenter
+from convattn.surgery.modes import evaluating
+from convattn.weights import (
+    load_checked,
+    one_line,
+    other_model,
+    read_metadata,
+    read_weights,
+    tensor_differences,
+    with_own_channels,
+    with_own_classes,
+)
+from convattn.weights import replace_atomically as replace_atomically
 from convattn.wording import nearest
 
 
@@ -37,12 +48,18 @@ from convattn.wording import nearest
 class Result(Findings):
     """What ``evaluate`` found; shares lie between 0 and 1."""
 
+    num_classes: int
+    """Classes that the network tells apart."""
     loss: float
     """Mean cross-entropy in nats."""
     top1: float
     """Share of pictures whose class is the most likely one."""
     top5: float
     """Share of pictures whose class is among the five most likely ones."""
+    real_top1: float | None
+    """Share of pictures whose most likely class is one of ImageNet-ReaL's; None without them."""
+    num_real: int
+    """Pictures that ImageNet-ReaL has classes for."""
     per_class: dict[str, float]
     """top1 of each class; a class without pictures is left out."""
     peak_in_box: float | None
@@ -60,12 +77,21 @@ class Result(Findings):
         }
         return [
             ("pictures", f"{self.num_images:,}"),
+            *self._classes_tested(),
             *percentages({"top-1": self.top1, "top-5": self.top5}),
+            *percentages({f"ImageNet-ReaL top-1, {self.num_real:,} pictures": self.real_top1}),
             ("cross-entropy", f"{self.loss:.4f}"),
             *percentages(shares),
             *worst_class(self.per_class),
             ("pictures a second", f"{self.images_per_second:,.0f}"),
         ]
+
+    def _classes_tested(self) -> Rows:
+        """How many classes have pictures, where some have none."""
+        tested = len(self.per_class)
+        if tested == self.num_classes:
+            return []
+        return [("classes with pictures", f"{tested:,} of {self.num_classes:,}")]
 
 
 def task_of(name: str) -> Literal["classification", "detection", "segmentation"]:
@@ -77,18 +103,6 @@ def task_of(name: str) -> Literal["classification", "detection", "segmentation"]
     if name in DETECTORS:
         return "detection"
     return "segmentation" if name in SEGMENTERS else "classification"
-
-
-def replace_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old or the new one, never a part.
-
-    Args:
-        path: The file.
-        content: What it shall hold.
-    """
-    fresh = path.with_name(path.name + ".tmp")
-    fresh.write_bytes(content)
-    os.replace(fresh, path)
 
 
 def create_model(
@@ -105,9 +119,10 @@ def create_model(
     Args:
         name: Name in timm's registry, with or without a ``.tag``.
         pretrained: Load the released weights of that name.
-        checkpoint: Trained weights, as ``load_weights`` reads them: of the network as it is named
+        checkpoint: Trained weights, as ``read_weights`` reads them: of the network as it is named
             here, which are loaded before attention is added, or of the network with it.
-        own_classifier: Start with a new classifier if the checkpoint's has other classes.
+        own_classifier: Start with a new classifier if the checkpoint's has other classes, and with
+            its first convolution adapted if its pictures have other channels.
         augment: Arguments of ``convattn.augment``, ``input_size`` among them, since position tables
             are made for it; None adds no attention.
         arguments: Arguments of the model; one that is None is left out.
@@ -124,20 +139,22 @@ def create_model(
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
-        raise ValueError(f"model {name!r} refuses its arguments: {_one_line(error)}") from error
+        raise ValueError(f"model {name!r} refuses its arguments: {one_line(error)}") from error
     except RuntimeError as error:
         if not pretrained:
             raise
         raise ValueError(
-            f"no released weights of {name!r} could be loaded ({_one_line(error)}); "
+            f"no released weights of {name!r} could be loaded ({one_line(error)}); "
             "name other weights as checkpoint, or leave pretrained out to start from random ones"
         ) from error
     if checkpoint is None:
         return model if augment is None else surgery.augment(model, inplace=True, **augment)
-    file, weights = _read_weights(checkpoint)
+    file, weights = read_weights(checkpoint)
 
     def fits() -> str:
-        theirs = _with_classifier_of(model, weights) if own_classifier else weights
+        theirs = weights
+        if own_classifier:
+            theirs = with_own_channels(model, with_own_classes(model, weights))
         differences = tensor_differences(theirs, model.state_dict())
         if not differences:
             model.load_state_dict(theirs)
@@ -146,7 +163,7 @@ def create_model(
     differences = fits()
     if augment is None:
         if differences:
-            raise _other_model(file, differences)
+            raise other_model(file, weights, differences)
         return model
     surgery.augment(model, inplace=True, **augment)
     if differences and fits():
@@ -176,7 +193,7 @@ def create_dense_model(
         backbone: Of the models that leave it open.
         backbone_args: Further arguments of the backbone.
         pretrained: Load the backbone's released weights.
-        checkpoint: Trained weights, as ``load_weights`` reads them: of the same model, whose
+        checkpoint: Trained weights, as ``read_weights`` reads them: of the same model, whose
             predictions start anew if it has other classes; or of a classifier that is its backbone.
         augment: Arguments of ``convattn.augment`` for the backbone; None adds no attention.
         arguments: Further arguments of the model; one that is None is left out.
@@ -218,7 +235,7 @@ def _load_dense(model: nn.Module, checkpoint: Path) -> None:
 
     Layers that predict other classes stay as they are: they differ in their outputs only.
     """
-    file, weights = _read_weights(checkpoint)
+    file, weights = read_weights(checkpoint)
     fresh = model.state_dict()
     fitting = {
         name: fresh[name] if name in fresh and _other_outputs(tensor, fresh[name]) else tensor
@@ -243,29 +260,6 @@ def _load_dense(model: nn.Module, checkpoint: Path) -> None:
 
 def _other_outputs(theirs: Tensor, ours: Tensor) -> bool:
     return theirs.shape[:1] != ours.shape[:1] and theirs.shape[1:] == ours.shape[1:]
-
-
-def classifier_names(model: nn.Module) -> list[str]:
-    """Names of the modules that a model of timm's calls its classifier.
-
-    Args:
-        model: A model of timm's.
-    """
-    found = cast(Any, model).get_classifier()
-    classifiers = found if isinstance(found, tuple | list) else (found,)
-    modules = model.named_modules()
-    return [name for name, module in modules if any(module is one for one in classifiers)]
-
-
-def _with_classifier_of(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, but with the model's own classifier where theirs has another shape."""
-    own, inside = model.state_dict(), tuple(f"{name}." for name in classifier_names(model))
-    return {
-        name: own[name]
-        if name in own and name.startswith(inside) and own[name].shape != tensor.shape
-        else tensor
-        for name, tensor in weights.items()
-    }
 
 
 def augment_arguments(
@@ -305,90 +299,17 @@ def plan_model(name: str, augment: Mapping[str, Any], **arguments: Any) -> surge
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill a model with trained weights; nothing is unpickled.
+    """Fill a model with trained weights; nothing in the file is run.
 
     Args:
         model: The network.
-        path: A run folder, a ``.safetensors`` file, or a file of ``torch.save`` that holds a state
-            dict, alone or under ``state_dict`` or ``model``.
+        path: As ``convattn.weights.read_weights`` takes it.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or its tensors are those of another model; names the first.
     """
-    file, weights = _read_weights(path)
-    differences = tensor_differences(weights, model.state_dict())
-    if differences:
-        raise _other_model(file, differences)
-    model.load_state_dict(weights)
-
-
-def _other_model(file: Path, differences: str) -> ValueError:
-    return ValueError(
-        f"{file} holds another model or another number of classes: {differences}; create the model "
-        "that it was saved from"
-    )
-
-
-def _read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The file that ``path`` stands for, and its tensors."""
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} does not exist; name a finished run folder, a .safetensors file or a state "
-            "dict"
-        )
-    if file.suffix == ".safetensors":
-        try:
-            return file, safetensors.torch.load_file(file)
-        except safetensors.SafetensorError as error:
-            raise ValueError(
-                f"{file} is damaged ({_one_line(error)}); restore it or train anew"
-            ) from None
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{file} is no PyTorch file of plain tensors ({_one_line(error)}); save a state dict "
-            "with torch.save or safetensors"
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(value, Tensor) for value in content.values()
-    ):
-        raise ValueError(f"{file} holds no state dict; save model.state_dict() with torch.save")
-    prefix = "model."
-    if content and all(name.startswith(prefix) for name in content):
-        return file, {name.removeprefix(prefix): value for name, value in content.items()}
-    return file, dict(content)
-
-
-def tensor_differences(
-    theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], *, show: int = 3
-) -> str:
-    """In which names and shapes two state dicts differ, in words; empty when they agree.
-
-    Args:
-        theirs: Tensors of the file.
-        ours: Tensors of the model.
-        show: How many differences to spell out.
-    """
-    lines = []
-    for name in [*ours, *(name for name in theirs if name not in ours)]:
-        if name not in theirs:
-            lines.append(f"{name} {_shape(ours[name])} is missing in the file")
-        elif name not in ours:
-            lines.append(f"{name} {_shape(theirs[name])} is unknown to the model")
-        elif theirs[name].shape != ours[name].shape:
-            lines.append(
-                f"{name} is {_shape(theirs[name])} in the file, {_shape(ours[name])} in the model"
-            )
-    if not lines:
-        return ""
-    rest = f", and {len(lines) - show} more" if len(lines) > show else ""
-    return f"{len(lines)} tensors differ: " + ", ".join(lines[:show]) + rest
+    load_checked(model, *read_weights(path))
 
 
 def load_run(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
@@ -420,14 +341,7 @@ def load_run(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]
             f"`convattn train --resume {path}`"
         )
     config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
-    try:
-        with safetensors.safe_open(weights, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{weights} is damaged ({_one_line(error)}); restore it or train anew"
-        ) from None
-    pretrained_cfg = json.loads(metadata.get("pretrained_cfg", "{}"))
+    pretrained_cfg = json.loads(read_metadata(weights).get("pretrained_cfg", "{}"))
     spec = config["model"]
     augment = augment_arguments(config.get("augment", {}), pretrained_cfg.get("input_size"))
     if task_of(spec["name"]) != "classification":
@@ -451,7 +365,10 @@ def load_run(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]
         **spec["model_args"],
     )
     load_weights(model, weights)
-    model.pretrained_cfg = pretrained_cfg
+    # What timm needs besides, to save the model or to give it other classes.
+    of_the_network = cast(Mapping[str, Any], model.pretrained_cfg)
+    kept = {key: of_the_network[key] for key in ("architecture", "first_conv", "classifier")}
+    model.pretrained_cfg = kept | pretrained_cfg
     return model.eval(), config
 
 
@@ -515,6 +432,138 @@ def open_model(
     ).eval()
 
 
+def predict_batches(
+    model: nn.Module,
+    loader: Iterable[Sequence[Tensor]],
+    *,
+    num_classes: int,
+    boxes: Tensor | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Predictions]:
+    """What a classifier says of the pictures, a batch at a time.
+
+    Until the last batch is taken the model is in evaluation mode; it stays on ``device``.
+
+    Args:
+        model: The classifier.
+        loader: Batches of normalised pictures (B, C, H, W) and class numbers (B,), in order.
+        num_classes: Classes of the data.
+        boxes: The object of each picture, in the loader's order and in pixels of what the model
+            sees: (N, 4), xmin, ymin, xmax, ymax, the maxima one past the object.
+        device: Where to compute; None takes the GPU if there is one.
+        dtype: Number format; bfloat16 is autocast's over the weights as they are.
+
+    Raises:
+        ValueError: If the model has another number of classes than the data.
+    """
+    device = chosen_device(device)
+    model.to(device)
+    looks = boxes is not None and bool(attention_layers(model))
+    seen = 0
+    with evaluating(model):
+        for images, labels in loader:
+            there = None if boxes is None or not looks else boxes[seen : seen + len(images)]
+            with (
+                torch.inference_mode(),
+                torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+            ):
+                predictions = _predict(model, images.to(device), labels, there, num_classes)
+            yield predictions
+            seen += len(images)
+
+
+def chosen_device(device: torch.device | str | None) -> torch.device:
+    """The device that is asked for, else the GPU if there is one.
+
+    Args:
+        device: A device or its name.
+    """
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _predict(
+    model: nn.Module, images: Tensor, labels: Tensor, boxes: Tensor | None, num_classes: int
+) -> Predictions:
+    peaks = energies = None
+    if boxes is None:
+        logits = model(images)
+    else:
+        logits, maps, grid = attention_maps(model, images)
+        boxes = boxes.to(images.device)
+        peaks = peak_in_box(maps, boxes, grid).cpu()
+        energies = energy_in_box(maps, boxes, grid).double().cpu()
+    check_num_classes(logits.shape[1], num_classes)
+    logits = logits.float()
+    losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
+    return Predictions(
+        labels=labels.cpu(),
+        classes=logits.topk(min(NUM_RANKS, num_classes), dim=1).indices.cpu(),
+        losses=losses.double().cpu(),
+        peaks=peaks,
+        energies=energies,
+    )
+
+
+def check_num_classes(model: int, data: int) -> None:
+    """Refuse a network for other classes than the data's.
+
+    Args:
+        model: Number of the network's outputs.
+        data: Number of the data's classes.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if model != data:
+        raise ValueError(
+            f"the model has {model} classes and the data {data}; name the data that it was trained "
+            "on, or train it on these"
+        )
+
+
+def summarize(
+    predictions: Predictions,
+    *,
+    class_names: Sequence[str],
+    real: Sequence[Sequence[int]] | None = None,
+    images_per_second: float,
+) -> Result:
+    """Sum up what a classifier said.
+
+    Args:
+        predictions: Of all pictures.
+        class_names: Name of each class number; no two are the same.
+        real: The ImageNet-ReaL classes of each picture; one with none is left out there.
+        images_per_second: Pictures a second that it took.
+    """
+    right = predictions.right
+    hits, counts = (
+        torch.bincount(labels, minlength=len(class_names)).tolist()
+        for labels in (predictions.labels[right[:, 0]], predictions.labels)
+    )
+    firsts = predictions.classes[:, 0].tolist()
+    known = [first in these for first, these in zip(firsts, real or (), strict=False) if these]
+    peaks, energies = predictions.peaks, predictions.energies
+    return Result(
+        num_images=len(predictions),
+        num_classes=len(class_names),
+        loss=math.fsum(predictions.losses.tolist()) / len(predictions),
+        top1=sum(hits) / len(predictions),
+        top5=int(right.any(1).sum()) / len(predictions),
+        real_top1=sum(known) / len(known) if known else None,
+        num_real=len(known),
+        per_class={
+            name: hit / count
+            for name, hit, count in zip(class_names, hits, counts, strict=True)
+            if count
+        },
+        peak_in_box=None if peaks is None else int(peaks.sum()) / len(peaks),
+        energy_in_box=None if energies is None else math.fsum(energies.tolist()) / len(energies),
+        images_per_second=images_per_second,
+    )
+
+
 def evaluate(
     model: nn.Module,
     loader: Iterable[Sequence[Tensor]],
@@ -536,60 +585,16 @@ def evaluate(
     Raises:
         ValueError: If the model has another number of classes than the data, or there is no data.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    training = model.training
-    model.to(device).eval()
-    looks = bool(attention_layers(model))
-    num_classes = len(class_names)
-    hits, counts = torch.zeros(num_classes), torch.zeros(num_classes)
-    loss, top5, seen = 0.0, 0, 0
-    peaks: list[Tensor] = []
-    energies: list[Tensor] = []
     start = time.perf_counter()
-    with torch.inference_mode():
-        for images, labels in loader:
-            images, labels = images.to(device), labels.to(device)
-            if boxes is None or not looks:
-                logits = model(images)
-            else:
-                logits, maps, grid = attention_maps(model, images)
-                there = boxes[seen : seen + len(images)].to(device)
-                peaks.append(peak_in_box(maps, there, grid))
-                energies.append(energy_in_box(maps, there, grid))
-            if logits.shape[1] != num_classes:
-                raise ValueError(
-                    f"the model has {logits.shape[1]} classes and the data {num_classes}; name the "
-                    "data that it was trained on, or train it on these"
-                )
-            loss += F.cross_entropy(logits.float(), labels, reduction="sum").item()
-            best = logits.topk(min(5, num_classes), dim=1).indices == labels[:, None]
-            top5 += int(best.any(1).sum())
-            hits += torch.bincount(labels[best[:, 0]], minlength=num_classes).cpu()
-            counts += torch.bincount(labels, minlength=num_classes).cpu()
-            seen += len(images)
-    seconds = time.perf_counter() - start
-    model.train(training)
-    if not seen:
-        raise ValueError("there is no picture to evaluate; name a data set with test pictures")
-    return Result(
-        num_images=seen,
-        loss=loss / seen,
-        top1=float(hits.sum()) / seen,
-        top5=top5 / seen,
-        per_class={
-            name: float(hit / count)
-            for name, hit, count in zip(class_names, hits, counts, strict=True)
-            if count
-        },
-        peak_in_box=float(torch.cat(peaks).float().mean()) if peaks else None,
-        energy_in_box=float(torch.cat(energies).mean()) if energies else None,
-        images_per_second=seen / seconds,
+    batches = predict_batches(
+        model, loader, num_classes=len(class_names), boxes=boxes, device=device
     )
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    parts = list(batches)
+    if not parts:
+        raise ValueError("there is no picture to evaluate; name a data set with test pictures")
+    predictions = Predictions.cat(parts)
+    return summarize(
+        predictions,
+        class_names=class_names,
+        images_per_second=len(predictions) / (time.perf_counter() - start),
+    )

@@ -9,6 +9,7 @@ from convattn.data.dense_transforms import (
     segmentation_test_transform,
     segmentation_train_transform,
 )
+from convattn.data.imagenet import ImageNetValidation, load_imagenet_validation
 from convattn.data.images import ImageFiles, TensorImages, UnreadableImageError
 from convattn.data.masks import SEGMENTATION_DATASETS, SegmentationSource, load_segmentation
 from convattn.data.scenes import Scenes, cluttered_scenes
@@ -22,6 +23,7 @@ __all__ = [
     "AnnotatedPictures",
     "DetectionSource",
     "ImageFiles",
+    "ImageNetValidation",
     "Scenes",
     "SegmentationSource",
     "Source",
@@ -35,6 +37,7 @@ __all__ = [
     "detection_train_transform",
     "eval_transform",
     "load_detection",
+    "load_imagenet_validation",
     "load_segmentation",
     "load_source",
     "segmentation_test_transform",

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from convattn.data.cluttered_digits import cluttered_digits
+from convattn.data.imagenet import imagenet_names
 from convattn.data.images import ImageFiles, TensorImages, read_rgb
 from convattn.wording import nearest
 
@@ -81,7 +81,8 @@ def load_source(
       ``root/test/CLASS/...``; pictures may lie in deeper folders. Where ``root`` holds the class
       folders themselves, a fifth of each class, drawn by ``seed``, becomes the test set.
     - ``imagenet`` reads ``root/train/n01440764/...`` and ``root/val/n01440764/...``, for all of
-      ImageNet's classes or some.
+      ImageNet's classes or some. For a test, ``load_imagenet_validation`` wants no training
+      pictures.
     - ``cifar10`` and ``cifar100`` read torchvision's folder, ``fashion_mnist`` its four IDX files,
       packed by gzip or not, in ``root``, ``root/raw`` or ``root/FashionMNIST/raw``.
     - ``tiny_imagenet`` reads ``root/train.parquet`` and ``root/val.parquet`` with the columns
@@ -221,10 +222,7 @@ def _load_folder(root: Path, seed: int) -> Source:
 
 def _load_imagenet(root: Path) -> Source:
     class_names, train, test = _read_split_folders(root)
-    info = ImageNetInfo("imagenet-1k")
-    described = dict(zip(info.label_names(), info.label_descriptions(), strict=True))
-    names = tuple(described.get(folder, folder) for folder in class_names)
-    return _file_source("imagenet", names, train, test)
+    return _file_source("imagenet", imagenet_names(class_names), train, test)
 
 
 def _file_source(

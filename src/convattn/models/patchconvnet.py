@@ -4,7 +4,7 @@ Touvron et al. 2021, "Augmenting Convolutional Networks with Attention-based Agg
 https://arxiv.org/abs/2112.13692.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import pairwise
@@ -15,7 +15,12 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, LayerNorm2d, NormMlpClassifierHead
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
@@ -24,7 +29,16 @@ from convattn.kernels.lean_block import lean_block
 from convattn.kernels.recompute import is_followed, made_anew
 from convattn.layers import LearnedAggregation2d
 from convattn.surgery.modes import hooks_of
-from convattn.weights import patchconvnet_from_released
+from convattn.weights import (
+    RELEASES,
+    Release,
+    fetch,
+    load_checked,
+    read_weights,
+    under_our_names,
+    with_own_channels,
+    with_own_classes,
+)
 
 Norm = Literal["layernorm", "batchnorm"]
 _Context = AbstractContextManager[None]
@@ -357,6 +371,23 @@ class PatchConvNet(nn.Module):
         weight = self.stem[0].weight
         self.head = self._make_head(device=weight.device, dtype=weight.dtype).train(self.training)
 
+    @torch.jit.ignore
+    def load_pretrained(self, checkpoint_path: str) -> None:
+        """Loads trained weights, with our names or as released; timm calls it.
+
+        Other channels of the pictures get the first convolution summed or repeated, as timm does;
+        for other classes see :func:`checkpoint_filter_fn`.
+
+        Args:
+            checkpoint_path: As ``convattn.weights.read_weights`` takes it.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged or of another network.
+        """
+        file, weights = read_weights(Path(checkpoint_path))
+        load_checked(self, file, with_own_channels(self, checkpoint_filter_fn(weights, self)))
+
     def forward_intermediates(
         self,
         x: Tensor,
@@ -438,10 +469,26 @@ class PatchConvNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint's tensors under our names, whether ours or as released by the authors."""
-    state_dict = state_dict.get("model", state_dict)
-    return patchconvnet_from_released(state_dict) if "cls_token" in state_dict else state_dict
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: PatchConvNet) -> dict[str, Tensor]:
+    """A checkpoint's tensors under our names, and for the classes of the model.
+
+    Where the model has another number of classes than its ``pretrained_cfg``, it keeps a classifier
+    of its own, and with ``class_tokens`` tokens of its own; without classes it takes the trained
+    tokens. Without a pool it takes the trunk.
+
+    Args:
+        state_dict: Tensors with our names, or as released by the authors; also under ``model``.
+        model: What they are for.
+    """
+    weights = under_our_names(state_dict.get("model", state_dict))
+    if not model.global_pool:
+        return {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+    if model.num_classes == cast(Mapping[str, Any], model.pretrained_cfg)["num_classes"]:
+        return weights
+    head, token = model.head, weights.get("head.token")
+    if isinstance(head, LearnedAggregation2d) and not model.num_classes and token is not None:
+        head.token = nn.Parameter(head.token.new_empty(token.shape))
+    return with_own_classes(model, weights)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -460,6 +507,23 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
+def _released(release: Release) -> dict[str, Any]:
+    """What the authors say of a release; 0.875 resizes the short side to int(size * 256 / 224).
+
+    Their evaluation script has that ratio as its default; whether they used 1.0 for 384 and 512
+    pixels is not documented.
+    """
+    return _cfg(
+        url=release.url,
+        input_size=(3, release.pixels, release.pixels),
+        pool_size=(release.pixels // 16, release.pixels // 16),
+        license="apache-2.0",
+        origin_url="https://github.com/facebookresearch/deit",
+        paper_name="Augmenting Convolutional networks with attention-based aggregation",
+        paper_ids="arXiv:2112.13692",
+    )
+
+
 _NANO_CFG = _cfg(num_classes=10, input_size=(3, 64, 64), pool_size=(8, 8), crop_pct=1.0)
 
 _CLUTTERED_DIGITS: dict[str, Any] = {
@@ -471,21 +535,32 @@ _CLUTTERED_DIGITS: dict[str, Any] = {
 }
 
 default_cfgs = generate_default_cfgs(
-    {
-        "patchconvnet_s60": _cfg(),
-        "patchconvnet_s120": _cfg(),
-        "patchconvnet_b60": _cfg(),
-        "patchconvnet_b120": _cfg(),
+    {name: _released(release) for name, release in RELEASES.items()}
+    | {
         "patchconvnet_l60": _cfg(),
         "patchconvnet_l120": _cfg(),
-        "patchconvnet_s60_multi": _cfg(),
         "patchconvnet_nano.cluttered_digits": _NANO_CFG | _CLUTTERED_DIGITS,
         "patchconvnet_nano_multi": _NANO_CFG,
     }
 )
 
 
+def _from_file(variant: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The overlay that has ``load_pretrained`` read a file, which is fetched first if need be.
+
+    timm would unpickle it by rules of its own, and know no hash.
+    """
+    overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
+    if cfg.source or cfg.state_dict or cfg.hf_hub_id:  # timm's own: folders, tensors, the Hub
+        return overlay
+    file = cfg.file or (cfg.url and fetch(cfg.url, kwargs.get("cache_dir")))
+    return overlay | {"file": str(file), "custom_load": True} if file else overlay
+
+
 def _create(variant: str, pretrained: bool, args: dict[str, Any], kwargs: Any) -> PatchConvNet:
+    if pretrained:
+        kwargs = kwargs | {"pretrained_cfg_overlay": _from_file(variant, kwargs)}
     return build_model_with_cfg(
         PatchConvNet,
         variant,

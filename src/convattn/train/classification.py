@@ -16,7 +16,6 @@ from convattn.data import batch_mix, transform_of
 from convattn.evaluate import (
     Result,
     augment_arguments,
-    classifier_names,
     create_model,
     evaluate,
     plan_model,
@@ -35,6 +34,7 @@ from convattn.train.task import (
     optimizer_args,
     schedule_args,
 )
+from convattn.weights import classifier_names
 
 _NUM_PICTURES = 12
 

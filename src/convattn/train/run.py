@@ -29,7 +29,6 @@ from convattn.evaluate import (
     make_numbered_folder,
     replace_atomically,
     task_of,
-    tensor_differences,
 )
 from convattn.results import Findings
 from convattn.train.callbacks import (
@@ -44,6 +43,7 @@ from convattn.train.config import ModelConfig, TrainConfig
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 from convattn.train.pictures import draw_curves
 from convattn.train.task import Job, TrainingTask
+from convattn.weights import tensor_differences
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,21 +1,23 @@
-import json
-from pathlib import Path
+from functools import cache
 
 import pytest
 import timm
 import torch
 
 import convattn  # noqa: F401  (registers the models)
-from convattn.weights import patchconvnet_from_released, patchconvnet_to_released
-
-LISTING = json.loads(
-    (Path(__file__).parent / "golden" / "patchconvnet_official_checkpoints.json").read_text()
+from convattn.weights import (
+    architecture_of,
+    patchconvnet_from_released,
+    patchconvnet_to_released,
+    under_our_names,
 )
+from tests.weights.checkpoints import LISTING
 
 
-def on_meta(released_name, **kwargs):
+@cache
+def on_meta(released_name):
     with torch.device("meta"):
-        return timm.create_model(f"patchconvnet_{released_name.lower()}", **kwargs)
+        return timm.create_model(f"patchconvnet_{released_name.lower()}")
 
 
 @pytest.mark.parametrize("name", sorted(LISTING))
@@ -39,6 +41,33 @@ def test_the_released_tensors_map_onto_ours(name):
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in expected.items()}
 
 
+@pytest.mark.parametrize("name", sorted(LISTING))
+def test_tensors_tell_their_architecture(name):
+    assert architecture_of(on_meta(name).state_dict()) == f"patchconvnet_{name.lower()}"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("patchconvnet_s60", {"depth": 59}),
+        ("patchconvnet_b60", {"class_tokens": True}),
+        ("patchconvnet_s60", {"global_pool": "avg"}),
+        ("resnet18", {}),
+        ("vit_tiny_patch16_224", {}),
+    ],
+)
+def test_other_networks_are_no_published_architecture(name, words):
+    with torch.device("meta"):
+        model = timm.create_model(name, **words)
+    assert architecture_of(model.state_dict()) is None
+
+
+def test_other_networks_keep_their_names():
+    with torch.device("meta"):
+        state = timm.create_model("vit_tiny_patch16_224").state_dict()  # has a cls_token, too
+    assert list(under_our_names(state)) == list(state)
+
+
 @pytest.mark.parametrize("kind", [{}, {"class_tokens": True}])
 def test_values_survive_both_ways(kind):
     ours = timm.create_model(
@@ -53,6 +82,11 @@ def test_values_survive_both_ways(kind):
 def test_a_foreign_tensor_is_named():
     with pytest.raises(ValueError, match=r"'layer1\.0\.conv1\.weight' belongs to no released"):
         patchconvnet_from_released({"layer1.0.conv1.weight": torch.zeros(1)})
+
+
+def test_another_network_has_no_released_names():
+    with pytest.raises(ValueError, match=r"'conv1\.weight' belongs to no released PatchConvNet"):
+        patchconvnet_to_released({"conv1.weight": torch.zeros(1)})
 
 
 def test_a_missing_class_is_told():

@@ -1,6 +1,7 @@
-"""How the tensors of released checkpoints map to ours, in both directions."""
+"""How the tensors of the released PatchConvNets map to ours, in both directions."""
 
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -29,6 +30,15 @@ _PATCHCONVNET_NAMES = (
     ("norm.", "head.norm."),
     ("head.", "head.fc."),
 )
+_OWN_TO_THEM = "blocks.0.attn.qkv_pos.0.weight"  # no other network has a tensor of that name
+_SIZES = {
+    (384, 60): "s60",
+    (384, 120): "s120",
+    (768, 60): "b60",
+    (768, 120): "b120",
+    (1024, 60): "l60",
+    (1024, 120): "l120",
+}  # (embed_dim, depth)
 _PER_CLASS = re.compile(r"head\.(\d+)\.(weight|bias)")
 _POINTWISE = re.compile(r"blocks\.\d+\.(conv_pw|conv_pwl|se\.reduce|se\.expand)\.weight")
 
@@ -45,7 +55,7 @@ def _rename(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
     )
 
 
-def patchconvnet_from_released(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def patchconvnet_from_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a PatchConvNet with the authors' names and shapes, under ours.
 
     1x1 convolutions become matrices; the linear units that the multi-class network holds one a
@@ -80,7 +90,7 @@ def patchconvnet_from_released(state_dict: dict[str, Tensor]) -> dict[str, Tenso
     return out
 
 
-def patchconvnet_to_released(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def patchconvnet_to_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of :func:`patchconvnet_from_released`.
 
     Args:
@@ -90,7 +100,7 @@ def patchconvnet_to_released(state_dict: dict[str, Tensor]) -> dict[str, Tensor]
         ValueError: If a name has no counterpart in the released networks.
     """
     back = tuple((ours, released) for released, ours in _PATCHCONVNET_NAMES)
-    multi_class = state_dict["head.token"].shape[0] > 1
+    multi_class = len(state_dict.get("head.token", ())) > 1
     out: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         new = _rename(name, back)
@@ -105,3 +115,35 @@ def patchconvnet_to_released(state_dict: dict[str, Tensor]) -> dict[str, Tensor]
             tensor = tensor[:, :, None, None]
         out[new] = tensor
     return out
+
+
+def under_our_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A PatchConvNet as released under our names; any other state dict as it is.
+
+    Args:
+        tensors: A state dict.
+    """
+    return patchconvnet_from_released(tensors) if _OWN_TO_THEM in tensors else dict(tensors)
+
+
+def architecture_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the published PatchConvNet that a state dict is of, None for another network.
+
+    Args:
+        tensors: A state dict under our names.
+
+    Example:
+        >>> import convattn, timm
+        >>> with torch.device("meta"):
+        ...     model = timm.create_model("patchconvnet_b60", num_classes=10)
+        >>> architecture_of(model.state_dict())
+        'patchconvnet_b60'
+    """
+    token, gate = tensors.get("head.token"), tensors.get("blocks.0.gamma")
+    if token is None or gate is None or token.dim() != 2:
+        return None
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    size = _SIZES.get((token.shape[1], depth))
+    if len(token) == 1:
+        return size and f"patchconvnet_{size}"
+    return "patchconvnet_s60_multi" if size == "s60" else None

@@ -1,0 +1,232 @@
+"""What a classifier said of every picture: kept while a test goes on, summed up when it ends."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NUM_RANKS = 5
+"""Classes that are kept of a picture at most, the likeliest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a classifier said of N pictures, on the CPU; class numbers count from 0."""
+
+    labels: Tensor
+    """The right classes, (N,) int64."""
+    classes: Tensor
+    """The likeliest classes, the likeliest first, (N, 5) int64; fewer where there are fewer."""
+    losses: Tensor
+    """Cross-entropy in nats, (N,) float64."""
+    peaks: Tensor | None = None
+    """Whether the attention peaks inside the object's box, (N,) bool; None without box or map."""
+    energies: Tensor | None = None
+    """Share of the attention inside the box, (N,) float64; None without box or map."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def right(self) -> Tensor:
+        """Which of the likeliest classes is the right one, (N, 5) bool."""
+        return self.classes == self.labels[:, None]
+
+    @staticmethod
+    def cat(parts: Sequence[Predictions]) -> Predictions:
+        """One after the other.
+
+        Args:
+            parts: At least one, of the same network.
+        """
+
+        def joined(name: str) -> Any:
+            column = [getattr(part, name) for part in parts]
+            return None if column[0] is None else torch.cat(column)
+
+        return Predictions(**{field.name: joined(field.name) for field in fields(Predictions)})
+
+
+class PredictionsFile:
+    """``predictions.csv``: one row a picture, at hand while the test goes on.
+
+    Columns are the picture, the number of its class, the cross-entropy, the likeliest classes'
+    numbers, and of the attention what ``Predictions`` has. Numbers are written so that reading
+    gives the same bits.
+
+    Args:
+        path: The file.
+        pictures: Name of each picture of the test, in order.
+    """
+
+    def __init__(self, path: Path, pictures: Sequence[str]) -> None:
+        self.path = path
+        self.pictures = pictures
+        self._rows = 0
+
+    def rewind(self, labels: Tensor, batch_size: int) -> Predictions | None:
+        """Read what a test that was stopped has left, and cut off what is no whole batch.
+
+        Whole batches only, since the bits of a result can depend on what else was in its batch.
+
+        Args:
+            labels: The right classes of all pictures, (N,).
+            batch_size: Pictures a batch.
+
+        Returns:
+            The predictions of the first pictures; None if there is no whole batch.
+
+        Raises:
+            ValueError: If they are of other pictures or other labels.
+        """
+        header, *lines = self.path.read_bytes().splitlines(keepends=True) or [b""]
+        columns = (_cells(header) or [])[1:]
+        rows = list(_whole_rows(lines, columns))
+        count = len(rows)
+        if count < len(self.pictures):
+            count -= count % batch_size
+        there = zip(rows[:count], self.pictures, labels.tolist(), strict=False)
+        for number, ((name, numbers), picture, label) in enumerate(there, start=1):
+            if (name, numbers[0]) != (picture, label):
+                raise ValueError(
+                    f"row {number} of {self.path} is of {name}, class {numbers[0]:.0f}, where the "
+                    f"data have {picture}, class {label}: the data have changed, test anew"
+                )
+        self._rows = count
+        os.truncate(self.path, len(header) + sum(map(len, lines[:count])) if count else 0)
+        return _of_rows([numbers for _, numbers in rows[:count]], columns) if count else None
+
+    def append(self, predictions: Predictions) -> None:
+        """Add the rows of the next pictures.
+
+        Args:
+            predictions: Of a batch.
+        """
+        columns = _columns(predictions)
+        end = self._rows + len(predictions)
+        names = self.pictures[self._rows : end]
+        rows = zip(names, *columns.values(), strict=True)
+        header = [] if self._rows else [("picture", *columns)]
+        with self.path.open("ab") as file:
+            file.write(_csv([*header, *rows]).encode(errors="surrogateescape"))
+        self._rows = end
+
+
+def _columns(predictions: Predictions) -> dict[str, list[int] | list[float]]:
+    ranks = predictions.classes.unbind(1)
+    columns = {
+        "label": predictions.labels.tolist(),
+        "loss": predictions.losses.tolist(),
+        **{f"rank{rank}": column.tolist() for rank, column in enumerate(ranks, start=1)},
+    }
+    if predictions.peaks is not None and predictions.energies is not None:
+        columns["peak_in_box"] = predictions.peaks.int().tolist()
+        columns["energy_in_box"] = predictions.energies.tolist()
+    return columns
+
+
+def _of_rows(rows: Sequence[Sequence[float]], columns: Sequence[str]) -> Predictions:
+    """What ``_columns`` was made of."""
+    table = dict(zip(columns, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
+    ranks = [column for name, column in table.items() if name.startswith("rank")]
+    peaks = table.get("peak_in_box")
+    return Predictions(
+        labels=table["label"].long(),
+        classes=torch.stack(ranks, 1).long(),
+        losses=table["loss"],
+        peaks=None if peaks is None else peaks.bool(),
+        energies=table.get("energy_in_box"),
+    )
+
+
+def _whole_rows(
+    lines: Iterable[bytes], columns: Sequence[str]
+) -> Iterator[tuple[str, list[float]]]:
+    """Picture and numbers of each line, up to the first that was torn."""
+    for line in lines:
+        picture, *numbers = _cells(line) or [""]
+        if len(numbers) != len(columns):
+            return
+        try:
+            yield picture, [float(number) for number in numbers]
+        except ValueError:
+            return
+
+
+def _cells(line: bytes) -> list[str] | None:
+    """The cells of a whole line."""
+    if not line.endswith(b"\n"):
+        return None
+    return next(csv.reader([line.decode(errors="surrogateescape")]))
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def per_class_table(
+    predictions: Predictions, class_names: Sequence[str], wnids: Sequence[str] | None = None
+) -> str:
+    """How each class fares, as the text of a CSV file.
+
+    Columns: number, WordNet id where there are some, name, pictures, top1, top5, the class that
+    its pictures are mistaken for most often, and how often. A class without pictures has a row too.
+
+    Args:
+        predictions: Of all pictures.
+        class_names: Name of each class number.
+        wnids: Its WordNet id, alike.
+    """
+    count = len(class_names)
+    right = predictions.right
+    pictures = torch.bincount(predictions.labels, minlength=count).tolist()
+    shares = [
+        torch.bincount(predictions.labels[hit], minlength=count).tolist()
+        for hit in (right[:, 0], right.any(1))
+    ]
+    mistakes = {label: (taken, times) for label, taken, times in reversed(confusions(predictions))}
+    header = ("number", "wnid", "name", "pictures", "top1", "top5", "mistaken_for", "times")
+    rows: list[Sequence[object]] = [header]
+    for number, (name, seen, *hits) in enumerate(zip(class_names, pictures, *shares, strict=True)):
+        taken, times = mistakes.get(number, (None, 0))
+        rows.append(
+            (
+                number,
+                "" if wnids is None else wnids[number],
+                name,
+                seen,
+                *(hit / seen if seen else "" for hit in hits),
+                "" if taken is None else class_names[taken],
+                times,
+            )
+        )
+    return _csv(rows)
+
+
+def confusions(predictions: Predictions) -> list[tuple[int, int, int]]:
+    """Which class was taken for which other, and how often, the most frequent first.
+
+    Args:
+        predictions: Of all pictures.
+
+    Returns:
+        Right class, class that it was taken for, times; equally frequent ones by their numbers.
+    """
+    wrong = ~predictions.right[:, 0]
+    pairs = torch.stack([predictions.labels[wrong], predictions.classes[wrong, 0]], 1)
+    found, times = pairs.unique(dim=0, return_counts=True)
+    order = times.argsort(descending=True, stable=True)
+    return [
+        (label, taken, number)
+        for (label, taken), number in zip(found[order].tolist(), times[order].tolist(), strict=True)
+    ]

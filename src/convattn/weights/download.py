@@ -1,0 +1,63 @@
+"""Released files: fetched once, known by their hash ever after."""
+
+from __future__ import annotations
+
+import http.client
+import os
+from pathlib import Path
+
+import torch.hub
+
+from convattn.weights.files import record_hash, written_whole
+from convattn.weights.reading import one_line, read_weights
+
+
+def cached_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where a released file lies on this machine, or would lie.
+
+    Args:
+        url: Its address.
+        cache_dir: The folder; None takes PyTorch's, which ``TORCH_HOME`` moves.
+    """
+    folder = Path(torch.hub.get_dir(), "checkpoints") if cache_dir is None else Path(cache_dir)
+    return folder / url.rpartition("/")[2]
+
+
+def fetch(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """A released file on this machine, downloaded if it is not there yet.
+
+    Its SHA-256 is recorded beside it when it is first seen; ``read_weights`` compares it from then
+    on.
+
+    Args:
+        url: Its address.
+        cache_dir: As in :func:`cached_path`.
+
+    Raises:
+        FileNotFoundError: If it cannot be downloaded; tells where to put it by hand.
+        ValueError: If what was downloaded holds no weights.
+    """
+    file = cached_path(url, cache_dir)
+    if not file.exists():
+        _download(url, file)
+    record_hash(file)
+    return file
+
+
+def _download(url: str, file: Path) -> None:
+    """Nothing takes the file's place before it has been read from end to end."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(file) as part:
+            torch.hub.download_url_to_file(url, str(part))
+            read_weights(part)
+    except (OSError, http.client.HTTPException) as error:
+        raise FileNotFoundError(
+            f"{file.name} is not on this machine and could not be downloaded from {url} "
+            f"({one_line(error)}); get it by other means and put it at {file}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{url} did not send the weights ({one_line(error)}); try again, or get {file.name} by "
+            f"other means and put it at {file}"
+        ) from error

@@ -1,0 +1,108 @@
+"""Trained weights into a network, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from convattn.layers import LearnedAggregation2d
+from convattn.weights.reading import other_model, tensor_differences
+
+_PICTURE_CHANNELS = 3  # of every released network
+
+
+def load_checked(model: nn.Module, file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Fill a network with tensors of exactly its names and shapes.
+
+    Args:
+        model: The network.
+        file: Where they come from, for the error.
+        weights: The tensors.
+
+    Raises:
+        ValueError: If a name or a shape differs; the network is then as before.
+    """
+    differences = tensor_differences(weights, model.state_dict())
+    if differences:
+        raise other_model(file, weights, differences)
+    model.load_state_dict(weights)
+
+
+def classifier_names(model: nn.Module) -> list[str]:
+    """Names of the modules that a model of timm's calls its classifier.
+
+    Args:
+        model: A model of timm's.
+    """
+    found = cast(Any, model).get_classifier()
+    classifiers = found if isinstance(found, tuple | list) else (found,)
+    modules = model.named_modules()
+    return [name for name, module in modules if any(module is one for one in classifiers)]
+
+
+def with_own_classes(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for a network of other classes.
+
+    The classifier, and class tokens, are the network's own where those of the weights have another
+    shape, and left out where the network has none. The token of a network that has a single one
+    becomes that of every class.
+
+    Args:
+        model: A model of timm's.
+        weights: Trained tensors of the same architecture.
+    """
+    own, per_class = model.state_dict(), _per_class_names(model)
+    found = {}
+    for name, tensor in weights.items():
+        if not name.startswith(per_class):
+            found[name] = tensor
+        elif name in own:
+            found[name] = _for_classes(name, tensor, own[name])
+    return found
+
+
+def with_own_channels(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for a network whose pictures have other channels than three.
+
+    The first convolution's weights are summed for one channel, and repeated for others, as timm
+    does.
+
+    Args:
+        model: A model of timm's.
+        weights: Trained tensors of the same architecture.
+    """
+    own, found = model.state_dict(), dict(weights)
+    for name in _first_convs(model):
+        if name in own and name in found and found[name].dim() == own[name].dim() == 4:
+            found[name] = _for_channels(found[name], own[name].shape[1])
+    return found
+
+
+def _for_classes(name: str, theirs: Tensor, own: Tensor) -> Tensor:
+    if theirs.shape == own.shape:
+        return theirs
+    single_token = name.endswith(".token") and len(theirs) == 1
+    return theirs.expand_as(own) if single_token else own
+
+
+def _per_class_names(model: nn.Module) -> tuple[str, ...]:
+    tokens = [
+        f"{name}.token"
+        for name, module in model.named_modules()
+        if isinstance(module, LearnedAggregation2d) and module.class_tokens
+    ]
+    return (*(f"{name}." for name in classifier_names(model)), *tokens)
+
+
+def _first_convs(model: nn.Module) -> list[str]:
+    names = cast(Mapping[str, Any], model.pretrained_cfg).get("first_conv") or ()
+    return [f"{name}.weight" for name in ([names] if isinstance(names, str) else names)]
+
+
+def _for_channels(weight: Tensor, in_chans: int) -> Tensor:
+    from_pictures = weight.shape[1] == _PICTURE_CHANNELS
+    return adapt_input_conv(in_chans, weight) if from_pictures else weight

@@ -1,0 +1,194 @@
+"""Trained weights out of a file: nothing in it is run, and nothing damaged is taken."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from convattn.weights.files import check_hash
+from convattn.weights.names import architecture_of, under_our_names
+
+_HOLDERS = ("state_dict", "model")  # Lightning's and timm's; the PatchConvNets' authors'
+_PREFIX = "model."  # of Lightning's checkpoints
+_FOREIGN = re.compile(r"GLOBAL ([\w.]+)")  # in the words of PyTorch's error
+
+
+def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
+    """A file's tensors, under our names where the authors of PatchConvNet have named them.
+
+    Of a file of ``torch.save`` only tensors, numbers, words and collections of them are read, and
+    ``argparse.Namespace``, which the released files hold beside the weights. A file that lies
+    beside one of its name and ``.sha256`` must have that hash.
+
+    Args:
+        path: A run folder, a ``.safetensors`` file, or a file of ``torch.save`` that holds a state
+            dict, alone or under ``state_dict`` or ``model``.
+
+    Returns:
+        The file that ``path`` stands for, and its tensors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, was changed, holds no state dict, or asks for code.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} does not exist; name a finished run folder, a .safetensors file or a state "
+            "dict"
+        )
+    check_hash(file)
+    if file.suffix == ".safetensors":
+        return file, under_our_names(_read_safetensors(file))
+    return file, under_our_names(_state_dict(_read_torch(file), file))
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a file tells beside its tensors; nothing if it is no ``.safetensors``.
+
+    Args:
+        file: The file.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    if file.suffix != ".safetensors":
+        return {}
+    with _whole_safetensors(file), safetensors.safe_open(file, framework="pt") as content:
+        return content.metadata() or {}
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    with _whole_safetensors(file):
+        return safetensors.torch.load_file(file)
+
+
+@contextmanager
+def _whole_safetensors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{file} is damaged ({one_line(error)}); restore it or train anew"
+        ) from None
+
+
+def _read_torch(file: Path) -> Any:
+    try:
+        _check_archive(file)
+        # A pickle of a newer protocol is read or refused; a remark about it helps nobody.
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(action="ignore", category=UserWarning),
+        ):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_refusal(file, str(error))) from None
+    except PermissionError:
+        raise
+    except Exception as error:  # whatever its bytes have led the readers to
+        reason = str(error).partition("\n")[0] or "it ends too early"
+        raise ValueError(f"{file} is damaged ({reason}); get it anew") from None
+
+
+def _check_archive(file: Path) -> None:
+    """Notice what PyTorch passes over: a missing end, and bytes that have changed."""
+    with file.open("rb") as content:
+        is_archive = content.read(2) == b"PK"
+    if is_archive:
+        with zipfile.ZipFile(file) as archive:
+            changed = archive.testzip()
+        if changed is not None:
+            raise zipfile.BadZipFile(f"the bytes of its part {changed} have changed")
+
+
+def _refusal(file: Path, complaint: str) -> str:
+    foreign = _FOREIGN.search(complaint)
+    if foreign is None:
+        return f"{file} is no PyTorch file of plain tensors; name one made by torch.save"
+    return (
+        f"{file} is no PyTorch file of plain tensors: it asks for {foreign[1]}, which could run "
+        "anything, so nothing of it was read; have its author save model.state_dict() alone"
+    )
+
+
+def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
+    for key in _HOLDERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        raise ValueError(f"{file} holds no state dict; save model.state_dict() with torch.save")
+    if content and all(name.startswith(_PREFIX) for name in content):
+        return {name.removeprefix(_PREFIX): value for name, value in content.items()}
+    return dict(content)
+
+
+def tensor_differences(
+    theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], *, show: int = 3
+) -> str:
+    """In which names and shapes two state dicts differ, in words; empty when they agree.
+
+    Args:
+        theirs: Tensors of the file.
+        ours: Tensors of the model.
+        show: How many differences to spell out.
+    """
+    lines = []
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        if name not in theirs:
+            lines.append(f"{name} {_shape(ours[name])} is missing in the file")
+        elif name not in ours:
+            lines.append(f"{name} {_shape(theirs[name])} is unknown to the model")
+        elif theirs[name].shape != ours[name].shape:
+            lines.append(
+                f"{name} is {_shape(theirs[name])} in the file, {_shape(ours[name])} in the model"
+            )
+    if not lines:
+        return ""
+    rest = f", and {len(lines) - show} more" if len(lines) > show else ""
+    return f"{len(lines)} tensors differ: " + ", ".join(lines[:show]) + rest
+
+
+def other_model(file: Path, weights: Mapping[str, Tensor], differences: str) -> ValueError:
+    """The error for weights of another network, with the network that they are of if it is known.
+
+    Args:
+        file: Their file.
+        weights: The tensors.
+        differences: From those of the model.
+    """
+    name = architecture_of(weights)
+    classifier = weights.get("head.fc.weight")
+    known = "the model that it was saved from"
+    if name is not None and classifier is not None:
+        known = f"{name} with num_classes={len(classifier)}, whose tensors these are"
+    return ValueError(
+        f"{file} holds another model or another number of classes: {differences}; create {known}"
+    )
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without line breaks.
+
+    Args:
+        error: The error.
+    """
+    return " ".join(str(error).split())
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
