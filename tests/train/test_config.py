@@ -89,6 +89,7 @@ def test_bad_json_says_what_is_wrong_with_which_field(text, message):
     [
         (lambda: DataConfig(batch_size=0), r"data.batch_size=0"),
         (lambda: DataConfig(hflip=1.5), r"data.hflip=1.5"),
+        (lambda: DataConfig(repeated_augmentation=0), r"data.repeated_augmentation=0"),
         (lambda: AugmentConfig(pool="attention", lr_scale=0), r"augment.lr_scale=0 must be above"),
         (lambda: AugmentConfig(lr_scale=3), "augment.lr_scale is about new attention"),
         (lambda: AugmentConfig(freeze=True), "augment.freeze is about .* give augment.pool"),

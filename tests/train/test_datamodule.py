@@ -19,6 +19,12 @@ def test_epoch_shows_no_picture_twice_and_drops_the_rest():
     assert set(shown) < set(range(23))
 
 
+def test_repeated_pictures_follow_one_another_in_an_epoch_of_the_same_length():
+    shown = [index for batch in batches(repeats=3) for index in batch.indices]
+    assert len(shown) == 16
+    assert shown == [index for index in dict.fromkeys(shown) for _ in range(3)][:16]
+
+
 def test_order_changes_with_epoch_and_seed_and_with_nothing_else():
     first = batches()
     assert batches() == first

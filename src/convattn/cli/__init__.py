@@ -22,6 +22,7 @@ COMMANDS = {
     "explain": "explain",
     "demo": "demo",
     "bench": "bench",
+    "reproduce": "reproduce",
     "weights": "weights",
 }
 """Command -> the file of this folder that holds it."""
@@ -40,6 +41,7 @@ commands:
   explain   show where a network looks, and test whether that is true: convattn explain RUN PICTURE
   demo      the same as a page in the browser: convattn demo
   bench     measure what a network or a layer costs: convattn bench resnet50
+  reproduce show both papers' tables beside what is verified here: convattn reproduce
   weights   show released weights, get them, convert them: convattn weights
 
 convattn COMMAND --help tells more; --debug shows the traceback of an error.

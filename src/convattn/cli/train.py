@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from convattn.cli.words import UsageError, choose, parse, summary
 from convattn.train.config import TrainConfig
@@ -17,10 +19,27 @@ usage: convattn train RECIPE [OPTIONS]
        convattn train --resume RUN
 
 Train a recipe and leave a run folder; every value of the recipe can be overridden by a flag:
-convattn train RECIPE --help lists them. --resume goes on with a run that was stopped.
+convattn train RECIPE --help lists them. --resume goes on with a run that was stopped. --dry-run
+tells what would be run, and what memory and time it would take of a --gpu, and runs nothing.
 
 recipes:
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TrainConfig):
+    """A whole training run, or only the telling of it."""
+
+    dry_run: bool = False
+    """Tell what would be run and what it would take, and run nothing."""
+    gpu: Literal["h100", "a100", "v100", "rtx4090"] | None = None
+    """The GPU that --dry-run estimates memory and time for; None takes the h100."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run alone."""
+        names = (item.name for item in dataclasses.fields(TrainConfig))
+        return TrainConfig(**{name: getattr(self, name) for name in names})
 
 
 def command(arguments: list[str]) -> int:
@@ -45,16 +64,23 @@ def command(arguments: list[str]) -> int:
     recipe = choose("recipe", arguments[0], RECIPES)
     if any(argument.split("=")[0] == "--resume" for argument in arguments):
         raise UsageError("--resume takes no recipe: convattn train --resume RUN")
-    config = parse(
-        TrainConfig,
-        recipe(),
+    options = parse(
+        TrainOptions,
+        TrainOptions(**vars(recipe())),
         arguments[1:],
         prog=f"convattn train {arguments[0]}",
         description=inspect.getdoc(recipe),
     )
+    if options.dry_run:
+        from convattn.train.dry_run import report
+
+        print(report(options.config, summary=summary(recipe), gpu=options.gpu or "h100"))
+        return 0
+    if options.gpu is not None:
+        raise UsageError("--gpu goes with --dry-run; a training takes the GPUs that are there")
     from convattn.train.run import train
 
-    return _finish(train(config))
+    return _finish(train(options.config))
 
 
 def _resume(arguments: list[str]) -> int:

@@ -129,6 +129,7 @@ default_cfgs = generate_default_cfgs(
         "aa_mnasnet_100.untrained": _cfg(),
         "aa_mnasnet_125.untrained": _cfg(),
         "aa_mnasnet_140.untrained": _cfg(),
+        "mnasnet_a1_125.untrained": _cfg(paper_ids="arXiv:1807.11626"),
         "aa_mnasnet_nano.untrained": _cfg(
             num_classes=10, input_size=(3, 64, 64), pool_size=(2, 2), crop_pct=1.0
         ),
@@ -158,6 +159,23 @@ def aa_mnasnet_125(pretrained: bool = False, **kwargs: Any) -> AAMnasNet:
 def aa_mnasnet_140(pretrained: bool = False, **kwargs: Any) -> AAMnasNet:
     """AA-MnasNet 1.4; the placement of attention is inferred."""
     return _create("aa_mnasnet_140", pretrained, {"channel_multiplier": 1.4}, **kwargs)
+
+
+@register_model
+def mnasnet_a1_125(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
+    """MnasNet-A1 1.25, the plain twin of ``aa_mnasnet_125``; timm has the other widths."""
+    defaults = {
+        "block_args": decode_arch_def(_MNASNET_A1),
+        "round_chs_fn": partial(round_channels, multiplier=1.25),
+    }
+    model = build_model_with_cfg(
+        EfficientNet,
+        "mnasnet_a1_125",
+        pretrained,
+        feature_cfg={"out_indices": (0, 1, 2, 3, 4), "feature_cls": "getter"},
+        **{**defaults, **kwargs},
+    )
+    return cast(EfficientNet, model)
 
 
 @register_model

@@ -51,6 +51,9 @@ class DataConfig:
     """Pictures per optimiser step, over all devices and accumulated batches together."""
     num_workers: int = 0
     """Processes that load pictures, per device; 0 loads them in the training process."""
+    repeated_augmentation: int = 1
+    """Times that a picture stands in a row in an epoch, each augmented anew; the epoch shows as
+    many fewer pictures and is as long as before."""
     scale: tuple[float, float] | None = None
     """Share of the picture's area that a random crop keeps, lowest and highest; None: no crop."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -79,6 +82,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require_at_least("data.batch_size", self.batch_size, 1)
         _require_at_least("data.num_workers", self.num_workers, 0)
+        _require_at_least("data.repeated_augmentation", self.repeated_augmentation, 1)
         for name in ("hflip", "random_erasing", "label_smoothing"):
             _require_share(f"data.{name}", getattr(self, name))
 

@@ -35,6 +35,9 @@ class EpochBatches(Sampler[Batch]):
         rank: Of this process.
         world_size: Number of processes.
         accumulate: Parts a step is split into.
+        repeats: Times that a picture stands in the order, one after the other: repeated
+            augmentation (Hoffer et al. 2019, https://arxiv.org/abs/1901.09335), as DeiT has it. The
+            epoch keeps its length and shows that many fewer pictures.
         start_step: Optimiser steps already taken; the first epoch is begun there.
     """
 
@@ -47,6 +50,7 @@ class EpochBatches(Sampler[Batch]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        repeats: int = 1,
         start_step: int = 0,
     ) -> None:
         self.num_images = num_images
@@ -55,6 +59,7 @@ class EpochBatches(Sampler[Batch]):
         self.rank = rank
         self.world_size = world_size
         self.accumulate = accumulate
+        self.repeats = repeats
         self.steps = num_images // batch_size
         self.epoch, self._start = divmod(start_step, self.steps)
         self._start_epoch = self.epoch
@@ -78,6 +83,7 @@ class EpochBatches(Sampler[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = torch.randperm(self.num_images, generator=generator)
+        order = order.repeat_interleave(self.repeats)
         share = self.batch_size // (self.world_size * self.accumulate)
         start = self._start if self.epoch == self._start_epoch else 0
         for batch in range(start * self.accumulate, len(self)):
@@ -186,6 +192,7 @@ class TrainingData(L.LightningDataModule):
                 rank=self.trainer.global_rank,
                 world_size=world_size,
                 accumulate=self.accumulate,
+                repeats=config.repeated_augmentation,
                 start_step=self._step,
             ),
         )

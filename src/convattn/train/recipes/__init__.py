@@ -4,7 +4,22 @@ A figure marked *inferred* is in neither paper nor public code. "Ours" is filled
 trained the recipe to its end.
 """
 
-from convattn.train.recipes import classification, detection, segmentation
+from convattn.train.recipes import (
+    classification,
+    detection,
+    imagenet,
+    patchconvnet,
+    segmentation,
+)
 from convattn.train.recipes.registry import RECIPES, Recipe, register_recipe
 
-__all__ = ["RECIPES", "Recipe", "classification", "detection", "register_recipe", "segmentation"]
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "classification",
+    "detection",
+    "imagenet",
+    "patchconvnet",
+    "register_recipe",
+    "segmentation",
+]

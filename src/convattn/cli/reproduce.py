@@ -1,0 +1,60 @@
+"""``convattn reproduce``."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from convattn.cli.words import UsageError, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions:
+    """Show both papers' tables beside what is verified here: costs, weights, accuracy."""
+
+    runs: tuple[str, ...] = ()
+    """Folders that hold finished runs and tests of released weights, at any depth."""
+    out: str | None = None
+    """Markdown file to write; one that `convattn reproduce` wrote is replaced."""
+    json: str | None = None
+    """JSON file to write."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``convattn reproduce``.
+
+    Args:
+        arguments: Words behind the command.
+    """
+    options = parse(ReproduceOptions, ReproduceOptions(), arguments, prog="convattn reproduce")
+    for flag, file in (("--out", options.out), ("--json", options.json)):
+        if file is not None and not Path(file).absolute().parent.is_dir():
+            raise UsageError(
+                f"{flag} {file}: there is no folder {Path(file).parent}; make it first"
+            )
+    from convattn.evaluate import replace_atomically
+    from convattn.train.reproduce import standings, to_json, to_markdown, to_text
+
+    found = standings([Path(folder) for folder in options.runs], progress=_show)
+    _clear()
+    print(to_text(found))
+    for file, write in ((options.out, to_markdown), (options.json, to_json)):
+        if file is not None:
+            replace_atomically(Path(file), write(found).encode())
+            print(file)
+    return 0
+
+
+def _show(done: int, total: int, name: str) -> None:
+    """Redraw the line that tells how far the counting is, on a terminal."""
+    if sys.stderr.isatty():
+        columns = shutil.get_terminal_size().columns - 1
+        text = f"counting {done + 1} of {total}: {name}"
+        print(f"\r{text[:columns].ljust(columns)}", end="", file=sys.stderr, flush=True)
+
+
+def _clear() -> None:
+    if sys.stderr.isatty():
+        print(f"\r{' ' * (shutil.get_terminal_size().columns - 1)}\r", end="", file=sys.stderr)
