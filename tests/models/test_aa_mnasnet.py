@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from timm.models.efficientnet import _gen_mnasnet_a1
 from torch.utils.flop_counter import FlopCounterMode
 
 import convattn.models.aa_mnasnet  # noqa: F401 registers the models
@@ -77,3 +78,12 @@ def test_without_a_convolution_branch_it_trains():
         optimizer.step()
         losses.append(loss.item())
     assert min(losses) < 0.05
+
+
+def test_plain_twin_of_width_1_25_is_timms_network():
+    with torch.device("meta"):
+        ours = timm.create_model("mnasnet_a1_125").state_dict()
+        theirs = _gen_mnasnet_a1("semnasnet_100", 1.25).state_dict()
+    assert {name: value.shape for name, value in ours.items()} == {
+        name: value.shape for name, value in theirs.items()
+    }

@@ -22,6 +22,7 @@ COMMANDS = {
     "explain": "explain",
     "demo": "demo",
     "bench": "bench",
+    "export": "export",
     "reproduce": "reproduce",
     "weights": "weights",
 }
@@ -41,6 +42,7 @@ commands:
   explain   show where a network looks, and test whether that is true: convattn explain RUN PICTURE
   demo      the same as a page in the browser: convattn demo
   bench     measure what a network or a layer costs: convattn bench resnet50
+  export    write a network for other software: convattn export RUN --format onnx
   reproduce show both papers' tables beside what is verified here: convattn reproduce
   weights   show released weights, get them, convert them: convattn weights
 

@@ -5,8 +5,6 @@ lengthened by what they see in every row and column, the keys by the one-hot cod
 and column, and an ordinary fused kernel computes the exact result in O(N * (d + H + W)) memory.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +30,6 @@ def sdpa_attention(
         k = torch.cat([k, code.expand(*k.shape[:-1], -1)], dim=-1)
     # Every fused kernel takes q, k and v of one width, and CUDA's want multiples of 8; without
     # the zeros PyTorch would silently fall back to the one that holds the whole matrix.
-    full = math.ceil(max(q.shape[-1], v_dim) / 8) * 8
+    full = (max(q.shape[-1], v_dim) + 7) // 8 * 8
     q, k, v = (F.pad(t, (0, full - t.shape[-1])) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :v_dim]

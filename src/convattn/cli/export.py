@@ -1,0 +1,113 @@
+"""``convattn export``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from convattn.cli.targets import Weights, check_free, check_weights, find_target
+from convattn.cli.words import UsageError, parse
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Format = Literal["onnx", "torch-export", "safetensors"]
+
+_SUFFIXES: dict[Format, str] = {
+    "onnx": ".onnx",
+    "torch-export": ".pt2",
+    "safetensors": ".safetensors",
+}
+_OPTIONS: dict[str, tuple[Format, ...]] = {
+    "attention": ("onnx", "torch-export"),
+    "opset": ("onnx",),
+    "device": ("torch-export",),
+}
+"""Option -> the formats that heed it."""
+
+_HOW_TO_RUN: dict[Format, str] = {
+    "onnx": """\
+  import onnxruntime
+  session = onnxruntime.InferenceSession({file!r})
+  {outputs} = session.run(None, {{"images": images}})""",
+    "torch-export": """\
+  import torch
+  program = torch.export.load({file!r}).module()
+  {outputs} = program(images)""",
+    "safetensors": """\
+  import safetensors.torch
+  model.load_state_dict(safetensors.torch.load_file({file!r}))
+  {outputs} = model(images)""",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a trained classifier as a file for other software, checked against the network."""
+
+    format: Format = "onnx"
+    """What to write: ONNX, a program of torch.export, or the tensors alone."""
+    weights: Weights = None
+    """Weights of a model that is given by name; None takes its released ones."""
+    num_classes: int | None = None
+    """Number of classes of those weights; None takes the model's own."""
+    attention: bool = False
+    """Also give the attention of the network's pool: a map a head, or one a class."""
+    size: tuple[int, int] | None = None
+    """Height and width that the file is checked and labelled with; None takes the network's own."""
+    opset: int | None = None
+    """Version of ONNX's operators; None takes PyTorch's choice."""
+    device: str | None = None
+    """Where a program of torch.export is to run, for example cuda; None: cpu."""
+    out: str | None = None
+    """File to write; None makes NAME.onnx, NAME.pt2 or NAME.safetensors here."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``convattn export``.
+
+    Args:
+        arguments: Words behind the command.
+    """
+    prog = "convattn export"
+    target, folder = find_target(ExportOptions(), arguments, prog=prog, model="MODEL")
+    options = parse(ExportOptions, ExportOptions(), arguments[1:], prog=f"{prog} {target}")
+    check_weights(folder, options.weights)
+    if folder is not None and options.num_classes is not None:
+        raise UsageError("--num-classes goes with a model's name; a run has its own classes")
+    for name, formats in _OPTIONS.items():
+        if options.format not in formats and getattr(options, name):
+            raise UsageError(f"--{name} is for {' and '.join(formats)}, not {options.format}")
+    if options.size is not None and min(options.size) < 1:
+        raise UsageError(f"--size {options.size[0]} {options.size[1]}: expected 1 pixel or more")
+    name = target if folder is None else folder.resolve().name
+    out = options.out or f"{name}{_SUFFIXES[options.format]}"
+    check_free(out)
+
+    from convattn.evaluate import open_model
+    from convattn.export import TOLERANCE, export_onnx, export_program, export_safetensors
+
+    model = open_model(target, checkpoint=options.weights, num_classes=options.num_classes)
+    if options.format == "onnx":
+        exported = export_onnx(
+            model, out, attention=options.attention, size=options.size, opset=options.opset
+        )
+    elif options.format == "torch-export":
+        _move(model, options.device or "cpu")
+        exported = export_program(model, out, attention=options.attention, size=options.size)
+    else:
+        exported = export_safetensors(model, out, size=options.size)
+    outputs = ", ".join(exported.checks[0].differences)
+    print(f"{exported.table()}\n\nlargest difference from the network; {TOLERANCE:.0e} is allowed")
+    print("\nrun it on normalised pictures (B, C, H, W), float32:")
+    print(_HOW_TO_RUN[options.format].format(file=str(exported.file), outputs=outputs))
+    print(f"\n{exported.file}  {exported.size / 1e6:.1f} MB")
+    return 0
+
+
+def _move(model: nn.Module, device: str) -> None:
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {device} cannot be used here: {reason}") from None

@@ -1,0 +1,361 @@
+import copy
+import json
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+import convattn
+from convattn.data import transform_of
+from convattn.evaluate import load_weights
+from convattn.export import (
+    METADATA_FILE,
+    TOLERANCE,
+    export_onnx,
+    export_program,
+    export_safetensors,
+)
+from convattn.layers import AAConv2d
+from convattn.segmentation import create_segmenter
+
+SIZES = [(64, 64), (75, 75), (48, 101)]
+BATCHES = [(batch_size, *size) for size in SIZES for batch_size in (1, 2)]
+
+
+def shake(model, scale=0.1):
+    """Other values for factors that start at zero or nearly, which would hide what they scale."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1 or not parameter.any():
+                parameter += scale * torch.randn(parameter.shape, generator=draw)
+    return model
+
+
+def augmented():
+    torch.manual_seed(0)
+    model = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
+    convattn.augment(
+        model,
+        pool="attention",
+        conv=["layer3.0.conv2"],
+        input_size=(3, 64, 64),
+        inplace=True,
+    )
+    return shake(model).eval()
+
+
+def class_tokens():
+    """A convolution, and a pool with a map a class."""
+    torch.manual_seed(0)
+    pool = convattn.LearnedAggregation2d(8, 5, class_tokens=True)
+    return shake(nn.Sequential(nn.Conv2d(3, 8, 8, 8), pool)).eval()
+
+
+NETWORKS = {"class tokens": class_tokens, "augmented": augmented}
+
+
+class Reads(nn.Module):
+    """A classifier of the mean colours; what it does besides is the test's."""
+
+    def __init__(self, spoil=lambda x: 0.0):
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+        self.spoil = spoil
+
+    def forward(self, x):
+        return self.fc(x.mean((2, 3))) + self.spoil(x)
+
+
+def looks():
+    """A convolution and the attention pool."""
+    return nn.Sequential(nn.Conv2d(3, 8, 4, 4), convattn.LearnedAggregation2d(8, 5, num_heads=2))
+
+
+def pictures(batch_size, height, width):
+    return torch.randn(batch_size, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def difference(ours, theirs):
+    """Largest difference, in units of the largest number."""
+    assert ours.shape == theirs.shape
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def with_maps(model, images):
+    """Logits, and the maps as users see them in Python."""
+    with torch.no_grad(), convattn.capture_attention(model) as maps:
+        logits = model(images)
+    (last,) = [attention for attention in maps.values() if attention.dim() == 5]
+    return logits, last.flatten(1, 2)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def as_onnx(request, tmp_path_factory):
+    """A network and its file."""
+    model, file = NETWORKS[request.param](), tmp_path_factory.mktemp("onnx") / "model.onnx"
+    return model, file, export_onnx(model, file, attention=True, size=(64, 64))
+
+
+@pytest.fixture(scope="module")
+def as_program(tmp_path_factory):
+    model, file = looks(), tmp_path_factory.mktemp("program") / "model.pt2"
+    return model, file, export_program(model, file, attention=True, size=(64, 64))
+
+
+def test_onnxruntime_gives_logits_and_maps_of_the_network_at_any_size(as_onnx):
+    model, file, _ = as_onnx
+    session = onnxruntime.InferenceSession(file)
+    for batch in BATCHES:
+        images = pictures(*batch)
+        ours = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
+        for found, expected in zip(ours, with_maps(model, images), strict=True):
+            assert difference(found, expected) < TOLERANCE, batch
+
+
+def test_the_checks_cover_three_sizes_and_two_batches_within_the_tolerance(as_onnx):
+    _, file, exported = as_onnx
+    assert exported.file == file
+    assert exported.size == file.stat().st_size
+    seen = [(check.batch_size, check.height, check.width) for check in exported.checks]
+    sizes = [(64, 64), (81, 81), (64, 95)]
+    assert seen == [(batch_size, *size) for size in sizes for batch_size in (1, 3)]
+    for check in exported.checks:
+        assert list(check.differences) == ["logits", "attention"]
+        assert 0 < max(check.differences.values()) < TOLERANCE  # computed by other kernels
+    assert len(exported.table().splitlines()) == 7
+
+
+def test_an_onnx_file_names_its_inputs_outputs_and_sizes(as_onnx):
+    graph = onnx.load(as_onnx[1]).graph
+    onnx.checker.check_model(as_onnx[1], full_check=True)
+    shapes = {
+        value.name: [one.dim_param or one.dim_value for one in value.type.tensor_type.shape.dim]
+        for value in [*graph.input, *graph.output]
+    }
+    classes = shapes["logits"][1]
+    assert shapes == {
+        "images": ["batch", 3, "height", "width"],
+        "logits": ["batch", classes],
+        "attention": ["batch", {5: 5, 10: 1}[classes], "map_height", "map_width"],
+    }
+
+
+def test_an_onnx_file_tells_nothing_of_the_machine_it_was_made_on(as_onnx):
+    content = as_onnx[1].read_bytes()
+    for module in (torch, convattn):
+        assert str(Path(module.__file__).parent).encode() not in content
+
+
+def test_a_program_gives_logits_and_maps_of_the_network_at_any_size(as_program):
+    model, file, _ = as_program
+    program = torch.export.load(file).module()
+    for batch in BATCHES:
+        images = pictures(*batch)
+        ours = program(images)
+        for found, expected in zip(ours, with_maps(model, images), strict=True):
+            assert difference(found, expected) < TOLERANCE, batch
+
+
+def onnx_metadata(file):
+    return onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+
+
+def program_metadata(file):
+    extra = {METADATA_FILE: ""}
+    torch.export.load(file, extra_files=extra)
+    return json.loads(extra[METADATA_FILE])
+
+
+def safetensors_metadata(file):
+    with safetensors.safe_open(file, framework="pt") as content:
+        return content.metadata()
+
+
+@pytest.mark.parametrize(
+    ("export", "suffix", "read"),
+    [
+        (export_onnx, ".onnx", onnx_metadata),
+        (export_program, ".pt2", program_metadata),
+        (export_safetensors, ".safetensors", safetensors_metadata),
+    ],
+    ids=["onnx", "torch-export", "safetensors"],
+)
+def test_a_file_alone_tells_classes_and_what_pictures_need(export, suffix, read, tmp_path):
+    model, file = Reads(), tmp_path / f"model{suffix}"
+    model.pretrained_cfg = {
+        "architecture": "reads",
+        "url": "https://example.org/weights",
+        "input_size": (3, 40, 40),
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+        "crop_pct": 0.8,
+        "interpolation": "bilinear",
+        "label_names": tuple("wxyz"),
+    }
+    export(model, file, size=(32, 48))
+    told = read(file)
+    cfg = json.loads(told["pretrained_cfg"])
+    picture = Image.effect_noise((90, 70), 60).convert("RGB")
+    expected = transform_of(model.pretrained_cfg | {"input_size": (3, 32, 48)})(picture)
+    assert torch.equal(transform_of(cfg)(picture), expected)
+    assert cfg["label_names"] == list("wxyz")
+    assert told["convattn_version"] == convattn.__version__
+    assert "example.org" not in json.dumps(told)
+
+
+def test_safetensors_fill_a_fresh_network(tmp_path):
+    model, fresh = class_tokens(), class_tokens().requires_grad_(False)
+    fresh[0].weight.zero_()
+    images = pictures(2, 64, 64)
+    assert not torch.equal(fresh(images), model(images))
+    export_safetensors(model, tmp_path / "model.safetensors")
+    load_weights(fresh, tmp_path / "model.safetensors")
+    assert torch.equal(fresh(images), model(images))
+
+
+def everywhere(x):
+    return 0.01 * torch.compiler.is_exporting()
+
+
+def at_other_sizes(x):
+    return (x.shape[2] - 64) * 1e-2 if torch.compiler.is_exporting() else 0.0
+
+
+def with_other_batches(x):
+    return (x.shape[0] - 1) * 1e-2 if torch.compiler.is_exporting() else 0.0
+
+
+def nowhere_a_number(x):
+    return x.sum() * float("nan") if torch.compiler.is_exporting() else 0.0
+
+
+@pytest.mark.parametrize(
+    ("export", "suffix", "spoil", "where"),
+    [
+        (export_onnx, ".onnx", everywhere, "1 pictures of 64 x 64"),
+        (export_onnx, ".onnx", at_other_sizes, "1 pictures of 81 x 81"),
+        (export_program, ".pt2", with_other_batches, "3 pictures of 64 x 64"),
+        (export_program, ".pt2", nowhere_a_number, "by nan of the largest of the logits"),
+    ],
+)
+def test_a_file_that_differs_from_the_network_is_not_kept(export, suffix, spoil, where, tmp_path):
+    with pytest.raises(ValueError, match=where) as told:
+        export(Reads(spoil), tmp_path / f"model{suffix}", size=(64, 64))
+    assert "differs from the network by" in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_maps_are_compared_too(tmp_path, monkeypatch):
+    weights = convattn.LearnedAggregation2d.attention_weights
+
+    def other(self, x):
+        return weights(self, x) * (1.01 if torch.compiler.is_exporting() else 1.0)
+
+    monkeypatch.setattr(convattn.LearnedAggregation2d, "attention_weights", other)
+    with pytest.raises(ValueError, match=r"by 1\.0e-02 of the largest of the attention"):
+        export_program(looks(), tmp_path / "model.pt2", attention=True, size=(64, 64))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_freezes_its_size_is_refused(tmp_path):
+    def freeze(x):
+        return float(x.shape[2] == 64)
+
+    with pytest.raises(ValueError, match="Reads cannot be exported for any batch and picture size"):
+        export_program(Reads(freeze), tmp_path / "model.pt2", size=(64, 64))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_for_one_size_is_refused(tmp_path):
+    model = timm.create_model("test_vit", num_classes=4)
+    with pytest.raises(ValueError, match="fails for 1 pictures of 201 x 201; only networks that"):
+        export_safetensors(model, tmp_path / "model.safetensors")
+
+
+def test_a_kernel_of_ours_does_not_reach_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVATTN_ATTENTION_BACKEND", "chunked")
+    model = nn.Sequential(
+        AAConv2d(3, 16, 3, 1, 1, num_heads=2, attn_backend="chunked"),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    export_program(model, tmp_path / "model.pt2", size=(16, 16))
+    graph = str(torch.export.load(tmp_path / "model.pt2").graph)
+    assert "scaled_dot_product_attention" in graph
+    assert "convattn" not in graph
+
+
+def test_the_network_stays_as_it_was(tmp_path):
+    model = looks().train()
+    model[0].eval().requires_grad_(False)
+    before = copy.deepcopy(model)
+    export_program(model, tmp_path / "model.pt2", attention=True, size=(64, 64))
+    assert [one.training for one in model.modules()] == [one.training for one in before.modules()]
+    assert [p.requires_grad for p in model.parameters()] == [
+        p.requires_grad for p in before.parameters()
+    ]
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    assert not model[1]._forward_pre_hooks
+
+
+def segmenter():
+    return create_segmenter("upernet", num_classes=3, backbone="patchconvnet_nano", channels=16)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "wish", "expected"),
+    [
+        (Reads, "model.bin", {}, "must end in .onnx, as model.onnx does"),
+        (Reads, "there.onnx", {}, "exists and is never overwritten"),
+        (Reads, "no/model.onnx", {}, "no folder .*no for model.onnx; make it first"),
+        (Reads, "m.onnx", {"attention": True}, "Reads has no attention pool .*convattn.augment"),
+        (Reads, "m.onnx", {"opset": 7}, r"opset=7 is not one of 18 to \d+"),
+        (lambda: Reads().half(), "m.onnx", {}, r"torch.float16; .*model\.float\(\)"),
+        (lambda: Reads().compile, "m.onnx", {}, "is no network; give a torch.nn.Module"),
+        (segmenter, "m.onnx", {}, "UPerNet gives no logits .*; only networks that classify"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_and_leaves_nothing(model, name, wish, expected, tmp_path):
+    (tmp_path / "there.onnx").touch()
+    with pytest.raises((ValueError, OSError), match=expected):
+        export_onnx(model(), tmp_path / name, size=(32, 32), **wish)
+    assert [one.name for one in tmp_path.iterdir()] == ["there.onnx"]
+    assert not (tmp_path / "there.onnx").stat().st_size
+
+
+PUBLISHED = {
+    "aa_resnet50": (lambda: timm.create_model("aa_resnet50"), False),
+    "patchconvnet_s60": (lambda: timm.create_model("patchconvnet_s60"), True),
+    "patchconvnet_s60_multi": (lambda: timm.create_model("patchconvnet_s60_multi"), True),
+    "aa_mnasnet_100": (lambda: timm.create_model("aa_mnasnet_100"), False),
+    "aa_wide_resnet28_10": (lambda: timm.create_model("aa_wide_resnet28_10"), False),
+    "augmented torchvision resnet50": (
+        lambda: convattn.augment(
+            torchvision.models.resnet50(), pool="attention", conv="last-3-stages"
+        ),
+        True,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks_agree_in_onnxruntime(name, tmp_path):
+    make, attention = PUBLISHED[name]
+    torch.manual_seed(0)
+    # More than this, and float32 itself is no longer exact to the tolerance in fifty layers.
+    model = shake(make(), scale=0.03)
+    exported = export_onnx(model, tmp_path / "model.onnx", attention=attention)
+    print(f"\n{name}: {exported.size / 1e6:.1f} MB\n{exported.table()}")
+    assert max(max(check.differences.values()) for check in exported.checks) < TOLERANCE
