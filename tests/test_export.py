@@ -254,6 +254,18 @@ def test_a_file_that_differs_from_the_network_is_not_kept(export, suffix, spoil,
     assert not list(tmp_path.iterdir())
 
 
+def test_tensors_that_were_not_written_whole_are_not_kept(tmp_path, monkeypatch):
+    load = safetensors.torch.load_file
+    monkeypatch.setattr(
+        safetensors.torch,
+        "load_file",
+        lambda file: {name: 1.01 * tensor for name, tensor in load(file).items()},
+    )
+    with pytest.raises(ValueError, match="differs from the network by"):
+        export_safetensors(looks(), tmp_path / "model.safetensors", size=(64, 64))
+    assert not list(tmp_path.iterdir())
+
+
 def test_maps_are_compared_too(tmp_path, monkeypatch):
     weights = convattn.LearnedAggregation2d.attention_weights
 

@@ -145,7 +145,8 @@ def create_model(
             raise
         raise ValueError(
             f"no released weights of {name!r} could be loaded ({one_line(error)}); "
-            "name other weights as checkpoint, or leave pretrained out to start from random ones"
+            "name a file of weights (--weights, or --model.checkpoint in training), or start from "
+            "random ones by leaving pretrained out"
         ) from error
     if checkpoint is None:
         return model if augment is None else surgery.augment(model, inplace=True, **augment)

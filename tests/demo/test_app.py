@@ -400,7 +400,9 @@ def test_a_number_that_is_no_port_is_one_sentence():
 
 def test_ctrl_c_ends_it_quietly():
     port = free_port()
-    program = f"from convattn.demo import launch; launch(port={port})"
+    # What a shell starts in the background would ignore Ctrl-C, and its children too.
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heeds}; from convattn.demo import launch; launch(port={port})"
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
