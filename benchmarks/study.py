@@ -36,6 +36,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student
 from torch import Tensor, nn
 
 from convattn.bench import count, take_turns
@@ -48,7 +49,7 @@ from side_by_side import seconds, table
 
 PLAIN = "plain"
 ALPHA = 0.05
-NUM_DRAWS = 10_000
+NUM_DRAWS = 1_000
 TIMED_STEPS = 12
 STOPPED = 130  # status of a run that Ctrl-C has stopped
 
@@ -296,8 +297,8 @@ def recognised(folder: Path) -> np.ndarray:
     """Which test pictures the saved network gets right; kept beside it."""
     file = folder / "recognised.npy"
     if not file.exists():
-        model, config = load_run(folder)
-        data = DataConfig(**{**config["data"], "root": config["data"]["root"]})
+        model, _ = load_run(folder)
+        data = TrainConfig.load(folder / "config.json").data
         source = open_source(data, training=False)
         loader, _ = test_batches(data, source, model.pretrained_cfg)
         with torch.inference_mode():
@@ -336,28 +337,16 @@ def gather(data: str, networks: Sequence[Network], seeds: Sequence[int], runs: P
     return rows
 
 
-def t_quantile(degrees: int, share: float = 1 - ALPHA / 2) -> float:
-    """Quantile of Student's distribution, by bisecting its integral."""
-    constant = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
-    constant /= math.sqrt(degrees * math.pi)
-
-    def below(value: float) -> float:
-        x = np.linspace(0, value, 20_001)
-        return 0.5 + float(np.trapezoid(constant * (1 + x**2 / degrees) ** (-(degrees + 1) / 2), x))
-
-    low, high = 0.0, 1000.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if below(middle) < share else (low, middle)
-    return low
-
-
 def over_seeds(gains: np.ndarray) -> tuple[float, float]:
     """Half width of the mean's interval over other seeds, same test pictures; mean first."""
     mean = float(gains.mean())
     if len(gains) < 2:
         return mean, math.nan
-    half = t_quantile(len(gains) - 1) * float(gains.std(ddof=1)) / math.sqrt(len(gains))
+    half = (
+        student(len(gains) - 1).ppf(1 - ALPHA / 2)
+        * float(gains.std(ddof=1))
+        / math.sqrt(len(gains))
+    )
     return mean, half
 
 
@@ -365,9 +354,7 @@ def over_pictures(mine: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """Interval of the mean gain over other test pictures, these networks: paired bootstrap."""
     each = 100 * (mine.astype(float) - other).mean(0)
     random = np.random.default_rng(0)
-    means = [
-        each[random.integers(len(each), size=len(each))].mean() for _ in range(NUM_DRAWS // 10)
-    ]
+    means = [each[random.integers(len(each), size=len(each))].mean() for _ in range(NUM_DRAWS)]
     low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
     return float(low), float(high)
 
@@ -388,8 +375,8 @@ def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Any:
 
 def step_ratios(data: Set, folder: Path, networks: Sequence[Network]) -> dict[str, list[float]]:
     """Times of training steps over the plain network's, the networks taking turns."""
-    _, config = load_run(folder)
-    cfg = load_run(folder)[0].pretrained_cfg
+    trained, config = load_run(folder)
+    cfg = trained.pretrained_cfg
     device = "cuda" if data.config.accelerator == "gpu" else "cpu"
     torch.manual_seed(0)
     batch = config["data"]["batch_size"]

@@ -40,7 +40,6 @@ from convattn.weights import (
     with_own_channels,
     with_own_classes,
 )
-from convattn.weights import replace_atomically as replace_atomically
 from convattn.wording import nearest
 
 

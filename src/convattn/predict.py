@@ -12,9 +12,10 @@ from torch import nn
 
 from convattn.data import UnreadableImageError
 from convattn.detection.prediction import detect
-from convattn.evaluate import replace_atomically, unused_name
+from convattn.evaluate import unused_name
 from convattn.explain import read_picture
 from convattn.segmentation.prediction import segment
+from convattn.weights import replace_atomically
 
 
 def predict_objects(

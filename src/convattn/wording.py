@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -28,3 +28,17 @@ def nearest_few(name: str, names: Iterable[str]) -> list[str]:
         names: What would have been right; fewer than three give all.
     """
     return difflib.get_close_matches(name, list(names), n=3, cutoff=0.0)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines, every column as wide as its widest cell.
+
+    Args:
+        rows: At least one; all of as many cells.
+
+    Example:
+        >>> aligned([("a", "one"), ("name", "two")])
+        ['a     one', 'name  two']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from convattn.cli.targets import (
     find_target,
     new_folder,
 )
-from convattn.cli.words import INTERRUPTED, UsageError, fail, parse
+from convattn.cli.words import INTERRUPTED, UsageError, fail, parse, show_progress
 from convattn.train.config import Scalar
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def command(arguments: list[str]) -> int:
         arguments: Words behind the command.
     """
     from convattn.bench import LAYERS, draw_costs, measure
-    from convattn.evaluate import replace_atomically
+    from convattn.weights import replace_atomically
 
     prog = "convattn bench"
     _check_no_dense_model(arguments, prog)
@@ -81,10 +80,7 @@ def command(arguments: list[str]) -> int:
     check_free(options.out)
 
     def progress(done: int, total: int, what: str) -> None:
-        if sys.stderr.isatty():
-            columns = shutil.get_terminal_size().columns - 1
-            text = f"{done:,} of {total:,}  {what}"
-            print(f"\r{text[:columns].ljust(columns)}", end="", file=sys.stderr, flush=True)
+        show_progress(f"{done:,} of {total:,}  {what}")
 
     costs = measure(
         subject,

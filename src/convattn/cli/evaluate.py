@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from convattn.cli.targets import (
     task_of_run,
     with_data_name,
 )
-from convattn.cli.words import INTERRUPTED, UsageError, fail, parse
+from convattn.cli.words import INTERRUPTED, UsageError, fail, parse, show_progress
 from convattn.train.config import DataConfig, finds_masks
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def command(arguments: list[str]) -> int:
     if run is None or task == "classification":
         return _test_classifier(target, run, options, arguments)
 
-    from convattn.evaluate import replace_atomically
+    from convattn.weights import replace_atomically
 
     result = _evaluate_dense(run, task, options)
     print(result.table())
@@ -163,8 +162,9 @@ def _test_classifier(
     stopped: Path | None = None,
 ) -> int:
     """Test, or go on with the test in the folder ``stopped``."""
-    from convattn.evaluate import check_num_classes, chosen_device, replace_atomically
+    from convattn.evaluate import check_num_classes, chosen_device
     from convattn.predictions import PredictionsFile
+    from convattn.weights import replace_atomically
 
     model, test = _open(target, run, options)
     pictures = test.source.test
@@ -363,12 +363,10 @@ class _Progress:
         self.drawn = now
         speed = self.speed(done)
         minutes, seconds = divmod(round((self.total - done) / max(speed, 1e-9)), 60)
-        columns = shutil.get_terminal_size().columns - 1
-        text = (
+        show_progress(
             f"{done:,} of {self.total:,} pictures  {speed:,.0f} a second  "
             f"{minutes}:{seconds:02d} left"
         )
-        print(f"\r{text[:columns].ljust(columns)}", end="", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """Leave the line as it stands."""
@@ -380,9 +378,10 @@ def _finish(
     folder: Path, predictions: Predictions, speed: float, test: _Test, *, title: str
 ) -> None:
     """Print and write what was found; the rows get their name last, and with it the test ends."""
-    from convattn.evaluate import replace_atomically, summarize
+    from convattn.evaluate import summarize
     from convattn.explain.figures import draw_confusion
     from convattn.predictions import per_class_table
+    from convattn.weights import replace_atomically
 
     names = test.source.class_names
     result = summarize(predictions, class_names=names, real=test.real, images_per_second=speed)

@@ -126,9 +126,10 @@ def _explain_pictures(
     """
     import numpy as np
 
-    from convattn.evaluate import replace_atomically, unused_name
+    from convattn.evaluate import unused_name
     from convattn.explain import attention_through, explain_classes
     from convattn.explain.figures import FIGURE_SIDE, draw_explanations, draw_layers
+    from convattn.weights import replace_atomically
 
     sheet: list[list[Explanation]] = []
     told: list[dict[str, Any]] = []
@@ -205,10 +206,10 @@ def _test_faithfulness(
     model: nn.Module, name: str, folder: Path | None, options: ExplainOptions
 ) -> int:
     """Measure the maps on test pictures; a run keeps the report, a model's gets a new folder."""
-    from convattn.evaluate import replace_atomically
     from convattn.explain import faithfulness
     from convattn.explain.figures import draw_faithfulness
     from convattn.train.inputs import open_source, test_batches
+    from convattn.weights import replace_atomically
 
     source = open_source(options.data, training=False)
     loader, boxes = test_batches(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
+from convattn.cli.targets import num_params_of
 from convattn.cli.words import UsageError, parse, summary
-from convattn.wording import nearest
-
-if TYPE_CHECKING:
-    pass
+from convattn.wording import aligned, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +60,7 @@ def command(arguments: list[str]) -> int:
             f"no name contains {options.filter!r}; the nearest is "
             f"{nearest(options.filter, names)!r}"
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    print("\n".join(aligned(rows)))
     return 0
 
 
@@ -88,9 +84,5 @@ def _tasks_of_data() -> dict[str, list[str]]:
 def _describe_model(name: str) -> tuple[str, str, str]:
     """Name, parameters in millions and sentence of a model."""
     import timm
-    import torch
 
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    return name, f"{size:7.2f} M", summary(timm.model_entrypoint(name))
+    return name, f"{num_params_of(name) / 1e6:7.2f} M", summary(timm.model_entrypoint(name))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from convattn.cli.words import UsageError, parse
+from convattn.cli.words import UsageError, parse, show_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +32,11 @@ def command(arguments: list[str]) -> int:
             raise UsageError(
                 f"{flag} {file}: there is no folder {Path(file).parent}; make it first"
             )
-    from convattn.evaluate import replace_atomically
     from convattn.train.reproduce import standings, to_json, to_markdown, to_text
+    from convattn.weights import replace_atomically
 
     found = standings([Path(folder) for folder in options.runs], progress=_show)
-    _clear()
+    show_progress("")
     print(to_text(found))
     for file, write in ((options.out, to_markdown), (options.json, to_json)):
         if file is not None:
@@ -49,12 +47,4 @@ def command(arguments: list[str]) -> int:
 
 def _show(done: int, total: int, name: str) -> None:
     """Redraw the line that tells how far the counting is, on a terminal."""
-    if sys.stderr.isatty():
-        columns = shutil.get_terminal_size().columns - 1
-        text = f"counting {done + 1} of {total}: {name}"
-        print(f"\r{text[:columns].ljust(columns)}", end="", file=sys.stderr, flush=True)
-
-
-def _clear() -> None:
-    if sys.stderr.isatty():
-        print(f"\r{' ' * (shutil.get_terminal_size().columns - 1)}\r", end="", file=sys.stderr)
+    show_progress(f"counting {done + 1} of {total}: {name}")

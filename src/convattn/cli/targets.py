@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -186,3 +187,19 @@ def new_folder(wanted: str | None, usual: str) -> Path:
     folder = Path(wanted)
     folder.mkdir(parents=True)
     return folder
+
+
+@cache
+def num_params_of(name: str) -> int:
+    """Parameters of a model, which is not given memory.
+
+    Args:
+        name: In timm's registry.
+    """
+    import timm
+    import torch
+
+    from convattn.surgery.records import num_params
+
+    with torch.device("meta"):
+        return num_params(timm.create_model(name))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from convattn.cli.targets import num_params_of
 from convattn.cli.words import UsageError, choose, parse
-from convattn.wording import nearest
+from convattn.wording import aligned, nearest
 
 _PROG = "convattn weights"
 
@@ -82,7 +81,7 @@ def _list(wanted: str | None) -> None:
         (name, f"{cfgs[name].input_size[1]}", _top1(name), _parameters(name), _size(cfgs[name]))
         for name in names
     )
-    _print_table([head, *rows])
+    print("\n".join(aligned([head, *rows])))
 
 
 def _show(given: str) -> None:
@@ -114,7 +113,7 @@ def _show(given: str) -> None:
     if hash_file(file).is_file():
         rows.append(("SHA-256", hash_file(file).read_text(errors="replace").split(maxsplit=1)[0]))
     print(name)
-    _print_table(row for row in rows if row[1])
+    print("\n".join(aligned([row for row in rows if row[1]])))
 
 
 def _download(words: list[str]) -> None:
@@ -196,21 +195,4 @@ def _top1(name: str) -> str:
 
 
 def _parameters(name: str) -> str:
-    return _millions(name.split(".")[0])
-
-
-@cache
-def _millions(model: str) -> str:
-    import timm
-    import torch
-
-    with torch.device("meta"):
-        network = timm.create_model(model)
-    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M"
-
-
-def _print_table(rows: Iterable[tuple[str, ...]]) -> None:
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    return f"{num_params_of(name.split('.')[0]) / 1e6:.2f} M"

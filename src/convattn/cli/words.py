@@ -8,6 +8,7 @@ import io
 import itertools
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -154,3 +155,15 @@ def fail(message: str, status: int) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"convattn: {message}", file=sys.stderr)
     return status
+
+
+def show_progress(text: str) -> None:
+    """Redraw the line on stderr that tells how far a command is, on a terminal only.
+
+    Args:
+        text: What it tells; "" empties it.
+    """
+    if sys.stderr.isatty():
+        columns = shutil.get_terminal_size().columns - 1
+        end = "" if text else "\r"
+        print(f"\r{text[:columns].ljust(columns)}", end=end, file=sys.stderr, flush=True)

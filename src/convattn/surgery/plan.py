@@ -10,7 +10,7 @@ from torch import nn
 from convattn.layers.rel_pos import Position
 from convattn.surgery.convs import conv_plans
 from convattn.surgery.pools import pool_plan
-from convattn.surgery.records import ConvFilter, ConvPlan, Plan, Pool, PoolPlan, Wish
+from convattn.surgery.records import ConvFilter, ConvPlan, Plan, Pool, PoolPlan, Wish, num_params
 from convattn.surgery.trace import check_network, trace_usual
 
 
@@ -102,7 +102,7 @@ def read(
     run = trace_usual(model, input_size, count_macs=count_macs)
     convs = conv_plans(model, run, wish)
     pool = pool_plan(model, run, wish)
-    params = sum(parameter.numel() for parameter in model.parameters())
+    params = num_params(model)
     parts: list[ConvPlan | PoolPlan] = [*convs, pool]
     return Plan(
         model=type(model).__name__,

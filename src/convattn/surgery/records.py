@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from convattn.layers.rel_pos import Position
+from convattn.wording import aligned
 
 Pool = Literal["attention", "class-attention"]
 ConvFilter = str | Sequence[str] | Callable[[nn.Module, str], bool]
@@ -225,7 +226,7 @@ class Plan:
             return ["nothing is replaced"]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         rows.insert(1, tuple("-" * width for width in widths))  # type: ignore[arg-type]
-        return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return aligned(rows)
 
     def _left_alone(self) -> list[str]:
         by_reason: dict[str, list[str]] = {}

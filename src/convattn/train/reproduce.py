@@ -21,6 +21,7 @@ from convattn.train.config import TrainConfig
 from convattn.train.costs import count_macs, create_network
 from convattn.train.recipes import RECIPES
 from convattn.weights import RELEASES, Release, cached_path
+from convattn.wording import aligned
 
 _CLASSES = {"imagenet": 1000, "cifar100": 100, "coco": 90, "ade20k": 150}
 # Of a picture as the tables count it; others are counted as their recipe sees them.
@@ -691,8 +692,7 @@ def to_text(found: Sequence[Standing]) -> str:
             for one in found
             if one.table is table
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines += [table.title, *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)]
+        lines += [table.title, *aligned(rows)]
         lines.append("")
     return "\n".join(lines)
 

@@ -24,12 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils import deterministic
 
-from convattn.evaluate import (
-    load_run,
-    make_numbered_folder,
-    replace_atomically,
-    task_of,
-)
+from convattn.evaluate import load_run, make_numbered_folder, task_of
 from convattn.results import Findings
 from convattn.train.callbacks import (
     Checkpoints,
@@ -43,7 +38,7 @@ from convattn.train.config import ModelConfig, TrainConfig
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 from convattn.train.pictures import draw_curves
 from convattn.train.task import Job, TrainingTask
-from convattn.weights import tensor_differences
+from convattn.weights import replace_atomically, tensor_differences
 
 
 @dataclass(frozen=True, kw_only=True)
