@@ -21,11 +21,12 @@ class LargestTensor(TorchDispatchMode):
 
 
 class HeldTensors(TorchDispatchMode):
-    """Counts the numbers that operations made and that something still holds."""
+    """Counts the numbers that operations made and that something still holds, and the most ever."""
 
     def __init__(self):
         super().__init__()
         self._made = {}
+        self.most = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -33,6 +34,7 @@ class HeldTensors(TorchDispatchMode):
             if isinstance(t, Tensor) and t.device.type != "meta":
                 kept = StorageWeakRef(t.untyped_storage())
                 self._made[kept.cdata] = (kept, t.untyped_storage().nbytes() // t.itemsize)
+        self.most = max(self.most, self.held())
         return out
 
     def held(self):

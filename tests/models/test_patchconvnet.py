@@ -219,6 +219,40 @@ def test_maps_that_a_block_keeps(recomputes, maps, training):
     assert maps <= kept < maps + 0.3
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("norm", ["layernorm", "batchnorm"])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_block_without_gradients_computes_the_same_in_the_memory_of_two_maps(
+    context, norm, autocast
+):
+    block = _block(norm=norm).float().eval()
+    x = torch.randn(2, 32, 32, 8)
+    given = x.clone()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = block(x)
+        with context(), HeldTensors() as watched:
+            out = block(x)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    assert out.dtype == expected.dtype
+    assert torch.equal(x, given)
+    assert watched.most / x.numel() < 3.2 + autocast  # the input may be counted
+
+
+@pytest.mark.parametrize("name", ["norm", "conv_pw", "conv_dw", "se", "conv_pwl"])
+def test_what_a_hook_was_shown_without_gradients_stays_as_it_was(name):
+    block = _block().eval()
+    shown = []
+    getattr(block, name).register_forward_hook(lambda _, given, out: shown.extend([*given, out]))
+    x = torch.randn(2, 4, 5, 8, dtype=torch.float64)
+    with torch.no_grad():
+        block(x)
+    now = shown.copy()
+    shown.clear()
+    block(x)
+    for without, recorded in zip(now, shown, strict=True):
+        torch.testing.assert_close(without, recorded, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("norm", ["layernorm", "batchnorm"])
 def test_stochastic_depth_is_what_a_mask_gives(norm):
     block = _block(norm=norm, drop_path=0.5).train()
