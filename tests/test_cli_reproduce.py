@@ -5,8 +5,8 @@ import pytest
 
 import convattn.train.reproduce
 from convattn.cli import main
+from convattn.train.paper_tables import TABLES
 from convattn.train.recipes import RECIPES
-from convattn.train.reproduce import TABLES
 
 
 @pytest.fixture(autouse=True)

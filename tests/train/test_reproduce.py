@@ -9,15 +9,9 @@ import torch
 
 import convattn.train.reproduce
 from convattn.bench import count
+from convattn.train.paper_tables import HEADLINE, TABLES
 from convattn.train.recipes import RECIPES
-from convattn.train.reproduce import (
-    HEADLINE,
-    TABLES,
-    standings,
-    to_json,
-    to_markdown,
-    to_text,
-)
+from convattn.train.reproduce import standings, to_json, to_markdown, to_text
 from convattn.weights import RELEASES
 
 NAMED = {
