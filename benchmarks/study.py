@@ -63,6 +63,12 @@ class Network:
     model_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     pool: bool = False
 
+    @property
+    def made_of(self) -> str:
+        """Model, its arguments, and the pool if that is replaced."""
+        arguments = [f"{name}={value}" for name, value in self.model_args.items()]
+        return ", ".join([f"`{self.model}`", *arguments, *["pool=attention"] * self.pool])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Set:
@@ -331,7 +337,7 @@ def gather(data: str, networks: Sequence[Network], seeds: Sequence[int], runs: P
                 hits=hits,
                 peaks=peaks,
                 parameters=counts.parameters,
-                multiply_adds=counts.multiply_adds,
+                multiply_adds=counts.macs,
             )
         )
     return rows
@@ -422,7 +428,7 @@ def cells(row: Row, plain: Row, ratios: Sequence[float]) -> tuple[str, ...]:
     itself = row is plain
     return (
         row.network.title,
-        f"`{row.network.model}`",
+        row.network.made_of,
         f"{row.parameters / 1e6:.2f} M",
         f"{row.multiply_adds / 1e6:.1f} M",
         f"{middle:.2f} ({first:.2f} to {third:.2f})",
@@ -511,7 +517,7 @@ def write(
         lines += [
             f"## {data.title}",
             "",
-            f"{config.epochs} epochs in batches of {config.data.batch_size}; "
+            f"Epochs: {config.epochs}, in batches of {config.data.batch_size}; "
             f"{plain.hits.shape[1]:,} test pictures.",
             "",
             table(HEAD, [cells(row, plain, ratios[name][row.network.title]) for row in rows]),
@@ -538,7 +544,7 @@ def write(
                         (
                             name,
                             row.network.title,
-                            row.network.model,
+                            row.network.made_of.replace("`", ""),
                             seed,
                             f"{top1 / 100:.4f}",
                             data.config.epochs,
