@@ -529,7 +529,7 @@ def write(
     options.out.write_text("\n".join(lines))
     draw(found, options.out.with_suffix(".png"))
     with options.out.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("data", "network", "model", "seed", "top1", "epochs", "date", "command"))
         for name, (data, rows) in found.items():
             for row in rows:
