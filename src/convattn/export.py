@@ -25,7 +25,7 @@ from torch.export import Dim, ExportedProgram
 
 from convattn import __version__
 from convattn.explain.capture import attention_layers
-from convattn.explain.heatmap import class_names, pretrained_cfg
+from convattn.explain.heatmap import class_names, looking_layer, pretrained_cfg
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.surgery.trace import check_network
 from convattn.weights.files import written_whole
@@ -98,8 +98,10 @@ def export_onnx(
     Args:
         model: Left as it is; dropout and the like are switched off in what is written.
         path: The file to write, ``.onnx``; one that exists is never overwritten.
-        attention: Also give the attention of the network's pool, (B, heads * tokens, H', W') at the
-            map's own resolution: one map a head, or with class tokens one a class.
+        attention: Also give where the network looks, at the map's own resolution: the attention of
+            its pool, (B, heads * tokens, H', W'), one map a head or with class tokens one a class;
+            without a pool how much each position is looked at in the last attention convolution,
+            (B, heads, H', W').
         size: Height and width of its pictures, in pixels; None takes ``pretrained_cfg``'s.
         opset: Version of ONNX's operators; None takes PyTorch's choice.
 
@@ -109,7 +111,7 @@ def export_onnx(
     Raises:
         FileExistsError: If there is such a file.
         FileNotFoundError: If there is no folder for it.
-        ValueError: If the network is no classifier, has no attention pool where one is asked for,
+        ValueError: If the network is no classifier, has no attention where that is asked for,
             cannot be exported, or the file differs from it; no file is left then.
     """
     for needed in ("onnx", "onnxruntime", "onnxscript"):
@@ -207,24 +209,27 @@ def export_safetensors(
 
 
 class _WithAttention(nn.Module):
-    """A network that also gives the attention of its pool."""
+    """A network that also gives the attention of one of its layers."""
 
-    def __init__(self, model: nn.Module, pool: str) -> None:
+    def __init__(self, model: nn.Module, layer: str) -> None:
         super().__init__()
         self.model = model
-        self.pool = pool
+        self.layer = layer
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> (B, num_classes), (B, heads * tokens, H', W')."""
-        pool = self.model.get_submodule(self.pool)
-        assert isinstance(pool, LearnedAggregation2d)
+        """(B, C, H, W) -> (B, num_classes), (B, maps, H', W')."""
+        layer = self.model.get_submodule(self.layer)
         seen: list[Tensor] = []
-        handle = pool.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             logits = self.model(images)
         finally:
             handle.remove()
-        return logits, pool.attention_weights(seen[-1]).flatten(1, 2)
+        if isinstance(layer, LearnedAggregation2d):
+            return logits, layer.attention_weights(seen[-1]).flatten(1, 2)
+        assert isinstance(layer, AAConv2d)
+        looked_at = layer.attention_weights(seen[-1]).mean(2)
+        return logits, looked_at.unflatten(2, layer.attention_size(seen[-1]))
 
 
 def _free(path: str | os.PathLike[str], suffix: str) -> Path:
@@ -245,19 +250,15 @@ def _network(model: nn.Module, attention: bool) -> nn.Module:
     if dtypes:
         raise ValueError(f"the network holds {dtypes.pop()}; export it in float32: model.float()")
     network = copy.deepcopy(model).eval().requires_grad_(False)
-    return _WithAttention(network, _pool_of(network)) if attention else network
-
-
-def _pool_of(network: nn.Module) -> str:
-    """Name of the last pool with attention, the one that :func:`convattn.explain` shows."""
-    layers = attention_layers(network).items()
-    pools = [name for name, layer in layers if isinstance(layer, LearnedAggregation2d)]
-    if not pools:
+    if not attention:
+        return network
+    if not attention_layers(network):
         raise ValueError(
-            f"{type(network).__name__} has no attention pool whose maps could be an output; leave "
-            "attention out, or give it one with convattn.augment(model, pool='attention')"
+            f"{type(network).__name__} has no attention whose maps could be an output; leave "
+            "attention out, or give it some with convattn.augment(model, pool='attention')"
         )
-    return pools[-1]
+    layer, _ = looking_layer(network)
+    return _WithAttention(network, layer)
 
 
 def _names(network: nn.Module) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class ExportOptions:
     num_classes: int | None = None
     """Number of classes of those weights; None takes the model's own."""
     attention: bool = False
-    """Also give the attention of the network's pool: a map a head, or one a class."""
+    """Also give where the network looks: a map a head, or one a class."""
     size: tuple[int, int] | None = None
     """Height and width that the file is checked and labelled with; None takes the network's own."""
     opset: int | None = None

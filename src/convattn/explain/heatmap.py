@@ -325,7 +325,7 @@ def _looks(
     query: tuple[float, float] | None,
 ) -> tuple[Tensor, Tensor, Grid]:
     """The logits, the attention of every token (B, tokens, h, w), and where its cells lie."""
-    name, found = _looking_layer(model, layer)
+    name, found = looking_layer(model, layer)
     if head is not None and not 0 <= head < num_heads(found):
         raise ValueError(
             f"head={head}, but {name} has {num_heads(found)}; give a number from 0 to "
@@ -529,10 +529,18 @@ def _method(model: nn.Module, method: Method) -> Literal["attention", "gradcam"]
     return "attention" if attention_layers(model) else "gradcam"
 
 
-def _looking_layer(
-    model: nn.Module, layer: str | None
+def looking_layer(
+    model: nn.Module, layer: str | None = None
 ) -> tuple[str, AAConv2d | LearnedAggregation2d]:
-    """The layer whose attention says best where the network looks, if none is named."""
+    """The layer whose attention says where a network looks, with its name.
+
+    Args:
+        model: A network with attention.
+        layer: Its name; None takes the last pool, or without one the last attention convolution.
+
+    Raises:
+        ValueError: If the network has no attention, or no such layer.
+    """
     layers = named_layers(model, None if layer is None else [layer])
     pools = [name for name, one in layers.items() if isinstance(one, LearnedAggregation2d)]
     name = [*layers, *pools][-1]

@@ -279,11 +279,11 @@ class AAConv2d(nn.Module):
         Args:
             x: (B, in_channels, H, W).
         """
+        # Rounded up without negative numbers, whose quotients ONNX rounds the other way.
+        steps = [stride * self.attn_downsample for stride in self.stride]
         height, width = (
-            -(-(size - before - after) // (stride * self.attn_downsample))
-            for size, (before, after), stride in zip(
-                x.shape[2:], self._margins(), self.stride, strict=True
-            )
+            (size - before - after + step - 1) // step
+            for size, (before, after), step in zip(x.shape[2:], self._margins(), steps, strict=True)
         )
         return height, width
 
