@@ -2,7 +2,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -50,13 +50,19 @@ enlarged = st.builds(nn.Upsample, scale_factor=st.just(2), mode=st.just("bilinea
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.one_of(convolutions, pools, pads, enlarged), min_size=1, max_size=4))
 def test_a_cell_lies_at_the_middle_of_its_receptive_field(layers):
-    network, size = nn.Sequential(*layers), 96
+    network, size = nn.Sequential(*layers), 160
     with torch.no_grad(), GridTracker() as grids:
-        y = network(torch.ones(1, 1, size, size, dtype=torch.float64))
+        try:
+            y = network(torch.ones(1, 1, size, size, dtype=torch.float64))
+        except RuntimeError as error:
+            if "Kernel size can't be greater" in str(error):
+                reject()
+            raise
         grid = grids.of(y)
+    assume(min(y.shape[2:]) >= 12)  # the field of the cell in the middle lies inside
     assert grid.feat_size == tuple(y.shape[2:])
     assert grid.image_size == (size, size)
-    cell = y.shape[2] // 2, y.shape[3] // 2  # far enough from the edges for a whole field
+    cell = y.shape[2] // 2, y.shape[3] // 2
     expected = centre_of_field(network, cell, size)
     assert [grid.rows[cell[0]].item(), grid.columns[cell[1]].item()] == pytest.approx(expected)
 
