@@ -253,6 +253,11 @@ def test_only_the_rest_is_computed(imagenet, weights, tmp_path, monkeypatch):
     assert seen == [4]
 
 
+def test_resume_comes_first_and_alone(whole, capsys):
+    line = fails(capsys, "evaluate", str(whole), "--resume")
+    assert line.endswith("--resume takes no model and no data: convattn evaluate --resume FOLDER")
+
+
 def test_test_that_ended_is_not_resumed(whole, capsys):
     assert "holds no test that was stopped" in fails(capsys, "evaluate", "--resume", str(whole))
 

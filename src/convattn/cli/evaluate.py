@@ -78,6 +78,8 @@ def command(arguments: list[str]) -> int:
     """
     if arguments and arguments[0].split("=")[0] == "--resume":
         return _resume(arguments)
+    if any(argument.split("=")[0] == "--resume" for argument in arguments):
+        raise UsageError(f"--resume takes no model and no data: {_PROG} --resume FOLDER")
     target, run, options = _parse(arguments)
     task = task_of_run(run)
     if run is None or task == "classification":

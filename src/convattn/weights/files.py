@@ -21,7 +21,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
+        part.touch()
+        readers = part.stat().st_mode
+        part.unlink()
         yield part
+        part.chmod(readers)  # safetensors' own writer lets nobody else read
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
