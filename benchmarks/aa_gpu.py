@@ -50,7 +50,7 @@ LIMIT = "no positions"
 PUBLIC = "public layer"
 FLASH = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# Pictures, heads, height, width, channels of a head's keys and values.
+# Images, heads, height, width, channels of a head's keys and values.
 CASES = (
     (8, 8, 32, 32, 20, 2),
     (32, 8, 32, 32, 20, 2),
@@ -60,7 +60,7 @@ CASES = (
     (1, 8, 128, 128, 20, 2),
 )
 FLEX_CASES = (CASES[0], CASES[2])  # the others would take minutes to compile
-LAYERS = ((8, 32), (1, 64))  # pictures, side of the map
+LAYERS = ((8, 32), (1, 64))  # images, side of the map
 CHECKED = ((2, 3, 9, 33, 20, 2), (2, 2, 14, 14, 40, 5))
 TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-4}
 STEPS = {"forward": forward, "forward + backward": forward_backward}
@@ -247,10 +247,10 @@ def attention_rows(backends: tuple[str, ...], rate: dict[str, float], repeats: i
 
 
 def layer_step(
-    make: Callable[[], nn.Module], pass_of: Callable[..., Step], picture: torch.Tensor
+    make: Callable[[], nn.Module], pass_of: Callable[..., Step], image: torch.Tensor
 ) -> Step:
     """A pass of a new layer."""
-    return pass_of(make().to(DEVICE, picture.dtype), picture)
+    return pass_of(make().to(DEVICE, image.dtype), image)
 
 
 def layer_rows(backends: tuple[str, ...], checkout: Path | None, repeats: int) -> list[Row]:
@@ -258,8 +258,8 @@ def layer_rows(backends: tuple[str, ...], checkout: Path | None, repeats: int) -
     rows = []
     for (batch, side), dtype in itertools.product(LAYERS, DTYPES):
         torch.manual_seed(1)
-        picture = torch.randn(batch, CHANNELS, side, side, device=DEVICE).to(DTYPES[dtype])
-        picture.requires_grad_()
+        image = torch.randn(batch, CHANNELS, side, side, device=DEVICE).to(DTYPES[dtype])
+        image.requires_grad_()
         makers = {
             f"ours, {b}": partial(ours, side, attn_backend=b) for b in backends if b != "flex"
         }
@@ -267,9 +267,7 @@ def layer_rows(backends: tuple[str, ...], checkout: Path | None, repeats: int) -
             makers[PUBLIC] = partial(public, checkout, side)
         makers["plain convolution"] = partial(nn.Conv2d, CHANNELS, CHANNELS, 3, padding=1)
         for name, pass_of in STEPS.items():
-            ways = {
-                way: partial(layer_step, make, pass_of, picture) for way, make in makers.items()
-            }
+            ways = {way: partial(layer_step, make, pass_of, image) for way, make in makers.items()}
             title = layer_title(batch, side)
             rows += measure(ways, Row(title, dtype, name, ""), PUBLIC, repeats)
     return rows
@@ -309,7 +307,7 @@ def network_step(
 
 
 def network_rows(backends: tuple[str, ...], compiling: Deadline | None, repeats: int) -> list[Row]:
-    """Augmented networks beside their plain twins, 128 pictures a batch."""
+    """Augmented networks beside their plain twins, 128 images a batch."""
     rows = []
     for plain, side, modes in (
         ("wide_resnet28_10", 32, (True,)),

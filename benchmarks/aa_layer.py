@@ -34,7 +34,7 @@ from convattn.kernels import attention
 from side_by_side import extra_peak, forward, forward_backward, side_by_side, table
 
 CHANNELS, HEADS, QK, V = 160, 8, 160, 16
-PLACES = ((8, 32), (1, 64))  # pictures, side of the map
+PLACES = ((8, 32), (1, 64))  # images, side of the map
 SIDES = (16, 32, 64, 96, 128, 160, 192)
 PUBLIC_UP_TO = 64  # beyond, the public layer takes more than 10 GB
 OURS = "ours"
@@ -95,7 +95,7 @@ def layers(checkout: Path | None, side: int) -> dict[str, nn.Module]:
     return found
 
 
-def picture_for(layer: nn.Module, batch: int, side: int) -> Tensor:
+def image_for(layer: nn.Module, batch: int, side: int) -> Tensor:
     """Noise in the layer's number format."""
     torch.manual_seed(1)
     dtype = next(layer.parameters()).dtype
@@ -106,11 +106,11 @@ def layer_table(checkout: Path | None, batch: int, side: int, repeats: int) -> s
     """Every layer, forward, and forward and backward."""
     made = layers(checkout, side)
     if checkout is not None:
-        picture = picture_for(made[OURS], 2, side)
-        torch.testing.assert_close(made["public layer"](picture), made[OURS](picture))
+        image = image_for(made[OURS], 2, side)
+        torch.testing.assert_close(made["public layer"](image), made[OURS](image))
     columns = []
     for pass_of in (forward, forward_backward):
-        steps = {n: pass_of(m, picture_for(m, batch, side)) for n, m in made.items()}
+        steps = {n: pass_of(m, image_for(m, batch, side)) for n, m in made.items()}
         columns.append(side_by_side(steps, repeats, OURS))
     rows = [(name, *(column[name] for column in columns)) for name in made]
     return table(("layer", "forward", "forward + backward"), rows)
@@ -148,10 +148,10 @@ def print_peak(checkout: Path | None, name: str, batch: int, side: int, mode: st
     """In a process of its own: the extra megabytes of one pass."""
     # Reads the libraries in; what they take is nobody's cost.
     small = layers(checkout, 8)[name]
-    forward_backward(small, picture_for(small, 1, 8))()
+    forward_backward(small, image_for(small, 1, 8))()
     layer = layers(checkout, side)[name]
-    picture = picture_for(layer, batch, side)
-    print(extra_peak((forward if mode == "forward" else forward_backward)(layer, picture)))
+    image = image_for(layer, batch, side)
+    print(extra_peak((forward if mode == "forward" else forward_backward)(layer, image)))
 
 
 def peak(checkout: Path | None, name: str, batch: int, side: int, mode: str) -> float:
@@ -190,7 +190,7 @@ def memory_table(checkout: Path | None) -> str:
 
 
 def growth(checkout: Path | None) -> dict[str, dict[int, float]]:
-    """Extra megabytes of a forward and backward pass of one picture, by the map's side."""
+    """Extra megabytes of a forward and backward pass of one image, by the map's side."""
     found = {OURS: SIDES, "plain convolution": SIDES}
     if checkout is not None:
         found["public layer"] = tuple(side for side in SIDES if side <= PUBLIC_UP_TO)
@@ -223,7 +223,7 @@ def draw_growth(found: dict[str, dict[int, float]], out: Path) -> None:
     for name, sizes in found.items():
         axes.plot([side**2 for side in sizes], sizes.values(), marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="positions of the map", ylabel="extra memory, MB")
-    axes.set_title("Forward and backward of one picture")
+    axes.set_title("Forward and backward of one image")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(out, dpi=120)
@@ -261,12 +261,12 @@ def main() -> None:
     parts += ["## Extra peak memory", memory_table(arguments.public)]
     print(parts[-1], flush=True)
     found = growth(arguments.public)
-    picture = arguments.out.with_suffix(".png")
-    draw_growth(found, picture)
+    image = arguments.out.with_suffix(".png")
+    draw_growth(found, image)
     parts += [
-        "Forward and backward of one picture; the second number is MB a thousand positions:",
+        "Forward and backward of one image; the second number is MB a thousand positions:",
         growth_table(found),
-        f"![Memory against the size of the map]({picture.name})",
+        f"![Memory against the size of the map]({image.name})",
     ]
     print(parts[-2], flush=True)
     arguments.out.write_text("\n\n".join(parts) + "\n")

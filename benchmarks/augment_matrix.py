@@ -5,9 +5,9 @@
 For each network, once with ``pool="attention"`` and once with ``conv="last-3-stages"``, untrained
 weights, seed 0:
 
-1. ``plan`` says whether it can be done, at the network's own picture size;
+1. ``plan`` says whether it can be done, at the network's own image size;
 2. the logits of the augmented network equal the plain one's, 1e-5 relative to the largest;
-3. three steps of SGD on two pictures of 128 pixels, or of the network's own size where it takes no
+3. three steps of SGD on two images of 128 pixels, or of the network's own size where it takes no
    other: every loss is finite, and every new parameter
    has had a gradient other than zero (but the keys' bias, which a softmax cannot feel);
 4. a second augmented network takes its state dict and gives the same logits.
@@ -60,7 +60,7 @@ TOLERANCE = 1e-5
 
 
 def create(library: str, name: str) -> tuple[nn.Module, int]:
-    """An untrained network and the side of its pictures."""
+    """An untrained network and the side of its images."""
     torch.manual_seed(0)
     if library == "timm":
         model = timm.create_model(name)
@@ -68,7 +68,7 @@ def create(library: str, name: str) -> tuple[nn.Module, int]:
     # Without drawing truncated normals, which takes these two a minute.
     arguments = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if name == "inception_v3":
-        arguments["aux_logits"] = False  # the auxiliary head takes pictures of 299 pixels only
+        arguments["aux_logits"] = False  # the auxiliary head takes images of 299 pixels only
     return getattr(torchvision.models, name)(**arguments), 299 if name == "inception_v3" else 224
 
 
@@ -116,7 +116,7 @@ def attempt(make: Callable[[], tuple[nn.Module, int]], wish: dict) -> dict:
 
 
 def takes(plain: nn.Module, side: int) -> bool:
-    """Whether a network runs on pictures of this size."""
+    """Whether a network runs on images of this size."""
     try:
         with torch.inference_mode():
             plain(torch.zeros(1, 3, side, side))

@@ -114,7 +114,7 @@ def step_times(models: dict[str, nn.Module], batch: int = 128) -> dict[str, list
 
 
 def reached(folder: Path, what: str = "top1") -> float:
-    """What a finished run reached on the test pictures."""
+    """What a finished run reached on the test images."""
     return json.loads((folder / "evaluation.json").read_text())[what]
 
 
@@ -181,10 +181,10 @@ def page(
             "`python benchmarks/augment_study.py --root DIR`; torch "
             f"{torch.__version__.split('+')[0]}, {torch.get_num_threads()} threads of an "
             f"{platform.machine()} CPU, {time.strftime('%-d %B %Y')}. A plain ResNet-18 was "
-            f"trained for {base_config.epochs} epochs on 20,000 pictures of 64 x 64 in 40 classes "
+            f"trained for {base_config.epochs} epochs on 20,000 images of 64 x 64 in 40 classes "
             "(recipe `resnet18_tiny_imagenet`, seed 0), then continued from those weights for "
             f"{config.epochs} more (SGD, lr {config.optim.lr:g}, cosine; new layers 5 times "
-            "faster) in three ways with three seeds each. 2,000 test pictures; one is 0.05 %.",
+            "faster) in three ways with three seeds each. 2,000 test images; one is 0.05 %.",
             "",
             "| continued | top-1 before | top-1 after, seeds 0 / 1 / 2 | mean and deviation | "
             "cross-entropy | against unchanged, same seed | parameters | "

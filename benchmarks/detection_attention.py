@@ -1,9 +1,9 @@
-"""What a detector found, and where its backbone looks from there: a picture for the docs.
+"""What a detector found, and where its backbone looks from there: an image for the docs.
 
     python benchmarks/detection_attention.py RUN --out docs/detection.png
 
 RUN is a finished run of a detector whose backbone has attention-augmented convolutions. Of its
-first test pictures with a sure object are drawn: what it found; what the chosen layer looks at on
+first test images with a sure object are drawn: what it found; what the chosen layer looks at on
 the whole, the mean over all positions and heads; and what the most decided of its heads looks at
 from the middle of the surest object. Both maps are drawn from their lowest to their highest value.
 """
@@ -28,21 +28,21 @@ from convattn.train.dense_inputs import open_detection
 ENLARGED = 5
 
 
-def looked_at(model, picture: torch.Tensor, layer: str, centre: tuple[float, float]):
-    """Heat maps of the layer's attention on the picture: on the whole, and from a point of it."""
-    height, width = picture.shape[1:]
+def looked_at(model, image: torch.Tensor, layer: str, centre: tuple[float, float]):
+    """Heat maps of the layer's attention on the image: on the whole, and from a point of it."""
+    height, width = image.shape[1:]
     scale = min(
         model.transform.min_size[0] / min(height, width),
         model.transform.max_size / max(height, width),
     )
     with torch.inference_mode(), capture_attention(model, queries="mean", layers=[layer]) as mean:
-        model([picture])
+        model([image])
     grid = mean.grids[layer]
     y, x = (scale * side for side in centre)
     cell = (int((grid.rows - y).abs().argmin()), int((grid.columns - x).abs().argmin()))
     with torch.inference_mode(), capture_attention(model, queries=[cell], layers=[layer]) as one:
-        model([picture])
-    # The network saw the picture resized, and padded at the right and below.
+        model([image])
+    # The network saw the image resized, and padded at the right and below.
     size = (round(grid.image_size[0] / scale), round(grid.image_size[1] / scale))
     heads = one[layer][0, :, 0]
     for weights in (mean[layer].mean(1)[0, 0], heads[heads.flatten(1).amax(1).argmax()]):
@@ -63,22 +63,22 @@ def main() -> None:
     source = open_detection(config.data, masks=finds_masks(config.model.name), training=False)
     layer = options.layer or list(attention_layers(model))[-2]
     groups = []
-    for image, _ in source.test:
-        picture = to_pil_image(image)
-        found = detect(model, picture)
+    for pixels, _ in source.test:
+        image = to_pil_image(pixels)
+        found = detect(model, image)
         if len(found.labels) == 0:
             continue
         best = found.boxes[found.scores.argmax()]
         centre = ((best[1] + best[3]) / 2, (best[0] + best[2]) / 2)
         point = (float(centre[0]), float(centre[1]))
-        mean, one = looked_at(model, image / 255, layer, point)
-        size = (ENLARGED * picture.width, ENLARGED * picture.height)
+        mean, one = looked_at(model, pixels / 255, layer, point)
+        size = (ENLARGED * image.width, ENLARGED * image.height)
         shown = [
-            overlay(picture, heat).resize(size, Image.Resampling.BICUBIC) for heat in (mean, one)
+            overlay(image, heat).resize(size, Image.Resampling.BICUBIC) for heat in (mean, one)
         ]
         y, x = (ENLARGED * side for side in point)
         ImageDraw.Draw(shown[1]).ellipse((x - 8, y - 8, x + 8, y + 8), outline="white", width=3)
-        groups.append((found.draw(picture), *shown))
+        groups.append((found.draw(image), *shown))
         if len(groups) == options.count:
             break
     captions = ("found", "attention of all positions", "attention of the circle")

@@ -43,7 +43,7 @@ MEASURED = {
     "retinanet_resnet50": {"score_thresh": 0.0},
     "mask_rcnn_patchconvnet_s60": {"box_score_thresh": 0.0},
 }
-PICTURES = ((400, 667), (600, 1000), (800, 1333), (1200, 2000))
+IMAGES = ((400, 667), (600, 1000), (800, 1333), (1200, 2000))
 LARGEST_TRAINED = 800
 
 
@@ -65,15 +65,15 @@ def gflops(function, *args) -> tuple[float, object]:
     return counter.get_total_flops() / 1e9, result
 
 
-def picture(height: int, width: int) -> torch.Tensor:
-    """A picture without memory behind it."""
+def image(height: int, width: int) -> torch.Tensor:
+    """An image without memory behind it."""
     return torch.empty(1, 3, height, width, device="meta")
 
 
 def retinanet_cost(name: str, num_scales: int, size: tuple[int, int]) -> tuple[float, float, float]:
     """Millions of parameters, GFLOPs of the backbone with its pyramid, GFLOPs of the head."""
     model = build(create_detector, name, num_classes=COCO_CLASSES, num_scales=num_scales)
-    backbone, maps = gflops(model.backbone, picture(*size))
+    backbone, maps = gflops(model.backbone, image(*size))
     head, _ = gflops(model.head, list(maps.values()))
     return millions(model), backbone, head
 
@@ -99,7 +99,7 @@ def mask_rcnn_row(name: str) -> str:
     model = build(create_detector, name, num_classes=COCO_CLASSES)
     cells = []
     for size in SIZES:
-        backbone, maps = gflops(model.backbone, picture(*size))
+        backbone, maps = gflops(model.backbone, image(*size))
         rpn, _ = gflops(model.rpn.head, list(maps.values()))
         cells.append(f"{backbone + rpn:.0f}")
     heads = model.roi_heads
@@ -113,7 +113,7 @@ def mask_rcnn_row(name: str) -> str:
 def upernet_row(name: str) -> str:
     """Cost of one UPerNet."""
     model = build(create_segmenter, name, num_classes=150)
-    cells = [f"{gflops(model, picture(*size))[0]:.0f}" for size in SIZES]
+    cells = [f"{gflops(model, image(*size))[0]:.0f}" for size in SIZES]
     return f"| `{name}`, 150 classes | {millions(model):.2f} M | {' | '.join(cells)} | |"
 
 
@@ -176,7 +176,7 @@ def measured(name: str, mode: str, height: int, width: int) -> float:
 
 def memory_table() -> list[str]:
     """Peaks of all networks at all sizes; takes minutes."""
-    heads = [f"{height} x {width}" for height, width in PICTURES]
+    heads = [f"{height} x {width}" for height, width in IMAGES]
     lines = [f"| GB | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name in MEASURED:
         for mode in ("training", "inference"):
@@ -184,7 +184,7 @@ def memory_table() -> list[str]:
                 f"{measured(name, mode, height, width):.2f}"
                 if mode == "inference" or height <= LARGEST_TRAINED
                 else ""
-                for height, width in PICTURES
+                for height, width in IMAGES
             ]
             lines.append(f"| `{name}`, {mode} | {' | '.join(cells)} |")
     return lines
@@ -236,7 +236,7 @@ def page(memory: bool) -> str:
             *memory_table(),
             "",
             "Attention is computed without a tensor of all pairs of positions, so memory grows",
-            "about as the picture's area does. `model.set_grad_checkpointing()` trades time for",
+            "about as the image's area does. `model.set_grad_checkpointing()` trades time for",
             "memory.",
             "",
         ]

@@ -3,7 +3,7 @@
     python benchmarks/int8_accuracy.py RUN [RUN ...] [--repeats 15] [--out docs/int8_accuracy.md]
 
 RUN is a folder that ``convattn train`` has made of a PatchConvNet. Every network sees the test
-pictures of its run in float32, in int8 as ``optimize_for_inference`` makes it, and cast to
+images of its run in float32, in int8 as ``optimize_for_inference`` makes it, and cast to
 bfloat16 as it is, which also a processor without bfloat16 can do, at its leisure; so that its
 time is not told. The optimised networks take turns in one process: a ratio is the median over
 neighbouring passes, with its quartiles.
@@ -50,13 +50,13 @@ class Cast(nn.Module):
 
 
 def logits(network: nn.Module, loader: DataLoader) -> Tensor:
-    """(N, classes) of all pictures, in float32."""
+    """(N, classes) of all images, in float32."""
     with torch.inference_mode():
         return torch.cat([network(images).float() for images, _ in loader])
 
 
 def share_in_first(scores: Tensor, labels: Tensor, count: int) -> float:
-    """Pictures whose class is among the ``count`` most likely ones."""
+    """Images whose class is among the ``count`` most likely ones."""
     best = scores.topk(min(count, scores.shape[1])).indices
     return (best == labels[:, None]).any(1).float().mean().item()
 
@@ -119,7 +119,7 @@ def main() -> None:
     ]
     parts = [
         "# What int8 costs in accuracy",
-        "`python benchmarks/int8_accuracy.py`, all test pictures of each run; time of a batch of "
+        "`python benchmarks/int8_accuracy.py`, all test images of each run; time of a batch of "
         f"{arguments.batch_size}: {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{torch.backends.cpu.get_cpu_capability()}, the median and the median of its ratios to "
         "float32, with quartiles.",

@@ -3,8 +3,8 @@
     python benchmarks/localisation.py RUN [RUN ...] --out docs/localisation.md [--num-images 1000]
 
 RUN is a finished run folder on a data set whose boxes are known; several runs of one recipe are
-its seeds. Each is measured on its test pictures, in the order of ``convattn evaluate``: attention
-and Grad-CAM against a random map and one of the picture's middle. Written are a table for each
+its seeds. Each is measured on its test images, in the order of ``convattn evaluate``: attention
+and Grad-CAM against a random map and one of the image's middle. Written are a table for each
 recipe, with the mean and the range over the seeds, and a plot beside it of the same name.
 """
 
@@ -32,12 +32,12 @@ NAMES = {
     "attention": "attention",
     "gradcam": "Grad-CAM",
     "random": "random cells",
-    "centre": "the picture's middle",
+    "centre": "the image's middle",
 }
 
 
 def first(batches: Iterable[Sequence[Tensor]], number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first pictures of a loader, in its batches."""
+    """The first images of a loader, in its batches."""
     for images, labels in batches:
         yield images[:number], labels[:number]
         number -= len(images)
@@ -60,7 +60,7 @@ def measured(run: Path, config: TrainConfig, num_images: int) -> Report:
         raise SystemExit(f"{run}: the boxes of {config.data.name} are not known")
 
     def progress(done: int) -> None:
-        print(f"\r{run}: {done} pictures", end="", flush=True)
+        print(f"\r{run}: {done} images", end="", flush=True)
 
     report = faithfulness(
         model,
@@ -97,9 +97,9 @@ def section(name: str, reports: Sequence[Report], seeds: Sequence[int]) -> list[
     return [
         f"## {name}",
         "",
-        f"{count:,} test pictures; seeds {', '.join(map(str, seeds))} reach a top-1 of "
+        f"{count:,} test images; seeds {', '.join(map(str, seeds))} reach a top-1 of "
         f"{' / '.join(f'{report.top1:.2%}' for report in reports)}. The box covers "
-        f"{reports[0].box_share:.1%} of the picture: the energy of a map that is the same "
+        f"{reports[0].box_share:.1%} of the image: the energy of a map that is the same "
         f"everywhere. Of {count * len(reports):,} Grad-CAM maps {empty:,} are 0 throughout.",
         "",
         "| map | peak in the box | energy in the box | deletion (lower is truer) | "
@@ -146,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a finished run folder")
     parser.add_argument("--out", type=Path, default=Path("docs/localisation.md"))
-    parser.add_argument("--num-images", type=int, default=1000, help="test pictures of each run")
+    parser.add_argument("--num-images", type=int, default=1000, help="test images of each run")
     arguments = parser.parse_args()
     groups: dict[str, list[Report]] = {}
     seeds: dict[str, list[int]] = {}

@@ -1,9 +1,9 @@
-"""Can the detectors learn real pictures by heart? RetinaNet and Mask R-CNN on eight of COCO's.
+"""Can the detectors learn real images by heart? RetinaNet and Mask R-CNN on eight of COCO's.
 
     python benchmarks/overfit_coco.py instances_train2017.json train2017 --out DIR
 
-The json holds masks, the folder its pictures. The first pictures with objects become a set of
-their own whose test pictures are its training pictures; small networks are trained on it from
+The json holds masks, the folder its images. The first images with objects become a set of
+their own whose test images are its training images; small networks are trained on it from
 scratch, and found to know it or not.
 """
 
@@ -18,8 +18,8 @@ from convattn.train.config import DataConfig, ModelConfig, OptimConfig, TrainCon
 from convattn.train.run import train
 
 
-def subset(file: Path, pictures: Path, out: Path, count: int) -> Path:
-    """A set of the first pictures with objects, for training and test alike."""
+def subset(file: Path, images: Path, out: Path, count: int) -> Path:
+    """A set of the first images with objects, for training and test alike."""
     content = json.loads(file.read_text(encoding="utf-8"))
     objects: dict[int, list[dict]] = {}
     for annotation in content["annotations"]:
@@ -35,12 +35,12 @@ def subset(file: Path, pictures: Path, out: Path, count: int) -> Path:
         (out / "annotations" / f"instances_{split}.json").write_text(json.dumps(part))
         (out / split).mkdir()
         for image in chosen:
-            (out / split / image["file_name"]).symlink_to((pictures / image["file_name"]).resolve())
+            (out / split / image["file_name"]).symlink_to((images / image["file_name"]).resolve())
     return out
 
 
 def configs(root: Path, out: Path, *, image_size: int, epochs: int, seed: int) -> list[TrainConfig]:
-    """One run of each detector; an epoch is one step on all pictures."""
+    """One run of each detector; an epoch is one step on all images."""
     count = len(list((root / "train2017").iterdir()))
     detectors = {
         "retinanet": ModelConfig(
@@ -85,7 +85,7 @@ def main() -> None:
     """Train both and print what they know."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("json", type=Path)
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num-images", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=320)
@@ -93,9 +93,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("retinanet", "mask_rcnn"))
     options = parser.parse_args()
-    root = options.out / "pictures"
+    root = options.out / "images"
     if not root.exists():
-        subset(options.json, options.pictures, root, options.num_images)
+        subset(options.json, options.images, root, options.num_images)
     sizes = {"image_size": options.image_size, "epochs": options.epochs, "seed": options.seed}
     for config in configs(root, options.out, **sizes):
         if options.only not in (None, config.model.name):

@@ -109,7 +109,7 @@ def load_authors(path: Path) -> types.ModuleType:
 
 
 def draw_weights(model: nn.Module) -> None:
-    """Weights that let the logits feel the picture, whatever its way through the network."""
+    """Weights that let the logits feel the image, whatever its way through the network."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -121,8 +121,8 @@ def draw_weights(model: nn.Module) -> None:
                 parameter.uniform_(0.1, 0.5)
 
 
-def make_pictures(batch: int, size: int) -> Tensor:
-    """Smooth noise: pictures that a network with random weights can tell apart."""
+def make_images(batch: int, size: int) -> Tensor:
+    """Smooth noise: images that a network with random weights can tell apart."""
     torch.manual_seed(1)
     return 2 * F.interpolate(torch.randn(batch, 3, 5, 5), size=size, mode="bicubic")
 
@@ -134,9 +134,9 @@ def make_twins(authors: types.ModuleType, name: str, **words) -> tuple[nn.Module
     draw_weights(theirs)
     ours = timm.create_model(name, **words).eval()
     ours.load_state_dict(patchconvnet_from_released(theirs.state_dict()))
-    pictures = make_pictures(2, 64)
+    images = make_images(2, 64)
     with torch.no_grad():
-        require_agreement(name, ours(pictures), theirs(pictures))
+        require_agreement(name, ours(images), theirs(images))
     return theirs, ours
 
 
@@ -157,20 +157,20 @@ def require_agreement(name: str, out: Tensor, expected: Tensor) -> float:
     return found
 
 
-def passes(run: Callable[[Tensor], Tensor], pictures: Tensor, autocast: bool = False) -> Step:
+def passes(run: Callable[[Tensor], Tensor], images: Tensor, autocast: bool = False) -> Step:
     """Inference, which gives the logits."""
 
     def step() -> Tensor:
-        device = pictures.device.type
+        device = images.device.type
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=autocast):
-            return run(pictures)
+            return run(images)
 
     return step
 
 
 def way(
     model: nn.Module,
-    pictures: Tensor,
+    images: Tensor,
     *,
     dtype: torch.dtype = torch.float32,
     last: bool = False,
@@ -183,9 +183,9 @@ def way(
     """
     layout = torch.channels_last if last else torch.contiguous_format
     model = copy.deepcopy(model).to(dtype=dtype, memory_format=layout)
-    pictures = pictures.to(dtype=dtype, memory_format=layout)
+    images = images.to(dtype=dtype, memory_format=layout)
     run = model if compiled is None else torch.compile(model, **compiled)
-    step = passes(run, pictures, autocast)
+    step = passes(run, images, autocast)
     # The tracer reads the setting, not the option; without the option it would take what it had
     # compiled for another network of this class.
     with torch._inductor.config.patch((compiled or {}).get("options", {})):
@@ -193,47 +193,47 @@ def way(
     return step
 
 
-def optimised(model: nn.Module, pictures: Tensor, **words) -> Step:
+def optimised(model: nn.Module, images: Tensor, **words) -> Step:
     """Our network as a user would deploy it."""
-    return passes(convattn.optimize_for_inference(model, **words), pictures)
+    return passes(convattn.optimize_for_inference(model, **words), images)
 
 
-def float32_ways(theirs: nn.Module, ours: nn.Module, pictures: Tensor, compiled: bool) -> Ways:
+def float32_ways(theirs: nn.Module, ours: nn.Module, images: Tensor, compiled: bool) -> Ways:
     """All of them; int8 as well, which has float32 between its products."""
     ways: Ways = {
-        f"{AUTHORS}, eager": partial(way, theirs, pictures),
-        f"{AUTHORS}, channels_last": partial(way, theirs, pictures, last=True),
-        f"{OURS}, as is": partial(way, ours, pictures),
-        f"{OURS}, optimised": partial(optimised, ours, pictures),
-        f"{OURS}, optimised, int8": partial(optimised, ours, pictures, dtype=torch.int8),
+        f"{AUTHORS}, eager": partial(way, theirs, images),
+        f"{AUTHORS}, channels_last": partial(way, theirs, images, last=True),
+        f"{OURS}, as is": partial(way, ours, images),
+        f"{OURS}, optimised": partial(optimised, ours, images),
+        f"{OURS}, optimised, int8": partial(optimised, ours, images, dtype=torch.int8),
     }
     if compiled:
-        frozen = partial(way, theirs, pictures, compiled=FREEZING)
+        frozen = partial(way, theirs, images, compiled=FREEZING)
         ways |= {
-            f"{AUTHORS}, compiled": partial(way, theirs, pictures, compiled={}),
+            f"{AUTHORS}, compiled": partial(way, theirs, images, compiled={}),
             f"{AUTHORS}, compiled, freezing": frozen,
-            f"{OURS}, optimised, compiled": partial(optimised, ours, pictures, compile=True),
+            f"{OURS}, optimised, compiled": partial(optimised, ours, images, compile=True),
         }
     return ways
 
 
-def bfloat16_ways(theirs: nn.Module, ours: nn.Module, pictures: Tensor, compiled: bool) -> Ways:
+def bfloat16_ways(theirs: nn.Module, ours: nn.Module, images: Tensor, compiled: bool) -> Ways:
     """All of them."""
     low = torch.bfloat16
     ways: Ways = {
-        f"{AUTHORS}, bfloat16 autocast": partial(way, theirs, pictures, autocast=True),
-        f"{AUTHORS}, bfloat16": partial(way, theirs, pictures, dtype=low),
-        f"{AUTHORS}, bfloat16, channels_last": partial(way, theirs, pictures, dtype=low, last=True),
-        f"{OURS}, bfloat16": partial(way, ours, pictures, dtype=low),
-        f"{OURS}, optimised, bfloat16": partial(optimised, ours, pictures, dtype=low),
+        f"{AUTHORS}, bfloat16 autocast": partial(way, theirs, images, autocast=True),
+        f"{AUTHORS}, bfloat16": partial(way, theirs, images, dtype=low),
+        f"{AUTHORS}, bfloat16, channels_last": partial(way, theirs, images, dtype=low, last=True),
+        f"{OURS}, bfloat16": partial(way, ours, images, dtype=low),
+        f"{OURS}, optimised, bfloat16": partial(optimised, ours, images, dtype=low),
     }
     if compiled:
-        whole = partial(way, theirs, pictures, dtype=low, compiled={})
+        whole = partial(way, theirs, images, dtype=low, compiled={})
         ways |= {
             f"{AUTHORS}, bfloat16, compiled": whole,
             f"{AUTHORS}, bfloat16, compiled, freezing": partial(whole, compiled=FREEZING),
             f"{OURS}, optimised, bfloat16, compiled": partial(
-                optimised, ours, pictures, dtype=low, compile=True
+                optimised, ours, images, dtype=low, compile=True
             ),
         }
     return ways
@@ -318,7 +318,7 @@ def compiles(arguments: argparse.Namespace, size: int) -> bool:
 
 
 def inference_section(authors: types.ModuleType, arguments: argparse.Namespace) -> list[str]:
-    """S60 at every size, one picture and many, float32 and bfloat16."""
+    """S60 at every size, one image and many, float32 and bfloat16."""
     theirs, ours = make_twins(authors, S60)
     emulated = emulates(torch.bfloat16, torch.device("cpu"))
     parts = [
@@ -335,10 +335,10 @@ def inference_section(authors: types.ModuleType, arguments: argparse.Namespace) 
     places = itertools.product(arguments.sizes, dict.fromkeys((1, arguments.batch_size)), kinds)
     for size, batch, kind in places:
         note(f"inference, {size} x {size}, batch {batch}, {kind}")
-        pictures = make_pictures(batch, size)
+        images = make_images(batch, size)
         with torch.no_grad():
-            expected = theirs(pictures)
-        ways = kinds[kind](theirs, ours, pictures, compiles(arguments, size))
+            expected = theirs(images)
+        ways = kinds[kind](theirs, ours, images, compiles(arguments, size))
         repeats = arguments.repeats
         if kind == "bfloat16" and emulated:
             repeats = min(EMULATED_REPEATS, repeats)
@@ -360,18 +360,18 @@ TRAINED: dict[str, Callable[[nn.Module], object]] = {
 
 
 def training_step(
-    model: nn.Module, pictures: Tensor, *, autocast: bool = False, compiled: bool = False
+    model: nn.Module, images: Tensor, *, autocast: bool = False, compiled: bool = False
 ) -> Step:
     """Forward, cross entropy, backward, LAMB with a rate that changes nothing; gives the loss."""
     model = model.train()
     run = torch.compile(model) if compiled else model
     optimizer = create_optimizer_v2(model, opt="lamb", lr=1e-12, weight_decay=0.05)
-    labels = torch.arange(len(pictures), device=pictures.device)
+    labels = torch.arange(len(images), device=images.device)
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        with torch.autocast(pictures.device.type, torch.bfloat16, enabled=autocast):
-            loss = F.cross_entropy(run(pictures), labels)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
+            loss = F.cross_entropy(run(images), labels)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -394,13 +394,13 @@ def training_peak(
     authors = load_authors(path)
     # Reads the libraries in; what they take is nobody's cost.
     training_step(timm.create_model("patchconvnet_nano"), torch.randn(2, 3, 32, 32))()
-    pictures = make_pictures(batch, size)
+    images = make_images(batch, size)
     make = authors.S60 if name.startswith(AUTHORS) else partial(timm.create_model, S60)
 
     def train() -> None:
         model = make(drop_path_rate=drop_path)
         TRAINED[name](model)
-        step = training_step(model, pictures)
+        step = training_step(model, images)
         for _ in range(2):  # from the second on the moments are there all the while
             step()
 
@@ -417,7 +417,7 @@ def own_process(function: Callable[..., float], *inputs) -> float:
 def training_section(authors: types.ModuleType, arguments: argparse.Namespace) -> list[str]:
     """Time and peak memory of a step, without and with stochastic depth."""
     batch, size = arguments.training_batch_size, arguments.training_size
-    pictures = make_pictures(batch, size)
+    images = make_images(batch, size)
     parts = [
         f"S60, {size} x {size}, batch {batch}, float32: forward, cross entropy, backward and "
         "timm's LAMB. Peak memory is that of a process of its own after it has read the "
@@ -431,7 +431,7 @@ def training_section(authors: types.ModuleType, arguments: argparse.Namespace) -
         for name, change in TRAINED.items():
             model = copy.deepcopy(twins[name.startswith(OURS)])
             change(model)
-            steps[name] = training_step(model, pictures)
+            steps[name] = training_step(model, images)
         if not drop_path:
             require_same_loss(steps)
         times = race(steps, arguments.repeats)
@@ -619,10 +619,10 @@ def multi_section(authors: types.ModuleType, arguments: argparse.Namespace) -> l
     size = arguments.sizes[0]
     for batch in dict.fromkeys((1, arguments.batch_size)):
         note(f"multi, whole network, batch {batch}")
-        pictures = make_pictures(batch, size)
+        images = make_images(batch, size)
         with torch.no_grad():
-            expected = theirs(pictures)
-        ways = float32_ways(theirs, ours, pictures, compiles(arguments, size))
+            expected = theirs(images)
+        ways = float32_ways(theirs, ours, images, compiles(arguments, size))
         if not arguments.compile_all:  # a thousand classifiers, one by one
             ways = {n: w for n, w in ways.items() if not n.startswith(f"{AUTHORS}, compiled")}
         parts += [
@@ -645,18 +645,18 @@ def make_networks(authors: types.ModuleType, size: int) -> dict[str, nn.Module]:
 AS_IS, PREPARED = "as is", "prepared"
 
 
-def network_ways(name: str, model: nn.Module, pictures: Tensor, compiled: bool) -> Ways:
+def network_ways(name: str, model: nn.Module, images: Tensor, compiled: bool) -> Ways:
     """As it is in both layouts, and prepared by what its user has at hand."""
     ways: Ways = {
-        f"{name}: {AS_IS}": partial(way, model, pictures),
-        f"{name}: {AS_IS}, channels_last": partial(way, model, pictures, last=True),
+        f"{name}: {AS_IS}": partial(way, model, images),
+        f"{name}: {AS_IS}, channels_last": partial(way, model, images, last=True),
     }
     if name.endswith(OURS):
-        ways[f"{name}: {PREPARED}"] = partial(optimised, model, pictures)
+        ways[f"{name}: {PREPARED}"] = partial(optimised, model, images)
     if name.endswith(OURS) and compiled:
-        ways[f"{name}: {PREPARED}, compiled"] = partial(optimised, model, pictures, compile=True)
+        ways[f"{name}: {PREPARED}, compiled"] = partial(optimised, model, images, compile=True)
     elif compiled:
-        make = partial(way, model, pictures, compiled=FREEZING)
+        make = partial(way, model, images, compiled=FREEZING)
         ways[f"{name}: {PREPARED}, compiled"] = make
     return ways
 
@@ -665,11 +665,11 @@ Speeds = dict[tuple[str, str], float]
 """Images a second, by network and kind."""
 
 
-def peer_speeds(models: dict[str, nn.Module], pictures: Tensor, compiled: bool, repeats: int):
+def peer_speeds(models: dict[str, nn.Module], images: Tensor, compiled: bool, repeats: int):
     """The best of each network, as is and prepared, all in one race."""
     ways: Ways = {}
     for name, model in models.items():
-        ways |= network_ways(name, model, pictures, compiled)
+        ways |= network_ways(name, model, images, compiled)
     steps, _, _ = make_steps(ways)
     note(f"racing {len(steps)} ways, {repeats} rounds")
     times = race(steps, repeats)
@@ -677,7 +677,7 @@ def peer_speeds(models: dict[str, nn.Module], pictures: Tensor, compiled: bool, 
     for name, kind in itertools.product(models, (AS_IS, PREPARED)):
         if any(made.startswith(f"{name}: {kind}") for made in times):
             best = times[best_of(times, f"{name}: {kind}")]
-            speeds[name, kind] = len(pictures) / statistics.median(best)
+            speeds[name, kind] = len(images) / statistics.median(best)
     return speeds
 
 
@@ -695,9 +695,9 @@ def peers_section(authors: types.ModuleType, arguments: argparse.Namespace) -> l
         found = {}
         for batch in batches:
             note(f"peers, {size} x {size}, batch {batch}")
-            pictures = make_pictures(batch, size)
+            images = make_images(batch, size)
             compiled = compiles(arguments, size)
-            found[batch] = peer_speeds(models, pictures, compiled, arguments.repeats)
+            found[batch] = peer_speeds(models, images, compiled, arguments.repeats)
         rows = []
         for name, model in models.items():
             counts = count(model, (3, size, size))
@@ -714,9 +714,9 @@ def peers_section(authors: types.ModuleType, arguments: argparse.Namespace) -> l
         )
         parts += [f"### {size} x {size}", table(head, rows)]
         if size == COMPILED_SIZE:
-            picture = arguments.out.with_suffix(".png")
-            draw_peers(found, picture)
-            parts.append(f"![Throughput against published accuracy]({picture.name})")
+            image = arguments.out.with_suffix(".png")
+            draw_peers(found, image)
+            parts.append(f"![Throughput against published accuracy]({image.name})")
     return parts
 
 
@@ -794,13 +794,13 @@ def limits_section(authors: types.ModuleType, arguments: argparse.Namespace) -> 
     """How near to this machine's matrix products, and where the rest goes."""
     size, batch = arguments.sizes[0], arguments.batch_size
     theirs, ours = make_twins(authors, S60)
-    pictures = make_pictures(batch, size)
+    images = make_images(batch, size)
     note("limits: matrix products")
     rates = product_rates(ours.num_features, batch * (size // 16) ** 2)
     steps = {
-        f"{AUTHORS}, eager": way(theirs, pictures),
-        f"{OURS}, as is": way(ours, pictures),
-        f"{OURS}, optimised": optimised(ours, pictures),
+        f"{AUTHORS}, eager": way(theirs, images),
+        f"{OURS}, as is": way(ours, images),
+        f"{OURS}, optimised": optimised(ours, images),
     }
     note("limits: passes")
     times = race(steps, arguments.repeats)

@@ -5,9 +5,9 @@
 
 One call measures everything and writes ``patchconvnet_gpu.md`` and, beside it, a CSV file:
 
-- S60 in bfloat16, 256 pictures and one: theirs eager, channels_last, autocast and compiled, ours
+- S60 in bfloat16, 256 images and one: theirs eager, channels_last, autocast and compiled, ours
   as it is, optimised, and optimised and compiled, all with the same weights and found to agree;
-- a training step of 128 pictures in bfloat16 autocast with LAMB;
+- a training step of 128 images in bfloat16 autocast with LAMB;
 - the Triton kernels of the folded block beside the same in PyTorch, eager and compiled.
 
 What is compared takes turns. Times are CUDA events', medians with quartiles; memory is what a step
@@ -53,7 +53,7 @@ from patchconvnet import (
     difference,
     draw_weights,
     load_authors,
-    make_pictures,
+    make_images,
     make_twins,
     optimised,
     training_step,
@@ -130,10 +130,10 @@ def network_least(model: nn.Module, batch: int, rate: dict[str, float]) -> float
 def inference_rows(session: Session, batch: int) -> list[Row]:
     """One pass in bfloat16."""
     torch.compiler.reset()  # else a second batch size would be compiled for all sizes
-    pictures = make_pictures(batch, SIZE).to(DEVICE)
+    images = make_images(batch, SIZE).to(DEVICE)
     with torch.no_grad():
-        expected = session.reference(pictures)
-    ours, low = session.ours, pictures.to(LOW)
+        expected = session.reference(images)
+    ours, low = session.ours, images.to(LOW)
     ways: Makers = {
         f"{OURS}, as is": partial(way, ours, low, dtype=LOW),
         f"{OURS}, optimised": partial(optimised, ours, low, dtype=LOW),
@@ -147,7 +147,7 @@ def inference_rows(session: Session, batch: int) -> list[Row]:
         ways |= {
             f"{AUTHORS}, eager": partial(run, low, dtype=LOW),
             f"{AUTHORS}, eager, channels_last": partial(run, low, dtype=LOW, last=True),
-            f"{AUTHORS}, eager, autocast": partial(run, pictures, autocast=True),
+            f"{AUTHORS}, eager, autocast": partial(run, images, autocast=True),
         }
         compiled[f"{AUTHORS}, {name}"] = partial(run, low, dtype=LOW, compiled=graphs)
     ways |= {name: partial(compiling, session.deadline, make) for name, make in compiled.items()}
@@ -163,26 +163,26 @@ def inference_title(batch: int) -> str:
     return f"S60, inference, {batch} x 3 x {SIZE} x {SIZE}"
 
 
-def trained(session: Session, name: str, pictures: Tensor, compiled: bool) -> Step:
+def trained(session: Session, name: str, images: Tensor, compiled: bool) -> Step:
     """A network's training step."""
     if compiled:
         session.deadline.check()
     model = copy.deepcopy(session.theirs if name.startswith(AUTHORS) else session.ours)
     assert model is not None
     TRAINED[name](model)
-    return training_step(model, pictures, autocast=True, compiled=compiled)
+    return training_step(model, images, autocast=True, compiled=compiled)
 
 
 def training_rows(session: Session, compiled: bool) -> list[Row]:
     """A step in bfloat16 autocast; compiled, only the plain networks."""
     torch.compiler.reset()
-    pictures = make_pictures(TRAINING_BATCH, SIZE).to(DEVICE)
+    images = make_images(TRAINING_BATCH, SIZE).to(DEVICE)
     names = {name: name for name in TRAINED}
     if compiled:
         names = {f"{AUTHORS}, compiled": f"{AUTHORS}, eager", f"{OURS}, compiled": OURS}
     if session.theirs is None:
         names = {w: name for w, name in names.items() if name.startswith(OURS)}
-    ways = {w: partial(trained, session, name, pictures, compiled) for w, name in names.items()}
+    ways = {w: partial(trained, session, name, images, compiled) for w, name in names.items()}
     reference = next(iter(ways))
     row = Row(training_title(compiled), "bfloat16", "training", "")
     return measure(ways, row, reference, TRAINING_REPEATS)
@@ -214,7 +214,7 @@ def plain_scale_linear_residual(
 
 
 def kernel_rows(session: Session) -> list[Row]:
-    """The three steps of a folded block of S60, 256 pictures."""
+    """The three steps of a folded block of S60, 256 images."""
     from convattn.kernels import triton_block
 
     torch.compiler.reset()

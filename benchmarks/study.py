@@ -1,10 +1,10 @@
-"""Does attention help a convnet? A controlled study on real pictures, all networks trained alike.
+"""Does attention help a convnet? A controlled study on real images, all networks trained alike.
 
     python benchmarks/study.py --tiny-imagenet DIR --fashion-mnist DIR
 
 trains ResNets (plain, squeeze-excite, attention pool, attention-augmented convolutions with three
 kinds of positions, both kinds of attention) and a PatchConvNet on both data sets: the same
-pictures in the same order, epochs, optimiser and schedule, seeds 0 to 2. Then it tests every saved
+images in the same order, epochs, optimiser and schedule, seeds 0 to 2. Then it tests every saved
 network, measures training steps side by side, and writes docs/study.md, .png and .csv.
 
 A finished run is never made again and an interrupted one goes on, so that the study can be stopped
@@ -287,9 +287,9 @@ class Row:
 
     network: Network
     hits: np.ndarray
-    """Whether each test picture was recognised: (seeds, pictures)."""
+    """Whether each test image was recognised: (seeds, images)."""
     peaks: tuple[float, ...]
-    """Share of pictures whose attention peaks in the object's box, a seed each; or none."""
+    """Share of images whose attention peaks in the object's box, a seed each; or none."""
     parameters: int
     multiply_adds: int
 
@@ -300,7 +300,7 @@ class Row:
 
 
 def recognised(folder: Path) -> np.ndarray:
-    """Which test pictures the saved network gets right; kept beside it."""
+    """Which test images the saved network gets right; kept beside it."""
     file = folder / "recognised.npy"
     if not file.exists():
         model, _ = load_run(folder)
@@ -344,7 +344,7 @@ def gather(data: str, networks: Sequence[Network], seeds: Sequence[int], runs: P
 
 
 def over_seeds(gains: np.ndarray) -> tuple[float, float]:
-    """Half width of the mean's interval over other seeds, same test pictures; mean first."""
+    """Half width of the mean's interval over other seeds, same test images; mean first."""
     mean = float(gains.mean())
     if len(gains) < 2:
         return mean, math.nan
@@ -356,8 +356,8 @@ def over_seeds(gains: np.ndarray) -> tuple[float, float]:
     return mean, half
 
 
-def over_pictures(mine: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Interval of the mean gain over other test pictures, these networks: paired bootstrap."""
+def over_images(mine: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Interval of the mean gain over other test images, these networks: paired bootstrap."""
     each = 100 * (mine.astype(float) - other).mean(0)
     random = np.random.default_rng(0)
     means = [each[random.integers(len(each), size=len(each))].mean() for _ in range(NUM_DRAWS)]
@@ -422,7 +422,7 @@ def cells(row: Row, plain: Row, ratios: Sequence[float]) -> tuple[str, ...]:
     """One line of the table."""
     gains = row.top1 - plain.top1
     mean, half = over_seeds(gains)
-    low, high = over_pictures(row.hits, plain.hits)
+    low, high = over_images(row.hits, plain.hits)
     first, middle, third = statistics.quantiles(ratios, n=4)
     deviation = f" ± {row.top1.std(ddof=1):.2f}" if len(gains) > 1 else ""
     itself = row is plain
@@ -449,7 +449,7 @@ HEAD = (
     "top-1 by seed (%)",
     "mean and deviation (%)",
     "gain over plain, same seed (points, 95 % over seeds)",
-    "the same, 95 % over test pictures",
+    "the same, 95 % over test images",
     "attention peak in the box (%)",
 )
 
@@ -465,11 +465,11 @@ def draw(found: Mapping[str, tuple[Set, list[Row]]], file: Path) -> None:
         for height, row in enumerate(reversed(others)):
             gains = row.top1 - plain.top1
             mean, half = over_seeds(gains)
-            low, high = over_pictures(row.hits, plain.hits)
+            low, high = over_images(row.hits, plain.hits)
             panel.errorbar(
                 mean, height, xerr=half, fmt="o", color="C0", capsize=4, label="mean, 95 % (seeds)"
             )
-            panel.plot([low, high], [height - 0.22] * 2, color="C1", lw=3, label="95 % (pictures)")
+            panel.plot([low, high], [height - 0.22] * 2, color="C1", lw=3, label="95 % (images)")
             panel.scatter(gains, [height + 0.18] * len(gains), s=14, color="grey", label="a seed")
         panel.axvline(0, color="black", lw=0.8)
         names = [f"{row.network.title}\n{row.parameters / 1e6:.2f} M" for row in reversed(others)]
@@ -488,7 +488,7 @@ def write(
     ratios: Mapping[str, Mapping[str, Sequence[float]]],
     options: argparse.Namespace,
 ) -> None:
-    """The page, its picture, and every number."""
+    """The page, its image, and every number."""
     seeds = " ".join(map(str, options.seeds))
     optim = next(iter(found.values()))[0].config.optim
     lines = [
@@ -501,11 +501,11 @@ def write(
         "",
         f"Torch {torch.__version__.split('+')[0]}, {platform.machine()} "
         f"{'GPU' if options.size == 'gpu' else 'CPU'}, {time.strftime('%-d %B %Y')}; networks of "
-        f"{options.size} size. Every network of a data set saw the same pictures in the same "
+        f"{options.size} size. Every network of a data set saw the same images in the same "
         "order, with the same augmentation, number of epochs, "
         f"{optim.opt} at learning rate {optim.lr:g} and schedule; nothing was tuned for one of "
         "them. The first interval is Student's over the seeds (what another seed would give on "
-        "these test pictures), the second a bootstrap over the test pictures (what these networks "
+        "these test images), the second a bootstrap over the test images (what these networks "
         "would give on others). `study.csv` beside this page holds every number with its command.",
         "",
         f"![gains over the plain network]({options.out.with_suffix('.png').name})",
@@ -518,7 +518,7 @@ def write(
             f"## {data.title}",
             "",
             f"Epochs: {config.epochs}, in batches of {config.data.batch_size}; "
-            f"{plain.hits.shape[1]:,} test pictures.",
+            f"{plain.hits.shape[1]:,} test images.",
             "",
             table(HEAD, [cells(row, plain, ratios[name][row.network.title]) for row in rows]),
             "",

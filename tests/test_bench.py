@@ -50,7 +50,7 @@ class Heavy(nn.Sequential):
 
 
 class Starves(Wide):
-    """Has no memory for more than one picture."""
+    """Has no memory for more than one image."""
 
     def forward(self, x):
         if len(x) > 1:
@@ -59,7 +59,7 @@ class Starves(Wide):
 
 
 class Killed(Wide):
-    """The system ends it for more than one picture, in a process of its own only."""
+    """The system ends it for more than one image, in a process of its own only."""
 
     def forward(self, x):
         if len(x) > 1 and multiprocessing.parent_process() is not None:
@@ -96,7 +96,7 @@ def row(**words):
         "median_ms": 2.0,
         "low_ms": 1.5,
         "high_ms": 2.5,
-        "pictures_per_second": 500.0,
+        "images_per_second": 500.0,
         "memory_bytes": 3 * MIB,
         "error": None,
     }
@@ -107,7 +107,7 @@ STARVED = {
     "median_ms": None,
     "low_ms": None,
     "high_ms": None,
-    "pictures_per_second": None,
+    "images_per_second": None,
     "memory_bytes": None,
     "error": OUT_OF_MEMORY,
 }
@@ -184,11 +184,11 @@ def test_every_size_format_and_step_gets_a_row():
 
 def test_without_training_and_a_larger_batch_one_row_is_left():
     (found,) = measure(subject(), batch_size=1, training=False, repeats=1).rows
-    assert found.pictures_per_second == pytest.approx(1e3 / found.median_ms)
+    assert found.images_per_second == pytest.approx(1e3 / found.median_ms)
 
 
 def test_memory_is_that_of_the_batch():
-    """64 pictures of 64 x 64 fill 64 MiB more than none do; a training step needs as much again."""
+    """64 images of 64 x 64 fill 64 MiB more than none do; a training step needs as much again."""
     batch = 64
     one, several, trained = measure(subject(size=64), batch_size=batch, repeats=1).rows
     more = (several.memory_bytes - one.memory_bytes) / MIB
@@ -335,7 +335,7 @@ def test_csv_has_a_column_a_field_and_leaves_empty_what_was_not_measured():
     first, second = csv.DictReader(text.splitlines())
     assert text.splitlines()[0] == (
         "name,device,height,width,dtype,mode,step,batch_size,parameters,macs,activations,"
-        "median_ms,low_ms,high_ms,pictures_per_second,memory_bytes,error"
+        "median_ms,low_ms,high_ms,images_per_second,memory_bytes,error"
     )
     assert first["median_ms"] == "2.0"
     assert first["error"] == second["median_ms"] == ""
@@ -348,7 +348,7 @@ def test_table_tells_counts_once_and_every_row():
     assert lines[0] == "net on cpu, 1 thread, torch 2.11: 25.557 M parameters"
     assert lines[2] == "64x32: 2.500 G multiply-adds, 0.00 M activations"
     assert lines[4].split() == (
-        ["size", "dtype", "code", "step", "batch", "ms", "quartiles", "pictures/s", "memory"]
+        ["size", "dtype", "code", "step", "batch", "ms", "quartiles", "images/s", "memory"]
     )
     assert lines[5].split("  ")[-1].strip() == "3.0 MiB"
     assert "1,234" in lines[6]
@@ -357,7 +357,7 @@ def test_table_tells_counts_once_and_every_row():
 
 
 @pytest.mark.parametrize("sizes", [[32], [32, 64]])
-def test_a_picture_is_drawn_with_and_without_gaps(sizes, tmp_path):
+def test_an_image_is_drawn_with_and_without_gaps(sizes, tmp_path):
     rows = [
         row(height=size, width=size, step=step, dtype=dtype, mode=mode, **words)
         for size in sizes
@@ -369,5 +369,5 @@ def test_a_picture_is_drawn_with_and_without_gaps(sizes, tmp_path):
         )
     ]
     draw_costs(costs(*rows), tmp_path / "bench.png")
-    with Image.open(tmp_path / "bench.png") as picture:
-        assert picture.width > picture.height > 500
+    with Image.open(tmp_path / "bench.png") as image:
+        assert image.width > image.height > 500

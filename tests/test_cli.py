@@ -164,7 +164,7 @@ def test_ctrl_c_before_the_first_step_is_status_130(capsys, monkeypatch):
     assert "interrupted" in fails(capsys, "train", "quickstart", status=130)
 
 
-def test_unreadable_picture_is_named(capsys, tmp_path):
+def test_unreadable_image_is_named(capsys, tmp_path):
     from PIL import Image
 
     for split in ("train", "val"):
@@ -173,7 +173,7 @@ def test_unreadable_picture_is_named(capsys, tmp_path):
             folder.mkdir(parents=True)
             for number in range(4):
                 Image.new("RGB", (40, 40), "red").save(folder / f"{number}.jpg")
-    (tmp_path / "data" / "train" / "bees" / "2.jpg").write_bytes(b"no picture")
+    (tmp_path / "data" / "train" / "bees" / "2.jpg").write_bytes(b"no image")
     flags = ["--data.name", "folder", "--data.root", str(tmp_path / "data")]
     small = ["--data.image-size", "32", "--data.batch-size", "8", "--accelerator", "cpu"]
     out = ["--out", str(tmp_path / "run"), "--data.num-train=8", "--data.num-test=8"]
@@ -208,7 +208,7 @@ def test_help_comes_from_the_docstrings(capsys):
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert "--optim.weight-decay" in printed
-    assert "Pictures per optimiser step" in printed
+    assert "Images per optimiser step" in printed
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
 
@@ -225,8 +225,8 @@ def test_missing_extra_names_the_command_that_mends_it(capsys, monkeypatch):
 
 
 def test_all_but_training_starts_without_lightning_and_gradio(tmp_path):
-    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
-    explain = [BUNDLED, str(tmp_path / "picture.png"), "--out", str(tmp_path / "out")]
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    explain = [BUNDLED, str(tmp_path / "image.png"), "--out", str(tmp_path / "out")]
     code = (
         "import sys; from convattn.cli import main; main(['--help']); main(['list', 'nano']); "
         f"main(['augment', 'test_resnet']); main(['explain', *{explain}]); "

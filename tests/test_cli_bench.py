@@ -51,8 +51,8 @@ def test_a_model_leaves_a_table_and_files_and_names_the_folder_last(capsys, tmp_
     assert [one["median_ms"] for one in told["rows"]] == [
         float(one["median_ms"]) for one in rows(out)
     ]
-    with Image.open(out / "bench.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open(out / "bench.png") as image:
+        assert image.format == "PNG"
 
 
 def test_folders_are_numbered(capsys, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def quick_for_tests(pretrained=False, **arguments):
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
-    """A picture a class, as in the validation set's folders; the names' numbers are 1 to 1000."""
+    """An image a class, as in the validation set's folders; the names' numbers are 1 to 1000."""
     root = tmp_path_factory.mktemp("imagenet")
     generator = np.random.default_rng(0)
     for number, wnid in enumerate(WNIDS):
@@ -59,7 +59,7 @@ def imagenet(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, imagenet):
-    """Weights that are right about two thirds of the pictures, since a third of them is cut."""
+    """Weights that are right about two thirds of the images, since a third of them is cut."""
     transform = transform_of(CFG)
     files = sorted(imagenet.rglob("*.JPEG"))
     features = torch.stack(
@@ -131,8 +131,8 @@ def test_accuracy_is_that_of_the_predictions(whole, imagenet, weights):
     transform = transform_of(CFG)
     first, fifth = 0, 0
     for row in rows_of(whole / "predictions.csv"):
-        label = WNIDS.index(Path(row["picture"]).parent.name)
-        image = transform(Image.open(imagenet / row["picture"]))
+        label = WNIDS.index(Path(row["image"]).parent.name)
+        image = transform(Image.open(imagenet / row["image"]))
         ranked = model(image[None])[0].argsort(descending=True).tolist()
         first += ranked[0] == label
         fifth += label in ranked[:5]
@@ -146,7 +146,7 @@ def test_real_accuracy_is_the_slow_loop(whole):
     rows = rows_of(whole / "predictions.csv")
     folder = Path(timm.__file__).parent / "data" / "_info"
     real = json.loads((folder / "imagenet_real_labels.json").read_text())
-    numbers = [int(row["picture"][-13:-5]) - 1 for row in rows]
+    numbers = [int(row["image"][-13:-5]) - 1 for row in rows]
     right = [
         int(row["rank1"]) in real[number]
         for row, number in zip(rows, numbers, strict=True)
@@ -157,10 +157,10 @@ def test_real_accuracy_is_the_slow_loop(whole):
     assert found["real_top1"] == sum(right) / len(right)
 
 
-def test_predictions_name_pictures_from_the_root(whole):
+def test_predictions_name_images_from_the_root(whole):
     for row in rows_of(whole / "predictions.csv"):
         label = int(row["label"])
-        assert row["picture"] == f"val/{WNIDS[label]}/ILSVRC2012_val_{label + 1:08d}.JPEG"
+        assert row["image"] == f"val/{WNIDS[label]}/ILSVRC2012_val_{label + 1:08d}.JPEG"
 
 
 def test_classes_carry_id_and_name(whole):
@@ -176,7 +176,7 @@ def test_files_are_told(imagenet, weights, tmp_path, capsys):
         str(out / name)
         for name in ("evaluation.json", "per_class.csv", "confusion.png", "predictions.csv")
     ]
-    assert "1,000 pictures; ImageNet's validation set has 50,000" in printed.err
+    assert "1,000 images; ImageNet's validation set has 50,000" in printed.err
 
 
 def test_model_by_name_gets_a_numbered_folder(imagenet, weights, tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_killed_test_ends_as_if_it_never_had_been(
     assert not (folder / "evaluation.json").exists()
     capsys.readouterr()
     assert main(["evaluate", "--resume", str(folder)]) == 0
-    assert "goes on after 64 of 100 pictures" in capsys.readouterr().err
+    assert "goes on after 64 of 100 images" in capsys.readouterr().err
     assert without_speed(folder) == without_speed(whole)
     for name in ("predictions.csv", "per_class.csv", "evaluation_config.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
@@ -277,7 +277,7 @@ def test_resuming_with_other_weights_is_refused(imagenet, weights, tmp_path, mon
     assert "was begun with weights_sha256" in capsys.readouterr().err
 
 
-def test_resuming_with_other_pictures_is_refused(imagenet, weights, tmp_path, monkeypatch, capsys):
+def test_resuming_with_other_images_is_refused(imagenet, weights, tmp_path, monkeypatch, capsys):
     data = tmp_path / "data"
     for wnid in WNIDS:
         (data / wnid).mkdir(parents=True)
@@ -285,7 +285,7 @@ def test_resuming_with_other_pictures_is_refused(imagenet, weights, tmp_path, mo
             (data / wnid / file.name).symlink_to(file)
     kill(monkeypatch, command(data, weights, "--out", str(tmp_path / "out")), 1)
     with (tmp_path / "out" / "predictions.part.csv").open(newline="") as file:
-        fourth = list(csv.DictReader(file))[3]["picture"]
+        fourth = list(csv.DictReader(file))[3]["image"]
     moved = data / fourth
     moved.rename(moved.with_name("ILSVRC2012_val_00040000.JPEG"))
     capsys.readouterr()
@@ -327,7 +327,7 @@ def test_runs_folder_gets_the_results_and_the_same_words_go_on(run, monkeypatch,
     kill(monkeypatch, words, 1)
     capsys.readouterr()
     assert main(words) == 0
-    assert "goes on after 8 of 20 pictures" in capsys.readouterr().err
+    assert "goes on after 8 of 20 images" in capsys.readouterr().err
     assert without_speed(run) == before
     assert (run / "predictions.csv").read_bytes() == rows
     kill(monkeypatch, words, 1)
@@ -350,7 +350,7 @@ def test_missing_classes_are_one_line_and_leave_nothing(imagenet, weights, tmp_p
     assert not out.exists()
     assert main([*words, "--allow-missing-classes"]) == 0
     printed = capsys.readouterr()
-    assert "classes with pictures" in printed.out
+    assert "classes with images" in printed.out
     assert "9 of 1,000" in printed.out
     assert "chooses among all of them" in printed.err
 
@@ -411,5 +411,5 @@ def test_tiny_imagenet_is_tested_alike(data_dir, tmp_path, monkeypatch):
     assert main(["evaluate", "--resume", str(tmp_path / "out")]) == 0
     rows = rows_of(tmp_path / "out" / "per_class.csv")
     assert len(rows) == 40
-    assert sum(int(row["pictures"]) for row in rows) == 200
+    assert sum(int(row["images"]) for row in rows) == 200
     assert rows[0]["wnid"] == ""

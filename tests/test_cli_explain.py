@@ -12,15 +12,15 @@ BUNDLED = "patchconvnet_nano.cluttered_digits"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures in folders: two digits of one name, a panorama, a broken file and a text."""
-    top = tmp_path_factory.mktemp("pictures")
+    """Images in folders: two digits of one name, a panorama, a broken file and a text."""
+    top = tmp_path_factory.mktemp("images")
     (top / "more").mkdir()
     digits = cluttered_digits(2, split="test").images.permute(0, 2, 3, 1).numpy()
     Image.fromarray(digits[0]).save(top / "digit.png")
     Image.fromarray(digits[1]).save(top / "more" / "digit.png")
     Image.new("RGB", (300, 90), (90, 120, 30)).save(top / "wide.jpg")
     (top / "broken.jpg").write_bytes((top / "wide.jpg").read_bytes()[:200])
-    (top / "notes.txt").write_text("no picture")
+    (top / "notes.txt").write_text("no image")
     return top
 
 
@@ -32,7 +32,7 @@ def fails(capsys, *arguments):
     return lines[0]
 
 
-def test_a_picture_gets_an_overlay_a_map_a_sheet_and_its_classes(folder, capsys, tmp_path):
+def test_an_image_gets_an_overlay_a_map_a_sheet_and_its_classes(folder, capsys, tmp_path):
     out = tmp_path / "out"
     assert main(["explain", BUNDLED, str(folder / "wide.jpg"), "--out", str(out)]) == 0
     names = {"wide.png", "wide.npz", "sheet.png", "explanations.json"}
@@ -61,12 +61,12 @@ def test_a_folder_goes_on_past_what_cannot_be_read_and_says_so(folder, capsys, t
 
 
 def test_names_that_would_meet_are_numbered(tmp_path):
-    pictures = tmp_path / "pictures"
+    images = tmp_path / "images"
     for name in ("a.png", "a.jpg", "a-2.png", "sheet.png", "thin.png"):
-        (pictures / name[0]).mkdir(parents=True, exist_ok=True)
+        (images / name[0]).mkdir(parents=True, exist_ok=True)
         size = (5000, 1) if name == "thin.png" else (64, 64)
-        Image.new("RGB", size).save(pictures / name[0] / name)
-    assert main(["explain", BUNDLED, str(pictures), "--out", str(tmp_path / "out")]) == 2
+        Image.new("RGB", size).save(images / name[0] / name)
+    assert main(["explain", BUNDLED, str(images), "--out", str(tmp_path / "out")]) == 2
     told = json.loads((tmp_path / "out" / "explanations.json").read_text())
     assert len(told) == 4
     assert {file.name for file in (tmp_path / "out").glob("*.png")} == {
@@ -97,23 +97,23 @@ def test_a_run_is_explained_and_its_maps_are_tested(folder, tmp_path, capsys):
 
 
 def test_a_folder_that_is_there_is_never_written_into(folder, capsys, tmp_path, monkeypatch):
-    picture = folder / "digit.png"
-    message = fails(capsys, BUNDLED, picture, "--out", folder)
+    image = folder / "digit.png"
+    message = fails(capsys, BUNDLED, image, "--out", folder)
     assert "exists and is never overwritten; give another --out" in message
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert main(["explain", BUNDLED, str(picture)]) == 0
+        assert main(["explain", BUNDLED, str(image)]) == 0
     assert {file.name for file in tmp_path.iterdir()} == {"explained", "explained-2"}
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "takes a picture or a folder of pictures, or else --faithfulness"),
+        ([], "takes an image or a folder of images, or else --faithfulness"),
         (["digit.png", "--faithfulness"], "or else --faithfulness"),
         (["none.png"], "none.png does not exist"),
         (["broken.jpg"], "cannot be read"),
-        (["notes.txt"], "not in a known picture format"),
+        (["notes.txt"], "not in a known image format"),
         (["digit.png", "--target", "seven"], "unknown class 'seven'; the nearest are"),
         (["digit.png", "--target", "3", "--top-k", "2"], "both choose classes"),
         (["digit.png", "--method", "lime"], "invalid choice 'lime'"),
@@ -129,8 +129,8 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(words, message, folder, caps
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_folder_without_pictures_is_told(capsys, tmp_path):
-    assert "holds no picture" in fails(capsys, BUNDLED, tmp_path)
+def test_a_folder_without_images_is_told(capsys, tmp_path):
+    assert "holds no image" in fails(capsys, BUNDLED, tmp_path)
 
 
 def test_a_target_that_is_none_names_the_nearest(capsys):

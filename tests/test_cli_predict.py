@@ -36,14 +36,14 @@ def segmenter(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    top = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    top = tmp_path_factory.mktemp("images")
     scenes = cluttered_scenes(2, split="test", image_size=64).images.permute(0, 2, 3, 1).numpy()
     (top / "more").mkdir()
     Image.fromarray(scenes[0]).save(top / "scene.png")
     Image.fromarray(scenes[1]).resize((90, 50)).save(top / "more" / "scene.jpg")
-    (top / "broken.jpg").write_bytes(b"no picture")
-    (top / "notes.txt").write_text("no picture")
+    (top / "broken.jpg").write_bytes(b"no image")
+    (top / "notes.txt").write_text("no image")
     return top
 
 
@@ -55,13 +55,13 @@ def fails(capsys, *arguments):
     return lines[0]
 
 
-def test_found_objects_are_drawn_and_written_as_coco(detector, pictures, tmp_path, capsys):
+def test_found_objects_are_drawn_and_written_as_coco(detector, images, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["predict", str(detector), str(pictures), "--threshold", "0", "--out", str(out)]
+    arguments = ["predict", str(detector), str(images), "--threshold", "0", "--out", str(out)]
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert "broken.jpg" in captured.err
-    assert "1 of 3 files could not be read as a picture" in captured.err
+    assert "1 of 3 files could not be read as an image" in captured.err
     assert {file.name for file in out.iterdir()} == {
         "scene.png",
         "scene-2.png",
@@ -77,18 +77,18 @@ def test_found_objects_are_drawn_and_written_as_coco(detector, pictures, tmp_pat
     assert first["category_id"] in range(1, 11)
 
 
-def test_pictures_named_by_coco_keep_their_ids(detector, pictures, tmp_path):
+def test_images_named_by_coco_keep_their_ids(detector, images, tmp_path):
     for name in ("000000000139.png", "7.png"):
-        Image.open(pictures / "scene.png").save(tmp_path / name)
+        Image.open(images / "scene.png").save(tmp_path / name)
     assert main(["predict", str(detector), str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [image["id"] for image in content["images"]] == [139, 7]
 
 
-def test_every_pixels_class_is_drawn_and_written(segmenter, pictures, tmp_path, capsys):
+def test_every_pixels_class_is_drawn_and_written(segmenter, images, tmp_path, capsys):
     out = tmp_path / "out"
-    picture = pictures / "more" / "scene.jpg"
-    assert main(["predict", str(segmenter), str(picture), "--out", str(out)]) == 0
+    image = images / "more" / "scene.jpg"
+    assert main(["predict", str(segmenter), str(image), "--out", str(out)]) == 0
     assert "%" in capsys.readouterr().out
     names = (out / "classes.txt").read_text().split()
     assert names == ["background", *"0123456789"]
@@ -99,9 +99,9 @@ def test_every_pixels_class_is_drawn_and_written(segmenter, pictures, tmp_path, 
     assert (out / "scene.png").is_file()
 
 
-def test_windows_are_put_together(segmenter, pictures, tmp_path):
-    picture = pictures / "scene.png"
-    arguments = ["predict", str(segmenter), str(picture), "--window", "48", "48"]
+def test_windows_are_put_together(segmenter, images, tmp_path):
+    image = images / "scene.png"
+    arguments = ["predict", str(segmenter), str(image), "--window", "48", "48"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     with Image.open(tmp_path / "out" / "scene_mask.png") as mask:
         assert mask.size == (64, 64)
@@ -149,22 +149,20 @@ def test_lists_name_dense_models_and_what_data_are_for(capsys):
     assert "detection" in rows["coco"]
 
 
-def test_wrong_words_get_one_sentence(detector, segmenter, pictures, tmp_path, capsys):
-    picture = pictures / "scene.png"
-    assert "is no run folder" in fails(capsys, "predict", "nothing", picture)
-    assert "takes a picture or a folder" in fails(capsys, "predict", detector)
+def test_wrong_words_get_one_sentence(detector, segmenter, images, tmp_path, capsys):
+    image = images / "scene.png"
+    assert "is no run folder" in fails(capsys, "predict", "nothing", image)
+    assert "takes an image or a folder" in fails(capsys, "predict", detector)
     assert "does not exist" in fails(capsys, "predict", detector, tmp_path / "no.png")
     out = tmp_path / "new"
-    broken = pictures / "broken.jpg"
+    broken = images / "broken.jpg"
     assert "cannot be read" in fails(capsys, "predict", detector, broken, "--out", out)
     assert not out.exists()
-    assert "holds no picture" in fails(capsys, "predict", detector, tmp_path)
-    assert "is for segmentation" in fails(
-        capsys, "predict", detector, picture, "--window", "9", "9"
-    )
-    assert "between 0 and 1" in fails(capsys, "predict", detector, picture, "--threshold", "3")
-    assert "never overwritten" in fails(capsys, "predict", detector, picture, "--out", tmp_path)
-    assert "convattn predict" in fails(capsys, "explain", detector, picture)
+    assert "holds no image" in fails(capsys, "predict", detector, tmp_path)
+    assert "is for segmentation" in fails(capsys, "predict", detector, image, "--window", "9", "9")
+    assert "between 0 and 1" in fails(capsys, "predict", detector, image, "--threshold", "3")
+    assert "never overwritten" in fails(capsys, "predict", detector, image, "--out", tmp_path)
+    assert "convattn predict" in fails(capsys, "explain", detector, image)
     assert "convattn predict" in fails(capsys, "demo", segmenter)
     other = ["--data.name", "camvid", "--data.root", camvid(tmp_path), "--data.num-test", "1"]
     assert "the same classes" in fails(capsys, "evaluate", segmenter, *other)
@@ -185,4 +183,4 @@ def test_classifier_is_sent_to_explain(tmp_path, capsys):
     flags += ["--data.batch-size", "4", "--epochs", "1", "--devices", "1", "--accelerator", "cpu"]
     assert main(["train", "quickstart", *flags, "--out", str(folder)]) == 0
     capsys.readouterr()
-    assert "convattn explain" in fails(capsys, "predict", folder, "picture.png")
+    assert "convattn explain" in fails(capsys, "predict", folder, "image.png")

@@ -66,7 +66,7 @@ def test_dry_run_tells_and_runs_nothing(capsys, tmp_path, monkeypatch):
     flags = ["--data.num-train", "48", "--data.batch-size", "16", "--epochs", "2"]
     assert main(["train", "quickstart", *flags, "--dry-run", "--gpu", "v100"]) == 0
     printed = capsys.readouterr()
-    assert "2 epochs x 3 = 6 steps of 16 pictures" in printed.out
+    assert "2 epochs x 3 = 6 steps of 16 images" in printed.out
     assert "V100 SXM2 has 32 GiB: it fits" in printed.out
     assert printed.out.endswith("Nothing was run.\n")
     assert printed.err == ""

@@ -67,7 +67,7 @@ def test_one_in_full(capsys, name):
         "99.39 M parameters",
         "short side to 256 pixels, bicubic, cropped to 224 x 224",
         "83.5 % on ImageNet, the authors' figure",
-        "541 pictures a second, 2,790 MB",
+        "541 images a second, 2,790 MB",
         "apache-2.0",
         "https://dl.fbaipublicfiles.com/deit/b60_224_1k.pth",
         f"no; it belongs at {cached_path('/b60_224_1k.pth')}",
@@ -123,7 +123,7 @@ def test_a_download_that_was_done_prints_its_place(capsys):
 def test_without_a_network_the_place_is_told(capsys):
     line = fails(capsys, "weights", "download", "patchconvnet_s60")
     assert f"put it at {cached_path(RELEASES['patchconvnet_s60.fb_in1k'].url)}" in line
-    line = fails(capsys, "explain", "patchconvnet_s60", "picture.png")
+    line = fails(capsys, "explain", "patchconvnet_s60", "image.png")
     assert f"put it at {cached_path(RELEASES['patchconvnet_s60.fb_in1k'].url)}" in line
 
 

@@ -29,7 +29,7 @@ SMALL = {"embed_dim": 16, "depth": 1}
 
 
 class Lookup(nn.Module):
-    """Gives the logits that are handed in as the picture."""
+    """Gives the logits that are handed in as the image."""
 
     def forward(self, images):
         return images.flatten(1)
@@ -84,8 +84,8 @@ def test_other_number_of_classes_is_refused():
         evaluate(Lookup(), loader, class_names=NAMES[:3], device="cpu")
 
 
-def test_no_pictures_are_refused():
-    with pytest.raises(ValueError, match="no picture"):
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match="no image"):
         evaluate(Lookup(), [], class_names=NAMES, device="cpu")
 
 
@@ -108,7 +108,7 @@ def test_table_tells_the_shares():
     assert json.loads(result.to_json())["top1"] == 1
 
 
-def test_real_accuracy_leaves_out_pictures_without_classes():
+def test_real_accuracy_leaves_out_images_without_classes():
     predictions = Predictions(
         labels=torch.tensor([0, 1, 2, 3]),
         classes=torch.tensor([[5, 0], [1, 0], [4, 0], [3, 0]]),
@@ -117,14 +117,14 @@ def test_real_accuracy_leaves_out_pictures_without_classes():
     real = [(5, 6), (), (2, 3), (3,)]
     result = summarize(predictions, class_names=NAMES, real=real, images_per_second=1)
     assert (result.top1, result.real_top1, result.num_real) == (2 / 4, 2 / 3, 3)
-    assert ("ImageNet-ReaL top-1, 3 pictures", "66.67%") in result.rows()
+    assert ("ImageNet-ReaL top-1, 3 images", "66.67%") in result.rows()
 
 
-def test_classes_without_pictures_are_told():
+def test_classes_without_images_are_told():
     labels = torch.tensor([0, 1, 1])
     logits = F.one_hot(labels, 7).float()
     result = evaluate(Lookup(), batches(logits, labels), class_names=NAMES, device="cpu")
-    assert ("classes with pictures", "2 of 7") in result.rows()
+    assert ("classes with images", "2 of 7") in result.rows()
 
 
 def test_predictions_come_a_batch_at_a_time():

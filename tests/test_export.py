@@ -99,7 +99,7 @@ def looks():
     return nn.Sequential(nn.Conv2d(3, 8, 4, 4), convattn.LearnedAggregation2d(8, 5, num_heads=2))
 
 
-def pictures(batch_size, height, width):
+def random_images(batch_size, height, width):
     return torch.randn(batch_size, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
@@ -134,7 +134,7 @@ def test_onnxruntime_gives_logits_and_maps_of_the_network_at_any_size(as_onnx):
     model, file, _ = as_onnx
     session = onnxruntime.InferenceSession(file)
     for batch in BATCHES:
-        images = pictures(*batch)
+        images = random_images(*batch)
         ours = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
         for found, expected in zip(ours, with_maps(model, images), strict=True):
             assert difference(found, expected) < TOLERANCE, batch
@@ -178,7 +178,7 @@ def test_a_program_gives_logits_and_maps_of_the_network_at_any_size(as_program):
     model, file, _ = as_program
     program = torch.export.load(file).module()
     for batch in BATCHES:
-        images = pictures(*batch)
+        images = random_images(*batch)
         ours = program(images)
         for found, expected in zip(ours, with_maps(model, images), strict=True):
             assert difference(found, expected) < TOLERANCE, batch
@@ -208,7 +208,7 @@ def safetensors_metadata(file):
     ],
     ids=["onnx", "torch-export", "safetensors"],
 )
-def test_a_file_alone_tells_classes_and_what_pictures_need(export, suffix, read, tmp_path):
+def test_a_file_alone_tells_classes_and_what_images_need(export, suffix, read, tmp_path):
     model, file = Reads(), tmp_path / f"model{suffix}"
     model.pretrained_cfg = {
         "architecture": "reads",
@@ -223,9 +223,9 @@ def test_a_file_alone_tells_classes_and_what_pictures_need(export, suffix, read,
     export(model, file, size=(32, 48))
     told = read(file)
     cfg = json.loads(told["pretrained_cfg"])
-    picture = Image.effect_noise((90, 70), 60).convert("RGB")
-    expected = transform_of(model.pretrained_cfg | {"input_size": (3, 32, 48)})(picture)
-    assert torch.equal(transform_of(cfg)(picture), expected)
+    image = Image.effect_noise((90, 70), 60).convert("RGB")
+    expected = transform_of(model.pretrained_cfg | {"input_size": (3, 32, 48)})(image)
+    assert torch.equal(transform_of(cfg)(image), expected)
     assert cfg["label_names"] == list("wxyz")
     assert told["convattn_version"] == convattn.__version__
     assert "example.org" not in json.dumps(told)
@@ -234,7 +234,7 @@ def test_a_file_alone_tells_classes_and_what_pictures_need(export, suffix, read,
 def test_safetensors_fill_a_fresh_network(tmp_path):
     model, fresh = class_tokens(), class_tokens().requires_grad_(False)
     fresh[0].weight.zero_()
-    images = pictures(2, 64, 64)
+    images = random_images(2, 64, 64)
     assert not torch.equal(fresh(images), model(images))
     export_safetensors(model, tmp_path / "model.safetensors")
     load_weights(fresh, tmp_path / "model.safetensors")
@@ -260,9 +260,9 @@ def nowhere_a_number(x):
 @pytest.mark.parametrize(
     ("export", "suffix", "spoil", "where"),
     [
-        (export_onnx, ".onnx", everywhere, "1 pictures of 64 x 64"),
-        (export_onnx, ".onnx", at_other_sizes, "1 pictures of 81 x 81"),
-        (export_program, ".pt2", with_other_batches, "3 pictures of 64 x 64"),
+        (export_onnx, ".onnx", everywhere, "1 images of 64 x 64"),
+        (export_onnx, ".onnx", at_other_sizes, "1 images of 81 x 81"),
+        (export_program, ".pt2", with_other_batches, "3 images of 64 x 64"),
         (export_program, ".pt2", nowhere_a_number, "by nan of the largest of the logits"),
     ],
 )
@@ -301,14 +301,14 @@ def test_a_network_that_freezes_its_size_is_refused(tmp_path):
     def freeze(x):
         return float(x.shape[2] == 64)
 
-    with pytest.raises(ValueError, match="Reads cannot be exported for any batch and picture size"):
+    with pytest.raises(ValueError, match="Reads cannot be exported for any batch and image size"):
         export_program(Reads(freeze), tmp_path / "model.pt2", size=(64, 64))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_network_for_one_size_is_refused(tmp_path):
     model = timm.create_model("test_vit", num_classes=4)
-    with pytest.raises(ValueError, match="fails for 1 pictures of 201 x 201; only networks that"):
+    with pytest.raises(ValueError, match="fails for 1 images of 201 x 201; only networks that"):
         export_safetensors(model, tmp_path / "model.safetensors")
 
 

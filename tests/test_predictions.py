@@ -61,7 +61,7 @@ def test_file_is_plain_csv(tmp_path):
     predictions = some(3)
     with written(tmp_path / "file.csv", predictions).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["picture"] for row in rows] == names(3)
+    assert [row["image"] for row in rows] == names(3)
     assert [int(row["rank2"]) for row in rows] == predictions.classes[:, 1].tolist()
 
 
@@ -95,7 +95,7 @@ def test_rewinding_keeps_whole_batches_and_the_rest_follows(tmp_path, rows, extr
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("content", [b"", b"picture,lab"])
+@pytest.mark.parametrize("content", [b"", b"image,lab"])
 def test_file_without_a_whole_header_is_begun_anew(tmp_path, content):
     (tmp_path / "file.csv").write_bytes(content)
     predictions = some(4)
@@ -105,7 +105,7 @@ def test_file_without_a_whole_header_is_begun_anew(tmp_path, content):
     assert file.path.read_bytes() == written(tmp_path / "other.csv", predictions).read_bytes()
 
 
-def test_other_pictures_are_told(tmp_path):
+def test_other_images_are_told(tmp_path):
     predictions = some()
     path = written(tmp_path / "file.csv", predictions)
     others = [*names(30)[:6], "other.JPEG", *names(30)[7:]]
@@ -149,13 +149,13 @@ def test_per_class_table_is_the_slow_loop():
             if label == number
         ]
         wrong = Counter(ranked[0] for ranked in mine if ranked[0] != number)
-        assert int(row["pictures"]) == len(mine)
+        assert int(row["images"]) == len(mine)
         assert float(row["top1"]) == sum(ranked[0] == number for ranked in mine) / len(mine)
         assert float(row["top5"]) == sum(number in ranked for ranked in mine) / len(mine)
         assert wrong[NAMES.index(row["mistaken_for"])] == max(wrong.values()) == int(row["times"])
 
 
-def test_class_without_pictures_has_an_empty_row():
+def test_class_without_images_has_an_empty_row():
     last = per_class_table(some(), NAMES, tuple("abcdefg")).splitlines()[-1]
     assert last == "6,g,gnu,0,,,,0"
 

@@ -31,8 +31,8 @@ def test_the_table_tells_the_parameters(name):
     assert f"{count / 1e6:.2f}" == told
 
 
-def test_pictures_are_there():
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
-    assert pictures
-    for picture in pictures:
-        assert (Path(__file__).parents[1] / picture).is_file()
+def test_images_are_there():
+    images = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert images
+    for image in images:
+        assert (Path(__file__).parents[1] / image).is_file()

@@ -150,7 +150,7 @@ def _network_of_run(folder: Path) -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What can be counted without computing anything, for one picture."""
+    """What can be counted without computing anything, for one image."""
 
     parameters: int
     """Numbers that are trained."""
@@ -165,7 +165,7 @@ class Variant:
     """One way to run a network; it gets a row."""
 
     size: tuple[int, int]
-    """Height and width of the pictures, or of a layer's map."""
+    """Height and width of the images, or of a layer's map."""
     dtype: Dtype
     """Number format: of everything in inference, of autocast over float32 weights in training."""
     compiled: bool
@@ -173,7 +173,7 @@ class Variant:
     training: bool
     """Forward, backward and a step of SGD with momentum; else forward alone."""
     batch_size: int
-    """Pictures at once."""
+    """Images at once."""
 
     def __str__(self) -> str:
         return f"{by(self.size)} {self.dtype} {self.mode} {self.step} x {self.batch_size}"
@@ -198,9 +198,9 @@ class Row:
     device: str
     """Where: cpu, or the name of the GPU."""
     height: int
-    """Of the picture, or of a layer's map."""
+    """Of the image, or of a layer's map."""
     width: int
-    """Of the picture, or of a layer's map."""
+    """Of the image, or of a layer's map."""
     dtype: Dtype
     """Number format, see ``Variant``."""
     mode: str
@@ -208,23 +208,23 @@ class Row:
     step: str
     """Inference or training."""
     batch_size: int
-    """Pictures at once."""
+    """Images at once."""
     parameters: int
     """Numbers that are trained."""
     macs: int
-    """Multiply-adds for one picture, forward."""
+    """Multiply-adds for one image, forward."""
     activations: int
-    """Numbers that convolutions and linear layers make of one picture."""
+    """Numbers that convolutions and linear layers make of one image."""
     median_ms: float | None
     """Milliseconds of a batch, median."""
     low_ms: float | None
     """Their first quartile."""
     high_ms: float | None
     """Their third quartile."""
-    pictures_per_second: float | None
+    images_per_second: float | None
     """At the median."""
     memory_bytes: int | None
-    """Peak: weights, pictures, activations, and in training gradients and momentum."""
+    """Peak: weights, images, activations, and in training gradients and momentum."""
     error: str | None
     """Why something was not measured, for instance "out of memory"."""
 
@@ -268,7 +268,7 @@ class Costs:
         return "\n".join([*lines, "", *self._measured()])
 
     def _measured(self) -> Iterator[str]:
-        titles = ("size", "dtype", "code", "step", "batch", "ms", "quartiles", "pictures/s")
+        titles = ("size", "dtype", "code", "step", "batch", "ms", "quartiles", "images/s")
         cells = [(*titles, "memory"), *map(_cells, self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for row, texts in zip((None, *self.rows), cells, strict=True):
@@ -302,7 +302,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row.batch_size),
         _short(row.median_ms),
         spread,
-        _short(row.pictures_per_second),
+        _short(row.images_per_second),
         "" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:,.1f} MiB",
     )
 
@@ -319,10 +319,10 @@ def count(network: nn.Module, input_size: tuple[int, int, int]) -> Counts:
 
     Args:
         network: A network or a layer; left as it was.
-        input_size: (C, H, W) of one picture or map.
+        input_size: (C, H, W) of one image or map.
 
     Raises:
-        ValueError: If it cannot run on such a picture.
+        ValueError: If it cannot run on such an image.
 
     Example:
         >>> count(nn.Conv2d(3, 8, 3, padding=1, bias=False), (3, 10, 20))
@@ -355,8 +355,8 @@ def measure(
 
     Args:
         subject: What to measure.
-        sizes: Heights and widths of the pictures, or of a layer's map; None takes its own.
-        batch_size: Pictures at once, for throughput and training.
+        sizes: Heights and widths of the images, or of a layer's map; None takes its own.
+        batch_size: Images at once, for throughput and training.
         dtypes: Number formats.
         compiled: Measure with ``torch.compile`` as well; without a compiler, ``warn`` is told.
         training: Measure a training step as well.
@@ -385,10 +385,8 @@ def measure(
     modes = [False, True] if compiled and _compiles(place, warn) else [False]
     steps = dict.fromkeys([(False, 1), (False, batch_size), *([(True, batch_size)] * training)])
     found = {
-        Variant(
-            size=side, dtype=dtype, compiled=mode, training=train, batch_size=pictures
-        ): _Found()
-        for side, dtype, mode, (train, pictures) in itertools.product(
+        Variant(size=side, dtype=dtype, compiled=mode, training=train, batch_size=images): _Found()
+        for side, dtype, mode, (train, images) in itertools.product(
             sides, dict.fromkeys(dtypes), modes, steps
         )
     }
@@ -489,7 +487,7 @@ def _row(name: str, device: str, variant: Variant, counts: Counts, found: _Found
         median_ms=middle,
         low_ms=low,
         high_ms=high,
-        pictures_per_second=None if middle is None else variant.batch_size / middle * 1e3,
+        images_per_second=None if middle is None else variant.batch_size / middle * 1e3,
         memory_bytes=found.memory,
         error=found.error,
     )
@@ -596,14 +594,14 @@ class _Workshop:
         network = self._network(variant.training, dtype)
         run = torch.compile(network, dynamic=False) if variant.compiled else network
         shape = (variant.batch_size, self.channels, *variant.size)
-        pictures = torch.randn(shape, device=self.device, dtype=dtype)
+        images = torch.randn(shape, device=self.device, dtype=dtype)
         if not variant.training:
-            return torch.inference_mode()(partial(run, pictures))
-        pictures.requires_grad_(self.subject.is_layer)
+            return torch.inference_mode()(partial(run, images))
+        images.requires_grad_(self.subject.is_layer)
         mixed = torch.autocast(
             self.device.type, torch.bfloat16, enabled=variant.dtype == "bfloat16"
         )
-        return partial(_train, run, self._optimisers[network], pictures, mixed)
+        return partial(_train, run, self._optimisers[network], images, mixed)
 
     def _network(self, training: bool, dtype: torch.dtype) -> nn.Module:
         key = training, dtype
@@ -657,13 +655,13 @@ class _Workshop:
 def _train(
     network: Callable[[Tensor], Any],
     optimiser: torch.optim.Optimizer,
-    pictures: Tensor,
+    images: Tensor,
     mixed: torch.autocast,
 ) -> None:
     optimiser.zero_grad()
-    pictures.grad = None
+    images.grad = None
     with mixed:
-        out = network(pictures)
+        out = network(images)
     first = next(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
     first.float().square().mean().backward()
     optimiser.step()

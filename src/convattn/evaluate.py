@@ -52,21 +52,21 @@ class Result(Findings):
     loss: float
     """Mean cross-entropy in nats."""
     top1: float
-    """Share of pictures whose class is the most likely one."""
+    """Share of images whose class is the most likely one."""
     top5: float
-    """Share of pictures whose class is among the five most likely ones."""
+    """Share of images whose class is among the five most likely ones."""
     real_top1: float | None
-    """Share of pictures whose most likely class is one of ImageNet-ReaL's; None without them."""
+    """Share of images whose most likely class is one of ImageNet-ReaL's; None without them."""
     num_real: int
-    """Pictures that ImageNet-ReaL has classes for."""
+    """Images that ImageNet-ReaL has classes for."""
     per_class: dict[str, float]
-    """top1 of each class; a class without pictures is left out."""
+    """top1 of each class; a class without images is left out."""
     peak_in_box: float | None
-    """Share of pictures whose attention peaks inside the object's box; None without box or map."""
+    """Share of images whose attention peaks inside the object's box; None without box or map."""
     energy_in_box: float | None
     """Mean share of the attention that lies inside the box; None without box or map."""
     images_per_second: float
-    """Pictures a second, loading included."""
+    """Images a second, loading included."""
 
     def rows(self) -> Rows:
         """Names and values for people."""
@@ -75,22 +75,22 @@ class Result(Findings):
             "attention inside the object's box": self.energy_in_box,
         }
         return [
-            ("pictures", f"{self.num_images:,}"),
+            ("images", f"{self.num_images:,}"),
             *self._classes_tested(),
             *percentages({"top-1": self.top1, "top-5": self.top5}),
-            *percentages({f"ImageNet-ReaL top-1, {self.num_real:,} pictures": self.real_top1}),
+            *percentages({f"ImageNet-ReaL top-1, {self.num_real:,} images": self.real_top1}),
             ("cross-entropy", f"{self.loss:.4f}"),
             *percentages(shares),
             *worst_class(self.per_class),
-            ("pictures a second", f"{self.images_per_second:,.0f}"),
+            ("images a second", f"{self.images_per_second:,.0f}"),
         ]
 
     def _classes_tested(self) -> Rows:
-        """How many classes have pictures, where some have none."""
+        """How many classes have images, where some have none."""
         tested = len(self.per_class)
         if tested == self.num_classes:
             return []
-        return [("classes with pictures", f"{tested:,} of {self.num_classes:,}")]
+        return [("classes with images", f"{tested:,} of {self.num_classes:,}")]
 
 
 def task_of(name: str) -> Literal["classification", "detection", "segmentation"]:
@@ -121,7 +121,7 @@ def create_model(
         checkpoint: Trained weights, as ``read_weights`` reads them: of the network as it is named
             here, which are loaded before attention is added, or of the network with it.
         own_classifier: Start with a new classifier if the checkpoint's has other classes, and with
-            its first convolution adapted if its pictures have other channels.
+            its first convolution adapted if its images have other channels.
         augment: Arguments of ``convattn.augment``, ``input_size`` among them, since position tables
             are made for it; None adds no attention.
         arguments: Arguments of the model; one that is None is left out.
@@ -316,7 +316,7 @@ def load_run(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]
     """The trained model of a run folder, in evaluation mode, and its configuration.
 
     ``model.pretrained_cfg`` holds the size, mean, standard deviation, interpolation and crop that
-    its pictures need, and the names of its classes under ``label_names``, as timm's models do.
+    its images need, and the names of its classes under ``label_names``, as timm's models do.
 
     Args:
         folder: What ``convattn train`` has made.
@@ -415,7 +415,7 @@ def open_model(
         target: A run folder, or a name in timm's registry.
         checkpoint: Weights of a model that is given by name; None takes its released ones.
         num_classes: Number of classes of that checkpoint; None takes the model's own.
-        in_chans: Channels of the pictures of a model that is given by name; None takes its own.
+        in_chans: Channels of the images of a model that is given by name; None takes its own.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -441,15 +441,15 @@ def predict_batches(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Predictions]:
-    """What a classifier says of the pictures, a batch at a time.
+    """What a classifier says of the images, a batch at a time.
 
     Until the last batch is taken the model is in evaluation mode; it stays on ``device``.
 
     Args:
         model: The classifier.
-        loader: Batches of normalised pictures (B, C, H, W) and class numbers (B,), in order.
+        loader: Batches of normalised images (B, C, H, W) and class numbers (B,), in order.
         num_classes: Classes of the data.
-        boxes: The object of each picture, in the loader's order and in pixels of what the model
+        boxes: The object of each image, in the loader's order and in pixels of what the model
             sees: (N, 4), xmin, ymin, xmax, ymax, the maxima one past the object.
         device: Where to compute; None takes the GPU if there is one.
         dtype: Number format; bfloat16 is autocast's over the weights as they are.
@@ -532,10 +532,10 @@ def summarize(
     """Sum up what a classifier said.
 
     Args:
-        predictions: Of all pictures.
+        predictions: Of all images.
         class_names: Name of each class number; no two are the same.
-        real: The ImageNet-ReaL classes of each picture; one with none is left out there.
-        images_per_second: Pictures a second that it took.
+        real: The ImageNet-ReaL classes of each image; one with none is left out there.
+        images_per_second: Images a second that it took.
     """
     right = predictions.right
     hits, counts = (
@@ -576,9 +576,9 @@ def evaluate(
 
     Args:
         model: The classifier.
-        loader: Batches of normalised pictures (B, C, H, W) and class numbers (B,), in order.
+        loader: Batches of normalised images (B, C, H, W) and class numbers (B,), in order.
         class_names: Name of each class number.
-        boxes: The object of each picture, in the loader's order and in pixels of what the model
+        boxes: The object of each image, in the loader's order and in pixels of what the model
             sees: (N, 4), xmin, ymin, xmax, ymax, the maxima one past the object.
         device: Where to compute; None takes the GPU if there is one.
 
@@ -591,7 +591,7 @@ def evaluate(
     )
     parts = list(batches)
     if not parts:
-        raise ValueError("there is no picture to evaluate; name a data set with test pictures")
+        raise ValueError("there is no image to evaluate; name a data set with test images")
     predictions = Predictions.cat(parts)
     return summarize(
         predictions,

@@ -1,7 +1,7 @@
 """Trained classifiers as files for other software, checked before they are kept.
 
-Each file is read back and compared with the network at three picture sizes and two batch sizes;
-one that differs is not kept. It holds what its pictures need and what its classes are called.
+Each file is read back and compared with the network at three image sizes and two batch sizes;
+one that differs is not kept. It holds what its images need and what its classes are called.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Check:
     """How far a file is from its network on one batch."""
 
     height: int
-    """Of the pictures, in pixels."""
+    """Of the images, in pixels."""
     width: int
-    """Of the pictures, in pixels."""
+    """Of the images, in pixels."""
     batch_size: int
-    """Pictures at once."""
+    """Images at once."""
     differences: dict[str, float]
     """Name of each output -> largest difference, as a share of its largest number."""
 
@@ -67,7 +67,7 @@ class Exported:
     size: int
     """Bytes."""
     checks: tuple[Check, ...]
-    """One a picture size and batch size."""
+    """One an image size and batch size."""
 
     def table(self) -> str:
         """The checks as a small table."""
@@ -88,9 +88,9 @@ def export_onnx(
     size: tuple[int, int] | None = None,
     opset: int | None = None,
 ) -> Exported:
-    """Write a classifier as ONNX, for any batch and picture size, and compare it in onnxruntime.
+    """Write a classifier as ONNX, for any batch and image size, and compare it in onnxruntime.
 
-    The input ``images`` are normalised pictures (B, C, H, W), float32; the outputs are ``logits``,
+    The input ``images`` are normalised images (B, C, H, W), float32; the outputs are ``logits``,
     (B, num_classes), and with ``attention`` ``attention``. The file's metadata holds, beside the
     version of this package, ``pretrained_cfg`` as JSON: ``input_size``, ``mean``, ``std``,
     ``interpolation``, ``crop_pct`` and ``crop_mode`` as timm has them, and ``label_names``.
@@ -102,7 +102,7 @@ def export_onnx(
             its pool, (B, heads * tokens, H', W'), one map a head or with class tokens one a class;
             without a pool how much each position is looked at in the last attention convolution,
             (B, heads, H', W').
-        size: Height and width of its pictures, in pixels; None takes ``pretrained_cfg``'s.
+        size: Height and width of its images, in pixels; None takes ``pretrained_cfg``'s.
         opset: Version of ONNX's operators; None takes PyTorch's choice.
 
     Returns:
@@ -137,7 +137,7 @@ def export_program(
     attention: bool = False,
     size: tuple[int, int] | None = None,
 ) -> Exported:
-    """Write a classifier as a program of ``torch.export``, for any batch and picture size.
+    """Write a classifier as a program of ``torch.export``, for any batch and image size.
 
     ``torch.export.load(path).module()`` runs it without this package, on the device that the model
     is on now. Its extra file ``convattn.json`` holds what the metadata of :func:`export_onnx` do.
@@ -146,7 +146,7 @@ def export_program(
         model: Left as it is; dropout and the like are switched off in what is written.
         path: The file to write, ``.pt2``; one that exists is never overwritten.
         attention: As for :func:`export_onnx`; the program then gives a pair.
-        size: Height and width of its pictures, in pixels; None takes ``pretrained_cfg``'s.
+        size: Height and width of its images, in pixels; None takes ``pretrained_cfg``'s.
 
     Returns:
         The file and its checks.
@@ -174,7 +174,7 @@ def export_safetensors(
     Args:
         model: Left as it is.
         path: The file to write, ``.safetensors``; one that exists is never overwritten.
-        size: Height and width of its pictures, in pixels; None takes ``pretrained_cfg``'s.
+        size: Height and width of its images, in pixels; None takes ``pretrained_cfg``'s.
 
     Returns:
         The file and its checks.
@@ -266,7 +266,7 @@ def _names(network: nn.Module) -> tuple[str, ...]:
 
 
 def _cfg(network: nn.Module, size: tuple[int, int] | None) -> dict[str, Any]:
-    """What is to be known of a network's pictures, in timm's words."""
+    """What is to be known of a network's images, in timm's words."""
     known = pretrained_cfg(_classifier(network))
     about = {key: known[key] for key in ("architecture", "tag", "license") if known.get(key)}
     resolved = resolve_data_config(pretrained_cfg=dict(known))
@@ -318,7 +318,7 @@ def _reopened(reopen: Callable[[Path], _Run], part: Path, file: str) -> _Run:
 
 
 def _batches(channels: int, height: int, width: int, *, like: Tensor) -> list[Tensor]:
-    """Pictures of noise: of the own size, of a larger one and of a longer one, both odd."""
+    """Images of noise: of the own size, of a larger one and of a longer one, both odd."""
     sizes = [
         (height, width),
         (height + height // 4 + 1, width + width // 4 + 1),
@@ -347,15 +347,15 @@ def _eager(network: nn.Module, images: Tensor) -> _Outputs:
             outputs = _tuple(network(images))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{type(_classifier(network)).__name__} fails for {batch_size} pictures of {height} x "
-            f"{width}; only networks that take pictures of any size are exported: "
+            f"{type(_classifier(network)).__name__} fails for {batch_size} images of {height} x "
+            f"{width}; only networks that take images of any size are exported: "
             f"{_first_line(error)}"
         ) from error
     logits = outputs[0]
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise ValueError(
             f"{type(_classifier(network)).__name__} gives no logits (B, num_classes); only "
-            "networks that classify pictures are exported, no detectors or segmenters"
+            "networks that classify images are exported, no detectors or segmenters"
         )
     return outputs
 
@@ -365,7 +365,7 @@ def _differences(
 ) -> dict[str, float]:
     """Of each output; a ValueError where the file fails or differs too much."""
     batch_size, _, height, width = images.shape
-    where = f"for {batch_size} pictures of {height} x {width}; nothing is kept"
+    where = f"for {batch_size} images of {height} x {width}; nothing is kept"
     try:
         with _exactly():
             outputs = run(images)
@@ -398,7 +398,7 @@ def _program(network: nn.Module, example: Tensor) -> ExportedProgram:
         return torch.export.export(network, (example,), dynamic_shapes=(sizes,))
     except Exception as error:  # of many kinds, from anywhere in the tracer
         raise ValueError(
-            f"{type(_classifier(network)).__name__} cannot be exported for any batch and picture "
+            f"{type(_classifier(network)).__name__} cannot be exported for any batch and image "
             f"size: {_first_line(error)}"
         ) from error
 

@@ -131,7 +131,7 @@ def aggregation_weights(
 ) -> Tensor:
     """How much each learned query takes from each patch, after softmax.
 
-    The queries come from parameters, not from the picture. So ``q . (W_k x_j)`` is computed as
+    The queries come from parameters, not from the image. So ``q . (W_k x_j)`` is computed as
     ``(W_k^T q) . x_j``, one vector a head and query instead of a projection of every patch,
     wherever that is cheaper.
 
@@ -141,7 +141,7 @@ def aggregation_weights(
         key_weight: (C, C), as in a linear layer.
         key_bias: (C,). The softmax does not feel it; given, it takes part in the graph.
         num_heads: Heads; C is divided by them.
-        token: Further keys that stand before the patches, the same for every picture, (T, C).
+        token: Further keys that stand before the patches, the same for every image, (T, C).
 
     Returns:
         (B, heads, K, T + N); the last dimension sums to 1.
@@ -201,7 +201,7 @@ def aggregate(
         key_bias: (C,).
         value_bias: (C,).
         num_heads: Heads; C is divided by them.
-        token: Further keys and values before the patches, the same for every picture, (T, C).
+        token: Further keys and values before the patches, the same for every image, (T, C).
 
     Returns:
         (B, K, C), before any output projection.
@@ -235,7 +235,7 @@ def weighted_values(
         value_weight: (C, C), as in a linear layer. None: the values are the patches themselves.
         value_bias: (C,).
         num_heads: Heads; each computes its share of the C channels.
-        token: Further values before the patches, the same for every picture, (T, C).
+        token: Further values before the patches, the same for every image, (T, C).
 
     Returns:
         (B, K, C).

@@ -1,4 +1,4 @@
-"""Pictures in, drawings and files out: what ``convattn predict`` does with a trained network."""
+"""Images in, drawings and files out: what ``convattn predict`` does with a trained network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from convattn.data import UnreadableImageError
 from convattn.detection.prediction import detect
 from convattn.evaluate import unused_name
-from convattn.explain import read_picture
+from convattn.explain import read_image
 from convattn.segmentation.prediction import segment
 from convattn.weights import replace_atomically
 
@@ -21,21 +21,21 @@ from convattn.weights import replace_atomically
 def predict_objects(
     model: nn.Module, files: Sequence[Path], out: Path, *, threshold: float
 ) -> Iterator[str | UnreadableImageError]:
-    """Find the objects on pictures, one after the other.
+    """Find the objects on images, one after the other.
 
-    Every picture gets a drawing ``NAME.png``. At the end ``predictions.json`` holds all that was
+    Every image gets a drawing ``NAME.png``. At the end ``predictions.json`` holds all that was
     found in COCO's layout: ``images``, ``categories``, and ``annotations`` with a ``score`` each,
-    which COCO's evaluation takes as results. A picture named by its COCO id keeps it, the others
+    which COCO's evaluation takes as results. An image named by its COCO id keeps it, the others
     are numbered.
 
     Args:
         model: A detector, as ``load_run`` gives it.
-        files: The pictures.
+        files: The images.
         out: A folder.
         threshold: Least score of what is drawn and written, 0 to 1.
 
     Yields:
-        What was found on each picture, in a few words; or why it could not be read.
+        What was found on each image, in a few words; or why it could not be read.
     """
     cfg: Any = model.pretrained_cfg
     images: list[dict[str, Any]] = []
@@ -43,18 +43,18 @@ def predict_objects(
     used: set[str] = set()
     ids = _image_ids(files)
     for file, image_id in zip(files, ids, strict=True):
-        picture = _read(file)
-        if isinstance(picture, UnreadableImageError):
-            yield picture
+        image = _read(file)
+        if isinstance(image, UnreadableImageError):
+            yield image
             continue
-        found = detect(model, picture, threshold=threshold)
-        found.draw(picture).save(out / f"{unused_name(file.stem, used)}.png")
+        found = detect(model, image, threshold=threshold)
+        found.draw(image).save(out / f"{unused_name(file.stem, used)}.png")
         images.append(
             {
                 "id": image_id,
                 "file_name": file.name,
-                "width": picture.width,
-                "height": picture.height,
+                "width": image.width,
+                "height": image.height,
             }
         )
         annotations += found.to_coco(image_id)
@@ -72,31 +72,31 @@ def predict_objects(
 def predict_classes(
     model: nn.Module, files: Sequence[Path], out: Path, *, window: tuple[int, int] | None
 ) -> Iterator[str | UnreadableImageError]:
-    """Find the class of every pixel of pictures, one after the other.
+    """Find the class of every pixel of images, one after the other.
 
-    Every picture gets a drawing ``NAME.png`` and a mask ``NAME_mask.png``, whose pixels are the
+    Every image gets a drawing ``NAME.png`` and a mask ``NAME_mask.png``, whose pixels are the
     classes' numbers and whose palette shows them. ``classes.txt`` names them, number 0 first.
 
     Args:
         model: A segmenter, as ``load_run`` gives it.
-        files: The pictures.
+        files: The images.
         out: A folder.
-        window: Height and width of the overlapping windows that pictures are cut into; None takes
+        window: Height and width of the overlapping windows that images are cut into; None takes
             them whole.
 
     Yields:
-        What was found on each picture, in a few words; or why it could not be read.
+        What was found on each image, in a few words; or why it could not be read.
     """
     cfg: Any = model.pretrained_cfg
     used: set[str] = set()
     for file in files:
-        picture = _read(file)
-        if isinstance(picture, UnreadableImageError):
-            yield picture
+        image = _read(file)
+        if isinstance(image, UnreadableImageError):
+            yield image
             continue
-        found = segment(model, picture, window=window)
+        found = segment(model, image, window=window)
         stem = unused_name(file.stem, used)
-        found.draw(picture).save(out / f"{stem}.png")
+        found.draw(image).save(out / f"{stem}.png")
         found.mask().save(out / f"{unused_name(f'{stem}_mask', used)}.png")
         yield ", ".join(f"{name} {share:.0%}" for name, share in found.largest(3))
     replace_atomically(out / "classes.txt", ("\n".join(cfg["label_names"]) + "\n").encode())
@@ -104,13 +104,13 @@ def predict_classes(
 
 def _read(file: Path) -> Image.Image | UnreadableImageError:
     try:
-        return read_picture(file)
+        return read_image(file)
     except UnreadableImageError as error:
         return error
 
 
 def _image_ids(files: Sequence[Path]) -> list[int]:
-    """The pictures' COCO ids where all are named so, else their numbers from 1."""
+    """The images' COCO ids where all are named so, else their numbers from 1."""
     stems = [file.stem for file in files]
     if all(stem.isascii() and stem.isdigit() for stem in stems):
         ids = [int(stem) for stem in stems]

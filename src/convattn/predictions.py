@@ -1,4 +1,4 @@
-"""What a classifier said of every picture: kept while a test goes on, summed up when it ends."""
+"""What a classifier said of every image: kept while a test goes on, summed up when it ends."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 NUM_RANKS = 5
-"""Classes that are kept of a picture at most, the likeliest first."""
+"""Classes that are kept of an image at most, the likeliest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a classifier said of N pictures, on the CPU; class numbers count from 0."""
+    """What a classifier said of N images, on the CPU; class numbers count from 0."""
 
     labels: Tensor
     """The right classes, (N,) int64."""
@@ -56,20 +56,20 @@ class Predictions:
 
 
 class PredictionsFile:
-    """``predictions.csv``: one row a picture, at hand while the test goes on.
+    """``predictions.csv``: one row an image, at hand while the test goes on.
 
-    Columns are the picture, the number of its class, the cross-entropy, the likeliest classes'
+    Columns are the image, the number of its class, the cross-entropy, the likeliest classes'
     numbers, and of the attention what ``Predictions`` has. Numbers are written so that reading
     gives the same bits.
 
     Args:
         path: The file.
-        pictures: Name of each picture of the test, in order.
+        images: Name of each image of the test, in order.
     """
 
-    def __init__(self, path: Path, pictures: Sequence[str]) -> None:
+    def __init__(self, path: Path, images: Sequence[str]) -> None:
         self.path = path
-        self.pictures = pictures
+        self.images = images
         self._rows = 0
 
     def rewind(self, labels: Tensor, batch_size: int) -> Predictions | None:
@@ -78,43 +78,43 @@ class PredictionsFile:
         Whole batches only, since the bits of a result can depend on what else was in its batch.
 
         Args:
-            labels: The right classes of all pictures, (N,).
-            batch_size: Pictures a batch.
+            labels: The right classes of all images, (N,).
+            batch_size: Images a batch.
 
         Returns:
-            The predictions of the first pictures; None if there is no whole batch.
+            The predictions of the first images; None if there is no whole batch.
 
         Raises:
-            ValueError: If they are of other pictures or other labels.
+            ValueError: If they are of other images or other labels.
         """
         header, *lines = self.path.read_bytes().splitlines(keepends=True) or [b""]
         columns = (_cells(header) or [])[1:]
         rows = list(_whole_rows(lines, columns))
         count = len(rows)
-        if count < len(self.pictures):
+        if count < len(self.images):
             count -= count % batch_size
-        there = zip(rows[:count], self.pictures, labels.tolist(), strict=False)
-        for number, ((name, numbers), picture, label) in enumerate(there, start=1):
-            if (name, numbers[0]) != (picture, label):
+        there = zip(rows[:count], self.images, labels.tolist(), strict=False)
+        for number, ((name, numbers), image, label) in enumerate(there, start=1):
+            if (name, numbers[0]) != (image, label):
                 raise ValueError(
                     f"row {number} of {self.path} is of {name}, class {numbers[0]:.0f}, where the "
-                    f"data have {picture}, class {label}: the data have changed, test anew"
+                    f"data have {image}, class {label}: the data have changed, test anew"
                 )
         self._rows = count
         os.truncate(self.path, len(header) + sum(map(len, lines[:count])) if count else 0)
         return _of_rows([numbers for _, numbers in rows[:count]], columns) if count else None
 
     def append(self, predictions: Predictions) -> None:
-        """Add the rows of the next pictures.
+        """Add the rows of the next images.
 
         Args:
             predictions: Of a batch.
         """
         columns = _columns(predictions)
         end = self._rows + len(predictions)
-        names = self.pictures[self._rows : end]
+        names = self.images[self._rows : end]
         rows = zip(names, *columns.values(), strict=True)
-        header = [] if self._rows else [("picture", *columns)]
+        header = [] if self._rows else [("image", *columns)]
         with self.path.open("ab") as file:
             file.write(_csv([*header, *rows]).encode(errors="surrogateescape"))
         self._rows = end
@@ -150,13 +150,13 @@ def _of_rows(rows: Sequence[Sequence[float]], columns: Sequence[str]) -> Predict
 def _whole_rows(
     lines: Iterable[bytes], columns: Sequence[str]
 ) -> Iterator[tuple[str, list[float]]]:
-    """Picture and numbers of each line, up to the first that was torn."""
+    """Image and numbers of each line, up to the first that was torn."""
     for line in lines:
-        picture, *numbers = _cells(line) or [""]
+        image, *numbers = _cells(line) or [""]
         if len(numbers) != len(columns):
             return
         try:
-            yield picture, [float(number) for number in numbers]
+            yield image, [float(number) for number in numbers]
         except ValueError:
             return
 
@@ -179,25 +179,25 @@ def per_class_table(
 ) -> str:
     """How each class fares, as the text of a CSV file.
 
-    Columns: number, WordNet id where there are some, name, pictures, top1, top5, the class that
-    its pictures are mistaken for most often, and how often. A class without pictures has a row too.
+    Columns: number, WordNet id where there are some, name, images, top1, top5, the class that
+    its images are mistaken for most often, and how often. A class without images has a row too.
 
     Args:
-        predictions: Of all pictures.
+        predictions: Of all images.
         class_names: Name of each class number.
         wnids: Its WordNet id, alike.
     """
     count = len(class_names)
     right = predictions.right
-    pictures = torch.bincount(predictions.labels, minlength=count).tolist()
+    images = torch.bincount(predictions.labels, minlength=count).tolist()
     shares = [
         torch.bincount(predictions.labels[hit], minlength=count).tolist()
         for hit in (right[:, 0], right.any(1))
     ]
     mistakes = {label: (taken, times) for label, taken, times in reversed(confusions(predictions))}
-    header = ("number", "wnid", "name", "pictures", "top1", "top5", "mistaken_for", "times")
+    header = ("number", "wnid", "name", "images", "top1", "top5", "mistaken_for", "times")
     rows: list[Sequence[object]] = [header]
-    for number, (name, seen, *hits) in enumerate(zip(class_names, pictures, *shares, strict=True)):
+    for number, (name, seen, *hits) in enumerate(zip(class_names, images, *shares, strict=True)):
         taken, times = mistakes.get(number, (None, 0))
         rows.append(
             (
@@ -217,7 +217,7 @@ def confusions(predictions: Predictions) -> list[tuple[int, int, int]]:
     """Which class was taken for which other, and how often, the most frequent first.
 
     Args:
-        predictions: Of all pictures.
+        predictions: Of all images.
 
     Returns:
         Right class, class that it was taken for, times; equally frequent ones by their numbers.

@@ -17,7 +17,7 @@ class Findings(ABC):
     """What a test found; shares lie between 0 and 1."""
 
     num_images: int
-    """Pictures looked at."""
+    """Images looked at."""
 
     @abstractmethod
     def rows(self) -> Rows:

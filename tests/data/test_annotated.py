@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from convattn.data.annotated import AnnotatedPictures
+from convattn.data.annotated import AnnotatedImages
 
 
 def _numbers(total):
-    return AnnotatedPictures(range(total), lambda k: (k, -k), [str(k) for k in range(total)])
+    return AnnotatedImages(range(total), lambda k: (k, -k), [str(k) for k in range(total)])
 
 
 @pytest.mark.parametrize(

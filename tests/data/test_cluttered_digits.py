@@ -50,11 +50,11 @@ def test_same_arguments_same_bits_whatever_the_threads():
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"split": "test"}])
-def test_seed_and_split_change_the_pictures(change):
+def test_seed_and_split_change_the_images(change):
     assert not torch.equal(generate(20).images, generate(20, **change).images)
 
 
-def test_more_pictures_append():
+def test_more_images_append():
     few, many = generate(30), generate(module._CHUNK + 10)
     assert equal(few, many.select(torch.arange(30)))
 
@@ -79,7 +79,7 @@ def test_split_digits_share_no_source_digit():
         assert 0.19 < share <= 0.2
 
 
-def test_pictures_are_made_of_their_own_split_alone():
+def test_images_are_made_of_their_own_split_alone():
     drawn = {}
     for split in ("train", "test"):
         material = module.load_material(split, 32)
@@ -93,7 +93,7 @@ def test_backgrounds_come_from_the_split_half_of_the_photographs(monkeypatch, sp
     photograph = np.zeros((427, 640, 3), np.uint8)
     photograph[:, 320:] = 255
     monkeypatch.setattr("sklearn.datasets.load_sample_image", lambda name: photograph)
-    # Digits and fragments cover far less than half of a picture.
+    # Digits and fragments cover far less than half of an image.
     background = generate(100, split).images.float().flatten(1).median(1).values
     assert ((background < 128) == dark).all()
 
@@ -139,7 +139,7 @@ def test_labels_are_those_of_the_visible_digit():
     assert (found == digits.labels).float().mean() > 0.85
 
 
-def test_digits_scale_with_the_picture():
+def test_digits_scale_with_the_image():
     heights = [
         (digits.boxes[:, 3] - digits.boxes[:, 1]).float().mean() / size
         for size in (32, 100)
@@ -153,7 +153,7 @@ def test_paint_equals_the_slow_loop():
     size, patch = 8, 3
     canvas = torch.rand(3, 2, size, size)
     ink, colour = torch.rand(3, 2, patch, patch), torch.rand(3, 2, 2)
-    # Over every edge and both outside; the two patches of a picture lie apart.
+    # Over every edge and both outside; the two patches of an image lie apart.
     top = torch.tensor([[-1, 4], [6, 1], [-5, 5]])
     left = torch.tensor([[-2, 3], [7, 2], [0, 5]])
     expected = canvas.clone()

@@ -21,7 +21,7 @@ CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "bird"}]
 POLYGON = [2.0, 3.0, 12.0, 3.0, 12.0, 9.0, 2.0, 9.0]
 
 
-def picture(number, **changes):
+def image(number, **changes):
     return {
         "id": number,
         "file_name": f"{number}.png",
@@ -42,14 +42,14 @@ def annotation(number, image_id=1, **changes):
     } | changes
 
 
-def write(folder, file, entries, pictures=None, **changes):
-    """A json file and its pictures, each of a grey of its own."""
+def write(folder, file, entries, images=None, **changes):
+    """A json file and its images, each of a grey of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    pictures = [picture(1), picture(2)] if pictures is None else pictures
+    images = [image(1), image(2)] if images is None else images
     for number in (1, 2):
         Image.new("RGB", (WIDTH, HEIGHT), (number,) * 3).save(folder / f"{number}.png")
-    content = {"images": pictures, "annotations": entries, "categories": CATEGORIES}
+    content = {"images": images, "annotations": entries, "categories": CATEGORIES}
     file.write_text(json.dumps(content | changes))
 
 
@@ -57,14 +57,14 @@ def write(folder, file, entries, pictures=None, **changes):
 def make(tmp_path):
     """Writes a data set of COCO's layout with these training annotations, and gives its folder."""
 
-    def make_coco(entries, pictures=None, **changes):
+    def make_coco(entries, images=None, **changes):
         listings = tmp_path / "annotations"
         write(tmp_path / "val2017", listings / "instances_val2017.json", [annotation(1)])
         write(
             tmp_path / "train2017",
             listings / "instances_train2017.json",
             entries,
-            pictures,
+            images,
             **changes,
         )
         return tmp_path
@@ -79,7 +79,7 @@ def load(root, **arguments):
 # --- what is read
 
 
-def test_target_of_a_picture(make):
+def test_target_of_an_image(make):
     source = load(make([annotation(5), annotation(6, category_id=7, iscrowd=1, area=12.5)]))
     image, target = source.train[0]
     assert (image.shape, image.dtype) == ((3, HEIGHT, WIDTH), torch.uint8)
@@ -102,7 +102,7 @@ def test_labels_count_the_categories_in_the_order_of_their_ids(make):
     assert source.train[0][1]["labels"].tolist() == [1, 2]
 
 
-def test_picture_without_objects(make):
+def test_image_without_objects(make):
     _, target = load(make([annotation(1)])).train[1]
     assert target["boxes"].shape == (0, 4)
     assert target["labels"].shape == (0,)
@@ -146,7 +146,7 @@ def test_select_and_transform(make):
     assert chosen.names[0].endswith("2.png")
 
 
-def test_pictures_go_to_workers_by_pickle(make):
+def test_images_go_to_workers_by_pickle(make):
     train = load(make([annotation(1)])).train
     assert torch.equal(
         pickle.loads(pickle.dumps(train))[0][1]["masks"],
@@ -178,7 +178,7 @@ def test_official_layouts(tmp_path, held_out, below):
 
 
 @pytest.mark.parametrize("held_out", ["valid", "test"])
-def test_json_beside_the_pictures(tmp_path, held_out):
+def test_json_beside_the_images(tmp_path, held_out):
     for split in ("train", held_out):
         write(tmp_path / split, tmp_path / split / "_annotations.coco.json", [annotation(1)])
     assert len(load(tmp_path).test) == 2
@@ -189,7 +189,7 @@ def test_missing_json_says_what_was_looked_for(tmp_path):
         load(tmp_path)
 
 
-def test_missing_picture_folder_is_named(make):
+def test_missing_image_folder_is_named(make):
     root = make([annotation(1)])
     (root / "val2017").rename(root / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"expected them in \S+val2017 or \S+val2017"):
@@ -250,7 +250,7 @@ def test_packed_run_lengths_equal_pycocotools():
         assert np.array_equal(decode_mask(text, *mask.shape), oracle.decode(packed))
 
 
-def test_packed_run_lengths_of_a_large_picture_equal_pycocotools():
+def test_packed_run_lengths_of_a_large_image_equal_pycocotools():
     mask = np.zeros((900, 1300), np.uint8)
     mask[100:700:7, 3:1200] = 1
     mask[:, 1250] = 1
@@ -301,16 +301,16 @@ BROKEN = {
     "box of negative height": ({"bbox": [2, 3, 4, -6]}, "bad box", "the last two above 0"),
     "box of NaN": ({"bbox": [2, float("nan"), 4, 6]}, "bad box", "the last two above 0"),
     "box without end": ({"bbox": [2, 3, float("inf"), 6]}, "bad box", "the last two above 0"),
-    "box outside": ({"bbox": [40, 3, 4, 6]}, "bad box", "inside the picture's 30 x 20 pixels"),
-    "box just outside": ({"bbox": [30, 3, 0.5, 6]}, "bad box", "inside the picture's"),
-    "box partly outside": ({"bbox": [20, 3, 12, 6]}, "bad box", "inside the picture's"),
-    "box too thin for float32": ({"bbox": [20, 3, 1e-9, 6]}, "bad box", "inside the picture's"),
+    "box outside": ({"bbox": [40, 3, 4, 6]}, "bad box", "inside the image's 30 x 20 pixels"),
+    "box just outside": ({"bbox": [30, 3, 0.5, 6]}, "bad box", "inside the image's"),
+    "box partly outside": ({"bbox": [20, 3, 12, 6]}, "bad box", "inside the image's"),
+    "box too thin for float32": ({"bbox": [20, 3, 1e-9, 6]}, "bad box", "inside the image's"),
     "box of three": ({"bbox": [2, 3, 4]}, "bad box", "expected four numbers"),
     "box of texts": ({"bbox": ["a", "b", "c", "d"]}, "bad box", "expected four numbers"),
     "no box": ({"bbox": None}, "bad box", "expected four numbers"),
     "area of NaN": ({"area": float("nan")}, "bad box", "has the area nan"),
     "area of text": ({"area": "large"}, "bad box", "has the area 'large'"),
-    "picture": ({"image_id": 99}, "unknown picture", "belongs to picture 99"),
+    "image": ({"image_id": 99}, "unknown image", "belongs to image 99"),
     "category": ({"category_id": 4}, "unknown category", "category 4; expected one of 3, 7"),
     "repeated id": ({"id": 1}, "repeated id", "annotation 1 is listed twice"),
     "id of text": ({"id": "x"}, "incomplete entry", "id='x'; expected a whole number"),
@@ -321,7 +321,7 @@ BROKEN = {
     "polygon far away": (
         {"segmentation": [[0, 0, 1e9, 0, 1e9, 1e9]]},
         "bad mask",
-        "far outside the picture's",
+        "far outside the image's",
     ),
     "polygon of NaN": (
         {"segmentation": [[0, 0, float("nan"), 0, 5, 5]]},
@@ -331,7 +331,7 @@ BROKEN = {
     "mask of another size": (
         {"segmentation": {"size": [20, 31], "counts": [620]}},
         "bad mask",
-        r"of size \[20, 31\]; expected that of the picture, \[20, 30\]",
+        r"of size \[20, 31\]; expected that of the image, \[20, 30\]",
     ),
     "short runs": (
         {"segmentation": {"size": [20, 30], "counts": [5, 5]}},
@@ -359,7 +359,7 @@ def test_broken_annotation_is_named(make, changes, reason, message):
     assert str(root / "annotations" / "instances_train2017.json") in str(caught.value)
     assert "bad_annotations='skip'" in str(caught.value)
     if reason in ("bad box", "bad mask", "unknown category"):
-        assert "annotation 2 (of picture 1.png)" in str(caught.value)
+        assert "annotation 2 (of image 1.png)" in str(caught.value)
 
 
 @pytest.mark.parametrize(("changes", "reason", "message"), BROKEN.values(), ids=BROKEN)
@@ -373,17 +373,17 @@ def test_broken_annotation_is_skipped_and_counted(make, changes, reason, message
 @pytest.mark.parametrize(
     ("entry", "reason", "message"),
     [
-        (picture(3), "missing picture", "picture 3 is '3.png', which is not in"),
-        (picture(3, file_name="../secret.png"), "missing picture", "secret"),
-        (picture(1), "repeated id", "picture 1 is listed twice"),
-        (picture(3, width=0), "incomplete entry", "is 0 wide and 20 high"),
-        (picture(3, height=None), "incomplete entry", "height=None; expected a whole number"),
-        (picture(3, file_name=None), "incomplete entry", "picture 3 has no file_name"),
-        ("3.png", "incomplete entry", "entry 2 .from 0. of pictures is '3.png'"),
+        (image(3), "missing image", "image 3 is '3.png', which is not in"),
+        (image(3, file_name="../secret.png"), "missing image", "secret"),
+        (image(1), "repeated id", "image 1 is listed twice"),
+        (image(3, width=0), "incomplete entry", "is 0 wide and 20 high"),
+        (image(3, height=None), "incomplete entry", "height=None; expected a whole number"),
+        (image(3, file_name=None), "incomplete entry", "image 3 has no file_name"),
+        ("3.png", "incomplete entry", "entry 2 .from 0. of images is '3.png'"),
     ],
 )
-def test_broken_picture_is_named_or_skipped(make, entry, reason, message):
-    root = make([annotation(1)], [picture(1), picture(2), entry])
+def test_broken_image_is_named_or_skipped(make, entry, reason, message):
+    root = make([annotation(1)], [image(1), image(2), entry])
     with pytest.raises(ValueError, match=message):
         load(root)
     source = load(root, bad_annotations="skip")
@@ -391,9 +391,9 @@ def test_broken_picture_is_named_or_skipped(make, entry, reason, message):
     assert len(source.train) == 2
 
 
-def test_annotations_of_a_missing_picture_go_with_it(make):
-    root = make([annotation(1, image_id=3)], [picture(1), picture(3)])
-    assert load(root, bad_annotations="skip").skipped == {"missing picture": 1}
+def test_annotations_of_a_missing_image_go_with_it(make):
+    root = make([annotation(1, image_id=3)], [image(1), image(3)])
+    assert load(root, bad_annotations="skip").skipped == {"missing image": 1}
 
 
 def test_first_fault_tells_how_many_there_are(make):
@@ -434,34 +434,34 @@ def test_file_that_is_no_json_is_named(make, text):
         load(root)
 
 
-def test_picture_of_another_size_than_the_json_says(make):
+def test_image_of_another_size_than_the_json_says(make):
     root = make([annotation(1)])
     Image.new("RGB", (WIDTH + 1, HEIGHT)).save(root / "train2017" / "1.png")
-    with pytest.raises(UnreadableImageError, match=r"1\.png is a picture of 20 x 31.*says 20 x 30"):
+    with pytest.raises(UnreadableImageError, match=r"1\.png is an image of 20 x 31.*says 20 x 30"):
         load(root).train[0]
 
 
-def test_pictures_without_objects_by_choice(make):
+def test_images_without_objects_by_choice(make):
     root = make([annotation(1), annotation(2, image_id=2, iscrowd=1)])
     assert len(load(root).train) == 2
-    skipping = load(root, empty_pictures="skip")
+    skipping = load(root, empty_images="skip")
     assert [target["image_id"] for _, target in skipping.train] == [1]
-    assert skipping.skipped == {"training picture without objects": 1}
-    with pytest.raises(ValueError, match=r"1 pictures hold no object, the first of them \S+2\.png"):
-        load(root, empty_pictures="error")
+    assert skipping.skipped == {"training image without objects": 1}
+    with pytest.raises(ValueError, match=r"1 images hold no object, the first of them \S+2\.png"):
+        load(root, empty_images="error")
 
 
-def test_test_pictures_without_objects_stay(make):
-    assert len(load(make([annotation(1)]), empty_pictures="skip").test) == 2
+def test_test_images_without_objects_stay(make):
+    assert len(load(make([annotation(1)]), empty_images="skip").test) == 2
 
 
 def test_nothing_remaining_is_an_error(make):
     root = make([annotation(1, iscrowd=1)])
-    with pytest.raises(ValueError, match="no picture remains"):
-        load(root, empty_pictures="skip")
+    with pytest.raises(ValueError, match="no image remains"):
+        load(root, empty_images="skip")
 
 
-@pytest.mark.parametrize("choice", ["bad_annotations", "empty_pictures"])
+@pytest.mark.parametrize("choice", ["bad_annotations", "empty_images"])
 def test_unknown_choice_is_named(make, choice):
     with pytest.raises(ValueError, match=f"{choice}='drop'; expected"):
         load(make([annotation(1)]), **{choice: "drop"})

@@ -103,7 +103,7 @@ def test_boxes_follow_their_colours(arguments):
         image, target = transform(*scene(seed))
         for box, label in zip(target["boxes"], target["labels"].tolist(), strict=True):
             pixels = seen(image, label)
-            # A strip of less than two pixels may vanish where a picture is reduced.
+            # A strip of less than two pixels may vanish where an image is reduced.
             if pixels.any():
                 assert (box - tight(pixels)).abs().max() <= 1
 
@@ -150,7 +150,7 @@ def test_crowded_out_objects_go_with_all_that_is_theirs():
     assert {0, 1} <= counts
 
 
-def test_boxes_stay_within_the_picture_and_above_a_pixel():
+def test_boxes_stay_within_the_image_and_above_a_pixel():
     torch.manual_seed(0)
     transform = detection_train_transform(scale_jitter=(0.1, 2.0), crop_size=(20, 26))
     for seed in range(60):
@@ -223,7 +223,7 @@ def test_padding_is_at_the_right_and_below_in_imagenets_mean():
         ({"crop_size": (30, 70)}, (30, 70)),
     ],
 )
-def test_size_of_the_picture(arguments, size):
+def test_size_of_the_image(arguments, size):
     image, target = detection_train_transform(**arguments)(*scene())
     assert image.shape[1:] == size
     assert target["masks"].shape[1:] == size
@@ -243,7 +243,7 @@ def test_crops_reach_every_corner():
     assert found == {0, 1, WIDTH, WIDTH + 1}
 
 
-def test_test_pictures_are_only_scaled_to_one():
+def test_test_images_are_only_scaled_to_one():
     image, target = scene()
     floats, same = detection_test_transform()(image, target)
     assert type(floats) is torch.Tensor
@@ -266,7 +266,7 @@ def test_semantic_maps_are_the_pixels_of_their_colours(name):
             assert torch.equal(mask == label - 1, seen(floats, label))
 
 
-def test_semantic_map_is_ignored_where_the_picture_is_padded():
+def test_semantic_map_is_ignored_where_the_image_is_padded():
     image, target = scene()
     transform = segmentation_train_transform(crop_size=(HEIGHT + 3, WIDTH + 5), hflip=0.0)
     floats, mask = transform(image, semantic(target))
@@ -292,7 +292,7 @@ def test_segmentation_kinds():
     assert mask.dtype == torch.int64
 
 
-def test_segmentation_pictures_are_normalised():
+def test_segmentation_images_are_normalised():
     image, target = scene()
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     floats, _ = segmentation_test_transform(mean=mean, std=std)(image, semantic(target))
@@ -327,7 +327,7 @@ def test_same_state_same_floats_and_no_other_generator():
     assert states == (random.getstate(), np.random.get_state()[1].tolist())
 
 
-def test_colour_changes_the_picture_alone():
+def test_colour_changes_the_image_alone():
     torch.manual_seed(0)
     image, target = scene()
     floats, moved = detection_train_transform(hflip=0.0, color_jitter=0.5)(image, target)
@@ -336,7 +336,7 @@ def test_colour_changes_the_picture_alone():
 
 
 @pytest.mark.parametrize("arguments", [*GEOMETRY.values(), EVERYTHING])
-def test_picture_without_objects_passes(arguments):
+def test_image_without_objects_passes(arguments):
     torch.manual_seed(0)
     image, target = detection_train_transform(**arguments)(scene()[0], empty_target())
     assert target["boxes"].shape == (0, 4)

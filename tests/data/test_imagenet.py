@@ -15,7 +15,7 @@ from convattn.data.imagenet import LABEL_FILES, NUM_VALIDATION, imagenet_names, 
 WNIDS = imagenet_wnids()
 
 
-def picture(file, value=0):
+def image(file, value=0):
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (2, 2), (value % 256, value // 256, 0)).save(file, "PNG")
 
@@ -26,10 +26,10 @@ def name_of(number):
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """A picture a class, in folders; the number in its name is 3 times its class's, plus 1."""
+    """An image a class, in folders; the number in its name is 3 times its class's, plus 1."""
     root = tmp_path_factory.mktemp("imagenet")
     for number, wnid in enumerate(WNIDS):
-        picture(root / "val" / wnid / name_of(3 * number + 1), number)
+        image(root / "val" / wnid / name_of(3 * number + 1), number)
     return root
 
 
@@ -37,7 +37,7 @@ def whole(tmp_path_factory):
 def v2(tmp_path_factory):
     root = tmp_path_factory.mktemp("v2") / "imagenetv2-matched-frequency-format-val"
     for number in range(1000):
-        picture(root / str(number) / "7e4a8987.jpeg", number)
+        image(root / str(number) / "7e4a8987.jpeg", number)
     return root
 
 
@@ -70,22 +70,22 @@ def test_names_are_timms_but_for_the_two_cranes():
 @pytest.mark.parametrize("place", ["val", "validation", "."])
 def test_folders_of_ids_are_read_from_any_place(place, tmp_path):
     for wnid in ("n01440764", "n02123045"):
-        picture(tmp_path / place / wnid / "a.JPEG")
+        image(tmp_path / place / wnid / "a.JPEG")
     found = load_imagenet_validation(tmp_path, allow_missing_classes=True)
-    assert found.pictures.labels.tolist() == [0, WNIDS.index("n02123045")]
+    assert found.images.labels.tolist() == [0, WNIDS.index("n02123045")]
 
 
-def test_training_pictures_are_not_needed(whole):
+def test_training_images_are_not_needed(whole):
     found = load_imagenet_validation(whole)
-    assert [value(image) for image, _ in found.pictures] == list(range(1000))
-    assert found.pictures.labels.tolist() == list(range(1000))
+    assert [value(image) for image, _ in found.images] == list(range(1000))
+    assert found.images.labels.tolist() == list(range(1000))
     assert found.wnids == WNIDS
 
 
 def test_v2_is_read_by_number_never_by_string(v2):
     found = load_imagenet_validation(v2)
-    assert [value(image) for image, _ in found.pictures] == found.pictures.labels.tolist()
-    assert found.pictures.labels.tolist() == list(range(1000))
+    assert [value(image) for image, _ in found.images] == found.images.labels.tolist()
+    assert found.images.labels.tolist() == list(range(1000))
     assert found.real is None
     assert found.notes == ()
 
@@ -99,7 +99,7 @@ FLAT = {
 
 def lay_out_flat(root, file, text):
     for number in FLAT:
-        picture(root / "val" / name_of(number), number)
+        image(root / "val" / name_of(number), number)
     (root / file).write_text(text)
 
 
@@ -116,11 +116,11 @@ def lay_out_flat(root, file, text):
         ),
     ],
 )
-def test_pictures_in_one_folder_take_their_labels_from_a_file(file, text, tmp_path):
+def test_images_in_one_folder_take_their_labels_from_a_file(file, text, tmp_path):
     lay_out_flat(tmp_path, file, text)
     found = load_imagenet_validation(tmp_path, allow_missing_classes=True)
-    assert [value(image) for image, _ in found.pictures] == [1, 2, 3]
-    assert found.pictures.labels.tolist() == [999, 500, 10]
+    assert [value(image) for image, _ in found.images] == [1, 2, 3]
+    assert found.images.labels.tolist() == [999, 500, 10]
 
 
 def test_development_kits_ids_are_not_taken_for_class_numbers(tmp_path):
@@ -129,7 +129,7 @@ def test_development_kits_ids_are_not_taken_for_class_numbers(tmp_path):
         load_imagenet_validation(tmp_path)
 
 
-def test_picture_without_a_label_is_named(tmp_path):
+def test_image_without_a_label_is_named(tmp_path):
     lay_out_flat(tmp_path, "val.txt", f"{name_of(1)} 1\n{name_of(2)} 2\n")
     with pytest.raises(ValueError, match=r"no label for ILSVRC2012_val_00000003.JPEG"):
         load_imagenet_validation(tmp_path)
@@ -167,7 +167,7 @@ def test_missing_classes_are_counted_and_named(whole, tmp_path):
 
 def test_subset_is_told_when_it_is_allowed(tmp_path):
     for wnid in ("n01440764", "n02123045"):
-        picture(tmp_path / wnid / "a.JPEG")
+        image(tmp_path / wnid / "a.JPEG")
     found = load_imagenet_validation(tmp_path, allow_missing_classes=True)
     assert len(found.class_names) == 1000
     assert "2 of the 1,000 classes" in found.notes[0]
@@ -176,29 +176,29 @@ def test_subset_is_told_when_it_is_allowed(tmp_path):
 
 def test_incomplete_set_is_told(whole):
     (note,) = load_imagenet_validation(whole).notes
-    assert "1,000 pictures; ImageNet's validation set has 50,000" in note
+    assert "1,000 images; ImageNet's validation set has 50,000" in note
 
 
 def test_folders_of_other_classes_are_named(tmp_path):
     for name in ("n01440764", "cats", "dogs"):
-        picture(tmp_path / name / "a.JPEG")
+        image(tmp_path / name / "a.JPEG")
     with pytest.raises(ValueError, match=r"2 folders that are none .* classes: cats, dogs"):
         load_imagenet_validation(tmp_path, allow_missing_classes=True)
 
 
 def test_empty_folder_says_what_is_expected(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither class folders nor pictures"):
+    with pytest.raises(FileNotFoundError, match="neither class folders nor images"):
         load_imagenet_validation(tmp_path)
 
 
 def test_classes_of_a_network_are_its_own(tmp_path):
     for part in ("train", "val"):
         for wnid in ("n02012849", "n01440764"):
-            picture(tmp_path / part / wnid / "a.JPEG")
+            image(tmp_path / part / wnid / "a.JPEG")
     names = load_source("imagenet", root=tmp_path).class_names
     found = load_imagenet_validation(tmp_path, class_names=names)
     assert found.class_names == names == ("tench, Tinca tinca", "crane (n02012849)")
-    assert found.pictures.labels.tolist() == [0, 1]
+    assert found.images.labels.tolist() == [0, 1]
     assert found.real is None
 
 
@@ -220,14 +220,14 @@ def test_real_labels_in_the_folder_are_found(whole, tmp_path):
 
 def test_real_labels_are_timms_where_there_is_no_file(whole):
     real = load_imagenet_validation(whole).real
-    assert real[:2] == ((), (809,))  # of pictures 1 and 4, by the published file
+    assert real[:2] == ((), (809,))  # of images 1 and 4, by the published file
 
 
-def test_selected_pictures_keep_their_real_labels(whole):
+def test_selected_images_keep_their_real_labels(whole):
     found = load_imagenet_validation(whole)
     some = found.select(torch.tensor([1, 5]))
     assert some.real == (found.real[1], found.real[5])
-    assert some.pictures.labels.tolist() == [1, 5]
+    assert some.images.labels.tolist() == [1, 5]
 
 
 @pytest.mark.parametrize("content", ["[[1]]", "{}", "no json", json.dumps([[1000]] * 50_000)])
@@ -274,7 +274,7 @@ def by_hand(image, size, mean, std):
     return floats.transpose(2, 0, 1)
 
 
-def odd_picture(width, height):
+def odd_image(width, height):
     generator = np.random.default_rng(width * 1000 + height)
     return Image.fromarray(generator.integers(256, size=(height, width, 3), dtype=np.uint8))
 
@@ -290,7 +290,7 @@ def odd_picture(width, height):
 )
 def test_transform_of_released_weights_is_the_authors_pixel_for_pixel(name, size):
     cfg = timm.get_pretrained_cfg(name).to_dict()
-    image = odd_picture(*size)
+    image = odd_image(*size)
     ours = transform_of(cfg)(image)
     theirs = by_hand(image, cfg["input_size"][1], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert np.array_equal(ours.numpy(), theirs)

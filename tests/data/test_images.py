@@ -22,7 +22,7 @@ def jpeg(side=40):
     return data.getvalue()
 
 
-def test_item_is_picture_and_label():
+def test_item_is_image_and_label():
     dataset = tensor_images()
     image, label = dataset[3]
     assert torch.equal(image, dataset.images[3])
@@ -34,7 +34,7 @@ def test_iteration_ends():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_ordinary_data_loader_gives_every_picture(num_workers):
+def test_ordinary_data_loader_gives_every_image(num_workers):
     dataset = tensor_images(10)
     batches = list(DataLoader(dataset, batch_size=4, num_workers=num_workers))
     assert torch.equal(torch.cat([images for images, _ in batches]), dataset.images)
@@ -52,7 +52,7 @@ def test_transform_sees_whole_batches():
     assert shapes == [(4, 3, 4, 5), (4, 3, 4, 5), (2, 3, 4, 5)]
 
 
-def test_with_transform_shares_the_pictures_and_leaves_the_original():
+def test_with_transform_shares_the_images_and_leaves_the_original():
     dataset = tensor_images(3)
     changed = dataset.with_transform(lambda images: images.float())
     assert changed.images.data_ptr() == dataset.images.data_ptr()
@@ -60,7 +60,7 @@ def test_with_transform_shares_the_pictures_and_leaves_the_original():
     assert changed[0][0].dtype == torch.float32
 
 
-def test_select_keeps_boxes_and_masks_with_their_pictures():
+def test_select_keeps_boxes_and_masks_with_their_images():
     dataset = tensor_images(
         5, boxes=torch.arange(20).view(5, 4), masks=torch.eye(5).bool().view(5, 1, 5)
     )
@@ -85,7 +85,7 @@ def test_numbers_that_differ_are_refused(name):
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
 def test_files_of_any_mode_are_read_as_rgb(tmp_path, mode):
-    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     Image.new(mode, (4, 3)).save(path)
     image, label = ImageFiles([str(path)], torch.tensor([7]))[0]
     assert (image.mode, image.size, label) == ("RGB", (4, 3), 7)
@@ -95,14 +95,14 @@ BROKEN = {
     "truncated.jpg": jpeg()[:-300],
     "header_only.jpg": jpeg()[:30],
     "empty.png": b"",
-    "text.jpg": b"not a picture\nat all",
+    "text.jpg": b"not an image\nat all",
     "missing.jpg": None,
 }
 
 
 def check_sentence(error, path):
     message = str(error)
-    assert message.startswith(f"{path} cannot be read as a picture (")
+    assert message.startswith(f"{path} cannot be read as an image (")
     assert message.endswith("): replace or remove this file")
     assert "\n" not in message
 

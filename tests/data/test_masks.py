@@ -13,7 +13,7 @@ HEIGHT, WIDTH = 6, 8
 FILES = [name for name in SEGMENTATION_DATASETS if name != "cluttered_digits"]
 
 
-def write_picture(file, grey=0, size=(WIDTH, HEIGHT)):
+def write_image(file, grey=0, size=(WIDTH, HEIGHT)):
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (grey,) * 3).save(file)
 
@@ -31,7 +31,7 @@ def write_mask(file, values, palette=False):
 def make_masks(root, held_out="val"):
     for split in ("train", held_out):
         for name in ("a", "b"):
-            write_picture(root / "images" / split / f"{name}.png", grey=ord(name))
+            write_image(root / "images" / split / f"{name}.png", grey=ord(name))
             write_mask(root / "masks" / split / f"{name}.png", [0, 1, 255])
     (root / "classes.txt").write_text("road\ncar\n")
     return root
@@ -39,14 +39,14 @@ def make_masks(root, held_out="val"):
 
 def make_camvid(root, held_out="val"):
     for split in ("train", held_out):
-        write_picture(root / split / "a.png")
+        write_image(root / split / "a.png")
         write_mask(root / f"{split}annot" / "a.png", [0, 10, 11, 255])
     return root
 
 
 def make_ade20k(root):
     for split in ("training", "validation"):
-        write_picture(root / "images" / split / "a.jpg")
+        write_image(root / "images" / split / "a.jpg")
         write_mask(root / "annotations" / split / "a.png", [0, 1, 3])
     (root / "objectInfo150.txt").write_text(
         "Idx\tRatio\tTrain\tVal\tName\n"
@@ -61,9 +61,9 @@ def make_voc(root):
     for split, names in (("train", ["b", "a"]), ("val", ["c"])):
         (lists / f"{split}.txt").write_text("\n".join(names) + "\n")
         for name in names:
-            write_picture(root / "JPEGImages" / f"{name}.jpg")
+            write_image(root / "JPEGImages" / f"{name}.jpg")
             write_mask(root / "SegmentationClass" / f"{name}.png", [0, 1, 20, 255], palette=True)
-    write_picture(root / "JPEGImages" / "of_detection_alone.jpg")
+    write_image(root / "JPEGImages" / "of_detection_alone.jpg")
     return root
 
 
@@ -102,14 +102,14 @@ def test_class_names(tmp_path, name, first, count):
     assert source.skipped == {}
 
 
-def test_pictures_and_masks_are_paired_by_name(tmp_path):
+def test_images_and_masks_are_paired_by_name(tmp_path):
     train = load_segmentation("masks", root=make_masks(tmp_path)).train
     write_mask(tmp_path / "masks" / "train" / "b.png", [1])
     assert [int(image[0, 0, 0]) for image, _ in train] == [ord("a"), ord("b")]
     assert [int(mask.max()) for _, mask in train] == [255, 1]
 
 
-def test_voc_takes_the_listed_pictures_in_their_order(tmp_path):
+def test_voc_takes_the_listed_images_in_their_order(tmp_path):
     train = load_segmentation("voc", root=make_voc(tmp_path)).train
     assert [name[-5:] for name in train.names] == ["b.jpg", "a.jpg"]
 
@@ -133,10 +133,10 @@ def test_names_of_ade20k_are_their_first_word(tmp_path):
 
 
 def test_sample_of_ade20k_says_that_it_is_one(tmp_path):
-    write_picture(tmp_path / "images" / "a.jpg")
+    write_image(tmp_path / "images" / "a.jpg")
     write_mask(tmp_path / "annotations" / "a.png", [0, 1])
     (tmp_path / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n1\t1\t1\t1\twall")
-    with pytest.warns(UserWarning, match="ADE20k's sample, and its 1 pictures serve for training"):
+    with pytest.warns(UserWarning, match="ADE20k's sample, and its 1 images serve for training"):
         source = load_segmentation("ade20k", root=tmp_path)
     assert source.train.names == source.test.names
 
@@ -148,7 +148,7 @@ def test_draws(tmp_path):
         load_segmentation("masks", root=tmp_path, num_train=3)
 
 
-def test_pictures_go_to_workers_by_pickle(tmp_path):
+def test_images_go_to_workers_by_pickle(tmp_path):
     train = load_segmentation("masks", root=make_masks(tmp_path)).train
     assert torch.equal(pickle.loads(pickle.dumps(train))[1][1], train[1][1])
 
@@ -175,10 +175,10 @@ def test_mask_of_another_size_is_named(tmp_path):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "1", "I;16"])
 def test_mask_that_holds_no_indices_is_named(tmp_path, mode):
     message = first_mask(tmp_path, lambda file: Image.new(mode, (WIDTH, HEIGHT)).save(file))
-    assert f"is a picture of mode {mode}; expected a mask of class indices" in message
+    assert f"is an image of mode {mode}; expected a mask of class indices" in message
 
 
-def test_mask_that_is_no_picture_is_named(tmp_path):
+def test_mask_that_is_no_image_is_named(tmp_path):
     message = first_mask(tmp_path, lambda file: file.write_text("nothing"))
     assert "cannot be read as a mask" in message
 
@@ -200,7 +200,7 @@ def test_allowed_indices_are_those_of_the_files(tmp_path):
     ("folder", "message", "reason"),
     [
         ("masks", r"masks\S+train holds no mask named b", "missing mask"),
-        ("images", r"images\S+train holds no picture named b", "missing picture"),
+        ("images", r"images\S+train holds no image named b", "missing image"),
     ],
 )
 def test_missing_partner_is_named_or_skipped(tmp_path, folder, message, reason):
@@ -212,9 +212,9 @@ def test_missing_partner_is_named_or_skipped(tmp_path, folder, message, reason):
     assert len(source.train) == 1
 
 
-def test_listed_picture_that_is_missing_is_named(tmp_path):
+def test_listed_image_that_is_missing_is_named(tmp_path):
     (make_voc(tmp_path) / "JPEGImages" / "c.jpg").unlink()
-    with pytest.raises(ValueError, match="holds no picture named c"):
+    with pytest.raises(ValueError, match="holds no image named c"):
         load_segmentation("voc", root=tmp_path)
 
 
@@ -224,7 +224,7 @@ def test_empty_part_is_named(tmp_path, split, what):
     for folder in ("images", "masks"):
         for file in (tmp_path / folder / split).iterdir():
             file.unlink()
-    with pytest.raises(FileNotFoundError, match=f"no {what} picture"):
+    with pytest.raises(FileNotFoundError, match=f"no {what} image"):
         load_segmentation("masks", root=tmp_path)
 
 
@@ -287,7 +287,7 @@ def test_real_camvid_opens(data_dir):
 
 @pytest.mark.data
 def test_real_sample_of_ade20k_opens(data_dir):
-    with pytest.warns(UserWarning, match="its 3 pictures"):
+    with pytest.warns(UserWarning, match="its 3 images"):
         source = load_segmentation("ade20k", root=data_dir / "ade20k_samples")
     assert len(source.class_names) == 150
     assert all(mask.shape == image.shape[1:] for image, mask in source.test)

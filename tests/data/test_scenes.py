@@ -42,11 +42,11 @@ def test_same_arguments_same_bits():
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"split": "test"}])
-def test_seed_and_split_change_the_pictures(change):
+def test_seed_and_split_change_the_images(change):
     assert not torch.equal(generate(20).images, generate(20, **change).images)
 
 
-def test_more_pictures_append():
+def test_more_images_append():
     few, many = generate(30), generate(module._CHUNK + 10)
     for name, value in vars(few).items():
         assert torch.equal(value, getattr(many, name)[:30])
@@ -64,7 +64,7 @@ def test_boxes_are_tight_around_the_masks(scenes):
             assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def test_boxes_of_a_picture_lie_apart(scenes):
+def test_boxes_of_an_image_lie_apart(scenes):
     for index in range(len(scenes)):
         boxes = scenes.objects(index)[0].tolist()
         for number, (left, top, right, bottom) in enumerate(boxes):
@@ -166,7 +166,7 @@ def test_digits_stand_out_from_what_lies_around_them(scenes):
     assert torch.stack(found).float().mean() > 0.9
 
 
-def test_digits_scale_with_the_picture():
+def test_digits_scale_with_the_image():
     heights = []
     for size in (48, 144):
         boxes = cluttered_scenes(100, image_size=size).boxes.flatten(0, 1)

@@ -18,7 +18,7 @@ from convattn.data import DATASETS, load_source
 
 
 def make_classes(folder, **counts):
-    """Folders of tiny pictures, each of a colour of its own."""
+    """Folders of tiny images, each of a colour of its own."""
     for number, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True)
         for index in range(count):
@@ -84,7 +84,7 @@ def test_cluttered_digits_by_name():
     assert pixels.std((0, 2, 3)).tolist() == pytest.approx(source.std, abs=0.03)
 
 
-def test_cluttered_test_pictures_do_not_depend_on_the_seed():
+def test_cluttered_test_images_do_not_depend_on_the_seed():
     one, other = (
         load_source("cluttered_digits", num_train=5, num_test=5, seed=seed) for seed in (0, 1)
     )
@@ -107,7 +107,7 @@ def test_folder_with_train_and_held_out_part(tmp_path, held_out):
     assert source.train[0][0].getpixel((0, 0)) == (40, 0, 5)
 
 
-def test_pictures_in_deeper_folders_belong_to_their_class(tmp_path):
+def test_images_in_deeper_folders_belong_to_their_class(tmp_path):
     make_classes(tmp_path / "train" / "cats", indoors=2, outdoors=1)
     make_classes(tmp_path / "train", dogs=1)
     make_classes(tmp_path / "val", cats=1, dogs=1)
@@ -157,7 +157,7 @@ def test_num_train_and_num_test_draw(tmp_path):
         assert one.class_names[label] == Path(path).parent.name
 
 
-def test_more_pictures_than_there_are_is_an_error(tmp_path):
+def test_more_images_than_there_are_is_an_error(tmp_path):
     make_classes(tmp_path, ants=5, bees=5)
     with pytest.raises(ValueError, match="folder: num_train=9; expected 1 to 8"):
         load_source("folder", root=tmp_path, num_train=9)
@@ -171,9 +171,9 @@ def lay_out_nothing(root):
     root.mkdir()
 
 
-def lay_out_loose_pictures(root):
+def lay_out_loose_images(root):
     root.mkdir()
-    Image.new("RGB", (2, 2)).save(root / "picture.jpg")
+    Image.new("RGB", (2, 2)).save(root / "image.jpg")
 
 
 def lay_out_one_class(root):
@@ -200,13 +200,13 @@ def lay_out_val_alone(root):
 def lay_out_flat_val(root):
     make_classes(root / "train", ants=3, bees=3)
     (root / "val").mkdir()
-    Image.new("RGB", (2, 2)).save(root / "val" / "picture.jpg")
+    Image.new("RGB", (2, 2)).save(root / "val" / "image.jpg")
 
 
 def lay_out_flat_parts(root):
     for part in ("train", "val"):
         (root / part).mkdir(parents=True)
-        Image.new("RGB", (2, 2)).save(root / part / "picture.jpg")
+        Image.new("RGB", (2, 2)).save(root / part / "image.jpg")
 
 
 def lay_out_other_classes(root):
@@ -214,7 +214,7 @@ def lay_out_other_classes(root):
     make_classes(root / "val", ants=3, wasps=3)
 
 
-def lay_out_lonely_picture(root):
+def lay_out_lonely_image(root):
     make_classes(root, ants=3, bees=1)
 
 
@@ -223,10 +223,10 @@ def lay_out_lonely_picture(root):
     [
         (lay_out_file, NotADirectoryError, "root=ROOT is a file; expected the folder"),
         (lay_out_nothing, FileNotFoundError, "ROOT holds no class folders; expected ROOT/CLASS/"),
-        (lay_out_loose_pictures, FileNotFoundError, "ROOT holds no class folders"),
+        (lay_out_loose_images, FileNotFoundError, "ROOT holds no class folders"),
         (lay_out_one_class, ValueError, "ROOT holds one class, 'ants'; expected at least 2"),
         (lay_out_one_class_split, ValueError, "ROOT/train holds one class, 'ants'"),
-        (lay_out_empty_class, FileNotFoundError, "no pictures .* in ROOT/bees; add some or remove"),
+        (lay_out_empty_class, FileNotFoundError, "no images .* in ROOT/bees; add some or remove"),
         (lay_out_train_alone, FileNotFoundError, "ROOT has train but neither val nor test"),
         (lay_out_val_alone, FileNotFoundError, "ROOT has no folder train"),
         (lay_out_flat_val, FileNotFoundError, "ROOT/val holds no class folders"),
@@ -236,7 +236,7 @@ def lay_out_lonely_picture(root):
             ValueError,
             "differ .only in ROOT/train: bees; only in ROOT/val: wasps",
         ),
-        (lay_out_lonely_picture, ValueError, "ROOT/bees/000.png is the only picture of its class"),
+        (lay_out_lonely_image, ValueError, "ROOT/bees/000.png is the only image of its class"),
     ],
 )
 def test_bad_folder_is_one_sentence_that_names_it(tmp_path, lay_out, error, message):
@@ -303,7 +303,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
         (
             IMAGES,
             lambda data: gzip.compress(idx_bytes(np.zeros((7, 32, 32), np.uint8))),
-            "holds pictures of 32 x 32; expected 28 x 28",
+            "holds images of 32 x 32; expected 28 x 28",
         ),
         (
             LABELS,
@@ -347,17 +347,17 @@ def test_fashion_mnist_is_the_known_set(data_dir):
 COLOURS = [(200, 30, 40), (20, 180, 60), (10, 90, 220), (120, 120, 120)]
 
 
-def picture(colour, size=(8, 6), mode="RGB", kind="PNG"):
-    """The bytes of a picture of one colour, ``size`` being width and height."""
+def image(colour, size=(8, 6), mode="RGB", kind="PNG"):
+    """The bytes of an image of one colour, ``size`` being width and height."""
     packed = io.BytesIO()
     Image.new("RGB", size, colour).convert(mode).save(packed, kind)
     return packed.getvalue()
 
 
 def parquet_rows():
-    """The columns of four pictures, 8 wide and 6 high."""
+    """The columns of four images, 8 wide and 6 high."""
     return {
-        "image": [{"bytes": picture(colour), "path": "a.png"} for colour in COLOURS],
+        "image": [{"bytes": image(colour), "path": "a.png"} for colour in COLOURS],
         "label": [2, 0, 1, 1],
         "bbox": [[0, 0, 7, 5], [1, 2, 3, 4], [7, 5, 7, 5], [2, 0, 2, 4]],
     }
@@ -368,7 +368,7 @@ def write_parquet(folder, train=None, val=None):
         pq.write_table(pa.table(columns or parquet_rows()), folder / f"{part}.parquet")
 
 
-def test_tiny_imagenet_parquet_gives_pictures_labels_and_boxes(tmp_path):
+def test_tiny_imagenet_parquet_gives_images_labels_and_boxes(tmp_path):
     rows = parquet_rows()
     write_parquet(tmp_path, val={name: column[2:] for name, column in rows.items()})
     source = load_source("tiny_imagenet", root=tmp_path)
@@ -401,9 +401,9 @@ def test_boxes_may_be_stored_otherwise(tmp_path, kind):
     assert (boxes.dtype, boxes[1].tolist()) == (torch.int64, [1, 2, 4, 5])
 
 
-def test_grey_pictures_become_rgb(tmp_path):
+def test_grey_images_become_rgb(tmp_path):
     rows = parquet_rows()
-    rows["image"][1]["bytes"] = picture((77, 77, 77), mode="L")
+    rows["image"][1]["bytes"] = image((77, 77, 77), mode="L")
     write_parquet(tmp_path, train=rows)
     images = load_source("tiny_imagenet", root=tmp_path).train.images
     assert (images[1] == 77).all()
@@ -418,7 +418,7 @@ def test_classes_tsv_gives_the_first_word(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_a_draw_keeps_picture_label_and_box_together(tmp_path, part):
+def test_a_draw_keeps_image_label_and_box_together(tmp_path, part):
     rows = {**parquet_rows(), "label": [0, 1, 2, 3]}
     write_parquet(tmp_path, train=rows, val=rows)
     whole = load_source("tiny_imagenet", root=tmp_path)
@@ -430,7 +430,7 @@ def test_a_draw_keeps_picture_label_and_box_together(tmp_path, part):
         assert (whole.labels[row], whole.boxes[row].tolist()) == (label, box.tolist())
 
 
-def test_seed_draws_the_training_pictures_alone(tmp_path):
+def test_seed_draws_the_training_images_alone(tmp_path):
     write_parquet(tmp_path)
     sources = [
         load_source("tiny_imagenet", root=tmp_path, num_train=2, num_test=2, seed=seed)
@@ -441,18 +441,18 @@ def test_seed_draws_the_training_pictures_alone(tmp_path):
 
 
 def load_one(root, rows):
-    """The row of the single picture that is drawn, which is not the first."""
+    """The row of the single image that is drawn, which is not the first."""
     write_parquet(root, train=rows)
     source = load_source("tiny_imagenet", root=root, num_train=1, seed=1)
     return COLOURS.index(tuple(source.train.images[0, :, 0, 0].tolist()))
 
 
-def test_pictures_that_are_not_drawn_are_not_decoded(tmp_path):
+def test_images_that_are_not_drawn_are_not_decoded(tmp_path):
     rows = parquet_rows()
     kept = load_one(tmp_path, rows)
     for row, image in enumerate(rows["image"]):
         if row != kept:
-            image["bytes"] = b"not a picture"
+            image["bytes"] = b"not an image"
     assert load_one(tmp_path, rows) == kept
 
 
@@ -492,19 +492,19 @@ def without(name):
             "the column image of FILE is struct<path: string>; expected a struct with",
         ),
         ({name: column[:0] for name, column in parquet_rows().items()}, "FILE holds no rows"),
-        (changed("image", 2, None), "row 2 .from 0. of FILE holds no picture"),
+        (changed("image", 2, None), "row 2 .from 0. of FILE holds no image"),
         (changed("image", 1, {"bytes": None, "path": "a"}), "row 1 .from 0. of FILE holds no pict"),
         (
-            changed("image", 3, {"bytes": b"no picture", "path": "a"}),
-            "row 3 .from 0. of FILE cannot be read as a picture .*: replace or remove this row",
+            changed("image", 3, {"bytes": b"no image", "path": "a"}),
+            "row 3 .from 0. of FILE cannot be read as an image .*: replace or remove this row",
         ),
         (
-            changed("image", 2, {"bytes": picture((1, 2, 3), (300, 300), kind="JPEG")[:-300]}),
-            "row 2 .from 0. of FILE cannot be read as a picture .*truncated",
+            changed("image", 2, {"bytes": image((1, 2, 3), (300, 300), kind="JPEG")[:-300]}),
+            "row 2 .from 0. of FILE cannot be read as an image .*truncated",
         ),
         (
-            changed("image", 2, {"bytes": picture((1, 2, 3), (9, 6))}),
-            "row 2 .from 0. of FILE is a picture of 6 x 9 where those before it are 6 x 8",
+            changed("image", 2, {"bytes": image((1, 2, 3), (9, 6))}),
+            "row 2 .from 0. of FILE is an image of 6 x 9 where those before it are 6 x 8",
         ),
         (changed("label", 1, None), "the column label of FILE is int64; expected a whole number"),
         (changed("label", 1, 0.5), "the column label of FILE is double; expected a whole number"),
@@ -545,9 +545,9 @@ def test_label_that_training_lacks_is_an_error(tmp_path):
 
 def test_splits_of_two_sizes_are_an_error(tmp_path):
     rows = without("bbox")
-    rows["image"] = [{"bytes": picture(colour, (4, 4))} for colour in COLOURS]
+    rows["image"] = [{"bytes": image(colour, (4, 4))} for colour in COLOURS]
     write_parquet(tmp_path, val=rows)
-    with pytest.raises(ValueError, match="training pictures of 6 x 8 and test pictures of 4 x 4"):
+    with pytest.raises(ValueError, match="training images of 6 x 8 and test images of 4 x 4"):
         load_source("tiny_imagenet", root=tmp_path)
 
 
@@ -594,17 +594,17 @@ def test_bad_classes_tsv_is_an_error(tmp_path, text, message):
 
 
 def lay_out_tiny_imagenet(root):
-    """Two classes as published: 2 and 1 training pictures, 2 test pictures, 8 wide and 6 high."""
-    pictures = {
+    """Two classes as published: 2 and 1 training images, 2 test images, 8 wide and 6 high."""
+    images = {
         "train/n02/images/n02_0.JPEG": (200, 200, 200),
         "train/n02/images/n02_1.JPEG": (150, 150, 150),
         "train/n01/images/n01_0.JPEG": (100, 100, 100),
         "val/images/val_0.JPEG": (50, 50, 50),
         "val/images/val_1.JPEG": (0, 0, 0),
     }
-    for name, colour in pictures.items():
+    for name, colour in images.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(picture(colour, kind="JPEG"))
+        (root / name).write_bytes(image(colour, kind="JPEG"))
     (root / "train/n02/n02_boxes.txt").write_text(
         "n02_0.JPEG\t0\t1\t2\t3\nn02_1.JPEG\t1\t1\t1\t1\n"
     )
@@ -663,8 +663,8 @@ def test_classes_without_words_keep_their_ids(tmp_path):
         ),
         (
             "val/images/val_0.JPEG",
-            b"no picture",
-            "ROOT/val/images/val_0.JPEG cannot be read as a picture .*: replace or remove this fil",
+            b"no image",
+            "ROOT/val/images/val_0.JPEG cannot be read as an image .*: replace or remove this fil",
         ),
     ],
 )
@@ -699,7 +699,7 @@ def test_tiny_imagenet_40_is_the_known_set(data_dir):
     assert source.train.labels.bincount().tolist() == [500] * 40
     assert source.test.labels.bincount().tolist() == [50] * 40
     assert (len(source.class_names), source.class_names[0]) == (40, "goldfish")
-    # The file says 4, 0, 60, 55 of the first test picture and reaches 63 at the frame's edge.
+    # The file says 4, 0, 60, 55 of the first test image and reaches 63 at the frame's edge.
     assert source.test.boxes[0].tolist() == [4, 0, 61, 56]
     for dataset in (source.train, source.test):
         assert dataset.images.shape[1:] == (3, 64, 64)
@@ -731,8 +731,8 @@ def test_cifar_is_read_from_torchvisions_folder(
 ):
     folder = tmp_path / kind.base_folder
     folder.mkdir()
-    pictures = np.random.default_rng(0).integers(256, size=(6, 3, 32, 32), dtype=np.uint8)
-    content = {"data": pictures.reshape(6, -1), labels_key: [1, 0, 1, 1, 0, 0]}
+    images = np.random.default_rng(0).integers(256, size=(6, 3, 32, 32), dtype=np.uint8)
+    content = {"data": images.reshape(6, -1), labels_key: [1, 0, 1, 1, 0, 0]}
     file = write_pickle(folder / "batch", content)
     meta, digest = write_pickle(folder / "meta", {names_key: ["cat", "dog"]})
     monkeypatch.setattr(kind, "train_list", [file])
@@ -740,7 +740,7 @@ def test_cifar_is_read_from_torchvisions_folder(
     monkeypatch.setattr(kind, "meta", {"filename": meta, "key": names_key, "md5": digest})
     source = load_source(name, root=tmp_path)
     assert source.class_names == ("cat", "dog")
-    assert torch.equal(source.train.images, torch.from_numpy(pictures))
+    assert torch.equal(source.train.images, torch.from_numpy(images))
     assert source.test.labels.tolist() == content[labels_key]
 
 

@@ -39,7 +39,7 @@ def bytes_batch(count=6, channels=3, height=12, width=12):
 
 
 def smooth_batch(count=6, side=32):
-    """Pictures without fine detail, on which ways of resampling agree."""
+    """Images without fine detail, on which ways of resampling agree."""
     small = bytes_batch(count, 3, 4, 4).float()
     return torch.nn.functional.interpolate(small, size=(side, side), mode="bilinear").byte()
 
@@ -77,7 +77,7 @@ def test_transform_of_a_model_is_timms(cfg):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [12, 9, (16, 10)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.8])
-def test_eval_of_bytes_equals_that_of_pictures(channels, size, crop_pct):
+def test_eval_of_bytes_equals_that_of_images(channels, size, crop_pct):
     images = bytes_batch(4, channels)
     mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.3, 0.4)[:channels]
     transform = eval_transform(size, crop_pct=crop_pct, mean=mean, std=std)
@@ -85,7 +85,7 @@ def test_eval_of_bytes_equals_that_of_pictures(channels, size, crop_pct):
     assert torch.equal(transform(images), one_by_one)
 
 
-# --- training, pictures
+# --- training, images
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_eval_of_bytes_equals_that_of_pictures(channels, size, crop_pct):
         {"auto_augment": "rand-m9-mstd0.5-inc1", "interpolation": "random"},
     ],
 )
-def test_random_resized_training_of_pictures_is_timms(extra):
+def test_random_resized_training_of_images_is_timms(extra):
     ours = train_transform(24, scale=(0.3, 1.0), **extra)
     theirs = timm.data.create_transform(
         24,
@@ -117,12 +117,12 @@ def test_random_resized_training_of_pictures_is_timms(extra):
 
 @pytest.mark.parametrize(("width", "height"), [(70, 50), (20, 90), (24, 24), (10, 12)])
 @pytest.mark.parametrize("padding", [0, 4])
-def test_pictures_of_any_shape_get_the_size_without_a_resized_crop(width, height, padding):
+def test_images_of_any_shape_get_the_size_without_a_resized_crop(width, height, padding):
     transform = train_transform((24, 30), random_crop_padding=padding)
     assert transform(pil_image(width, height)).shape == (3, 24, 30)
 
 
-def test_picture_is_covered_and_cropped_in_its_middle():
+def test_image_is_covered_and_cropped_in_its_middle():
     image = pil_image(48, 24)
     transform = train_transform(24, hflip=0, **PLAIN)
     expected = TF.to_tensor(image.crop((12, 0, 36, 24)))
@@ -159,7 +159,7 @@ def is_window(cropped, padded):
 
 
 @pytest.mark.parametrize("padding_mode", ["constant", "reflect"])
-def test_random_crop_is_a_window_of_the_padded_picture(padding_mode):
+def test_random_crop_is_a_window_of_the_padded_image(padding_mode):
     images = bytes_batch(60, 3, 8, 10)
     transform = train_transform(
         (8, 10), random_crop_padding=2, padding_mode=padding_mode, hflip=0, **PLAIN
@@ -190,7 +190,7 @@ def test_flip_mirrors_the_share_asked_for(chance, shares):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("seed", range(4))
-def test_jitter_equals_torchvision_picture_by_picture(channels, seed):
+def test_jitter_equals_torchvision_image_by_image(channels, seed):
     images = bytes_batch(5, channels)
     torch.manual_seed(seed)
     ours = transforms._jitter_colour(images, 0.6)
@@ -248,7 +248,7 @@ def test_resized_crop_of_everything_changes_nothing():
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_resized_crop_equals_torchvision_picture_by_picture(mode):
+def test_resized_crop_equals_torchvision_image_by_image(mode):
     images = smooth_batch(20)
     scale, ratio = (0.3, 0.9), (0.75, 4 / 3)
     torch.manual_seed(1)
@@ -263,7 +263,7 @@ def test_resized_crop_equals_torchvision_picture_by_picture(mode):
         assert difference.max() <= 3
 
 
-def test_rectangles_keep_to_area_ratio_and_picture():
+def test_rectangles_keep_to_area_ratio_and_image():
     torch.manual_seed(0)
     size, area, aspect = (40, 60), (0.1, 0.9), (0.5, 2.0)
     drawn, fits = transforms._draw_rectangles(2000, size, area, aspect, inclusive=True)
@@ -283,7 +283,7 @@ def test_rectangles_keep_to_area_ratio_and_picture():
 
 
 @pytest.mark.parametrize("inclusive", [True, False])
-def test_rectangle_as_long_as_the_picture_fits_where_it_may(inclusive):
+def test_rectangle_as_long_as_the_image_fits_where_it_may(inclusive):
     _, fits = transforms._draw_rectangles(5, (9, 9), (1, 1), (1, 1), inclusive=inclusive)
     assert (fits == inclusive).all()
 
@@ -333,7 +333,7 @@ def test_loader_repeats_with_its_seed(num_workers):
 
 
 @pytest.mark.parametrize("arguments", [{"auto_augment": "rand-m9-mstd0.5-inc1"}, FULL])
-def test_grey_pictures_are_augmented_too(arguments):
+def test_grey_images_are_augmented_too(arguments):
     transform = train_transform(12, mean=(0.3,), std=(0.3,), **arguments)
     assert transform(bytes_batch(4, 1)).shape == (4, 1, 12, 12)
 
@@ -350,7 +350,7 @@ def test_no_mixing_is_none():
     assert batch_mix(num_classes=3, label_smoothing=0.1) is None
 
 
-def test_mixup_blends_picture_and_target_alike():
+def test_mixup_blends_image_and_target_alike():
     mix = batch_mix(num_classes=4, mixup=0.8, label_smoothing=0.1)
     images = bytes_batch(4).float()
     seed_all(0)
@@ -378,7 +378,7 @@ def test_cutmix_pastes_a_rectangle_and_counts_it():
 
 def test_odd_batch_is_refused():
     mix = batch_mix(num_classes=2, mixup=1.0)
-    with pytest.raises(ValueError, match=r"batch of 5 pictures.*even batch_size, for example 6"):
+    with pytest.raises(ValueError, match=r"batch of 5 images.*even batch_size, for example 6"):
         mix(torch.rand(5, 3, 4, 4), torch.zeros(5, dtype=torch.int64))
 
 
@@ -444,5 +444,5 @@ def test_bad_mixing_arguments_are_named(arguments, message):
 
 @pytest.mark.parametrize("size", [12, 10])
 def test_channels_that_do_not_fit_the_mean_are_named(size):
-    with pytest.raises(ValueError, match=r"pictures have 1 channels and mean=.* has 3"):
+    with pytest.raises(ValueError, match=r"images have 1 channels and mean=.* has 3"):
         eval_transform(size, crop_pct=1.0)(bytes_batch(2, 1))

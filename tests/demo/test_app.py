@@ -25,9 +25,9 @@ from convattn.demo import build, launch, page, start
 from convattn.demo.app import MEAN, Handlers
 from convattn.demo.network import Look, Network, as_shown, marked
 from convattn.demo.samples import digits, photographs
-from convattn.explain import Explanation, Prediction, explain, read_picture
+from convattn.explain import Explanation, Prediction, explain, read_image
 from tests.demo import GRADIO_WARNINGS
-from tests.demo.pictures import READABLE, RGB, UNREADABLE, encoded
+from tests.demo.images import READABLE, RGB, UNREADABLE, encoded
 
 pytestmark = GRADIO_WARNINGS
 
@@ -127,9 +127,9 @@ def test_a_network_without_attention_shows_gradcam_alone_and_says_so():
 
 def test_a_network_without_a_map_for_gradcam_says_why():
     found = Network(bundled()).explain(RGB)
-    views = page.views(Look(found, "No Grad-CAM: the pictures are too small."))
+    views = page.views(Look(found, "No Grad-CAM: the images are too small."))
     assert len(stages(views)) == 1
-    assert "No Grad-CAM: the pictures are too small." in views
+    assert "No Grad-CAM: the images are too small." in views
 
 
 def test_each_pixel_has_its_own_answer(of_convs):
@@ -167,12 +167,12 @@ def test_the_ring_lies_round_the_pixel():
     ("size", "shown"),
     [((64, 64), (512, 512)), ((300, 100), (300, 100)), ((3000, 1000), (1024, 341))],
 )
-def test_a_picture_is_shown_at_a_useful_size_in_its_own_shape(size, shown):
+def test_an_image_is_shown_at_a_useful_size_in_its_own_shape(size, shown):
     found = Network(bundled()).explain(Image.new("RGB", size))
-    assert as_shown(found).picture.size == shown
+    assert as_shown(found).image.size == shown
 
 
-def test_what_was_seen_grows_with_the_picture():
+def test_what_was_seen_grows_with_the_image():
     found = as_shown(Network(bundled()).explain(Image.new("RGB", (96, 64))))
     assert found.region == (80.0, 0.0, 400.0, 320.0)
 
@@ -211,19 +211,19 @@ def test_requests_at_the_same_time_do_not_mix(of_convs):
 
 def dropped(file, size=None):
     url = "data:application/octet-stream;base64," + base64.b64encode(file).decode()
-    return event(picture=url, size=len(file) if size is None else size)
+    return event(image=url, size=len(file) if size is None else size)
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_a_dropped_picture_is_read_as_explain_reads_it(of_digits, name):
+def test_a_dropped_image_is_read_as_explain_reads_it(of_digits, name):
     file, _, classes, _, _ = of_digits.picked(None, MEAN, dropped(READABLE[name]))
-    found = explain(bundled(), read_picture(io.BytesIO(READABLE[name])))
+    found = explain(bundled(), read_image(io.BytesIO(READABLE[name])))
     assert file == READABLE[name]
     assert f"data-class='{found.target.index}' aria-pressed='true'" in classes
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_picture_is_one_sentence(of_digits, name):
+def test_what_is_no_image_is_one_sentence(of_digits, name):
     file, reason = UNREADABLE[name]
     with pytest.raises(gr.Error) as raised:
         of_digits.picked(None, MEAN, dropped(file))
@@ -233,13 +233,13 @@ def test_what_is_no_picture_is_one_sentence(of_digits, name):
 
 def test_a_file_above_the_limit_is_refused(of_digits):
     with pytest.raises(gr.Error, match="at most 20 MB"):
-        of_digits.picked(None, MEAN, event(picture="", size=page.MAX_FILE_BYTES + 1))
+        of_digits.picked(None, MEAN, event(image="", size=page.MAX_FILE_BYTES + 1))
     with pytest.raises(gr.Error, match="at most 20 MB"):
         of_digits.picked(None, MEAN, dropped(bytes(page.MAX_FILE_BYTES + 1), size=5))
 
 
-def test_a_page_that_was_forgotten_asks_for_a_picture(of_digits):
-    with pytest.raises(gr.Error, match="no picture yet"):
+def test_a_page_that_was_forgotten_asks_for_an_image(of_digits):
+    with pytest.raises(gr.Error, match="no image yet"):
         of_digits.chosen(None, event(index=5))
 
 
@@ -292,11 +292,11 @@ def test_the_api_answers_as_explain_does(served, tmp_path, name):
     assert [one["name"] for one in told["classes"]] == [one.name for one in found.top]
     assert told["classes"][0]["probability"] == pytest.approx(found.top[0].probability)
     with Image.open(overlay) as image:
-        assert image.size == as_shown(found).picture.size
+        assert image.size == as_shown(found).image.size
 
 
 def test_the_api_explains_the_class_that_it_is_asked_for(served, tmp_path):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(digits()[3].file)
     told, overlay = served.client.predict(
         handle_file(path), target="7", method="gradcam", opacity=1, api_name="/explain"
@@ -308,14 +308,14 @@ def test_the_api_explains_the_class_that_it_is_asked_for(served, tmp_path):
 
 
 def test_an_unknown_class_is_answered_with_the_nearest(served, tmp_path):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(encoded(RGB))
     with pytest.raises(AppError, match="unknown class 'cat'; the nearest are"):
         served.client.predict(handle_file(path), target="cat", api_name="/explain")
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_the_api_answers_what_is_no_picture_with_one_sentence(served, tmp_path, name):
+def test_the_api_answers_what_is_no_image_with_one_sentence(served, tmp_path, name):
     file, reason = UNREADABLE[name]
     (tmp_path / name).write_bytes(file)
     with pytest.raises(AppError, match=reason) as raised:
@@ -325,13 +325,13 @@ def test_the_api_answers_what_is_no_picture_with_one_sentence(served, tmp_path, 
 
 
 def test_attend_answers_for_a_pixel_a_layer_and_a_head(served_convs, tmp_path):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(digits()[3].file)
     overlay = served_convs.client.predict(
         handle_file(path), y=8, x=50, layer="layer2.0.conv1", head="0", api_name="/attend"
     )
     network = Network(untrained("aa_wide_resnet_nano"))
-    found = network.attend(read_picture(path), "layer2.0.conv1", 0, (8, 50))
+    found = network.attend(read_image(path), "layer2.0.conv1", 0, (8, 50))
     expected = marked(as_shown(found).overlay(opacity=0.7), (8, 50), (64, 64))
     with Image.open(overlay) as image:
         assert np.array_equal(np.asarray(image), np.asarray(expected))
@@ -341,14 +341,14 @@ def test_attend_answers_for_a_pixel_a_layer_and_a_head(served_convs, tmp_path):
     ("head", "sentence"), [("first", "expected the number of a head, or mean"), ("9", "head=9")]
 )
 def test_attend_refuses_a_head_that_there_is_not(served_convs, tmp_path, head, sentence):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(digits()[3].file)
     with pytest.raises(AppError, match=sentence):
         served_convs.client.predict(handle_file(path), y=8, x=5, head=head, api_name="/attend")
 
 
-def test_attend_refuses_a_pixel_outside_the_picture(served_convs, tmp_path):
-    path = tmp_path / "picture.png"
+def test_attend_refuses_a_pixel_outside_the_image(served_convs, tmp_path):
+    path = tmp_path / "image.png"
     path.write_bytes(digits()[3].file)
     with pytest.raises(AppError, match="lies outside"):
         served_convs.client.predict(handle_file(path), y=640, x=5, api_name="/attend")

@@ -12,7 +12,7 @@ from playwright.sync_api import expect, sync_playwright
 from convattn.demo import build, start
 from convattn.demo.samples import digits, photographs
 from tests.demo import GRADIO_WARNINGS
-from tests.demo.pictures import UNREADABLE
+from tests.demo.images import UNREADABLE
 
 pytestmark = [pytest.mark.browser, *GRADIO_WARNINGS]
 
@@ -73,7 +73,7 @@ class Visit:
         if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
             self.faults.append(f"asked for {request.url}")
 
-    def picture(self, which):
+    def image(self, which):
         return self.page.locator(which).get_attribute("src")
 
     def drop(self, name, file):
@@ -82,8 +82,8 @@ class Visit:
         self.page.set_input_files(".drop input", given)
 
     def changes(self, which, action):
-        """Do something, and wait until that picture is another one."""
-        before = self.picture(which)
+        """Do something, and wait until that image is another one."""
+        before = self.image(which)
         action()
         expect(self.page.locator(which)).not_to_have_attribute("src", before, timeout=20_000)
 
@@ -108,7 +108,7 @@ def visit(chromium, tmp_path):
         assert one.faults == []
 
 
-def test_a_picture_is_taken_for_something_and_shown(visit, of_digits):
+def test_an_image_is_taken_for_something_and_shown(visit, of_digits):
     seen = visit(of_digits)
     seen.changes(ATTENTION, lambda: seen.drop("seven.png", digits()[7].file))
     expect(seen.page.locator("[data-class]")).to_have_count(5)
@@ -120,9 +120,9 @@ def test_a_picture_is_taken_for_something_and_shown(visit, of_digits):
 
 def test_a_click_on_a_class_explains_it(visit, of_digits):
     seen = visit(of_digits)
-    attention = seen.picture(ATTENTION)
+    attention = seen.image(ATTENTION)
     seen.changes(GRADCAM, seen.page.locator("[data-class]").nth(1).click)
-    assert seen.picture(ATTENTION) == attention
+    assert seen.image(ATTENTION) == attention
     expect(seen.page.locator("[data-class]").nth(1)).to_have_attribute("aria-pressed", "true")
     seen.keep("another_class")
 
@@ -151,22 +151,22 @@ def test_a_photograph_keeps_its_shape(visit, of_digits):
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_picture_is_answered_with_a_sentence(visit, of_digits, name):
+def test_what_is_no_image_is_answered_with_a_sentence(visit, of_digits, name):
     seen = visit(of_digits)
-    before = seen.picture(ATTENTION)
+    before = seen.image(ATTENTION)
     file, reason = UNREADABLE[name]
     seen.drop(name, file)
     expect(seen.page.get_by_text(reason)).to_be_visible()
-    assert seen.picture(ATTENTION) == before
+    assert seen.image(ATTENTION) == before
     assert "Traceback" not in seen.page.content()
     seen.keep(f"refused_{name}")
 
 
 def test_a_click_on_a_pixel_shows_what_it_looks_at(visit, of_convs):
     seen = visit(of_convs)
-    picture = seen.page.locator(".asking .stage")
+    image = seen.page.locator(".asking .stage")
     for name, place in (("left", {"x": 40, "y": 200}), ("right", {"x": 400, "y": 300})):
-        seen.changes(ANSWER, lambda place=place: picture.click(position=place))
+        seen.changes(ANSWER, lambda place=place: image.click(position=place))
         expect(seen.page.get_by_text("From row")).to_be_visible()
         seen.keep(f"pixel_{name}")
 

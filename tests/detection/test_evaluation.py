@@ -145,11 +145,11 @@ CASES = {
         [prediction([A, [60, 20, 100, 60], [100, 60, 150, 140]], [1, 2, 2], [0.5, 0.9, 0.8])],
         [target([A, B], [1, 2], crowd={1})],
     ),
-    "picture_without_truth": (
+    "image_without_truth": (
         [prediction([A], [1], [0.9]), prediction([B], [1], [0.8])],
         [target([], []), target([B], [1])],
     ),
-    "picture_without_predictions": (
+    "image_without_predictions": (
         [prediction([], [], []), prediction([B], [1], [0.8])],
         [target([A], [1]), target([B], [1])],
     ),
@@ -206,7 +206,7 @@ def test_masks_are_rated_as_pycocotools_rates_them(name):
 
 
 class Oracle(nn.Module):
-    """Finds what it was told, one picture after the other, and can be frozen in part."""
+    """Finds what it was told, one image after the other, and can be frozen in part."""
 
     def __init__(self, predictions):
         super().__init__()
@@ -214,9 +214,9 @@ class Oracle(nn.Module):
         self.frozen = nn.BatchNorm2d(3).eval()
         self.modes = []
 
-    def forward(self, pictures):
+    def forward(self, images):
         self.modes.append(self.training)
-        return [self.rest.pop(0) for _ in pictures]
+        return [self.rest.pop(0) for _ in images]
 
 
 def _loader(targets, batch_size=2):
@@ -266,7 +266,7 @@ def test_a_class_without_objects_is_left_out():
 def test_what_is_not_defined_is_left_out_of_the_table():
     table = _evaluated(CASES["no_truth"], has_masks=False).table()
     assert "mAP" not in table
-    assert "pictures" in table
+    assert "images" in table
 
 
 def test_the_table_names_the_worst_class():
@@ -294,7 +294,7 @@ def test_nothing_is_printed(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_reset_forgets_the_pictures():
+def test_reset_forgets_the_images():
     metrics = DetectionMetrics(class_names=NAMES, has_masks=False)
     metrics.update(*CASES["random_2"])
     metrics.reset()
@@ -308,6 +308,6 @@ def test_a_model_of_more_classes_is_refused():
         _evaluated(case)
 
 
-def test_no_picture_is_refused():
-    with pytest.raises(ValueError, match="there is no picture to evaluate"):
+def test_no_image_is_refused():
+    with pytest.raises(ValueError, match="there is no image to evaluate"):
         _evaluated(([], []))

@@ -10,7 +10,7 @@ from torchvision.models.detection.image_list import ImageList
 
 import convattn
 from convattn.detection import DETECTORS, create_detector, mask_rcnn
-from tests.detection.pictures import BATCHES, BOXES, HEIGHT, WIDTH, losses, picture, target
+from tests.detection.images import BATCHES, BOXES, HEIGHT, WIDTH, image, losses, target
 
 SMALL = {
     "num_classes": 3,
@@ -55,13 +55,13 @@ def test_losses_are_torchvisions():
         {k: torch.as_tensor(v).as_subclass(torch.Tensor) for k, v in target(boxes).items()}
         for boxes in (BOXES, BOXES[2:])
     ]
-    expected = theirs([picture(seed=0), picture(seed=1)], targets)
+    expected = theirs([image(seed=0), image(seed=1)], targets)
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 def test_detections_are_torchvisions():
     model = make(max_size=2 * HEIGHT).eval()
-    images = [picture(64, 128), picture(64, 64)]
+    images = [image(64, 128), image(64, 64)]
     with torch.no_grad():
         got, expected = model(images), theirs_like(model).eval()(images)
     assert all(len(found["boxes"]) == 5 for found in got)
@@ -98,11 +98,11 @@ def test_loss_is_finite_where_every_proposal_lies_outside():
 
 @pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (33, 57), (100, 20)])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_boxes_and_masks_lie_on_their_own_picture(size, precision):
+def test_boxes_and_masks_lie_on_their_own_image(size, precision):
     model = make().eval()
     amp = torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16)
     with torch.no_grad(), amp:
-        found = model([picture(), picture(*size)])[1]
+        found = model([image(), image(*size)])[1]
     height, width = size
     assert found["masks"].shape == (5, 1, height, width)
     assert found["masks"].dtype == torch.float32
@@ -111,9 +111,9 @@ def test_boxes_and_masks_lie_on_their_own_picture(size, precision):
     assert (found["boxes"] <= torch.tensor([width, height, width, height]) + 1e-3).all()
 
 
-def test_picture_without_detections_gives_empty_tensors():
+def test_image_without_detections_gives_empty_tensors():
     with torch.no_grad():
-        (found,) = make(box_score_thresh=0.999).eval()([picture()])
+        (found,) = make(box_score_thresh=0.999).eval()([image()])
     assert found["boxes"].shape == (0, 4)
     assert found["masks"].shape == (0, 1, HEIGHT, WIDTH)
 
@@ -129,14 +129,14 @@ def test_picture_without_detections_gives_empty_tensors():
 def test_wrong_target_is_named(changes, said):
     good = target(BOXES[1:])
     with pytest.raises(ValueError, match=said) as caught:
-        make().train()([picture(), picture()], [good, good | changes])
-    assert "picture 1 (image_id 17)" in str(caught.value)
+        make().train()([image(), image()], [good, good | changes])
+    assert "image 1 (image_id 17)" in str(caught.value)
 
 
 def test_missing_masks_are_named():
     boxes_alone = {k: v for k, v in target(BOXES).items() if k != "masks"}
     with pytest.raises(ValueError, match="has no 'masks'"):
-        make().train()([picture()], [boxes_alone])
+        make().train()([image()], [boxes_alone])
 
 
 def test_wrong_argument_is_named():
@@ -148,13 +148,13 @@ def test_wrong_argument_is_named():
 def test_copies_detect_the_same(clone):
     model = make().eval()
     with torch.no_grad():
-        torch.testing.assert_close(clone(model)([picture()]), model([picture()]), rtol=0, atol=0)
+        torch.testing.assert_close(clone(model)([image()]), model([image()]), rtol=0, atol=0)
 
 
 def test_attention_is_captured():
     model = make("aa_resnet_nano").eval()
     with torch.no_grad(), convattn.capture_attention(model, queries="mean") as maps:
-        model([picture()])
+        model([image()])
     assert len(maps) == 3
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_pil_image
 
-from convattn.data.annotated import AnnotatedPictures
+from convattn.data.annotated import AnnotatedImages
 from convattn.detection.drawing import class_colour, legend
 from convattn.detection.prediction import Detections, detect, draw_beside_truth
 
@@ -26,11 +26,11 @@ class Found(nn.Module):
         self.frozen = nn.BatchNorm2d(3).eval()
         self.pretrained_cfg = {"label_names": list(NAMES), "category_ids": list(IDS)}
         self.masks = masks
-        self.pictures = []
+        self.images = []
 
-    def forward(self, pictures):
+    def forward(self, images):
         assert not self.training
-        self.pictures += pictures
+        self.images += images
         found = {
             "boxes": torch.tensor([[4.0, 5.0, 20.0, 25.5], [30.0, 10.0, 60.0, 40.0]]),
             "labels": torch.tensor([3, 1]),
@@ -40,16 +40,16 @@ class Found(nn.Module):
             found["masks"] = torch.zeros(2, 1, *SIZE)
             found["masks"][0, 0, 5:25, 4:20] = torch.linspace(0, 1, 16)
             found["masks"][1, 0, 10:, 30:] = 0.9
-        return [found for _ in pictures]
+        return [found for _ in images]
 
 
-def _picture(mode="RGB", size=SIZE):
+def _image(mode="RGB", size=SIZE):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)
 
 
 def test_objects_below_the_threshold_are_left_out():
-    found = detect(Found(), _picture(), threshold=0.5)
+    found = detect(Found(), _image(), threshold=0.5)
     assert found.labels.tolist() == [3]
     assert found.boxes.tolist() == [[4.0, 5.0, 20.0, 25.5]]
     assert found.scores.tolist() == pytest.approx([0.9])
@@ -57,29 +57,29 @@ def test_objects_below_the_threshold_are_left_out():
 
 
 def test_a_mask_is_where_it_is_more_likely_than_not():
-    (mask,) = detect(Found(), _picture()).masks
+    (mask,) = detect(Found(), _image()).masks
     expected = torch.zeros(SIZE, dtype=torch.bool)
     expected[5:25, 12:20] = True
     assert torch.equal(mask, expected)
 
 
-def test_the_detector_sees_the_picture_itself():
-    model, picture = Found(), _picture()
-    detect(model, picture)
-    expected = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 255
-    torch.testing.assert_close(model.pictures[0], expected)
+def test_the_detector_sees_the_image_itself():
+    model, image = Found(), _image()
+    detect(model, image)
+    expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
+    torch.testing.assert_close(model.images[0], expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
-def test_pictures_of_other_modes_are_converted(mode):
+def test_images_of_other_modes_are_converted(mode):
     model = Found()
-    detect(model, _picture(mode))
-    assert model.pictures[0].shape == (3, *SIZE)
+    detect(model, _image(mode))
+    assert model.images[0].shape == (3, *SIZE)
 
 
 def test_the_detector_is_left_as_it_was():
     model = Found()
-    detect(model, _picture())
+    detect(model, _image())
     assert model.training
     assert not model.frozen.training
 
@@ -87,11 +87,11 @@ def test_the_detector_is_left_as_it_was():
 @pytest.mark.parametrize("threshold", [-0.1, 50])
 def test_a_threshold_that_is_no_score_is_refused(threshold):
     with pytest.raises(ValueError, match=f"threshold={threshold}; expected a score between 0 and"):
-        detect(Found(), _picture(), threshold=threshold)
+        detect(Found(), _image(), threshold=threshold)
 
 
 def test_coco_entries_hold_the_same_objects():
-    found = detect(Found(), _picture(), threshold=0)
+    found = detect(Found(), _image(), threshold=0)
     entries = json.loads(json.dumps(found.to_coco(7)))
     assert [entry["image_id"] for entry in entries] == [7, 7]
     assert [entry["category_id"] for entry in entries] == [90, 17]
@@ -104,7 +104,7 @@ def test_coco_entries_hold_the_same_objects():
 
 
 def test_without_masks_coco_entries_have_none():
-    assert all("segmentation" not in e for e in detect(Found(masks=False), _picture()).to_coco(1))
+    assert all("segmentation" not in e for e in detect(Found(masks=False), _image()).to_coco(1))
 
 
 def _truth(**changes):
@@ -123,19 +123,19 @@ def test_the_truth_is_no_result():
         truth.to_coco(1)
 
 
-def test_small_pictures_are_enlarged_until_labels_can_be_read():
-    drawn = detect(Found(), _picture()).draw(_picture())
+def test_small_images_are_enlarged_until_labels_can_be_read():
+    drawn = detect(Found(), _image()).draw(_image())
     assert drawn.size == (9 * 60, 9 * 40)
 
 
-def test_large_pictures_keep_their_size():
+def test_large_images_keep_their_size():
     nothing = Detections.of(
         {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
         class_names=NAMES,
         category_ids=IDS,
     )
-    picture = _picture(size=(300, 700))
-    assert nothing.draw(picture) == picture
+    image = _image(size=(300, 700))
+    assert nothing.draw(image) == image
 
 
 def test_a_mask_tints_its_pixels_and_no_others():
@@ -195,14 +195,14 @@ def test_a_legend_has_a_square_of_every_class():
     assert {tuple(pixel) for pixel in pixels.tolist()} >= set(colours.values())
 
 
-def _dark_pictures(count):
+def _dark_images(count):
     item = (torch.zeros(3, *SIZE, dtype=torch.uint8), _truth())
-    return AnnotatedPictures(range(count), lambda _: item, ["dark"] * count)
+    return AnnotatedImages(range(count), lambda _: item, ["dark"] * count)
 
 
 def test_a_sheet_shows_the_truth_beside_what_is_found(tmp_path):
-    pictures = _dark_pictures(3)
-    draw_beside_truth(Found(), pictures, 2, tmp_path / "sheet.png", title="two")
+    images = _dark_images(3)
+    draw_beside_truth(Found(), images, 2, tmp_path / "sheet.png", title="two")
     assert [file.name for file in tmp_path.iterdir()] == ["sheet.png"]
     drawn = np.asarray(Image.open(tmp_path / "sheet.png"))
 
@@ -214,17 +214,17 @@ def test_a_sheet_shows_the_truth_beside_what_is_found(tmp_path):
 
 
 def test_a_small_data_set_gives_all_it_has(tmp_path):
-    pictures = _dark_pictures(1)
+    images = _dark_images(1)
     for count in (1, 8):
-        draw_beside_truth(Found(), pictures, count, tmp_path / f"{count}.png", title="one")
+        draw_beside_truth(Found(), images, count, tmp_path / f"{count}.png", title="one")
     assert (tmp_path / "1.png").read_bytes() == (tmp_path / "8.png").read_bytes()
 
 
-def test_a_picture_is_drawn_as_it_was():
-    picture = _picture()
-    before = picture.copy()
-    detect(Found(), picture).draw(picture)
-    assert picture == before
+def test_an_image_is_drawn_as_it_was():
+    image = _image()
+    before = image.copy()
+    detect(Found(), image).draw(image)
+    assert image == before
 
 
 def test_what_is_surest_lies_on_top():

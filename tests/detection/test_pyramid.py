@@ -40,7 +40,7 @@ CHEAP = {name: levels_of(name).eval() for name in ("aa_resnet_nano", "patchconvn
 @pytest.mark.parametrize("name", CHEAP)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 @settings(max_examples=12, deadline=None)
-def test_levels_have_the_sizes_of_any_picture(name, height, width):
+def test_levels_have_the_sizes_of_any_image(name, height, width):
     model = CHEAP[name]
     with torch.no_grad():
         maps = model(torch.randn(1, 3, height, width))
@@ -161,7 +161,7 @@ def test_what_cannot_be_is_said(name, kwargs, said):
 
 def test_size_that_the_backbone_refuses_is_said():
     model = feature_levels("vit_tiny_patch16_224", embed_dim=12, depth=1, strides=(16,))
-    with pytest.raises(ValueError, match=r"refuses pictures of 32 x 48: .* dynamic_img_size"):
+    with pytest.raises(ValueError, match=r"refuses images of 32 x 48: .* dynamic_img_size"):
         model(torch.randn(1, 3, 32, 48))
 
 

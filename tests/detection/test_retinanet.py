@@ -12,7 +12,7 @@ from torchvision.models.detection.retinanet import _default_anchorgen
 
 import convattn
 from convattn.detection import DETECTORS, create_detector, retinanet
-from tests.detection.pictures import BATCHES, BOXES, HEIGHT, WIDTH, losses, picture, target
+from tests.detection.images import BATCHES, BOXES, HEIGHT, WIDTH, image, losses, target
 
 SMALL = {
     "num_classes": 3,
@@ -47,7 +47,7 @@ def same_size(model):
 def test_losses_are_torchvisions():
     model = make("resnet_nano", channels=32, anchor_scale=4.0, min_size=128, max_size=256)
     theirs = same_size(model).train()
-    images = [picture(128, 256), picture(128, 128)]
+    images = [image(128, 256), image(128, 128)]
     targets = [target(BOXES), target(BOXES[2:])]
     plain = [{k: v for k, v in t.items() if k in ("boxes", "labels")} for t in targets]
     got, expected = model.train()(images, targets), theirs(images, plain)
@@ -67,7 +67,7 @@ def test_detections_are_torchvisions():
     # torchvision hands out the background too; here nothing is.
     bias = model.head.classification_head.cls_logits.bias
     bias.data.view(-1, 3)[:, 0] = -100
-    images = [picture(128, 256), picture(128, 128)]
+    images = [image(128, 256), image(128, 128)]
     with torch.no_grad():
         got, expected = model(images), same_size(model).eval()(images)
     assert all(len(found["boxes"]) > 5 for found in got)
@@ -76,7 +76,7 @@ def test_detections_are_torchvisions():
 
 def test_background_is_never_detected():
     with torch.no_grad():
-        (found,) = loud(make(score_thresh=0.0))([picture()])
+        (found,) = loud(make(score_thresh=0.0))([image()])
     assert set(found["labels"].tolist()) == {1, 2}
 
 
@@ -88,7 +88,7 @@ def test_anchors_are_torchvisions():
     torch.testing.assert_close(model.anchor_generator(images, maps), expected, rtol=0, atol=0)
 
 
-def test_anchors_lie_a_stride_apart_where_it_does_not_divide_the_picture():
+def test_anchors_lie_a_stride_apart_where_it_does_not_divide_the_image():
     images = ImageList(torch.zeros(1, 3, 800, 800), [(800, 800)])
     generator = make(min_level=5, max_level=6, num_scales=1).anchor_generator
     (anchors,) = generator(images, [torch.zeros(1, 1, 25, 25), torch.zeros(1, 1, 13, 13)])
@@ -132,10 +132,10 @@ def test_losses_and_gradients_are_finite(batch, precision):
 
 
 @pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (33, 57), (200, 20), (1, 1)])
-def test_boxes_lie_inside_their_own_picture(size):
+def test_boxes_lie_inside_their_own_image(size):
     model = loud(make(score_thresh=0.0))
     with torch.no_grad():
-        found = model([picture(), picture(*size)])[1]
+        found = model([image(), image(*size)])[1]
     height, width = size
     assert len(found["boxes"]) > 0
     assert found["boxes"].min() >= 0
@@ -145,13 +145,13 @@ def test_boxes_lie_inside_their_own_picture(size):
 def test_boxes_keep_their_digits_under_autocast():
     model = loud(make(score_thresh=0.0))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        (found,) = model([picture()])
+        (found,) = model([image()])
     assert {part.dtype for part in found.values()} == {torch.float32, torch.int64}
 
 
-def test_picture_without_detections_gives_empty_tensors():
+def test_image_without_detections_gives_empty_tensors():
     with torch.no_grad():
-        (found,) = make().eval()([picture()])
+        (found,) = make().eval()([image()])
     assert {k: v.shape for k, v in found.items()} == {
         "boxes": (0, 4),
         "labels": (0,),
@@ -159,21 +159,21 @@ def test_picture_without_detections_gives_empty_tensors():
     }
 
 
-def test_training_pictures_keep_their_size_if_asked():
+def test_training_images_keep_their_size_if_asked():
     model = make(min_size=128, max_size=256).train()
     seen = []
     model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-2:]))
-    model([picture()], [target(BOXES)])
+    model([image()], [target(BOXES)])
     model.transform.resize_training = False
-    model([picture()], [target(BOXES)])
-    model.eval()([picture()])
+    model([image()], [target(BOXES)])
+    model.eval()([image()])
     assert seen == [(128, 160), (64, 96), (128, 160)]
 
 
 def test_crowds_are_left_out_of_training():
     crowd = torch.tensor([True, False, False])
-    with_crowd = make().train()([picture()], [target(BOXES, iscrowd=crowd)])
-    without = make().train()([picture()], [target(BOXES[1:], labels=torch.tensor([2, 1]))])
+    with_crowd = make().train()([image()], [target(BOXES, iscrowd=crowd)])
+    without = make().train()([image()], [target(BOXES[1:], labels=torch.tensor([2, 1]))])
     torch.testing.assert_close(with_crowd, without, rtol=0, atol=0)
 
 
@@ -183,7 +183,7 @@ def test_crowds_are_left_out_of_training():
         ({"boxes": torch.tensor([[1.0, 2, 5, 9], [4, 4, 4, 9]])}, r"box 1 .*17\) is not left < r"),
         ({"boxes": torch.tensor([[1.0, 9, 5, 2], [4, 4, 5, 9]])}, "box 0 .* top < bottom"),
         ({"boxes": torch.tensor([[1.0, 2, 5, 9], [4, 4, 81, 9]])}, "box 1 .* 80 wide and 64 high"),
-        ({"boxes": torch.tensor([[-3.0, 2, 5, 9], [4, 4, 8, 9]])}, "box 0 .* inside the picture"),
+        ({"boxes": torch.tensor([[-3.0, 2, 5, 9], [4, 4, 8, 9]])}, "box 0 .* inside the image"),
         ({"boxes": torch.tensor([[1.0, 2, 5, float("nan")], [4, 4, 8, 9]])}, "box 0"),
         ({"boxes": torch.tensor([[1.0, 2, float("inf"), 9], [4, 4, 8, 9]])}, "box 0 .* inside"),
         ({"boxes": torch.tensor([[1, 2, 5, 9], [4, 4, 8, 9]])}, "int64 .* expected floats"),
@@ -197,37 +197,37 @@ def test_crowds_are_left_out_of_training():
 def test_wrong_target_is_named(changes, said):
     good = target(BOXES[1:])
     with pytest.raises(ValueError, match=said) as caught:
-        make().train()([picture(), picture()], [good, good | changes])
-    assert "picture 1 (image_id 17)" in str(caught.value)
+        make().train()([image(), image()], [good, good | changes])
+    assert "image 1 (image_id 17)" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
-        (None, "2 pictures, but none targets"),
-        ([target(BOXES)], "2 pictures, but 1 targets"),
-        ([target(BOXES), {"boxes": torch.zeros(0, 4)}], "picture 1 has no 'labels'"),
+        (None, "2 images, but none targets"),
+        ([target(BOXES)], "2 images, but 1 targets"),
+        ([target(BOXES), {"boxes": torch.zeros(0, 4)}], "image 1 has no 'labels'"),
     ],
 )
 def test_missing_target_is_named(targets, said):
     with pytest.raises(ValueError, match=said):
-        make().train()([picture(), picture()], targets)
+        make().train()([image(), image()], targets)
 
 
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        ([], "no pictures"),
-        ([picture(), picture()[:1]], r"picture 1 has shape \(1, 64, 80\), expected \(3, H, W\)"),
-        ([picture()[0]], r"shape \(64, 80\)"),
-        ([picture()[:, :0]], r"shape \(3, 0, 80\)"),
-        ([(255 * picture()).byte()], "picture 0 is of torch.uint8"),
-        ([picture(), 255 * picture()], "picture 1 has values from .* expected 0 to 1"),
-        ([4 * picture() - 2], "subtracts the mean"),
-        ([picture() * float("nan")], "picture 0 has values from nan"),
+        ([], "no images"),
+        ([image(), image()[:1]], r"image 1 has shape \(1, 64, 80\), expected \(3, H, W\)"),
+        ([image()[0]], r"shape \(64, 80\)"),
+        ([image()[:, :0]], r"shape \(3, 0, 80\)"),
+        ([(255 * image()).byte()], "image 0 is of torch.uint8"),
+        ([image(), 255 * image()], "image 1 has values from .* expected 0 to 1"),
+        ([4 * image() - 2], "subtracts the mean"),
+        ([image() * float("nan")], "image 0 has values from nan"),
     ],
 )
-def test_wrong_picture_is_named(images, said):
+def test_wrong_image_is_named(images, said):
     with pytest.raises(ValueError, match=said):
         make().eval()(images)
 
@@ -254,7 +254,7 @@ def test_wrong_argument_is_named(name, kwargs, said):
 def test_thresholds_reach_torchvision():
     model = make(score_thresh=0.0, detections_per_img=7)
     with torch.no_grad():
-        (found,) = model.eval()([picture()])
+        (found,) = model.eval()([image()])
     assert len(found["scores"]) == 7
 
 
@@ -262,14 +262,14 @@ def test_thresholds_reach_torchvision():
 def test_copies_detect_the_same(clone):
     model = loud(make())
     with torch.no_grad():
-        torch.testing.assert_close(clone(model)([picture()]), model([picture()]), rtol=0, atol=0)
+        torch.testing.assert_close(clone(model)([image()]), model([image()]), rtol=0, atol=0)
 
 
 def test_attention_is_captured():
     model = make().eval()
     with torch.no_grad(), convattn.capture_attention(model, queries="mean") as maps:
-        model([picture()])
-    # The picture is padded to 64 x 96; strides 8, halved once more, 16 and 32.
+        model([image()])
+    # The image is padded to 64 x 96; strides 8, halved once more, 16 and 32.
     assert [m.shape[-2:] for m in maps.values()] == [(4, 6), (4, 6), (2, 3)]
 
 

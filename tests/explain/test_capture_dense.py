@@ -37,11 +37,11 @@ def tensors(found):
 
 @pytest.mark.parametrize("name", ["retinanet", "mask_rcnn", "upernet"])
 def test_attention_is_captured_inside_and_changes_nothing(name):
-    model, pictures = networks()[name]
+    model, images = networks()[name]
     with torch.inference_mode():
-        before = tensors(model(pictures))
+        before = tensors(model(images))
         with capture_attention(model) as maps:
-            during = tensors(model(pictures))
+            during = tensors(model(images))
     assert all(torch.equal(one, other) for one, other in zip(before, during, strict=True))
     names = {layer.split("layer")[-1] for layer in maps}
     assert names == {f"{stage}.0.conv1" for stage in (2, 3, 4)}
@@ -53,7 +53,7 @@ def test_attention_is_captured_inside_and_changes_nothing(name):
 
 
 def test_maps_of_a_detector_lie_on_the_batch_that_it_makes():
-    """A picture of 50 x 90 is enlarged to 64 x 115 and padded to 64 x 128."""
+    """An image of 50 x 90 is enlarged to 64 x 115 and padded to 64 x 128."""
     model = detector("retinanet")
     with torch.inference_mode(), capture_attention(model, queries="mean") as maps:
         model([torch.rand(3, 50, 90)])

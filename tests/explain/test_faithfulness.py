@@ -140,7 +140,7 @@ def test_a_perfect_map_inserts_what_counts_first():
 
 
 def slow_blur(image):
-    """A Gaussian by its formula, over a mirrored picture."""
+    """A Gaussian by its formula, over a mirrored image."""
     height, width = image.shape
     sigma = min(height, width) / 16
     reach = round(3 * sigma)
@@ -177,9 +177,9 @@ def test_curves_are_the_slow_loop():
             for at in order[: round(step * height * width / num_steps)]:
                 removed[at] = 0
                 inserted[at] = images[number, 0][at]
-            for pictures, curve in ((removed, curves.deletion), (inserted, curves.insertion)):
+            for altered, curve in ((removed, curves.deletion), (inserted, curves.insertion)):
                 with torch.no_grad():
-                    expected = model(pictures[None, None]).softmax(1)[0, targets[number]]
+                    expected = model(altered[None, None]).softmax(1)[0, targets[number]]
                 assert float(curve[number, step]) == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -234,7 +234,7 @@ def test_curves_do_not_depend_on_the_batches():
     torch.testing.assert_close(parts.insertion, whole.insertion)
 
 
-def test_no_more_pictures_are_shown_at_once_than_asked_for():
+def test_no_more_images_are_shown_at_once_than_asked_for():
     recorder = Recorder()
     images, heats = torch.ones(5, 1, 4, 4), torch.zeros(5, 4, 4)
     deletion_insertion(
@@ -288,7 +288,7 @@ class Net(nn.Module):
         return self.fc(self.conv(x).relu().mean((2, 3)))
 
 
-def pictures(number, size=16):
+def random_images(number, size=16):
     torch.manual_seed(5)
     return torch.randn(number, 1, size, size), torch.randint(0, 3, (number,))
 
@@ -298,7 +298,7 @@ def in_batches(images, labels, size):
 
 
 def report(number=6, batch=4, model=None, **arguments):
-    batches = in_batches(*pictures(number), batch)
+    batches = in_batches(*random_images(number), batch)
     arguments = {"num_steps": 4, "device": "cpu", **arguments}
     return faithfulness(model or Net(), batches, **arguments)
 
@@ -333,7 +333,7 @@ def test_a_network_with_attention_gets_all():
 def test_a_network_with_attention_alone_leaves_grad_cam_out():
     torch.manual_seed(0)
     model = timm.create_model("patchconvnet_nano", num_classes=3, embed_dim=16, depth=1, in_chans=1)
-    batches = in_batches(*pictures(2, size=8), 2)
+    batches = in_batches(*random_images(2, size=8), 2)
     result = faithfulness(model, batches, num_steps=1, device="cpu")
     assert list(result.methods) == ["attention", "random", "centre"]
 
@@ -381,7 +381,7 @@ def test_random_maps_point_everywhere_equally_often():
 
 
 class Says(nn.Module):
-    """Whatever the picture, the class is 1."""
+    """Whatever the image, the class is 1."""
 
     def __init__(self):
         super().__init__()
@@ -453,7 +453,7 @@ def test_mean_curve_has_the_area_that_is_reported():
 
 
 def test_top1_is_the_share_of_right_classes():
-    images, _ = pictures(6)
+    images, _ = random_images(6)
     labels = torch.tensor([1, 1, 0, 2, 1, 0])
     result = faithfulness(
         Says(), in_batches(images, labels, 4), methods=["centre"], num_steps=1, device="cpu"
@@ -480,7 +480,7 @@ def test_report_is_readable():
     result = dataclasses.replace(result, methods={"centre": scores})
     table = result.table()
     energy = f"{100 * scores.energy.mean:.1f} ± {100 * scores.energy.error:.1f} %"
-    assert "6 pictures" in table
+    assert "6 images" in table
     assert energy in table
     assert "empty maps of centre: 2" in table
     head, rule, row = result.markdown().splitlines()
@@ -502,8 +502,8 @@ def test_report_without_boxes_leaves_their_columns_out():
     [
         ({"methods": ["attention"]}, "Net has no layer of attention"),
         ({"methods": ["centre", "lime"]}, "'lime'; known are attention, gradcam, random, centre"),
-        ({"methods": ["centre"], "number": 1}, "the loader gives 1 pictures"),
-        ({"methods": ["centre"], "boxes": torch.zeros(7, 4)}, "6 pictures and 7 boxes"),
+        ({"methods": ["centre"], "number": 1}, "the loader gives 1 images"),
+        ({"methods": ["centre"], "boxes": torch.zeros(7, 4)}, "6 images and 7 boxes"),
         ({"methods": ["centre"], "boxes": torch.zeros(5, 4)}, r"boxes of shape \(5, 4\)"),
         ({"methods": ["centre"], "boxes": torch.zeros(6, 2)}, r"boxes of shape \(6, 2\)"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(256, 3))}, "neither attention nor"),

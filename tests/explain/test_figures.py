@@ -11,55 +11,55 @@ from convattn.explain.figures import draw_confusion, draw_explanations, draw_lay
 
 
 @pytest.fixture
-def picture():
+def image():
     rng = np.random.default_rng(0)
     return Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
 
 
-def test_no_opacity_shows_the_picture_itself(picture):
+def test_no_opacity_shows_the_image_itself(image):
     heat = np.random.default_rng(1).random((40, 60), np.float32)
-    assert overlay(picture, heat, opacity=0).tobytes() == picture.tobytes()
+    assert overlay(image, heat, opacity=0).tobytes() == image.tobytes()
 
 
-def test_the_hottest_place_has_the_hottest_colour(picture):
+def test_the_hottest_place_has_the_hottest_colour(image):
     heat = np.zeros((40, 60), np.float32)
     heat[10, 20] = 5
-    shown = np.asarray(overlay(picture, heat, opacity=1)).astype(int)
+    shown = np.asarray(overlay(image, heat, opacity=1)).astype(int)
     np.testing.assert_allclose(shown[10, 20], [252, 255, 164], atol=1)  # inferno's last
     assert shown[30, 50].sum() < shown[10, 20].sum()
 
 
-def test_what_was_not_seen_is_dark(picture):
+def test_what_was_not_seen_is_dark(image):
     heat = np.ones((40, 60), np.float32)
-    shown = np.asarray(overlay(picture, heat, seen=(20, -5, 50, 45))).astype(float)
-    own = np.asarray(picture).astype(float)
+    shown = np.asarray(overlay(image, heat, seen=(20, -5, 50, 45))).astype(float)
+    own = np.asarray(image).astype(float)
     for columns in (slice(0, 20), slice(50, 60)):
         np.testing.assert_allclose(shown[:, columns], 0.35 * own[:, columns], atol=0.51)
     assert not np.allclose(shown[:, 20:50], 0.35 * own[:, 20:50], atol=5)
 
 
-def test_no_heat_at_all_is_no_error(picture):
-    assert overlay(picture, np.zeros((40, 60), np.float32)).size == (60, 40)
+def test_no_heat_at_all_is_no_error(image):
+    assert overlay(image, np.zeros((40, 60), np.float32)).size == (60, 40)
 
 
 @pytest.mark.parametrize("opacity", [-0.1, 1.5])
-def test_an_opacity_out_of_range_is_told(picture, opacity):
+def test_an_opacity_out_of_range_is_told(image, opacity):
     with pytest.raises(ValueError, match=f"opacity={opacity}; expected 0"):
-        overlay(picture, np.zeros((40, 60), np.float32), opacity=opacity)
+        overlay(image, np.zeros((40, 60), np.float32), opacity=opacity)
 
 
-def test_sheets_are_drawn(picture, tmp_path):
+def test_sheets_are_drawn(image, tmp_path):
     model = timm.create_model("patchconvnet_nano_multi", num_classes=4).eval()
-    rows = [explain_classes(model, picture, top_k=3), explain_classes(model, picture.rotate(90))]
+    rows = [explain_classes(model, image, top_k=3), explain_classes(model, image.rotate(90))]
     draw_explanations(rows, tmp_path / "sheet.png", title="a title")
     with Image.open(tmp_path / "sheet.png") as drawn:
         assert drawn.width > drawn.height > 300
         assert len(drawn.convert("RGB").getcolors(2**24)) > 1000
 
 
-def test_layers_are_drawn(picture, tmp_path):
+def test_layers_are_drawn(image, tmp_path):
     model = timm.create_model("aa_wide_resnet_nano", num_classes=4).eval()
-    shown, layers = attention_through(model, picture, query=(20, 30))
+    shown, layers = attention_through(model, image, query=(20, 30))
     draw_layers(shown, layers, tmp_path / "layers.png", query=(20, 30))
     with Image.open(tmp_path / "layers.png") as drawn:
         # The cross is drawn once on every panel: a mean and each head of each layer.
@@ -121,7 +121,7 @@ def test_many_classes_are_an_image_and_the_worst_pairs(drawn):
         f" class 5 {arrow} class 80  2 (50%)",
         f" class 59 {arrow} class 20  1 (25%)",
     ]
-    assert any("2 taken for classes without pictures" in text for text in texts)
+    assert any("2 taken for classes without images" in text for text in texts)
 
 
 def test_no_confusion_at_all_is_drawn(drawn):

@@ -129,7 +129,7 @@ def test_an_augmented_patchifying_network_is_placed_exactly():
     assert (grid.start, grid.stride) == ((16, 16), (32, 32))
 
 
-def test_what_is_done_to_pictures_before_the_network_does_not_count():
+def test_what_is_done_to_images_before_the_network_does_not_count():
     model = timm.create_model("patchconvnet_nano", num_classes=3).eval()
     with torch.no_grad(), capture_attention(model) as maps:
         model(F.interpolate(torch.zeros(1, 3, 128, 128), (64, 64)))

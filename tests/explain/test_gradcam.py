@@ -295,7 +295,7 @@ def test_half_precision_gives_maps():
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ([1], r"shape \(1,\) for 2 pictures"),
+        ([1], r"shape \(1,\) for 2 images"),
         ([1, 5], "from 1 to 5, and the model has 5 classes"),
         ([-1, 2], "from -1 to 2"),
     ],

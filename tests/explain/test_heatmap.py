@@ -59,7 +59,7 @@ def test_the_heat_of_an_object_in_a_panorama_s_corner_lies_on_that_corner(
 
 @pytest.mark.parametrize("method", ["attention", "gradcam"])
 def test_heat_lies_inside_what_the_crop_shows_and_moves_with_it(bundled, digits, method):
-    """The same square, alone and as the middle of a wider picture, has the same heat there."""
+    """The same square, alone and as the middle of a wider image, has the same heat there."""
     image = Image.fromarray(digits.images[5].permute(1, 2, 0).numpy())
     wide = Image.new("RGB", (104, 64), (10, 200, 10))
     wide.paste(image, (20, 0))
@@ -70,7 +70,7 @@ def test_heat_lies_inside_what_the_crop_shows_and_moves_with_it(bundled, digits,
     assert found.heat[:, :20].max() == found.heat[:, 84:].max() == 0
 
 
-def test_a_crop_of_a_larger_picture_is_scaled_back(bundled, digits):
+def test_a_crop_of_a_larger_image_is_scaled_back(bundled, digits):
     image = Image.fromarray(digits.images[5].permute(1, 2, 0).numpy())
     large = image.resize((192, 192), Image.Resampling.NEAREST)
     small, big = convattn.explain(bundled, image), convattn.explain(bundled, large)
@@ -81,10 +81,10 @@ def test_a_crop_of_a_larger_picture_is_scaled_back(bundled, digits):
     assert abs(u - 3 * x - 1) <= 3
 
 
-def test_shrunk_it_is_the_same_on_a_smaller_picture(bundled):
+def test_shrunk_it_is_the_same_on_a_smaller_image(bundled):
     found = convattn.explain(bundled, Image.new("RGB", (300, 200), (9, 80, 200)))
     small = found.shrunk(150)
-    assert small.picture.size == (150, 100)
+    assert small.image.size == (150, 100)
     assert small.region == tuple(edge / 2 for edge in found.region)
     blocks = found.heat.reshape(100, 2, 150, 2).mean((1, 3))
     np.testing.assert_allclose(small.heat, blocks, atol=0.02 * found.heat.max())
@@ -187,8 +187,8 @@ def test_a_token_a_class_shows_that_class_s_map(name):
     _, predicted, _ = attention_maps(model, images)
     best = maps[layer].mean(1)[range(3), expected.argmax(1)]
     torch.testing.assert_close(predicted, best / best.sum((1, 2), keepdim=True))
-    picture = Image.new("RGB", (96, 96))
-    found = explain_classes(model, picture, [0, 1], view="whole")
+    image = Image.new("RGB", (96, 96))
+    found = explain_classes(model, image, [0, 1], view="whole")
     assert found[0].class_specific
     assert not torch.equal(found[0].map, found[1].map)
 
@@ -233,11 +233,11 @@ def test_convolutions_show_how_much_a_position_is_looked_at(layer, size):
 
 
 def test_a_pixel_looks_from_the_nearest_cell():
-    model, picture = PoolAndConvolutions().eval(), Image.new("RGB", (14, 10), (50, 90, 10))
-    picture.putpixel((3, 4), (255, 255, 255))
+    model, image = PoolAndConvolutions().eval(), Image.new("RGB", (14, 10), (50, 90, 10))
+    image.putpixel((3, 4), (255, 255, 255))
     model.pretrained_cfg = {"input_size": (3, 10, 14), "crop_pct": 1.0, "num_classes": 5}
-    found = convattn.explain(model, picture, layer="last", query=(4, 7))
-    seen = (torch.tensor(np.asarray(picture)).permute(2, 0, 1) / 255)[None]
+    found = convattn.explain(model, image, layer="last", query=(4, 7))
+    seen = (torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255)[None]
     mean, std = (
         torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     )
@@ -248,7 +248,7 @@ def test_a_pixel_looks_from_the_nearest_cell():
     row = maps["last"].mean(1)[0].view(5, 7, 5, 7)
     assert any(torch.allclose(found.map, row[2, column]) for column in (3, 4))
     with pytest.raises(ValueError, match="lies outside what the network sees"):
-        convattn.explain(model, picture, layer="last", query=(10, 3))
+        convattn.explain(model, image, layer="last", query=(10, 3))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_attention_of_a_network_without_any_is_told():
     assert found.method == "gradcam"
 
 
-def test_many_pictures_are_those_of_each():
+def test_many_images_are_those_of_each():
     model, images = timm.create_model("patchconvnet_nano").eval(), torch.randn(35, 3, 32, 32)
     logits, maps, _ = attention_maps(model, images)
     alone_logits, alone, _ = attention_maps(model, images[34:])
@@ -313,16 +313,16 @@ def test_attention_of_several_classes_takes_one_run_and_a_pixel_s_a_second(words
     assert seen == [1] * runs
 
 
-def test_a_network_that_refuses_the_picture_says_what_to_set():
+def test_a_network_that_refuses_the_image_says_what_to_set():
     model = timm.create_model("patchconvnet_nano", num_classes=3, in_chans=1)
-    with pytest.raises(ValueError, match=r"refuses a picture of shape \(3, 64, 64\) .* must say"):
+    with pytest.raises(ValueError, match=r"refuses an image of shape \(3, 64, 64\) .* must say"):
         convattn.explain(model, Image.new("RGB", (64, 64)))
 
 
-def test_a_picture_goes_through_all_convolutions():
+def test_an_image_goes_through_all_convolutions():
     model = PoolAndConvolutions().eval()
-    picture, layers = attention_through(model, Image.new("RGB", (60, 40)))
-    assert picture.size == (60, 40)
+    image, layers = attention_through(model, Image.new("RGB", (60, 40)))
+    assert image.size == (60, 40)
     assert {name: len(heads) for name, heads in layers.items()} == {"first": 2, "last": 3}
     assert all(heat.shape == (40, 60) for heads in layers.values() for heat in heads)
     _, asked = attention_through(model, Image.new("RGB", (60, 40)), query=(20, 30))

@@ -84,8 +84,8 @@ def test_the_maps_of_a_detector_stay(make, backbone):
             optimised.backbone(x).values(), model.backbone(x).values(), strict=True
         ):
             _close(found, expected)
-        picture = torch.rand(3, 64, 96)
-        assert optimised([picture])[0].keys() == model([picture])[0].keys()
+        image = torch.rand(3, 64, 96)
+        assert optimised([image])[0].keys() == model([image])[0].keys()
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_slow_number_format_is_said_and_float32_takes_its_place(monkeypatch):
     assert optimised(torch.randn(1, 3, 64, 64)).dtype == torch.float32
 
 
-def test_pictures_of_other_floating_formats_are_taken():
+def test_images_of_other_floating_formats_are_taken():
     optimised = optimize_for_inference(_create("patchconvnet_nano"))
     assert optimised(torch.randn(1, 3, 64, 64, dtype=torch.float64)).dtype == torch.float32
 

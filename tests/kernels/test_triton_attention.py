@@ -87,7 +87,7 @@ def test_without_biases_it_is_plain_attention(size):
 
 
 @pytest.mark.gpu
-def test_pictures_and_heads_are_apart():
+def test_images_and_heads_are_apart():
     check(*make_inputs((3, 5), 8, 3, pairs=(2, 3)), 1e-5)
 
 

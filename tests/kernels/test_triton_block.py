@@ -327,11 +327,11 @@ def test_float32_stays_float32_on_ampere(build, name):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "size", "rows"),
+    ("images", "size", "rows"),
     [(256, 196, 128), (1, 196, 64), (1, 256 * 196, 128), (999, 49, 64)],
 )
-def test_small_tiles_are_for_little_work(pictures, size, rows):
-    assert ours._Tile.of(torch.bfloat16, pictures, size, 384).rows == rows
+def test_small_tiles_are_for_little_work(images, size, rows):
+    assert ours._Tile.of(torch.bfloat16, images, size, 384).rows == rows
 
 
 @pytest.mark.gpu

@@ -23,7 +23,7 @@ def make(name, **kwargs):
     return timm.create_model(name, **{"num_classes": 5} | kwargs)
 
 
-def picture(name, batch=2, scale=1.0, in_chans=3):
+def image(name, batch=2, scale=1.0, in_chans=3):
     _, height, width = timm.get_pretrained_cfg(name).input_size
     return torch.randn(batch, in_chans, int(height * scale), int(width * scale))
 
@@ -53,7 +53,7 @@ def test_registering_overwrites_nothing_of_timm_s():
 @pytest.mark.parametrize("name", SMALL)
 def test_forward_at_two_sizes_one_not_square(name):
     model = make(name).eval()
-    x = picture(name)
+    x = image(name)
     assert model(x).shape == (2, 5)
     wide = torch.cat([x, x.flip(-1)], -1)[..., : x.shape[-1] * 3 // 2]
     assert model(wide).shape == (2, 5)
@@ -64,7 +64,7 @@ def test_large_networks_run_at_two_sizes_on_meta(name):
     with torch.device("meta"):
         model = make(name).eval()
         for scale in (1.0, 1.5):
-            x = picture(name, scale=scale)[..., : -32 if scale > 1 else None]
+            x = image(name, scale=scale)[..., : -32 if scale > 1 else None]
             features = model.forward_features(x)
             assert features.dim() == 4
             assert features.shape[1] == model.num_features
@@ -75,14 +75,14 @@ def test_large_networks_run_at_two_sizes_on_meta(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_gets_a_gradient(name):
     model = make(name)
-    model(picture(name)).sin().sum().backward()
+    model(image(name)).sin().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_features_then_head_is_forward(name):
     model = make(name).eval()
-    x = picture(name)
+    x = image(name)
     features = model.forward_features(x)
     assert features.shape[:2] == (2, model.num_features)
     torch.testing.assert_close(model.forward_head(features), model(x))
@@ -93,7 +93,7 @@ def test_features_then_head_is_forward(name):
 def test_reset_classifier(name):
     small = name in SMALL
     with torch.device("cpu" if small else "meta"):
-        model, x = make(name).eval(), picture(name)
+        model, x = make(name).eval(), image(name)
         model.reset_classifier(7)
         assert model.num_classes == 7
         assert model(x).shape == (2, 7)
@@ -110,20 +110,20 @@ def test_configuration_names_the_first_and_the_last_layer(name):
         model_modules = dict(model.named_modules())
         assert isinstance(model_modules[config["first_conv"]], nn.Conv2d)
         assert model_modules[config["classifier"]] is model.get_classifier()
-        features = model.forward_features(picture(name, batch=1))
+        features = model.forward_features(image(name, batch=1))
         assert features.shape[2:] == config["pool_size"]
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_other_input_channels(name):
     model = make(name, in_chans=1).eval()
-    assert model(picture(name, in_chans=1)).shape == (2, 5)
+    assert model(image(name, in_chans=1)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_features_only(name):
     model = timm.create_model(name, features_only=True).eval()
-    x = picture(name)
+    x = image(name)
     maps = model(x)
     assert len(maps) == len(model.feature_info.channels())
     for feature, channels, reduction in zip(
@@ -135,7 +135,7 @@ def test_features_only(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_forward_intermediates(name):
     model = make(name).eval()
-    x = picture(name)
+    x = image(name)
     last, maps = model.forward_intermediates(x)
     assert len(maps) == len(model.feature_info)
     torch.testing.assert_close(last, model.forward_features(x))
@@ -149,7 +149,7 @@ def test_forward_intermediates(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_prune_intermediate_layers(name):
     model = make(name).eval()
-    x = picture(name)
+    x = image(name)
     expected = model.forward_intermediates(x, indices=[1], intermediates_only=True)
     before = sum(p.numel() for p in model.parameters())
     model.prune_intermediate_layers([1])
@@ -178,7 +178,7 @@ def test_layer_decay_builds_an_optimiser(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_gradient_checkpointing_changes_no_gradient(name):
-    x = picture(name)
+    x = image(name)
     grads = []
     for enable in (False, True):
         model = make(name).double()
@@ -191,24 +191,24 @@ def test_gradient_checkpointing_changes_no_gradient(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_drop_rates_are_taken(name):
     model = make(name, drop_rate=0.2, drop_path_rate=0.1)
-    assert model(picture(name)).shape == (2, 5)
+    assert model(image(name)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_compute_the_same(name, clone):
-    model, x = make(name).eval(), picture(name)
+    model, x = make(name).eval(), image(name)
     torch.testing.assert_close(clone(model)(x), model(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_batch_of_zero(name):
-    assert make(name).eval()(picture(name, batch=0)).shape == (0, 5)
+    assert make(name).eval()(image(name, batch=0)).shape == (0, 5)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_channels_last(name):
-    model, x = make(name).double().eval(), picture(name).double()
+    model, x = make(name).double().eval(), image(name).double()
     expected = model(x)
     last = model.to(memory_format=torch.channels_last)
     torch.testing.assert_close(last(x.contiguous(memory_format=torch.channels_last)), expected)
@@ -216,7 +216,7 @@ def test_channels_last(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_compiles_whole(name):
-    model, x = make(name).eval(), picture(name)
+    model, x = make(name).eval(), image(name)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
 
@@ -224,7 +224,7 @@ def test_compiles_whole(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_compiles_whole_with_inductor(name):
-    model, x = make(name).eval(), picture(name)
+    model, x = make(name).eval(), image(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the compiler says of its own machine
         out = torch.compile(model, fullgraph=True)(x)
@@ -233,16 +233,16 @@ def test_compiles_whole_with_inductor(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_exports_with_dynamic_batch(name):
-    model, x = make(name).eval(), picture(name)
+    model, x = make(name).eval(), image(name)
     program = export(model, (x,), dynamic_shapes=({0: Dim("batch")},))
-    other = picture(name, batch=3)
+    other = image(name, batch=3)
     torch.testing.assert_close(program.module()(other), model(other), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_eight_pictures_are_learned_by_heart_in_twenty_steps(name):
+def test_eight_images_are_learned_by_heart_in_twenty_steps(name):
     model = make(name)
-    x, labels = picture(name, batch=8), torch.arange(8) % 5
+    x, labels = image(name, batch=8), torch.arange(8) % 5
     optimiser = create_optimizer_v2(model, opt="muon", lr=2e-2)
     for _ in range(20):
         loss = nn.functional.cross_entropy(model(x), labels)

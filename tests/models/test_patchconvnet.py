@@ -84,7 +84,7 @@ def test_a_panorama_is_computed_on_its_own_grid():
     features = model.forward_features(x)
     assert features.shape[2:] == (14, 56)
     assert model.head.attention_weights(features).shape[-2:] == (14, 56)
-    # The right of the picture changes the right of the grid; elsewhere squeeze-excite alone.
+    # The right of the image changes the right of the grid; elsewhere squeeze-excite alone.
     changed = x.clone()
     changed[..., 600:] = 0
     difference = (model.forward_features(changed) - features).abs().amax((0, 1, 2))
@@ -270,7 +270,7 @@ def test_stochastic_depth_is_what_a_mask_gives(norm):
     )
 
 
-def test_dropped_pictures_cost_nothing():
+def test_dropped_images_cost_nothing():
     block = _block(drop_path=0.5).train()
     x = torch.randn(16, 4, 5, 8, dtype=torch.float64)
     macs = {}
@@ -281,11 +281,11 @@ def test_dropped_pictures_cost_nothing():
         macs[training] = counter.get_total_flops()
     torch.manual_seed(0)
     kept = torch.empty(16, dtype=torch.float64).bernoulli_(0.5).sum().item()
-    folding = 2 * 8 * 8  # the norm's shift goes into the bias after it, once for all pictures
+    folding = 2 * 8 * 8  # the norm's shift goes into the bias after it, once for all images
     assert (macs[True] - folding) * 16 == macs[False] * kept
 
 
-def test_a_block_that_is_dropped_for_all_pictures_still_has_gradients():
+def test_a_block_that_is_dropped_for_all_images_still_has_gradients():
     block = _block(drop_path=0.999999).train()
     x = torch.randn(2, 4, 5, 8, dtype=torch.float64, requires_grad=True)
     out = block(x)

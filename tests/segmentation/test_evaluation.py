@@ -17,7 +17,7 @@ NAMES = ("sky", "road", "tree", "car")
 
 
 class Coloured(nn.Module):
-    """The first channel of a picture says the class; anything else would be learned."""
+    """The first channel of an image says the class; anything else would be learned."""
 
     def __init__(self, num_classes=4):
         super().__init__()
@@ -32,7 +32,7 @@ class Coloured(nn.Module):
         return -((x[:, :1] - classes) ** 2)
 
 
-def _picture(classes):
+def _image(classes):
     return torch.as_tensor(classes).float().expand(3, -1, -1)
 
 
@@ -43,7 +43,7 @@ def _random(size, num_classes, seed):
 def _evaluated(predictions, truths, model=None, **arguments):
     return evaluate_segmentation(
         model or Coloured(),
-        [([_picture(one) for one in predictions], [tv_tensors.Mask(one) for one in truths])],
+        [([_image(one) for one in predictions], [tv_tensors.Mask(one) for one in truths])],
         class_names=NAMES,
         device="cpu",
         **arguments,
@@ -82,7 +82,7 @@ def _cases():
     return {
         "mixed": (found, truth),
         "ignored_pixels": (found, holes),
-        "one_picture_all_ignored": (found, torch.stack([truth[0], torch.full((9, 7), 255)])),
+        "one_image_all_ignored": (found, torch.stack([truth[0], torch.full((9, 7), 255)])),
         "class_in_neither": (found % 3, truth % 3),
         "class_only_predicted": (found, truth % 3),
         "class_only_true": (found % 3, truth),
@@ -110,7 +110,7 @@ def test_the_numbers_are_those_of_a_plain_loop(name):
     )
 
 
-def test_pictures_without_a_pixel_that_counts_define_nothing():
+def test_images_without_a_pixel_that_counts_define_nothing():
     result = _evaluated(torch.zeros(1, 4, 4), torch.full((1, 4, 4), 255))
     assert (result.miou, result.mean_accuracy, result.pixel_accuracy) == (None, None, None)
     assert result.per_class == {}
@@ -121,14 +121,14 @@ def test_logits_are_resized_to_the_mask():
     # Half-way between classes 0 and 2 the logits of both, interpolated, are lower than those of 1.
     truth = torch.tensor([[[0, 0, 1, 1, 2, 2]] * 6])
     logits = torch.nn.functional.interpolate(
-        Coloured().eval()(_picture(found[0])[None]), size=(6, 6), mode="bilinear"
+        Coloured().eval()(_image(found[0])[None]), size=(6, 6), mode="bilinear"
     )
     assert _evaluated(found, truth).pixel_accuracy == pytest.approx(
         (logits.argmax(1) == truth).double().mean().item(), abs=1e-12
     )
 
 
-def test_pictures_of_one_size_run_together():
+def test_images_of_one_size_run_together():
     model = Coloured()
     truths = [_random(size, 4, seed=0) for size in ((4, 6), (6, 4), (4, 6))]
     assert _evaluated(truths, truths, model).miou == 1
@@ -151,20 +151,20 @@ def test_the_model_is_left_as_it_was():
 
 def test_the_loss_is_the_mean_over_the_pixels_that_count():
     found, truth = CASES["ignored_pixels"]
-    log_shares = torch.cat([Coloured().eval()(_picture(one)[None]) for one in found]).log_softmax(1)
+    log_shares = torch.cat([Coloured().eval()(_image(one)[None]) for one in found]).log_softmax(1)
     terms = [
         -log_shares[b, truth[b, y, x], y, x].item() for b, y, x in (truth != 255).nonzero().tolist()
     ]
     assert _evaluated(found, truth).loss == pytest.approx(math.fsum(terms) / len(terms), rel=1e-5)
 
 
-def test_half_the_pictures_each_make_the_whole_when_summed():
+def test_half_the_images_each_make_the_whole_when_summed():
     found, truth = _random((4, 5, 5), 4, seed=2), _random((4, 5, 5), 4, seed=3)
-    pictures, model = [_picture(one) for one in found], Coloured().eval()
+    images, model = [_image(one) for one in found], Coloured().eval()
     whole, halves = (SegmentationMetrics(class_names=NAMES) for _ in range(2))
-    whole.update(model, pictures, truth)
+    whole.update(model, images, truth)
     for half in (slice(2), slice(2, 4)):
-        halves.update(model, pictures[half], truth[half])
+        halves.update(model, images[half], truth[half])
     together, apart = whole.compute(), halves.compute()
     assert apart.pop("loss") == pytest.approx(together.pop("loss"))
     assert apart == together
@@ -192,6 +192,6 @@ def test_a_class_beyond_the_names_is_refused():
         _evaluated(torch.zeros(1, 2, 2), torch.tensor([[[0, 7], [255, 1]]]))
 
 
-def test_no_picture_is_refused():
-    with pytest.raises(ValueError, match="there is no picture to evaluate"):
+def test_no_image_is_refused():
+    with pytest.raises(ValueError, match="there is no image to evaluate"):
         evaluate_segmentation(Coloured(), [], class_names=NAMES, device="cpu")

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_pil_image
 
-from convattn.data.annotated import AnnotatedPictures
+from convattn.data.annotated import AnnotatedImages
 from convattn.detection.drawing import class_colour
 from convattn.segmentation.prediction import Segmentation, draw_beside_truth, segment
 
@@ -35,45 +35,45 @@ class Striped(nn.Module):
         return torch.nn.functional.one_hot(classes, 3).permute(0, 3, 1, 2).float()
 
 
-def _picture(mode="RGB", size=(20, 30)):
+def _image(mode="RGB", size=(20, 30)):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)
 
 
-def test_every_pixel_of_the_picture_gets_its_class():
-    found = segment(Striped(), _picture())
+def test_every_pixel_of_the_image_gets_its_class():
+    found = segment(Striped(), _image())
     assert found.classes.dtype == torch.uint8
     assert torch.equal(found.classes, (torch.arange(30) // 10).expand(20, -1).to(torch.uint8))
 
 
-def test_the_segmenter_sees_the_normalised_picture():
-    model, picture = Striped(), _picture()
-    segment(model, picture)
-    pixels = torch.from_numpy(np.asarray(picture) / np.float32(255)).permute(2, 0, 1)
+def test_the_segmenter_sees_the_normalised_image():
+    model, image = Striped(), _image()
+    segment(model, image)
+    pixels = torch.from_numpy(np.asarray(image) / np.float32(255)).permute(2, 0, 1)
     expected = torch.stack([2 * pixels[0] - 1, 4 * pixels[1] - 1, pixels[2]])
     torch.testing.assert_close(model.seen[0][0], expected)
 
 
-def test_the_picture_is_resized_and_the_classes_are_not():
+def test_the_image_is_resized_and_the_classes_are_not():
     model = Striped(image_size=10)
-    assert segment(model, _picture()).classes.shape == (20, 30)
+    assert segment(model, _image()).classes.shape == (20, 30)
     assert model.seen[0].shape == (1, 3, 10, 15)
 
 
 def test_a_window_bounds_what_the_segmenter_sees():
     model = Striped()
-    segment(model, _picture(), window=(8, 8))
+    segment(model, _image(), window=(8, 8))
     assert {x.shape[2:] for x in model.seen} == {(8, 8)}
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_pictures_of_other_modes_are_converted(mode):
-    assert segment(Striped(), _picture(mode)).classes.shape == (20, 30)
+def test_images_of_other_modes_are_converted(mode):
+    assert segment(Striped(), _image(mode)).classes.shape == (20, 30)
 
 
 def test_the_segmenter_is_left_as_it_was():
     model = Striped()
-    segment(model, _picture())
+    segment(model, _image())
     assert model.training
     assert not model.frozen.training
 
@@ -109,7 +109,7 @@ def test_a_class_that_is_not_there_is_none_of_the_largest():
     assert only.largest(3) == [("cat", 1.0)]
 
 
-def test_classes_tint_the_picture():
+def test_classes_tint_the_image():
     shown = np.asarray(_segmentation().overlay(Image.new("RGB", (30, 20), (200, 200, 200))))
     times = shown.shape[1] // 30
     for column, colour in ((5, (0, 0, 0)), (15, class_colour(1)), (22, class_colour(2))):
@@ -117,7 +117,7 @@ def test_classes_tint_the_picture():
         assert np.abs(shown[0, column * times] - expected).max() <= 1
 
 
-def test_pixels_that_do_not_count_are_striped_and_hide_the_picture():
+def test_pixels_that_do_not_count_are_striped_and_hide_the_image():
     sheets = [
         np.asarray(_segmentation().overlay(Image.new("RGB", (30, 20), grey)))
         for grey in ((0, 0, 0), (255, 255, 255))
@@ -130,19 +130,19 @@ def test_pixels_that_do_not_count_are_striped_and_hide_the_picture():
 
 def test_the_legend_names_the_classes_that_are_there():
     found = Segmentation(classes=torch.full((20, 30), 2, dtype=torch.uint8), class_names=NAMES)
-    picture = Image.new("RGB", (30, 20))
-    drawn, overlay = found.draw(picture), found.overlay(picture)
+    image = Image.new("RGB", (30, 20))
+    drawn, overlay = found.draw(image), found.overlay(image)
     below = np.asarray(drawn)[overlay.height :].reshape(-1, 3)
     colours = {tuple(pixel) for pixel in below.tolist()}
     assert class_colour(2) in colours
     assert class_colour(1) not in colours
 
 
-def test_a_sheet_shows_picture_truth_and_prediction(tmp_path):
+def test_a_sheet_shows_image_truth_and_prediction(tmp_path):
     truth = torch.full((20, 30), 2, dtype=torch.int64)
     item = (torch.full((3, 20, 30), 255, dtype=torch.uint8), tv_tensors.Mask(truth))
-    pictures = AnnotatedPictures(range(3), lambda _: item, ["white"] * 3)
-    draw_beside_truth(Striped(), pictures, 1, tmp_path / "sheet.png", title="one")
+    images = AnnotatedImages(range(3), lambda _: item, ["white"] * 3)
+    draw_beside_truth(Striped(), images, 1, tmp_path / "sheet.png", title="one")
     assert [file.name for file in tmp_path.iterdir()] == ["sheet.png"]
     row = np.asarray(Image.open(tmp_path / "sheet.png"))[150].tolist()
     tint = [round(0.3 * 255 + 0.7 * part) for part in class_colour(2)]
@@ -150,7 +150,7 @@ def test_a_sheet_shows_picture_truth_and_prediction(tmp_path):
     assert sum(pixel == tint for pixel in row) == pytest.approx(400 * 4 / 3, abs=8)
 
 
-def test_a_picture_is_drawn_as_it_was():
-    picture = to_pil_image(torch.zeros(3, 20, 30, dtype=torch.uint8))
-    _segmentation().draw(picture)
-    assert picture == Image.new("RGB", (30, 20))
+def test_an_image_is_drawn_as_it_was():
+    image = to_pil_image(torch.zeros(3, 20, 30, dtype=torch.uint8))
+    _segmentation().draw(image)
+    assert image == Image.new("RGB", (30, 20))

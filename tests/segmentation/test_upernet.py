@@ -29,7 +29,7 @@ def model():
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 40), (33, 31), (64, 64)])
 @pytest.mark.parametrize("training", [False, True])
-def test_logits_have_the_size_of_the_picture(model, size, training):
+def test_logits_have_the_size_of_the_image(model, size, training):
     output = model.train(training)(torch.randn(1, 3, *size))
     shapes = [logits.shape for logits in (output if training else [output])]
     assert shapes == [(1, 5, *size)] * (1 + training)

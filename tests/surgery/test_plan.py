@@ -184,7 +184,7 @@ def test_channels_are_those_of_the_first_convolution(size):
     assert found.input_size[0] == 1
 
 
-def test_channels_of_a_network_that_rearranges_the_picture_first():
+def test_channels_of_a_network_that_rearranges_the_image_first():
     model = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3), nn.AdaptiveAvgPool2d(1))
     assert plan(model, 64).input_size == (3, 64, 64)
 
@@ -295,7 +295,7 @@ def test_what_names_nothing_is_refused(conv, message):
         ({"attn_downsample": 0}, "attn_downsample=0 is not"),
         ({"mlp_ratio": 0}, "mlp_ratio=0 is not above 0"),
         ({"input_size": (1, 2, 3, 4)}, r"input_size=\(1, 2, 3, 4\) is not"),
-        ({"input_size": (5, 64, 64)}, "cannot run on a picture of 5 x 64 x 64"),
+        ({"input_size": (5, 64, 64)}, "cannot run on an image of 5 x 64 x 64"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(words, message):

@@ -76,7 +76,7 @@ def test_the_network_is_left_as_it_was():
 
 def test_a_failing_network_is_left_as_it_was():
     model = Plain().train()
-    with pytest.raises(ValueError, match="cannot run on a picture of 7 x 64 x 64"):
+    with pytest.raises(ValueError, match="cannot run on an image of 7 x 64 x 64"):
         trace(model, (7, 64, 64), count_macs=False)
     assert model.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -68,8 +68,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the pictures out of runs whose weights alone are looked at: they take longest."""
+def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the images out of runs whose weights alone are looked at: they take longest."""
     monkeypatch.setattr(convattn.train.run, "draw_curves", lambda *args, **kwargs: None)
     monkeypatch.setattr(
         convattn.train.classification, "draw_attention", lambda *args, **kwargs: None

@@ -6,7 +6,7 @@ from convattn.data import cluttered_digits
 from convattn.evaluate import create_model
 from convattn.train.callbacks import Ema, MetricsFile, read_metrics
 from convattn.train.classification import ClassificationTask
-from convattn.train.pictures import draw_attention
+from convattn.train.figures import draw_attention
 
 COLUMNS = ClassificationTask.curves.columns
 
@@ -53,7 +53,7 @@ def test_average_is_the_slow_loop():
     assert averaged.module.weight.item() == pytest.approx(expected)
 
 
-def test_attention_page_shows_pictures_of_any_shape(tmp_path):
+def test_attention_page_shows_images_of_any_shape(tmp_path):
     model = create_model("patchconvnet_nano", embed_dim=16, depth=1, num_classes=10)
     digits = cluttered_digits(5, image_size=48)
     images = digits.images[..., :32] / 255

@@ -12,14 +12,14 @@ def batches(epoch=0, **arguments):
     return list(sampler)
 
 
-def test_epoch_shows_no_picture_twice_and_drops_the_rest():
+def test_epoch_shows_no_image_twice_and_drops_the_rest():
     shown = [index for batch in batches() for index in batch.indices]
     assert len(shown) == 16
     assert len(set(shown)) == 16
     assert set(shown) < set(range(23))
 
 
-def test_repeated_pictures_follow_one_another_in_an_epoch_of_the_same_length():
+def test_repeated_images_follow_one_another_in_an_epoch_of_the_same_length():
     shown = [index for batch in batches(repeats=3) for index in batch.indices]
     assert len(shown) == 16
     assert shown == [index for index in dict.fromkeys(shown) for _ in range(3)][:16]
@@ -33,7 +33,7 @@ def test_order_changes_with_epoch_and_seed_and_with_nothing_else():
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 2), (2, 1), (4, 1), (2, 2)])
-def test_ranks_and_parts_share_out_each_steps_pictures(world_size, accumulate):
+def test_ranks_and_parts_share_out_each_steps_images(world_size, accumulate):
     whole = [batch.indices for batch in batches()]
     ranks = [
         batches(rank=rank, world_size=world_size, accumulate=accumulate)

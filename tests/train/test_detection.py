@@ -52,7 +52,7 @@ def finished(tmp_path_factory):
 
 def test_run_folder_shows_predictions_and_average_precision(finished):
     folder = finished.folder
-    assert finished.pictures == (folder / "curves.png", folder / "predictions.png")
+    assert finished.images == (folder / "curves.png", folder / "predictions.png")
     with Image.open(folder / "predictions.png") as sheet:
         assert sheet.width > 1000
     last = read_metrics(folder / "metrics.csv")[-1]

@@ -14,7 +14,7 @@ from convattn.train.costs import (
     create_network,
     training_state_bytes,
 )
-from convattn.train.dry_run import GPUS, forecast, report, seconds_a_picture
+from convattn.train.dry_run import GPUS, forecast, report, seconds_per_image
 from convattn.train.recipes import RECIPES
 from convattn.weights import RELEASES
 
@@ -23,7 +23,7 @@ MEASURED = {
     for release in RELEASES.values()
     if release.images_per_second is not None
 }
-"""Pictures a second that the authors of PatchConvNet measured on a V100."""
+"""Images a second that the authors of PatchConvNet measured on a V100."""
 
 SMALL = TrainConfig(
     recipe="small",
@@ -54,19 +54,19 @@ def test_time_of_inference_is_what_the_authors_measured(name, side):
         first + (blocks - 1) * (second - first) for first, second in zip(one, two, strict=True)
     )
     counts = Counts(parameters=parameters, macs=macs, activations=activations)
-    rate = 1 / seconds_a_picture(counts, GPUS["v100"], half=True)
+    rate = 1 / seconds_per_image(counts, GPUS["v100"], half=True)
     assert rate == pytest.approx(MEASURED[name, side], rel=0.15)
 
 
 def test_single_precision_moves_twice_the_bytes_at_a_lower_rate():
     with torch.device("meta"):
         counts = count(timm.create_model("resnet18"), (3, 224, 224))
-    half, single = (seconds_a_picture(counts, GPUS["a100"], half=half) for half in (True, False))
+    half, single = (seconds_per_image(counts, GPUS["a100"], half=half) for half in (True, False))
     assert single > 2 * half
 
 
 def test_backward_pass_needs_what_autograd_keeps():
-    # Of conv, ReLU, conv: the picture, which is not made here, and the map behind the ReLU; and the
+    # Of conv, ReLU, conv: the image, which is not made here, and the map behind the ReLU; and the
     # last map, which is handed out. Linear in the area, which is four times the one computed.
     with torch.device("meta"):
         network = nn.Sequential(
@@ -75,7 +75,7 @@ def test_backward_pass_needs_what_autograd_keeps():
     assert activation_bytes(network, (3, 128, 128), mixed=False) == (5 + 7) * 128 * 128 * 4
 
 
-def test_copies_of_weights_are_no_part_of_a_picture():
+def test_copies_of_weights_are_no_part_of_an_image():
     with torch.device("meta"):
         network = nn.Conv2d(3, 5, 1)
     in_half_precision = 2 * (3 + 5) * 64 * 64
@@ -122,7 +122,7 @@ def test_multiply_adds_alone_are_those_of_the_full_count(name):
 def test_steps_are_epochs_times_whole_batches():
     found = forecast(SMALL, GPUS["h100"])
     assert found.steps_per_epoch == 100 // 8
-    assert "3 epochs x 12 = 36 steps of 8 pictures" in told(SMALL)["steps"]
+    assert "3 epochs x 12 = 36 steps of 8 images" in told(SMALL)["steps"]
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_every_setting_that_is_no_default_is_told(name):
 
 
 def test_published_numbers_stand_in_for_a_set_that_is_not_there():
-    line = told(RECIPES["resnet34_imagenet"]())["pictures"]
+    line = told(RECIPES["resnet34_imagenet"]())["images"]
     assert "1,281,167 for training, 1,000 classes" in line
     assert "give --data.root DIR" in line
 
 
-def test_pictures_that_are_there_are_counted(tmp_path):
+def test_images_that_are_there_are_counted(tmp_path):
     from PIL import Image
 
     for split, number in (("train", 5), ("val", 1)):
@@ -176,15 +176,15 @@ def test_pictures_that_are_there_are_counted(tmp_path):
             for index in range(number):
                 Image.new("RGB", (40, 40)).save(tmp_path / split / name / f"{index}.png")
     data = DataConfig(name="folder", root=str(tmp_path), batch_size=4, image_size=32)
-    line = told(replace(SMALL, data=data))["pictures"]
+    line = told(replace(SMALL, data=data))["images"]
     assert f"15 for training, 3 classes (found in {tmp_path})" in line
 
 
-def test_unknown_number_of_pictures_is_said_to_be_unknown():
+def test_unknown_number_of_images_is_said_to_be_unknown():
     rows = told(replace(SMALL, data=DataConfig(name="folder", batch_size=8, image_size=32)))
-    assert "an unknown number for training, 1,000 classes (assumed" in rows["pictures"]
+    assert "an unknown number for training, 1,000 classes (assumed" in rows["images"]
     assert "3 epochs of unknown length" in rows["steps"]
-    assert rows["time"].split()[1:4] == ["pictures", "a", "second"]
+    assert rows["time"].split()[1:4] == ["images", "a", "second"]
 
 
 def test_missing_folder_is_an_error():

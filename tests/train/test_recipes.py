@@ -1,4 +1,4 @@
-"""Every recipe trains, with its network made small and its pictures made up."""
+"""Every recipe trains, with its network made small and its images made up."""
 
 import math
 import warnings
@@ -79,7 +79,7 @@ def small_model(model):
 
 
 def small(config):
-    """The recipe on a few small pictures, on one CPU."""
+    """The recipe on a few small images, on one CPU."""
     sizes = {"image_size": SIDE if config.data.image_size else None, "num_workers": 0}
     if config.data.crop_size is not None:
         sizes["crop_size"] = (SIDE, SIDE)
@@ -94,10 +94,10 @@ def small(config):
 
 @pytest.fixture(scope="session")
 def sources():
-    """Pictures of each kind of data set."""
+    """Images of each kind of data set."""
     generator = torch.Generator().manual_seed(0)
 
-    def pictures(name, channels, side):
+    def random_source(name, channels, side):
         images = torch.randint(256, (8, channels, side, side), generator=generator).byte()
         found = TensorImages(images, torch.arange(8) % CLASSES)
         return Source(
@@ -114,7 +114,7 @@ def sources():
     scenes = {"image_size": SIDE, "num_train": 8, "num_test": 1}
     return {
         "classification": {
-            name: pictures(name, 1 if name == "fashion_mnist" else 3, side)
+            name: random_source(name, 1 if name == "fashion_mnist" else 3, side)
             for name, side in (
                 ("cluttered_digits", SIDE),
                 ("tiny_imagenet", SIDE),

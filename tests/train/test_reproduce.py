@@ -154,7 +154,7 @@ def test_run_with_other_settings_is_told_and_not_taken_for_the_row(monkeypatch, 
     [
         (["patchconvnet_s60.fb_in1k"], 50_000, "82.10 % (released weights on 50,000", True),
         (["patchconvnet_s60", "--weights", "x/s60_224_1k.pth"], 50_000, "82.10 %", True),
-        (["patchconvnet_s60.fb_in1k"], 1000, "released weights on 1,000 pictures", False),
+        (["patchconvnet_s60.fb_in1k"], 1000, "released weights on 1,000 images", False),
         (["patchconvnet_s60", "--weights", "mine.pth"], 50_000, "not measured", False),
         (["patchconvnet_s60.fb_in22k_ft_in1k"], 50_000, "not measured", False),
     ],

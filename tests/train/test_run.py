@@ -19,7 +19,7 @@ from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 from convattn.train.run import resume, train
 from tests.train.conftest import TINY, digest, steady_columns, tiny
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("no_images")
 
 
 def at_step(monkeypatch, step, action):
@@ -185,7 +185,7 @@ def test_workers_parts_and_layout_do_not_change_a_resumed_run(tmp_path, monkeypa
 
 
 def plain(out: Path, **changes: object) -> TrainConfig:
-    """No BatchNorm and nothing random but the start and the order of the pictures."""
+    """No BatchNorm and nothing random but the start and the order of the images."""
     data = replace(
         TINY.data, random_crop_padding=0, random_erasing=0.0, mixup=0.0, hflip=0.0, num_train=40
     )
@@ -257,7 +257,7 @@ def test_trained_weights_can_be_started_from(finished, tmp_path):
 
 def test_batch_larger_than_the_data_is_refused(tmp_path):
     data = replace(TINY.data, batch_size=256)
-    with pytest.raises(ValueError, match="more than the 130 training pictures"):
+    with pytest.raises(ValueError, match="more than the 130 training images"):
         train(tiny(tmp_path / "run", data=data))
 
 
@@ -267,9 +267,9 @@ def test_wrong_number_of_classes_is_refused(tmp_path):
         train(tiny(tmp_path / "run", model=model))
 
 
-def test_network_without_attention_gets_no_attention_picture(tmp_path):
+def test_network_without_attention_gets_no_attention_image(tmp_path):
     run = train(plain(tmp_path / "run"))
-    assert run.pictures == (run.folder / "curves.png",)
+    assert run.figures == (run.folder / "curves.png",)
     assert not (run.folder / "attention.png").exists()
 
 

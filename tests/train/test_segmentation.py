@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
 
 def test_run_folder_shows_predictions_and_overlap(finished):
     folder = finished.folder
-    assert finished.pictures == (folder / "curves.png", folder / "predictions.png")
+    assert finished.images == (folder / "curves.png", folder / "predictions.png")
     with Image.open(folder / "predictions.png") as sheet:
         assert sheet.width > 1000
     last = read_metrics(folder / "metrics.csv")[-1]
@@ -58,7 +58,7 @@ def test_run_folder_shows_predictions_and_overlap(finished):
     assert "| mIoU |" in (folder / "report.md").read_text()
 
 
-def test_loaded_run_keeps_what_its_pictures_need(finished):
+def test_loaded_run_keeps_what_its_images_need(finished):
     model, _ = load_run(finished.folder)
     cfg = model.pretrained_cfg
     assert cfg["label_names"][:2] == ["background", "0"]
@@ -113,7 +113,7 @@ def test_what_segmenters_do_not_know_is_refused(field, value):
         SegmentationJob(replace(TINY, data=data))
 
 
-def test_pictures_of_several_sizes_need_a_crop():
+def test_images_of_several_sizes_need_a_crop():
     data = replace(TINY.data, crop_size=None)
     with pytest.raises(ValueError, match=r"give data\.crop_size"):
         SegmentationJob(replace(TINY, data=data))

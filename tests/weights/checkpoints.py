@@ -34,7 +34,7 @@ def write_checkpoint(file, tensors, **words):
 
 
 def golden_network(name):
-    """Released tensors of a 64-wide, 3-block network, a picture of float64, and its logits."""
+    """Released tensors of a 64-wide, 3-block network, an image of float64, and its logits."""
     golden = load_file(GOLDEN / f"patchconvnet_{name}.safetensors")
     tensors = {n.removeprefix("state/"): t for n, t in golden.items() if n.startswith("state/")}
     return tensors, golden["input"], golden["logits"]

@@ -32,7 +32,7 @@ def test_a_released_file_becomes_ours_and_comes_back(s60_multi, tmp_path):
             assert torch.equal(content.get_tensor(name), tensor)
 
 
-def test_the_file_tells_what_it_was_made_from_and_what_its_pictures_need(s60, tmp_path):
+def test_the_file_tells_what_it_was_made_from_and_what_its_images_need(s60, tmp_path):
     convert_weights(s60, tmp_path / "ours.safetensors")
     told = metadata(tmp_path / "ours.safetensors")
     assert (told["source"], told["source_sha256"]) == ("s60_224_1k.pth", sha256_of(s60))

@@ -36,12 +36,12 @@ def from_file(name, file, **words):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_released_file_gives_the_golden_logits(network, way, files):
     name, sizes = NETWORKS[network]
-    _, picture, logits = golden_network(network)
+    _, image, logits = golden_network(network)
     if way == "timm":
         model = from_file(name, files[network], **sizes)
     else:
         model = create_model(name, checkpoint=files[network], **sizes).eval()
-    torch.testing.assert_close(model.double()(picture), logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(model.double()(image), logits, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("network", ["single_token", "multi_token"])
@@ -60,11 +60,11 @@ def test_other_classes_start_with_a_classifier_of_their_own(network, files):
 @pytest.mark.parametrize("network", ["single_token", "multi_token"])
 def test_no_classes_are_as_a_classifier_that_is_taken_off(network, files):
     name, sizes = NETWORKS[network]
-    picture = golden_network(network)[1].float()
+    image = golden_network(network)[1].float()
     without = from_file(name, files[network], **sizes | {"num_classes": 0})
     taken_off = from_file(name, files[network], **sizes)
     taken_off.reset_classifier(0)
-    assert torch.equal(without(picture), taken_off(picture))
+    assert torch.equal(without(image), taken_off(image))
 
 
 @pytest.mark.parametrize("in_chans", [1, 4])
@@ -92,13 +92,13 @@ def test_training_starts_from_it_with_other_classes_and_channels(files):
 
 def test_features_only_are_those_of_the_whole_network(files):
     name, sizes = NETWORKS["single_token"]
-    picture = golden_network("single_token")[1].float()
+    image = golden_network("single_token")[1].float()
     backbone = from_file(
         name, files["single_token"], features_only=True, out_indices=[0, 2], **sizes
     )
     whole = from_file(name, files["single_token"], **sizes)
-    expected = whole.forward_intermediates(picture, [0, 2], intermediates_only=True)
-    for one, other in zip(backbone(picture), expected, strict=True):
+    expected = whole.forward_intermediates(image, [0, 2], intermediates_only=True)
+    for one, other in zip(backbone(image), expected, strict=True):
         assert torch.equal(one, other)
 
 
@@ -106,8 +106,8 @@ def test_without_a_pool_the_trunk_is_loaded(files):
     name, sizes = NETWORKS["single_token"]
     trunk = from_file(name, files["single_token"], global_pool="", **sizes | {"num_classes": 0})
     whole = from_file(name, files["single_token"], **sizes)
-    picture = golden_network("single_token")[1].float()
-    assert torch.equal(trunk(picture), whole.forward_features(picture))
+    image = golden_network("single_token")[1].float()
+    assert torch.equal(trunk(image), whole.forward_features(image))
 
 
 def test_another_pool_has_other_tensors(files):
@@ -161,11 +161,11 @@ def test_every_value_of_a_whole_checkpoint_arrives(kind, request):
 
 def test_tensors_in_memory_go_timm_s_own_way(files):
     name, sizes = NETWORKS["single_token"]
-    tensors, picture, logits = golden_network("single_token")
+    tensors, image, logits = golden_network("single_token")
     model = timm.create_model(
         name,
         pretrained=True,
         pretrained_cfg_overlay={"state_dict": {"model": tensors}, "num_classes": 10},
         **sizes,
     )
-    torch.testing.assert_close(model.eval().double()(picture), logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(model.eval().double()(image), logits, rtol=0, atol=1e-9)

@@ -26,8 +26,8 @@ def saved(model, folder):
 def test_a_saved_network_comes_back_by_its_folder_alone(name, words, tmp_path):
     model = create_model(name, num_classes=5, **words).eval()
     back = timm.create_model(saved(model, tmp_path), pretrained=True).eval()
-    picture = torch.randn(1, model.in_chans if "in_chans" in words else 3, 64, 96)
-    assert torch.equal(back(picture), model(picture))
+    image = torch.randn(1, model.in_chans if "in_chans" in words else 3, 64, 96)
+    assert torch.equal(back(image), model(image))
 
 
 @pytest.mark.parametrize("name", ["patchconvnet_nano", "patchconvnet_nano_multi"])
@@ -52,7 +52,7 @@ def test_a_run_can_be_saved(tmp_path):
         model.state_dict(), run / "model.safetensors", {"pretrained_cfg": json.dumps(cfg)}
     )
     back = timm.create_model(saved(load_run(run)[0], tmp_path / "hub"), pretrained=True).eval()
-    picture = torch.randn(1, 3, 32, 32)
-    assert torch.equal(back(picture), model(picture))
+    image = torch.randn(1, 3, 32, 32)
+    assert torch.equal(back(image), model(image))
     assert back.pretrained_cfg["mean"] == [0.4] * 3
     assert list(back.pretrained_cfg["label_names"]) == list("abcdefg")

@@ -30,10 +30,10 @@ def public_tensors(whose):
     return {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
 
-def by_the_paper(tensors, whose, picture, order):
-    """Section 3 position by position, for one picture: (5, H, W) -> (10, H, W)."""
+def by_the_paper(tensors, whose, image, order):
+    """Section 3 position by position, for one image: (5, H, W) -> (10, H, W)."""
     conv, qkv, proj = NAMES[whose]
-    packed = torch.einsum("oi,ihw->ohw", tensors[f"{qkv}.weight"][:, :, 0, 0], picture)
+    packed = torch.einsum("oi,ihw->ohw", tensors[f"{qkv}.weight"][:, :, 0, 0], image)
     packed += tensors[f"{qkv}.bias"][:, None, None]
     parts = dict(zip(order, packed.split([QK, QK, V]), strict=True))
     positions = [(y, x) for y in range(HEIGHT) for x in range(WIDTH)]
@@ -55,7 +55,7 @@ def by_the_paper(tensors, whose, picture, order):
     attended = torch.einsum("oi,ihw->ohw", tensors[f"{proj}.weight"][:, :, 0, 0], gathered)
     attended += tensors[f"{proj}.bias"][:, None, None]
     convolved = torch.nn.functional.conv2d(
-        picture[None], tensors[f"{conv}.weight"], tensors[f"{conv}.bias"], padding=1
+        image[None], tensors[f"{conv}.weight"], tensors[f"{conv}.bias"], padding=1
     )[0]
     return torch.cat([convolved, attended])
 
@@ -69,9 +69,9 @@ def test_the_layer_computes_what_the_paper_says_of_their_tensors(whose, order):
         feat_size=(HEIGHT, WIDTH),
     ).double()  # fmt: skip
     layer.load_state_dict(aa_conv_from_public(tensors, order=order))
-    picture = torch.randn(5, HEIGHT, WIDTH, dtype=torch.float64)
+    image = torch.randn(5, HEIGHT, WIDTH, dtype=torch.float64)
     torch.testing.assert_close(
-        layer(picture[None])[0], by_the_paper(tensors, whose, picture, order), rtol=0, atol=1e-10
+        layer(image[None])[0], by_the_paper(tensors, whose, image, order), rtol=0, atol=1e-10
     )
 
 

@@ -56,9 +56,9 @@ def test_the_short_side_is_resized_as_the_authors_do(pixels):
     name = next(name for name, one in RELEASES.items() if one.pixels == pixels)
     cfg = timm.models.get_pretrained_cfg(name).to_dict()
     resize, crop = create_transform(**resolve_data_config(pretrained_cfg=cfg)).transforms[:2]
-    picture = resize(Image.new("RGB", (901, 777)))
-    assert min(picture.size) == int(pixels * 256 / 224)
-    assert crop(picture).size == (pixels, pixels)
+    image = resize(Image.new("RGB", (901, 777)))
+    assert min(image.size) == int(pixels * 256 / 224)
+    assert crop(image).size == (pixels, pixels)
     assert resize.interpolation.value == "bicubic"
 
 

@@ -36,10 +36,10 @@ Attention for any convolutional network: inside its convolutions and in place of
 commands:
   list      show the models, the recipes (--recipes) or the data sets (--data)
   train     train a recipe and leave a run folder: convattn train quickstart
-  evaluate  test a run, or a model by name, on its test pictures: convattn evaluate RUN
-  predict   find objects, or every pixel's class, on pictures: convattn predict RUN PICTURE
+  evaluate  test a run, or a model by name, on its test images: convattn evaluate RUN
+  predict   find objects, or every pixel's class, on images: convattn predict RUN IMAGE
   augment   show where a network can get attention, and at what cost: convattn augment resnet50
-  explain   show where a network looks, and test whether that is true: convattn explain RUN PICTURE
+  explain   show where a network looks, and test whether that is true: convattn explain RUN IMAGE
   demo      the same as a page in the browser: convattn demo
   bench     measure what a network or a layer costs: convattn bench resnet50
   export    write a network for other software: convattn export RUN --format onnx

@@ -25,7 +25,7 @@ class AugmentOptions(AttentionOptions):
     """Show what attention would replace in a network, and at what cost; nothing is changed."""
 
     input_size: int | None = None
-    """Height and width of the pictures, in pixels; None takes those of the network."""
+    """Height and width of the images, in pixels; None takes those of the network."""
     num_classes: int | None = None
     """Number of classes of a model that is given by name; None keeps its own."""
     json: bool = False
@@ -75,7 +75,7 @@ def command(arguments: list[str]) -> int:
 
 
 def _how_to_train(name: str, augment: AugmentConfig, *, image_size: int) -> str:
-    """The command that trains a model with attention on a folder of pictures."""
+    """The command that trains a model with attention on a folder of images."""
     import timm
 
     from convattn.train.recipes.classification import finetune

@@ -28,9 +28,9 @@ class BenchOptions:
     """Measure what a network or a layer costs: multiply-adds, activations, time and memory."""
 
     sizes: tuple[int, ...] = ()
-    """Heights and widths of pictures, or of a layer's map, in pixels; none: its own."""
+    """Heights and widths of images, or of a layer's map, in pixels; none: its own."""
     batch_size: int = 8
-    """Pictures at once, for throughput and training."""
+    """Images at once, for throughput and training."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """Number formats; training in bfloat16 keeps float32 weights."""
     compile: bool = False
@@ -120,7 +120,7 @@ def _check_no_dense_model(arguments: Sequence[str], prog: str) -> None:
     task = task_of(arguments[0]) if arguments else "classification"
     if task != "classification":
         raise UsageError(
-            f"{prog} is for networks that classify pictures, and for layers; {arguments[0]} does "
+            f"{prog} is for networks that classify images, and for layers; {arguments[0]} does "
             f"{task}: measure its backbone"
         )
 

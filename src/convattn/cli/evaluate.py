@@ -56,7 +56,7 @@ class EvaluateOptions:
     channels_last: bool = False
     """Keep kernels channels-last, which is faster on recent GPUs."""
     window: tuple[int, int] | None = None
-    """Segmentation: height and width of the windows that pictures are cut into; None: whole."""
+    """Segmentation: height and width of the windows that images are cut into; None: whole."""
     allow_missing_classes: bool = False
     """ImageNet: test on the classes that are there; the network chooses among all it knows."""
     real: str | None = None
@@ -169,7 +169,7 @@ def _test_classifier(
     from convattn.weights import replace_atomically
 
     model, test = _open(target, run, options)
-    pictures = test.source.test
+    images = test.source.test
     check_num_classes(cast(Any, model).num_classes, len(test.source.class_names))
     settings = {
         "arguments": _without_out(arguments),
@@ -177,7 +177,7 @@ def _test_classifier(
         "weights_sha256": _digest(model),
         "transform": _transform(model),
         "batch_size": options.data.batch_size,
-        "num_images": len(pictures),
+        "num_images": len(images),
     }
     for note in test.notes:
         fail(note, 0)
@@ -191,7 +191,7 @@ def _test_classifier(
         part.unlink(missing_ok=True)
         replace_atomically(folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
         part.touch()
-    file = PredictionsFile(part, _names(pictures, options.data.root))
+    file = PredictionsFile(part, _names(images, options.data.root))
     try:
         predictions, speed = _predict(model, test.source, options, file)
     except KeyboardInterrupt:
@@ -238,18 +238,18 @@ def _digest(model: nn.Module) -> str:
 
 
 def _transform(model: nn.Module) -> dict[str, Any]:
-    """What is done to a picture, in timm's words and JSON's types."""
+    """What is done to an image, in timm's words and JSON's types."""
     from timm.data import resolve_data_config
 
     return json.loads(json.dumps(resolve_data_config(pretrained_cfg=model.pretrained_cfg)))
 
 
-def _names(pictures: TensorImages | ImageFiles, root: str | None) -> list[str]:
+def _names(images: TensorImages | ImageFiles, root: str | None) -> list[str]:
     from convattn.data import ImageFiles
 
-    if not isinstance(pictures, ImageFiles):
-        return [str(number) for number in range(len(pictures))]
-    return [os.path.relpath(path, Path(root or ".").expanduser()) for path in pictures.paths]
+    if not isinstance(images, ImageFiles):
+        return [str(number) for number in range(len(images))]
+    return [os.path.relpath(path, Path(root or ".").expanduser()) for path in images.paths]
 
 
 def _open(target: str, run: Path | None, options: EvaluateOptions) -> tuple[nn.Module, _Test]:
@@ -290,13 +290,13 @@ def _open_imagenet(
         real=options.real,
     )
     if options.data.num_test is not None:
-        count = len(found.pictures)
+        count = len(found.images)
         found = found.select(drawn(count, options.data.num_test, 0, "imagenet: num_test"))
     source = Source(
         name="imagenet",
         class_names=found.class_names,
-        train=found.pictures.select(torch.arange(0)),
-        test=found.pictures,
+        train=found.images.select(torch.arange(0)),
+        test=found.images,
         image_size=None,
         in_chans=3,
         mean=cfg["mean"],
@@ -308,7 +308,7 @@ def _open_imagenet(
 def _predict(
     model: nn.Module, source: Source, options: EvaluateOptions, file: PredictionsFile
 ) -> tuple[Predictions, float]:
-    """All predictions, those that the file has already among them, and pictures a second."""
+    """All predictions, those that the file has already among them, and images a second."""
     import torch
 
     from convattn.evaluate import predict_batches
@@ -324,7 +324,7 @@ def _predict(
     if options.channels_last:
         model.to(memory_format=torch.channels_last)
     if start:
-        fail(f"goes on after {start:,} of {total:,} pictures", 0)
+        fail(f"goes on after {start:,} of {total:,} images", 0)
     progress = _Progress(total, start)
     try:
         for batch in predict_batches(
@@ -345,7 +345,7 @@ def _predict(
 
 
 class _Progress:
-    """A line on a terminal: pictures, pictures a second, time left."""
+    """A line on a terminal: images, images a second, time left."""
 
     def __init__(self, total: int, done: int) -> None:
         self.total = total
@@ -354,7 +354,7 @@ class _Progress:
         self.drawn = 0.0
 
     def speed(self, done: int) -> float:
-        """Pictures a second of this sitting."""
+        """Images a second of this sitting."""
         return (done - self.first) / max(1e-9, time.monotonic() - self.started)
 
     def show(self, done: int) -> None:
@@ -366,7 +366,7 @@ class _Progress:
         speed = self.speed(done)
         minutes, seconds = divmod(round((self.total - done) / max(speed, 1e-9)), 60)
         show_progress(
-            f"{done:,} of {self.total:,} pictures  {speed:,.0f} a second  "
+            f"{done:,} of {self.total:,} images  {speed:,.0f} a second  "
             f"{minutes}:{seconds:02d} left"
         )
 

@@ -17,7 +17,7 @@ from convattn.cli.targets import (
     check_free,
     check_weights,
     data_of,
-    find_pictures,
+    find_images,
     find_target,
     new_folder,
     with_data_name,
@@ -32,18 +32,16 @@ if TYPE_CHECKING:
     from convattn.explain import Explanation
 
 
-# Of the sheet that shows all pictures at once; every picture has files of its own.
+# Of the sheet that shows all images at once; every image has files of its own.
 _MOST_ROWS, _MOST_COLUMNS = 24, 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions:
-    """Show where a network looks on a picture, or on every picture of a folder."""
+    """Show where a network looks on an image, or on every image of a folder."""
 
-    picture: Annotated[
-        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE|FOLDER")
-    ] = None
-    """A picture, or a folder of pictures."""
+    image: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER")] = None
+    """An image, or a folder of images."""
     target: tuple[str, ...] = ()
     """Classes to explain, by name or number; none: the likeliest one."""
     top_k: int | None = None
@@ -59,7 +57,7 @@ class ExplainOptions:
     query: tuple[float, float] | None = None
     """y and x of a pixel: what does an attention convolution look at from there?"""
     layers: bool = False
-    """Also draw the picture through all attention convolutions."""
+    """Also draw the image through all attention convolutions."""
     out: str | None = None
     """Folder to make; None makes explained, or explained-2 where that is taken."""
     weights: Weights = None
@@ -69,13 +67,13 @@ class ExplainOptions:
     device: str | None = None
     """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
     faithfulness: bool = False
-    """Take no picture: test on a data set whether the maps tell the truth, beside Grad-CAM."""
+    """Take no image: test on a data set whether the maps tell the truth, beside Grad-CAM."""
     num_steps: int = 16
     """Steps of the deletion and insertion curves of that test."""
     seed: int = 0
     """Seed of its random maps."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Pictures of that test; of a run, its own test pictures."""
+    """Images of that test; of a run, its own test images."""
 
 
 def command(arguments: list[str]) -> int:
@@ -86,7 +84,7 @@ def command(arguments: list[str]) -> int:
     """
     prog = "convattn explain"
     target, folder = find_target(
-        ExplainOptions(), arguments, prog=prog, model="MODEL", rest="PICTURE|FOLDER "
+        ExplainOptions(), arguments, prog=prog, model="MODEL", rest="IMAGE|FOLDER "
     )
     options = parse(
         ExplainOptions,
@@ -95,9 +93,9 @@ def command(arguments: list[str]) -> int:
         prog=f"{prog} {target}",
     )
     check_weights(folder, options.weights)
-    if options.faithfulness == (options.picture is not None):
+    if options.faithfulness == (options.image is not None):
         raise UsageError(
-            f"{prog} {target} takes a picture or a folder of pictures, or else --faithfulness"
+            f"{prog} {target} takes an image or a folder of images, or else --faithfulness"
         )
     if options.target and options.top_k is not None:
         raise UsageError("--target and --top-k both choose classes; give one of them")
@@ -111,17 +109,17 @@ def command(arguments: list[str]) -> int:
     model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if options.faithfulness:
         return _test_faithfulness(model, target, folder, options)
-    assert options.picture is not None
-    pictures = find_pictures(Path(options.picture))
-    return _explain_pictures(model, target, pictures, options)
+    assert options.image is not None
+    images = find_images(Path(options.image))
+    return _explain_images(model, target, images, options)
 
 
-def _explain_pictures(
-    model: nn.Module, name: str, pictures: Sequence[Path], options: ExplainOptions
+def _explain_images(
+    model: nn.Module, name: str, images: Sequence[Path], options: ExplainOptions
 ) -> int:
-    """Write an overlay and a map for every picture, a sheet of all, and what they were taken for.
+    """Write an overlay and a map for every image, a sheet of all, and what they were taken for.
 
-    One picture that cannot be explained is the user's mistake; among several it is told, and the
+    One image that cannot be explained is the user's mistake; among several it is told, and the
     others go on.
     """
     import numpy as np
@@ -135,7 +133,7 @@ def _explain_pictures(
     told: list[dict[str, Any]] = []
     used = {"sheet"}
     out: Path | None = None
-    for number, file in enumerate(pictures, 1):
+    for number, file in enumerate(images, 1):
         try:
             found = explain_classes(
                 model,
@@ -149,13 +147,13 @@ def _explain_pictures(
                 query=options.query,
             )
             if options.layers:
-                picture, layers = attention_through(
+                image, layers = attention_through(
                     model, file, query=options.query, view=options.view
                 )
         except ValueError as error:
-            # What fails for the first picture and is not its fault would fail for all of them.
-            about_picture = isinstance(error, UnreadableImageError)
-            if len(pictures) == 1 or (out is None and not about_picture):
+            # What fails for the first image and is not its fault would fail for all of them.
+            about_image = isinstance(error, UnreadableImageError)
+            if len(images) == 1 or (out is None and not about_image):
                 raise
             text = str(error)
             fail(text if str(file) in text else f"{file}: {text}", 2)
@@ -169,26 +167,26 @@ def _explain_pictures(
             np.savez_compressed(out / f"{stem}.npz", heat=one.heat, map=one.map.numpy())
         if options.layers:
             draw_layers(
-                picture,
+                image,
                 layers,
                 out / f"{unused_name(f'{file.stem}_layers', used)}.png",
                 title=f"{file.name} through {Path(name).name}",
                 query=options.query,
             )
-        told.append({"picture": str(file), "explanations": [one.to_dict() for one in found]})
+        told.append({"image": str(file), "explanations": [one.to_dict() for one in found]})
         if len(sheet) < _MOST_ROWS:
             row = found[: _MOST_COLUMNS if found[0].class_specific else 1]
             sheet.append([one.shrunk(FIGURE_SIDE) for one in row])
         best = found[0].top[0]
-        print(f"{number}/{len(pictures)}  {file}  {best.name}  {best.probability:.1%}", flush=True)
-    failed = len(pictures) - len(told)
+        print(f"{number}/{len(images)}  {file}  {best.name}  {best.probability:.1%}", flush=True)
+    failed = len(images) - len(told)
     if out is None:
-        raise UsageError(f"none of the {failed} files could be read as a picture")
+        raise UsageError(f"none of the {failed} files could be read as an image")
     replace_atomically(out / "explanations.json", (json.dumps(told, indent=2) + "\n").encode())
     draw_explanations(sheet, out / "sheet.png", title=_sheet_title(sheet, name))
     print(f"\n{out / 'sheet.png'}")
     if failed:
-        return fail(f"{failed} of {len(pictures)} files could not be explained", 2)
+        return fail(f"{failed} of {len(images)} files could not be explained", 2)
     return 0
 
 
@@ -205,7 +203,7 @@ def _file_name(text: str) -> str:
 def _test_faithfulness(
     model: nn.Module, name: str, folder: Path | None, options: ExplainOptions
 ) -> int:
-    """Measure the maps on test pictures; a run keeps the report, a model's gets a new folder."""
+    """Measure the maps on test images; a run keeps the report, a model's gets a new folder."""
     from convattn.explain import faithfulness
     from convattn.explain.figures import draw_faithfulness
     from convattn.train.inputs import open_source, test_batches
@@ -225,7 +223,7 @@ def _test_faithfulness(
     def progress(done: int) -> None:
         if sys.stderr.isatty():
             end = "\n" if done == total else ""
-            print(f"\r{done:,} of {total:,} pictures", end=end, file=sys.stderr, flush=True)
+            print(f"\r{done:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
 
     report = faithfulness(
         model,

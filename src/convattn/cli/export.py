@@ -99,7 +99,7 @@ def command(arguments: list[str]) -> int:
         exported = export_safetensors(model, out, size=options.size)
     outputs = ", ".join(exported.checks[0].differences)
     print(f"{exported.table()}\n\nlargest difference from the network; {TOLERANCE:.0e} is allowed")
-    print("\nrun it on normalised pictures (B, C, H, W), float32:")
+    print("\nrun it on normalised images (B, C, H, W), float32:")
     print(_HOW_TO_RUN[options.format].format(file=str(exported.file), outputs=outputs))
     print(f"\n{exported.file}  {exported.size / 1e6:.1f} MB")
     return 0

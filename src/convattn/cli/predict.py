@@ -11,7 +11,7 @@ import tyro
 from convattn.cli.targets import (
     check_free,
     check_window,
-    find_pictures,
+    find_images,
     new_folder,
     task_of_run,
 )
@@ -23,16 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Find objects, or the class of every pixel, on a picture or on every picture of a folder."""
+    """Find objects, or the class of every pixel, on an image or on every image of a folder."""
 
-    picture: Annotated[
-        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE|FOLDER")
-    ] = None
-    """A picture, or a folder of pictures."""
+    image: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER")] = None
+    """An image, or a folder of images."""
     threshold: float = 0.5
     """Detection: least score of what is drawn and written, from 0 to 1."""
     window: tuple[int, int] | None = None
-    """Segmentation: height and width of the windows that pictures are cut into; None: whole."""
+    """Segmentation: height and width of the windows that images are cut into; None: whole."""
     out: str | None = None
     """Folder to make; None makes predicted, or predicted-2 where that is taken."""
     device: str | None = None
@@ -51,9 +49,9 @@ def command(arguments: list[str]) -> int:
     """
     prog = "convattn predict"
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: {prog} RUN PICTURE|FOLDER [OPTIONS]\n")
+        print(f"usage: {prog} RUN IMAGE|FOLDER [OPTIONS]\n")
         if not arguments:
-            raise UsageError("name a run folder and a picture")
+            raise UsageError("name a run folder and an image")
         parse(PredictOptions, PredictOptions(), ["--help"], prog=f"{prog} RUN")
     target = arguments[0]
     if not Path(target).is_dir():
@@ -61,11 +59,11 @@ def command(arguments: list[str]) -> int:
     options = parse(PredictOptions, PredictOptions(), arguments[1:], prog=f"{prog} {target}")
     folder = Path(target)
     task = task_of_run(folder)
-    if options.picture is None:
-        raise UsageError(f"{prog} {target} takes a picture or a folder of pictures")
+    if options.image is None:
+        raise UsageError(f"{prog} {target} takes an image or a folder of images")
     if task == "classification":
         raise UsageError(
-            f"{target} classifies pictures: convattn explain {target} {options.picture} tells the "
+            f"{target} classifies images: convattn explain {target} {options.image} tells the "
             "classes and where they are seen"
         )
     check_window(options.window, target, task)
@@ -74,27 +72,27 @@ def command(arguments: list[str]) -> int:
     import torch
 
     from convattn.evaluate import load_run
-    from convattn.explain import read_picture
+    from convattn.explain import read_image
     from convattn.predict import predict_classes, predict_objects
 
-    pictures = find_pictures(Path(options.picture))
-    if len(pictures) == 1:
-        read_picture(pictures[0])  # the only one must be readable; of several, some may not be
+    images = find_images(Path(options.image))
+    if len(images) == 1:
+        read_image(images[0])  # the only one must be readable; of several, some may not be
     model, _ = load_run(folder)
     model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     out = new_folder(options.out, "predicted")
     if task == "detection":
-        told = predict_objects(model, pictures, out, threshold=options.threshold)
+        told = predict_objects(model, images, out, threshold=options.threshold)
     else:
-        told = predict_classes(model, pictures, out, window=options.window)
+        told = predict_classes(model, images, out, window=options.window)
     failed = 0
-    for number, (file, found) in enumerate(zip(pictures, told, strict=True), 1):
+    for number, (file, found) in enumerate(zip(images, told, strict=True), 1):
         if isinstance(found, Exception):
             failed += 1
             fail(str(found), 2)
         else:
-            print(f"{number}/{len(pictures)}  {file}  {found}", flush=True)
+            print(f"{number}/{len(images)}  {file}  {found}", flush=True)
     print(f"\n{out}")
     if failed:
-        return fail(f"{failed} of {len(pictures)} files could not be read as a picture", 2)
+        return fail(f"{failed} of {len(images)} files could not be read as an image", 2)
     return 0

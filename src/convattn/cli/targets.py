@@ -139,8 +139,8 @@ def find_target(
         task = task_of_run(Path(target))
         if task != "classification" and not dense:
             raise UsageError(
-                f"{prog} is for networks that classify pictures; {target} does {task}: see "
-                f"convattn predict {target} PICTURE"
+                f"{prog} is for networks that classify images; {target} does {task}: see "
+                f"convattn predict {target} IMAGE"
             )
         return target, Path(target)
     import timm
@@ -154,11 +154,11 @@ def find_target(
     return target, None
 
 
-def find_pictures(path: Path) -> list[Path]:
-    """The file, or every picture file of the folder and those in it.
+def find_images(path: Path) -> list[Path]:
+    """The file, or every image file of the folder and those in it.
 
     Args:
-        path: A picture or a folder.
+        path: An image or a folder.
 
     Raises:
         UsageError: If the folder holds none.
@@ -169,7 +169,7 @@ def find_pictures(path: Path) -> list[Path]:
 
     found = sorted(file for file in path.rglob("*") if is_image_file(file.name))
     if not found:
-        raise UsageError(f"{path} holds no picture; name a folder of .jpg, .png or similar files")
+        raise UsageError(f"{path} holds no image; name a folder of .jpg, .png or similar files")
     return found
 
 

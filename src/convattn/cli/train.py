@@ -100,6 +100,6 @@ def _resume(arguments: list[str]) -> int:
 def _finish(run: Run | None) -> int:
     if run is not None:
         print(f"\n{run.result.table()}\n")
-        for file in (*run.pictures, run.folder / "report.md"):
+        for file in (*run.figures, run.folder / "report.md"):
             print(file)
     return 0

@@ -93,7 +93,7 @@ def _show(given: str) -> None:
         ("network", f"{cfg.architecture}, {_parameters(name)} parameters"),
         ("classes", f"{cfg.num_classes:,}"),
         (
-            "pictures",
+            "images",
             f"short side to {math.floor(size / cfg.crop_pct)} pixels, {cfg.interpolation}, cropped "
             f"to {size} x {size}; mean {cfg.mean}, std {cfg.std}",
         ),
@@ -104,7 +104,7 @@ def _show(given: str) -> None:
         rows.append(
             (
                 "on a V100",
-                f"{release.images_per_second:,} pictures a second, {release.peak_mb:,} MB, the "
+                f"{release.images_per_second:,} images a second, {release.peak_mb:,} MB, the "
                 "authors' figures",
             )
         )

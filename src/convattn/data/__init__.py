@@ -1,6 +1,6 @@
-"""Data: sets of labelled pictures by name, and what is done to the pictures before a network."""
+"""Data: sets of labelled images by name, and what is done to the images before a network."""
 
-from convattn.data.annotated import AnnotatedPictures, describe_skipped
+from convattn.data.annotated import AnnotatedImages, describe_skipped
 from convattn.data.cluttered_digits import cluttered_digits
 from convattn.data.coco import DETECTION_DATASETS, DetectionSource, load_detection
 from convattn.data.dense_transforms import (
@@ -20,7 +20,7 @@ __all__ = [
     "DATASETS",
     "DETECTION_DATASETS",
     "SEGMENTATION_DATASETS",
-    "AnnotatedPictures",
+    "AnnotatedImages",
     "DetectionSource",
     "ImageFiles",
     "ImageNetValidation",

@@ -1,4 +1,4 @@
-"""What detection and segmentation sets share: pictures with their truth, and faulty entries."""
+"""What detection and segmentation sets share: images with their truth, and faulty entries."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ BadAnnotations = Literal["error", "skip"]
 Truth = TypeVar("Truth")
 
 
-class AnnotatedPictures(Dataset[tuple[Any, Truth]], Generic[Truth]):
-    """Pictures with what is known of each, read when asked for.
+class AnnotatedImages(Dataset[tuple[Any, Truth]], Generic[Truth]):
+    """Images with what is known of each, read when asked for.
 
     An item is ``(image, truth)``: ``image`` a ``tv_tensors.Image`` of bytes (3, H, W), and what
     ``transform`` makes of the two.
 
     Args:
-        samples: What ``read`` needs to know of each picture.
+        samples: What ``read`` needs to know of each image.
         read: Gives image and truth of a sample. It goes to the DataLoader's workers with the rest.
-        names: What an error or a page calls each picture.
+        names: What an error or a page calls each image.
         transform: Called with image and truth, gives both; None leaves them.
     """
 
@@ -45,14 +45,14 @@ class AnnotatedPictures(Dataset[tuple[Any, Truth]], Generic[Truth]):
 
     def with_transform(
         self, transform: Callable[[Any, Any], tuple[Any, Any]] | None
-    ) -> AnnotatedPictures[Truth]:
-        """The same pictures seen through another transform."""
-        return AnnotatedPictures(self.samples, self.read, self.names, transform=transform)
+    ) -> AnnotatedImages[Truth]:
+        """The same images seen through another transform."""
+        return AnnotatedImages(self.samples, self.read, self.names, transform=transform)
 
-    def select(self, indices: Tensor) -> AnnotatedPictures[Truth]:
-        """The pictures at ``indices`` (M,), in that order."""
+    def select(self, indices: Tensor) -> AnnotatedImages[Truth]:
+        """The images at ``indices`` (M,), in that order."""
         chosen = indices.tolist()
-        return AnnotatedPictures(
+        return AnnotatedImages(
             [self.samples[index] for index in chosen],
             self.read,
             [self.names[index] for index in chosen],
@@ -123,8 +123,8 @@ def describe_skipped(skipped: Mapping[str, int]) -> str:
     """What was left out of a data set, in one sentence; nothing if nothing was.
 
     Example:
-        >>> describe_skipped({"bad box": 3, "missing picture": 1})
-        'left out: 3 x bad box, 1 x missing picture'
+        >>> describe_skipped({"bad box": 3, "missing image": 1})
+        'left out: 3 x bad box, 1 x missing image'
     """
     listed = ", ".join(f"{count} x {reason}" for reason, count in skipped.items())
     return f"left out: {listed}" if listed else ""

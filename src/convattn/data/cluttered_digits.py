@@ -16,10 +16,10 @@ from convattn.data.images import TensorImages
 
 Split = Literal["train", "test"]
 
-_CHUNK = 256  # pictures drawn together: bounds the memory, and part of what a seed means
+_CHUNK = 256  # images drawn together: bounds the memory, and part of what a seed means
 _NUM_FRAGMENTS = 6
 _NUM_PLACES = 8  # draws of a place for a fragment before it is left out
-_DIGIT_SIDE = (18 / 64, 28 / 64)  # of the picture's side
+_DIGIT_SIDE = (18 / 64, 28 / 64)  # of the image's side
 FRAGMENT_SIDE = (0.40, 0.58)  # of its digit's side: about a sixth to a third of the area
 MAX_TURN = 0.26  # radians, 15 degrees
 _CROP_SIDES = (80, 95, 113, 135, 160, 190, 226, 256)  # pixels of the photograph
@@ -30,10 +30,10 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 def cluttered_digits(
     num_images: int, *, split: Split = "train", image_size: int = 64, seed: int = 0
 ) -> TensorImages:
-    """One handwritten digit a picture, on a photograph, among fragments of other digits.
+    """One handwritten digit an image, on a photograph, among fragments of other digits.
 
     The digits are the 1,797 real ones (8 x 8, UCI) and the photographs the two sample images that
-    scikit-learn carries. A digit, 18 to 28 pixels high in a picture of 64, turned by up to 15
+    scikit-learn carries. A digit, 18 to 28 pixels high in an image of 64, turned by up to 15
     degrees, stands at a random place in a random colour that is lighter or darker than what lies
     behind it. Two to five fragments, each a sixth to a third of another digit's square and in
     nearly the same colour, lie apart from it and from each other: six are drawn, and those that
@@ -44,13 +44,13 @@ def cluttered_digits(
     and the others to ``train``, fragments included (the writers are the same 13 people); of each
     photograph the left half is ``train``, the right half ``test``.
 
-    The same arguments give the same pictures, bit for bit; asking for more pictures appends to
+    The same arguments give the same images, bit for bit; asking for more images appends to
     them. The last four sets asked for are kept in memory and *shared*: clone before writing.
 
     Args:
         num_images: How many, at least 1.
         split: ``"train"`` or ``"test"``.
-        image_size: Side of the square pictures in pixels, at least 32; everything scales with it.
+        image_size: Side of the square images in pixels, at least 32; everything scales with it.
         seed: Any integer from 0.
 
     Returns:
@@ -73,9 +73,9 @@ def cluttered_digits(
 def check_request(
     num_images: int, split: Split, image_size: int, seed: int, *, smallest: int
 ) -> None:
-    """Refuse what cannot be drawn; ``smallest`` is the least side of a picture in pixels."""
+    """Refuse what cannot be drawn; ``smallest`` is the least side of an image in pixels."""
     if num_images < 1:
-        raise ValueError(f"num_images={num_images}; expected at least 1 picture")
+        raise ValueError(f"num_images={num_images}; expected at least 1 image")
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}; expected 'train' or 'test'")
     if image_size < smallest:
@@ -89,7 +89,7 @@ def check_request(
 
 @dataclass(frozen=True)
 class Material:
-    """What pictures of one split and size are made of."""
+    """What images of one split and size are made of."""
 
     digits: Tensor  # (D, 1, G, G) ink in 0..1, enlarged
     digit_labels: Tensor  # (D,)
@@ -105,7 +105,7 @@ def _generate(num_images: int, split: Split, image_size: int, seed: int) -> Tens
     boxes = torch.empty(num_images, 4, dtype=torch.int64)
     masks = torch.empty(num_images, image_size, image_size, dtype=torch.bool)
     for chunk, start in enumerate(range(0, num_images, _CHUNK)):
-        # A stream of its own for each chunk, always drawn whole: the pictures do not depend on
+        # A stream of its own for each chunk, always drawn whole: the images do not depend on
         # how many were asked for.
         rng = np.random.default_rng([seed, int(split == "test"), image_size, chunk])
         drawn = _draw_chunk(material, image_size, rng)
@@ -118,7 +118,7 @@ def _generate(num_images: int, split: Split, image_size: int, seed: int) -> Tens
 def _draw_chunk(
     material: Material, image_size: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images, labels, boxes and masks of ``_CHUNK`` pictures."""
+    """Images, labels, boxes and masks of ``_CHUNK`` images."""
     count = _CHUNK
     canvas = crop_photographs(material.photographs, count, image_size, rng)
 
@@ -129,7 +129,7 @@ def _draw_chunk(
     ink = render(material.digits[source], side, turn, torch.zeros(count, 2), patch)
     stroke = mask_boxes(ink >= 0.5)
     width, height = (stroke[:, 2:] - stroke[:, :2]).unbind(1)
-    # The stroke lies within the picture; its faint rim may be cut off at the edge.
+    # The stroke lies within the image; its faint rim may be cut off at the edge.
     left = (uniform(rng, 0, 1, count) * (image_size - width + 1)).long() - stroke[:, 0]
     top = (uniform(rng, 0, 1, count) * (image_size - height + 1)).long() - stroke[:, 1]
     box = stroke + torch.stack([left, top, left, top], 1)
@@ -155,7 +155,7 @@ def _paint_fragments(
     rng: np.random.Generator,
 ) -> None:
     shape = len(canvas), _NUM_FRAGMENTS
-    # Any source digit but the picture's own; its class is drawn without regard to the label, so
+    # Any source digit but the image's own; its class is drawn without regard to the label, so
     # that the fragments say nothing about it.
     shift = 1 + integers(rng, len(material.digits) - 1, *shape)
     source = ((digit.unsqueeze(1) + shift) % len(material.digits)).flatten()
@@ -182,7 +182,7 @@ def place_squares(corners: Tensor, side: int, taken: Tensor) -> tuple[Tensor, Te
     Args:
         corners: Upper left corners to try, (B, K, places, 2) as x, y.
         side: Of all the squares.
-        taken: A box in each picture to keep clear of, (B, 4).
+        taken: A box in each image to keep clear of, (B, 4).
 
     Returns:
         Whether a square found a place, (B, K) bool, and its corner, (B, K, 2).
@@ -196,7 +196,7 @@ def place_boxes(boxes: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         boxes: The places to try, (B, K, places, 4).
-        taken: Boxes in each picture to keep clear of, (B, T, 4).
+        taken: Boxes in each image to keep clear of, (B, T, 4).
 
     Returns:
         Whether a thing found a place, (B, K) bool, and that place, (B, K, 4).
@@ -218,11 +218,11 @@ def place_boxes(boxes: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def paint(canvas: Tensor, ink: Tensor, colour: Tensor, top: Tensor, left: Tensor) -> None:
-    """Lay K translucent patches over each picture, in place; what lies outside is cut off.
+    """Lay K translucent patches over each image, in place; what lies outside is cut off.
 
     Args:
         canvas: (B, C, S, S), changed.
-        ink: How opaque each patch is, (B, K, P, P) in 0..1. No two patches of a picture may both
+        ink: How opaque each patch is, (B, K, P, P) in 0..1. No two patches of an image may both
             have ink at the same place.
         colour: (B, K, C).
         top: Row of the patch's first row, (B, K) int64, may be negative.
@@ -238,7 +238,7 @@ def paint(canvas: Tensor, ink: Tensor, colour: Tensor, top: Tensor, left: Tensor
 
 
 def mean_under(canvas: Tensor, ink: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Mean luminance behind the ink of one patch a picture (B, 1, P, P), in 0..1: (B,)."""
+    """Mean luminance behind the ink of one patch an image (B, 1, P, P), in 0..1: (B,)."""
     inside, index = _patch_index(canvas.shape[-1], ink.shape[-1], top, left)
     weight = ink.flatten(1) * inside.flatten(1)
     mean = torch.zeros(len(canvas))
@@ -248,7 +248,7 @@ def mean_under(canvas: Tensor, ink: Tensor, top: Tensor, left: Tensor) -> Tensor
 
 
 def _patch_index(size: int, patch: int, top: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the patches' pixels lie in the picture, and where: both (B, K, P * P)."""
+    """Which of the patches' pixels lie in the image, and where: both (B, K, P * P)."""
     rows = top.unsqueeze(2) + torch.arange(patch)
     columns = left.unsqueeze(2) + torch.arange(patch)
     row_in, column_in = (rows >= 0) & (rows < size), (columns >= 0) & (columns < size)
@@ -318,7 +318,7 @@ def crop_photographs(
     places = rng.random((count, 2))
     crops = np.empty((count, 3, image_size, image_size), dtype=np.uint8)
     # The scales and mirror images were made beforehand, so that a crop is a plain copy of a
-    # window; one slice a picture is faster than any index over all of them.
+    # window; one slice an image is faster than any index over all of them.
     for crop, photograph, place in zip(crops, which, places, strict=True):
         chosen = photographs[photograph]
         room = chosen.shape[1] - image_size + 1, chosen.shape[2] - image_size + 1
@@ -331,7 +331,7 @@ def crop_photographs(
 
 
 def load_material(split: Split, image_size: int) -> Material:
-    """Digits and photographs of a split, for pictures of one size."""
+    """Digits and photographs of a split, for images of one size."""
     try:
         from sklearn.datasets import load_digits, load_sample_image
     except ModuleNotFoundError as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from convattn.data.annotated import AnnotatedPictures, BadAnnotations, EntryFault, Faults
+from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault, Faults
 from convattn.data.images import UnreadableImageError, read_rgb
 from convattn.data.scenes import Scenes, cluttered_scenes
 from convattn.data.sources import drawn, existing_root
@@ -26,10 +26,10 @@ from convattn.wording import nearest
 
 DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "coco")
 
-DetectionPictures = AnnotatedPictures[dict[str, Any]]
+DetectionImages = AnnotatedImages[dict[str, Any]]
 """An item is ``(image, target)``: see ``load_detection``."""
 
-EmptyPictures = Literal["keep", "skip", "error"]
+EmptyImages = Literal["keep", "skip", "error"]
 
 SCENES_MEAN = (0.401, 0.413, 0.384)
 SCENES_STD = (0.255, 0.205, 0.211)
@@ -38,7 +38,7 @@ _TEST_SEED = 0
 _TRAIN_SPLITS = ("train",)
 _TEST_SPLITS = ("val", "valid", "test")
 _YEARS = ("2017", "2014", "")
-_OVERHANG = 1.0  # pixels that a box may reach beyond the picture and is clipped
+_OVERHANG = 1.0  # pixels that a box may reach beyond the image and is clipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,10 @@ class DetectionSource:
     """The classes without the background: ``class_names[i - 1]`` is the name of label i."""
     category_ids: tuple[int, ...]
     """COCO's id of each class."""
-    train: DetectionPictures
-    """Training pictures, without a transform: give them one by ``with_transform``."""
-    test: DetectionPictures
-    """Test pictures, alike."""
+    train: DetectionImages
+    """Training images, without a transform: give them one by ``with_transform``."""
+    test: DetectionImages
+    """Test images, alike."""
     has_masks: bool
     """Whether targets hold ``masks``."""
     mean: tuple[float, ...]
@@ -62,7 +62,7 @@ class DetectionSource:
     std: tuple[float, ...]
     """Standard deviation of each channel, in 0..1."""
     image_size: tuple[int, int] | None
-    """Height and width in pixels; None when the pictures vary."""
+    """Height and width in pixels; None when the images vary."""
     skipped: dict[str, int]
     """How many entries were left out, by reason; see ``describe_skipped``."""
 
@@ -77,43 +77,43 @@ def load_detection(
     annotations: str | None = None,
     masks: bool = True,
     bad_annotations: BadAnnotations = "error",
-    empty_pictures: EmptyPictures = "keep",
+    empty_images: EmptyImages = "keep",
     seed: int = 0,
 ) -> DetectionSource:
     """Open a data set for detection by name.
 
     - ``cluttered_digits`` is generated (see ``cluttered_scenes``): 4,000 training and 500 test
-      pictures of 96 x 96 unless told otherwise. ``seed`` chooses the training pictures; the test
-      pictures are always the same.
+      images of 96 x 96 unless told otherwise. ``seed`` chooses the training images; the test
+      images are always the same.
     - ``coco`` reads COCO's json, https://cocodataset.org/#format-data, in one of two layouts:
-      ``root/annotations/instances_train2017.json`` with its pictures in ``root/train2017`` or
+      ``root/annotations/instances_train2017.json`` with its images in ``root/train2017`` or
       ``root/images/train2017``, and the same for val2017; or ``root/train/_annotations.coco.json``
-      with the pictures beside it, and the same for valid. The test set may be called val, valid or
+      with the images beside it, and the same for valid. The test set may be called val, valid or
       test, with 2017, 2014 or no year.
 
     An item is ``(image, target)``: a ``tv_tensors.Image`` of bytes (3, H, W) and a dict of
     ``image_id`` int, ``boxes`` tv_tensors.BoundingBoxes (N, 4) float32 as xmin, ymin, xmax, ymax in
     pixels, ``labels`` (N,) int64 from 1, ``area`` (N,) float32, ``iscrowd`` (N,) bool and, where
     the source has them, ``masks`` tv_tensors.Mask (N, H, W) uint8. Labels count the categories in
-    the order of their ids. A picture is taken as its file stores it, whatever EXIF says of its
+    the order of their ids. An image is taken as its file stores it, whatever EXIF says of its
     orientation, as COCO's boxes are.
 
-    A box that reaches up to one pixel beyond its picture is clipped. What else is wrong with an
-    entry stops the loading or, with ``bad_annotations="skip"``, leaves the entry out: a picture
-    that is missing or listed twice; an annotation that repeats an id, names no picture or category,
-    or whose box or mask is none or does not fit its picture. A picture whose size is not the
+    A box that reaches up to one pixel beyond its image is clipped. What else is wrong with an
+    entry stops the loading or, with ``bad_annotations="skip"``, leaves the entry out: an image
+    that is missing or listed twice; an annotation that repeats an id, names no image or category,
+    or whose box or mask is none or does not fit its image. An image whose size is not the
     json's raises ``UnreadableImageError`` when it is asked for.
 
     Args:
         name: One of ``DETECTION_DATASETS``.
         root: Folder of the data set; generated sets need none.
-        image_size: Side of generated pictures in pixels; all others keep their own size.
-        num_train: Training pictures to make, or to draw by ``seed`` from all; None means all.
-        num_test: Test pictures, alike; the draw does not depend on ``seed``.
+        image_size: Side of generated images in pixels; all others keep their own size.
+        num_train: Training images to make, or to draw by ``seed`` from all; None means all.
+        num_test: Test images, alike; the draw does not depend on ``seed``.
         annotations: First part of the json's name, ``"instances"`` unless told otherwise.
         masks: Whether to read masks where there are some.
         bad_annotations: ``"error"`` stops at faulty entries, ``"skip"`` leaves them out and counts.
-        empty_pictures: What to do with training pictures that hold no object but crowds: ``"keep"``
+        empty_images: What to do with training images that hold no object but crowds: ``"keep"``
             or ``"skip"`` them, or an ``"error"``.
         seed: Any integer from 0.
 
@@ -135,13 +135,13 @@ def load_detection(
             f"unknown data set {name!r} for detection; did you mean {near!r}? Known: "
             f"{', '.join(DETECTION_DATASETS)}"
         )
-    if empty_pictures not in ("keep", "skip", "error"):
-        raise ValueError(f"empty_pictures={empty_pictures!r}; expected 'keep', 'skip' or 'error'")
+    if empty_images not in ("keep", "skip", "error"):
+        raise ValueError(f"empty_images={empty_images!r}; expected 'keep', 'skip' or 'error'")
     if name == "cluttered_digits":
         return _load_scenes(image_size, num_train, num_test, masks, seed)
     folder = existing_root("coco", root, download=False)
     source = _load_coco(
-        folder, annotations or "instances", masks, Faults(bad_annotations), empty_pictures
+        folder, annotations or "instances", masks, Faults(bad_annotations), empty_images
     )
     return replace(
         source,
@@ -150,12 +150,10 @@ def load_detection(
     )
 
 
-def _part(
-    pictures: DetectionPictures, number: int | None, seed: int, what: str
-) -> DetectionPictures:
+def _part(images: DetectionImages, number: int | None, seed: int, what: str) -> DetectionImages:
     if number is None:
-        return pictures
-    return pictures.select(drawn(len(pictures), number, seed, what))
+        return images
+    return images.select(drawn(len(images), number, seed, what))
 
 
 # --- generated scenes
@@ -199,8 +197,8 @@ def _load_scenes(
         name="cluttered_digits",
         class_names=tuple("0123456789"),
         category_ids=tuple(range(1, 11)),
-        train=AnnotatedPictures(range(len(train)), _SceneReader(train, masks), scene_names(train)),
-        test=AnnotatedPictures(range(len(test)), _SceneReader(test, masks), scene_names(test)),
+        train=AnnotatedImages(range(len(train)), _SceneReader(train, masks), scene_names(train)),
+        test=AnnotatedImages(range(len(test)), _SceneReader(test, masks), scene_names(test)),
         has_masks=masks,
         mean=SCENES_MEAN,
         std=SCENES_STD,
@@ -222,8 +220,8 @@ def draw_scenes(
 
 
 def scene_names(scenes: Scenes) -> list[str]:
-    """What an error calls each picture."""
-    return [f"picture {index}" for index in range(len(scenes))]
+    """What an error calls each image."""
+    return [f"image {index}" for index in range(len(scenes))]
 
 
 # --- COCO json
@@ -231,7 +229,7 @@ def scene_names(scenes: Scenes) -> list[str]:
 
 @dataclass(frozen=True)
 class _Record:
-    """A picture and its objects, as arrays: tensors would cost a file handle each in a worker."""
+    """An image and its objects, as arrays: tensors would cost a file handle each in a worker."""
 
     path: str
     image_id: int
@@ -262,8 +260,8 @@ class _FileReader:
         height, width = image.shape[1:]
         if (height, width) != (record.height, record.width):
             raise UnreadableImageError(
-                f"{record.path} is a picture of {height} x {width} and its json says "
-                f"{record.height} x {record.width} (height x width): fetch the picture anew or "
+                f"{record.path} is an image of {height} x {width} and its json says "
+                f"{record.height} x {record.width} (height x width): fetch the image anew or "
                 "correct the json"
             )
         target = _target(
@@ -283,7 +281,7 @@ class _FileReader:
 
 
 def _load_coco(
-    root: Path, annotations: str, masks: bool, faults: Faults, empty_pictures: EmptyPictures
+    root: Path, annotations: str, masks: bool, faults: Faults, empty_images: EmptyImages
 ) -> DetectionSource:
     found = [
         _find_split(root, annotations, "training", _TRAIN_SPLITS),
@@ -306,17 +304,17 @@ def _load_coco(
         for (file, folder), content in zip(found, contents, strict=True)
     )
     faults.settle()
-    train = _without_empty(found[0][0], train, empty_pictures, faults)
+    train = _without_empty(found[0][0], train, empty_images, faults)
     for (file, _), records in zip(found, (train, test), strict=True):
         if not records:
-            raise ValueError(f"{file}: no picture remains; expected at least one that can be used")
+            raise ValueError(f"{file}: no image remains; expected at least one that can be used")
     reader = _FileReader(masks)
     return DetectionSource(
         name="coco",
         class_names=tuple(categories.values()),
         category_ids=tuple(categories),
-        train=AnnotatedPictures(train, reader, [record.path for record in train]),
-        test=AnnotatedPictures(test, reader, [record.path for record in test]),
+        train=AnnotatedImages(train, reader, [record.path for record in train]),
+        test=AnnotatedImages(test, reader, [record.path for record in test]),
         has_masks=masks,
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
@@ -328,7 +326,7 @@ def _load_coco(
 def _find_split(
     root: Path, annotations: str, what: str, splits: tuple[str, ...]
 ) -> tuple[Path, Path]:
-    """The json of a split and the folder of its pictures."""
+    """The json of a split and the folder of its images."""
     named = [f"{split}{year}" for split in splits for year in _YEARS]
     candidates = [
         (
@@ -348,7 +346,7 @@ def _find_split(
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
         raise FileNotFoundError(
-            f"{file} is there, but the pictures are not; expected them in "
+            f"{file} is there, but the images are not; expected them in "
             f"{' or '.join(map(str, folders))}"
         )
     return file, folder
@@ -404,51 +402,51 @@ def _read_records(
     faults: Faults,
 ) -> list[_Record]:
     there = _list_files(folder)
-    pictures: dict[int, dict[str, Any]] = {}
+    images: dict[int, dict[str, Any]] = {}
     objects: dict[int, list[_Object]] = {}
     usable: list[dict[str, Any]] = []
-    for number, picture in enumerate(content["images"]):
+    for number, image in enumerate(content["images"]):
         with faults.noted(file):
-            _check_picture(number, picture, pictures)
+            _check_image(number, image, images)
             # Known even if its file is missing: its annotations are then not at fault as well.
-            pictures[picture["id"]] = picture
-            objects[picture["id"]] = []
-            _check_file(picture, folder, there)
-            usable.append(picture)
+            images[image["id"]] = image
+            objects[image["id"]] = []
+            _check_file(image, folder, there)
+            usable.append(image)
     seen: set[int] = set()
     for number, annotation in enumerate(content["annotations"]):
         with faults.noted(file):
-            _check_annotation(number, annotation, seen, pictures, labels)
+            _check_annotation(number, annotation, seen, images, labels)
             seen.add(annotation["id"])
-            picture = pictures[annotation["image_id"]]
-            objects[picture["id"]].append(_read_object(annotation, picture, labels, masks))
-    return [_record(folder, picture, objects[picture["id"]]) for picture in usable]
+            image = images[annotation["image_id"]]
+            objects[image["id"]].append(_read_object(annotation, image, labels, masks))
+    return [_record(folder, image, objects[image["id"]]) for image in usable]
 
 
 def _list_files(folder: Path) -> set[str]:
-    """All files below a folder, so that no picture need be opened to know that it is there."""
+    """All files below a folder, so that no image need be opened to know that it is there."""
     return {os.path.join(base, name) for base, _, names in os.walk(folder) for name in names}
 
 
-def _check_picture(number: int, picture: Any, known: dict[int, dict[str, Any]]) -> None:
-    what = _check_entry("picture", number, picture, ("id", "width", "height"))
-    if not isinstance(picture.get("file_name"), str):
+def _check_image(number: int, image: Any, known: dict[int, dict[str, Any]]) -> None:
+    what = _check_entry("image", number, image, ("id", "width", "height"))
+    if not isinstance(image.get("file_name"), str):
         raise EntryFault("incomplete entry", f"{what} has no file_name; expected a text")
-    if min(picture["width"], picture["height"]) < 1:
+    if min(image["width"], image["height"]) < 1:
         raise EntryFault(
             "incomplete entry",
-            f"{what} is {picture['width']} wide and {picture['height']} high; expected pixels, at "
+            f"{what} is {image['width']} wide and {image['height']} high; expected pixels, at "
             "least 1",
         )
-    if picture["id"] in known:
+    if image["id"] in known:
         raise EntryFault("repeated id", f"{what} is listed twice; expected each id once")
 
 
-def _check_file(picture: dict[str, Any], folder: Path, there: set[str]) -> None:
-    if str(folder / picture["file_name"]) not in there:
+def _check_file(image: dict[str, Any], folder: Path, there: set[str]) -> None:
+    if str(folder / image["file_name"]) not in there:
         raise EntryFault(
-            "missing picture",
-            f"picture {picture['id']} is {picture['file_name']!r}, which is not in {folder}",
+            "missing image",
+            f"image {image['id']} is {image['file_name']!r}, which is not in {folder}",
         )
 
 
@@ -456,21 +454,21 @@ def _check_annotation(
     number: int,
     annotation: Any,
     seen: set[int],
-    pictures: dict[int, dict[str, Any]],
+    images: dict[int, dict[str, Any]],
     labels: dict[int, int],
 ) -> None:
     what = _check_entry("annotation", number, annotation, ("id", "image_id", "category_id"))
     if annotation["id"] in seen:
         raise EntryFault("repeated id", f"{what} is listed twice; expected each id once")
-    if annotation["image_id"] not in pictures:
+    if annotation["image_id"] not in images:
         raise EntryFault(
-            "unknown picture",
-            f"{what} belongs to picture {annotation['image_id']}, which images does not list",
+            "unknown image",
+            f"{what} belongs to image {annotation['image_id']}, which images does not list",
         )
     if annotation["category_id"] not in labels:
         raise EntryFault(
             "unknown category",
-            f"{_where(annotation, pictures[annotation['image_id']])} is of category "
+            f"{_where(annotation, images[annotation['image_id']])} is of category "
             f"{annotation['category_id']}; expected one of {', '.join(map(str, labels))}",
         )
 
@@ -488,25 +486,25 @@ def _check_entry(kind: str, number: int, entry: Any, keys: tuple[str, ...]) -> s
     return f"{kind} {entry['id']}"
 
 
-def _where(annotation: dict[str, Any], picture: dict[str, Any]) -> str:
-    return f"annotation {annotation['id']} (of picture {picture['file_name']})"
+def _where(annotation: dict[str, Any], image: dict[str, Any]) -> str:
+    return f"annotation {annotation['id']} (of image {image['file_name']})"
 
 
 def _read_object(
-    annotation: dict[str, Any], picture: dict[str, Any], labels: dict[int, int], masks: bool
+    annotation: dict[str, Any], image: dict[str, Any], labels: dict[int, int], masks: bool
 ) -> _Object:
-    size = picture["height"], picture["width"]
+    size = image["height"], image["width"]
     segmentation = annotation.get("segmentation") if masks else None
     try:
         box = _read_box(annotation.get("bbox"), *size)
         area = _read_area(annotation.get("area"), box)
     except ValueError as error:
-        raise EntryFault("bad box", f"{_where(annotation, picture)} {error}") from error
+        raise EntryFault("bad box", f"{_where(annotation, image)} {error}") from error
     if masks:
         try:
             _check_segmentation(segmentation, *size)
         except ValueError as error:
-            raise EntryFault("bad mask", f"{_where(annotation, picture)} {error}") from error
+            raise EntryFault("bad mask", f"{_where(annotation, image)} {error}") from error
     return _Object(
         box=box,
         label=labels[annotation["category_id"]],
@@ -517,10 +515,10 @@ def _read_object(
 
 
 def _read_box(bbox: Any, height: int, width: int) -> NDArray[np.float32]:
-    """xmin, ymin, xmax, ymax within the picture, of COCO's x, y, width, height.
+    """xmin, ymin, xmax, ymax within the image, of COCO's x, y, width, height.
 
     Raises:
-        ValueError: If it is no box of the picture; it begins with "has".
+        ValueError: If it is no box of the image; it begins with "has".
     """
     try:
         x, y, wide, high = np.asarray(bbox, np.float64)
@@ -533,7 +531,7 @@ def _read_box(bbox: Any, height: int, width: int) -> NDArray[np.float32]:
     box = edges.clip(0, limits).astype(np.float32)
     if np.abs(edges - edges.clip(0, limits)).max() > _OVERHANG or (box[2:] <= box[:2]).any():
         raise ValueError(
-            f"has the box {bbox} (x, y, width, height); expected it inside the picture's {width} x "
+            f"has the box {bbox} (x, y, width, height); expected it inside the image's {width} x "
             f"{height} pixels (width x height)"
         )
     return box
@@ -552,12 +550,12 @@ def _read_area(area: Any, box: NDArray[np.float32]) -> float:
     return area
 
 
-def _record(folder: Path, picture: dict[str, Any], objects: Sequence[_Object]) -> _Record:
+def _record(folder: Path, image: dict[str, Any], objects: Sequence[_Object]) -> _Record:
     return _Record(
-        path=str(folder / picture["file_name"]),
-        image_id=picture["id"],
-        height=picture["height"],
-        width=picture["width"],
+        path=str(folder / image["file_name"]),
+        image_id=image["id"],
+        height=image["height"],
+        width=image["width"],
         boxes=np.array([one.box for one in objects], np.float32).reshape(-1, 4),
         labels=np.array([one.label for one in objects], np.int64),
         area=np.array([one.area for one in objects], np.float32),
@@ -567,7 +565,7 @@ def _record(folder: Path, picture: dict[str, Any], objects: Sequence[_Object]) -
 
 
 def _without_empty(
-    file: Path, records: list[_Record], choice: EmptyPictures, faults: Faults
+    file: Path, records: list[_Record], choice: EmptyImages, faults: Faults
 ) -> list[_Record]:
     """The records to train with."""
     if choice == "keep":
@@ -577,11 +575,11 @@ def _without_empty(
     if empty and choice == "error":
         first = next(record for record in records if record.iscrowd.all())
         raise ValueError(
-            f"{file}: {empty} pictures hold no object, the first of them {first.path}; train with "
-            "them by empty_pictures='keep' or leave them out by 'skip'"
+            f"{file}: {empty} images hold no object, the first of them {first.path}; train with "
+            "them by empty_images='keep' or leave them out by 'skip'"
         )
     if empty:
-        faults.counts["training picture without objects"] += empty
+        faults.counts["training image without objects"] += empty
     return filled
 
 
@@ -658,7 +656,7 @@ def _check_segmentation(segmentation: Any, height: int, width: int) -> None:
     """Make sure that a mask can be decoded.
 
     Raises:
-        ValueError: If it is none of the picture; it begins with "has".
+        ValueError: If it is none of the image; it begins with "has".
     """
     if isinstance(segmentation, list) and segmentation:
         for polygon in segmentation:
@@ -684,7 +682,7 @@ def _check_polygon(polygon: Any, height: int, width: int) -> None:
     corners = points.reshape(-1, 2)
     if not ((corners >= -extent) & (corners <= 2 * extent)).all():
         raise ValueError(
-            f"has a polygon with points far outside the picture's {width} x {height} pixels "
+            f"has a polygon with points far outside the image's {width} x {height} pixels "
             "(width x height) or that are no numbers"
         )
 
@@ -692,7 +690,7 @@ def _check_polygon(polygon: Any, height: int, width: int) -> None:
 def _check_runs(segmentation: dict[str, Any], height: int, width: int) -> None:
     if segmentation.get("size") != [height, width]:
         raise ValueError(
-            f"has a mask of size {segmentation.get('size')}; expected that of the picture, "
+            f"has a mask of size {segmentation.get('size')}; expected that of the image, "
             f"[{height}, {width}]"
         )
     lengths = _run_lengths(segmentation["counts"])
@@ -700,5 +698,5 @@ def _check_runs(segmentation: dict[str, Any], height: int, width: int) -> None:
     if not possible.all() or lengths.sum() != height * width:
         raise ValueError(
             f"has a mask whose runs cover {lengths.sum()} pixels; expected runs from 0 that cover "
-            f"the picture's {height * width}"
+            f"the image's {height * width}"
         )

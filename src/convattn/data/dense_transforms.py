@@ -1,4 +1,4 @@
-"""What is done to a picture together with its boxes or masks before a network sees them.
+"""What is done to an image together with its boxes or masks before a network sees them.
 
 Randomness comes from torch's global generator alone: the same state before a call gives the same
 floats, in whatever process.
@@ -43,16 +43,16 @@ def detection_train_transform(
     hflip: float = 0.5,
     color_jitter: float = 0.0,
 ) -> DetectionTransform:
-    """A picture and its objects as a detector is trained with: resized, cropped, mirrored.
+    """An image and its objects as a detector is trained with: resized, cropped, mirrored.
 
     Boxes are clipped at the crop, ``area`` shrinks with its box, and an object is dropped when its
     box falls below a pixel in width or height or nothing of its mask is left. Crowds are dropped.
     The image leaves as floats in 0..1: the detector itself normalises.
 
     Args:
-        image_size: The shorter side in pixels after resizing; None keeps the picture's own size.
-        max_size: What the longer side may come to; the picture then gets smaller.
-        scale_jitter: Lowest and highest factor on top, drawn anew for each picture.
+        image_size: The shorter side in pixels after resizing; None keeps the image's own size.
+        max_size: What the longer side may come to; the image then gets smaller.
+        scale_jitter: Lowest and highest factor on top, drawn anew for each image.
         crop_size: Height and width of a random crop; what is smaller is padded at the right and
             below with ImageNet's mean.
         hflip: Chance of mirroring left to right.
@@ -75,11 +75,11 @@ def detection_train_transform(
 
 
 def detection_test_transform() -> DetectionTransform:
-    """A picture as a detector is tested with: floats in 0..1; the detector itself resizes.
+    """An image as a detector is tested with: floats in 0..1; the detector itself resizes.
 
     Example:
-        >>> picture = tv_tensors.Image(torch.full((3, 4, 6), 255, dtype=torch.uint8))
-        >>> image, _ = detection_test_transform()(picture, {})
+        >>> image = tv_tensors.Image(torch.full((3, 4, 6), 255, dtype=torch.uint8))
+        >>> image, _ = detection_test_transform()(image, {})
         >>> image.shape, float(image.max())
         (torch.Size([3, 4, 6]), 1.0)
     """
@@ -96,13 +96,13 @@ def segmentation_train_transform(
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
 ) -> SegmentationTransform:
-    """A picture and its mask as a segmenter is trained with: resized, cropped, mirrored.
+    """An image and its mask as a segmenter is trained with: resized, cropped, mirrored.
 
     The mask takes the nearest of its own values. The image leaves normalised.
 
     Args:
-        image_size: The shorter side in pixels after resizing; None keeps the picture's own size.
-        scale_jitter: Lowest and highest factor on top, drawn anew for each picture.
+        image_size: The shorter side in pixels after resizing; None keeps the image's own size.
+        scale_jitter: Lowest and highest factor on top, drawn anew for each image.
         crop_size: Height and width of a random crop; what is smaller is padded at the right and
             below, the image with ``mean``, the mask with 255.
         hflip: Chance of mirroring left to right.
@@ -134,12 +134,12 @@ def segmentation_test_transform(
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
 ) -> SegmentationTransform:
-    """A picture as a segmenter is tested with: resized and normalised.
+    """An image as a segmenter is tested with: resized and normalised.
 
     The mask stays as it is: predictions are compared with it at its own size.
 
     Args:
-        image_size: The shorter side in pixels after resizing; None keeps the picture's own size.
+        image_size: The shorter side in pixels after resizing; None keeps the image's own size.
         mean: Mean of each channel, in 0..1.
         std: Standard deviation of each channel, in 0..1.
 
@@ -147,9 +147,9 @@ def segmentation_test_transform(
         ValueError: If a value is out of its range.
 
     Example:
-        >>> picture = tv_tensors.Image(torch.zeros(3, 40, 60, dtype=torch.uint8))
+        >>> image = tv_tensors.Image(torch.zeros(3, 40, 60, dtype=torch.uint8))
         >>> mask = tv_tensors.Mask(torch.zeros(40, 60, dtype=torch.int64))
-        >>> image, same = segmentation_test_transform(image_size=20)(picture, mask)
+        >>> image, same = segmentation_test_transform(image_size=20)(image, mask)
         >>> image.shape, same is mask
         (torch.Size([3, 20, 30]), True)
     """
@@ -232,7 +232,7 @@ class _Normalize:
 
 @dataclass(frozen=True)
 class _Geometry:
-    """How pictures may be moved; ``draw`` settles it for one."""
+    """How images may be moved; ``draw`` settles it for one."""
 
     image_size: int | None = None
     max_size: int | None = None
@@ -259,7 +259,7 @@ class _Geometry:
             raise ValueError(f"hflip={self.hflip}; expected a chance from 0 to 1")
 
     def draw(self, height: int, width: int) -> _Move:
-        """What is done to one picture of this size."""
+        """What is done to one image of this size."""
         scale = 1.0 if self.image_size is None else self.image_size / min(height, width)
         if self.max_size is not None:
             scale = min(scale, self.max_size / max(height, width))
@@ -282,7 +282,7 @@ class _Geometry:
 
 @dataclass(frozen=True)
 class _Move:
-    """One way to resize, crop and mirror, for a picture and all that lies in it."""
+    """One way to resize, crop and mirror, for an image and all that lies in it."""
 
     size: tuple[int, int] | None
     window: tuple[int, int, int, int] | None

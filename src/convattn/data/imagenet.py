@@ -1,4 +1,4 @@
-"""ImageNet's classes, and its validation pictures however they lie on the disk.
+"""ImageNet's classes, and its validation images however they lie on the disk.
 
 Russakovsky et al. 2015, https://arxiv.org/abs/1409.0575. Class numbers are those that every
 published network has: places among the 1,000 sorted WordNet ids. The development kit's own IDs
@@ -24,9 +24,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from convattn.data.images import ImageFiles
 
 NUM_VALIDATION = 50_000
-"""Pictures of the whole validation set."""
+"""Images of the whole validation set."""
 LABEL_FILES = ("imagenet_2012_validation_synset_labels.txt", "val.txt", "LOC_val_solution.csv")
-"""Names that a file of labels may have, for pictures that lie in one folder."""
+"""Names that a file of labels may have, for images that lie in one folder."""
 
 _NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
 _SHOWN = 10  # names in an error
@@ -34,28 +34,28 @@ _SHOWN = 10  # names in an error
 
 @dataclass(frozen=True, kw_only=True)
 class ImageNetValidation:
-    """Validation pictures and what is known of them."""
+    """Validation images and what is known of them."""
 
-    pictures: ImageFiles
-    """The pictures, without a transform."""
+    images: ImageFiles
+    """The images, without a transform."""
     class_names: tuple[str, ...]
-    """The classes in the order of their numbers, those without pictures among them."""
+    """The classes in the order of their numbers, those without images among them."""
     wnids: tuple[str, ...]
     """Their folders, which are WordNet ids in ImageNet itself."""
     real: tuple[tuple[int, ...], ...] | None
-    """ImageNet-ReaL's classes of each picture, some with none; None if it knows them not."""
+    """ImageNet-ReaL's classes of each image, some with none; None if it knows them not."""
     notes: tuple[str, ...]
     """What anybody who reads the result has to know of the set, a sentence each."""
 
     def select(self, indices: Tensor) -> ImageNetValidation:
-        """The pictures at ``indices`` (M,), in that order.
+        """The images at ``indices`` (M,), in that order.
 
         Args:
-            indices: Numbers of pictures.
+            indices: Numbers of images.
         """
         real = self.real
         return ImageNetValidation(
-            pictures=self.pictures.select(indices),
+            images=self.images.select(indices),
             class_names=self.class_names,
             wnids=self.wnids,
             real=None if real is None else tuple(real[index] for index in indices.tolist()),
@@ -70,7 +70,7 @@ def load_imagenet_validation(
     allow_missing_classes: bool = False,
     real: str | Path | None = None,
 ) -> ImageNetValidation:
-    """ImageNet's validation pictures, or those of a set with its classes.
+    """ImageNet's validation images, or those of a set with its classes.
 
     They lie in ``root/val``, ``root/validation`` or ``root`` itself, in one of these layouts:
 
@@ -78,15 +78,15 @@ def load_imagenet_validation(
     - folders named 0 to 999, ImageNet-V2's, which are the classes' numbers;
     - all in one folder, ``ILSVRC2012_val_00000001.JPEG``, with their classes in a text file beside
       them or in ``root``: ``imagenet_2012_validation_synset_labels.txt``, a WordNet id a line in
-      the order of the pictures' numbers; or ``val.txt`` or ``LOC_val_solution.csv``, lines of a
-      picture's name and its WordNet id or class number.
+      the order of the images' numbers; or ``val.txt`` or ``LOC_val_solution.csv``, lines of a
+      image's name and its WordNet id or class number.
 
-    Where file names hold the pictures' numbers, ImageNet-ReaL's classes (Beyer et al. 2020,
+    Where file names hold the images' numbers, ImageNet-ReaL's classes (Beyer et al. 2020,
     https://arxiv.org/abs/2006.07159) are added: of the file ``real``, of ``root/real.json`` or, if
     there is none, as timm holds them.
 
     Args:
-        root: Folder of the set; training pictures need not be there.
+        root: Folder of the set; training images need not be there.
         class_names: What the network calls its classes, as ``imagenet_names`` does; None stands for
             the 1,000 of ImageNet.
         allow_missing_classes: Take a set that lacks some of the classes. The network still chooses
@@ -94,7 +94,7 @@ def load_imagenet_validation(
         real: ImageNet-ReaL's ``real.json``.
 
     Raises:
-        FileNotFoundError: If there are no pictures, or no labels.
+        FileNotFoundError: If there are no images, or no labels.
         ValueError: If classes are missing, or folders, labels or ``real`` are none of these.
 
     Example:
@@ -111,12 +111,12 @@ def load_imagenet_validation(
     missing = [wnid for number, wnid in enumerate(wnids) if number not in present]
     if missing and not allow_missing_classes:
         raise ValueError(
-            f"{folder} holds pictures of {len(present):,} of the {len(wnids):,} classes; missing: "
+            f"{folder} holds images of {len(present):,} of the {len(wnids):,} classes; missing: "
             f"{_listed(missing)}; add them, or test the others with --allow-missing-classes"
         )
-    numbers = _picture_numbers(paths)
+    numbers = _image_numbers(paths)
     return ImageNetValidation(
-        pictures=ImageFiles(paths, torch.tensor(labels, dtype=torch.int64)),
+        images=ImageFiles(paths, torch.tensor(labels, dtype=torch.int64)),
         class_names=imagenet_names(wnids),
         wnids=wnids,
         real=_real(numbers, root, real, whole=wnids == imagenet_wnids()),
@@ -178,7 +178,7 @@ def _subfolders(folder: Path) -> list[str]:
     )
 
 
-def _pictures(folder: Path) -> list[str]:
+def _images(folder: Path) -> list[str]:
     return sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
 
 
@@ -200,7 +200,7 @@ def _read_class_folders(
     paths: list[str] = []
     labels: list[int] = []
     for name in sorted(names, key=numbers.__getitem__):
-        inside = _pictures(folder / name)
+        inside = _images(folder / name)
         paths += inside
         labels += [numbers[name]] * len(inside)
     return paths, labels
@@ -208,17 +208,17 @@ def _read_class_folders(
 
 def _read_flat(folder: Path, root: Path, wnids: Sequence[str]) -> tuple[list[str], list[int]]:
     """Paths and class numbers, sorted by name."""
-    paths = _pictures(folder)
+    paths = _images(folder)
     if not paths:
         raise FileNotFoundError(
-            f"{folder} holds neither class folders nor pictures; expected {root}/val/{wnids[0]}/"
+            f"{folder} holds neither class folders nor images; expected {root}/val/{wnids[0]}/"
             "*.JPEG, or all in val with a file of their labels"
         )
     places = [place / name for place in (folder, root) for name in LABEL_FILES]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise FileNotFoundError(
-            f"{folder} holds pictures without class folders and no file of their labels; sort them "
+            f"{folder} holds images without class folders and no file of their labels; sort them "
             f"into folders as {wnids[0]}, or add {LABEL_FILES[0]} (a WordNet id a line), "
             f"{LABEL_FILES[1]} or {LABEL_FILES[2]} (lines of name and label); the development "
             "kit's ground truth will not do, its IDs follow another order"
@@ -241,13 +241,13 @@ def _read_flat(folder: Path, root: Path, wnids: Sequence[str]) -> tuple[list[str
 
 
 def _read_labels(file: Path) -> Mapping[str, str]:
-    """Name of a picture without its suffix -> what the file says of it."""
+    """Name of an image without its suffix -> what the file says of it."""
     text = file.read_text(encoding="utf-8", errors="replace")
     rows = [re.split(r"[\s,]+", line.strip()) for line in text.splitlines() if line.strip()]
     if all(len(row) == 1 for row in rows):
         if any(row[0].isdecimal() for row in rows):
             raise ValueError(
-                f"{file} holds numbers without names of pictures, which may be the development "
+                f"{file} holds numbers without names of images, which may be the development "
                 "kit's IDs, in another order than the classes; expected a WordNet id a line, or "
                 "lines of name and label"
             )
@@ -262,7 +262,7 @@ def _stem(path: str) -> str:
     return numbered[0] if numbered else Path(name).stem
 
 
-def _picture_numbers(paths: Sequence[str]) -> list[int] | None:
+def _image_numbers(paths: Sequence[str]) -> list[int] | None:
     """Places in the whole validation set, from 0; None if not every name tells."""
     found = [_NUMBERED.search(Path(path).name) for path in paths]
     numbers = [int(match[1]) - 1 for match in found if match]
@@ -277,7 +277,7 @@ def _real(
         if file is None:
             return None
         raise ValueError(
-            f"ImageNet-ReaL ({file}) is for networks of ImageNet's 1,000 classes and pictures "
+            f"ImageNet-ReaL ({file}) is for networks of ImageNet's 1,000 classes and images "
             "named as ILSVRC2012_val_00000001.JPEG; leave --real out"
         )
     own = root / "real.json"
@@ -320,8 +320,7 @@ def _notes(
         )
     elif numbered is not None and numbered != NUM_VALIDATION and num_classes == 1000:
         notes.append(
-            f"{folder} holds {numbered:,} pictures; ImageNet's validation set has "
-            f"{NUM_VALIDATION:,}"
+            f"{folder} holds {numbered:,} images; ImageNet's validation set has {NUM_VALIDATION:,}"
         )
     return tuple(notes)
 

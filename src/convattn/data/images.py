@@ -1,4 +1,4 @@
-"""Data sets of pictures: in memory as one tensor, or as files that are read when asked for."""
+"""Data sets of images: in memory as one tensor, or as files that are read when asked for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 Transform = Callable[[Any], Tensor]
-"""Turns a picture, or a batch of them, into normalised floats: see ``convattn.data.transforms``."""
+"""Turns an image, or a batch of them, into normalised floats: see ``convattn.data.transforms``."""
 
 
 class UnreadableImageError(ValueError):
-    """A file that should hold a picture does not: the message names it and what to do.
+    """A file that should hold an image does not: the message names it and what to do.
 
     A DataLoader's worker process sends an exception on with its traceback put before the message.
     The message of this one is the sentence alone, wherever it was raised.
@@ -27,15 +27,15 @@ class UnreadableImageError(ValueError):
 
 
 class TensorImages(Dataset[tuple[Tensor, int]]):
-    """Labelled pictures of one size, held in memory as bytes.
+    """Labelled images of one size, held in memory as bytes.
 
-    An item is ``(picture, label)``. PyTorch's DataLoader asks for a whole batch at a time, so that
+    An item is ``(image, label)``. PyTorch's DataLoader asks for a whole batch at a time, so that
     a batch is one index operation and one call of ``transform``.
 
     Args:
         images: Bytes, (N, C, H, W).
         labels: Class numbers, (N,) int64.
-        boxes: One box a picture in pixels, (N, 4) int64: xmin, ymin, xmax, ymax; the maxima lie
+        boxes: One box an image in pixels, (N, 4) int64: xmin, ymin, xmax, ymax; the maxima lie
             one past the object.
         masks: The object's pixels, (N, H, W) bool.
         transform: Called with a (B, C, H, W) uint8 batch; None gives the bytes themselves.
@@ -70,13 +70,13 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         self.transform = transform
 
     def with_transform(self, transform: Transform | None) -> TensorImages:
-        """The same pictures, shared and not copied, seen through another transform."""
+        """The same images, shared and not copied, seen through another transform."""
         return TensorImages(
             self.images, self.labels, boxes=self.boxes, masks=self.masks, transform=transform
         )
 
     def select(self, indices: Tensor) -> TensorImages:
-        """The pictures at ``indices`` (M,), in that order."""
+        """The images at ``indices`` (M,), in that order."""
         return TensorImages(
             self.images[indices],
             self.labels[indices],
@@ -100,17 +100,17 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
 
 
 class ImageFiles(Dataset[tuple[Any, int]]):
-    """Labelled picture files, read as RGB when asked for.
+    """Labelled image files, read as RGB when asked for.
 
-    An item is ``(picture, label)``; the picture is what ``transform`` makes of the PIL image.
+    An item is ``(image, label)``; the image is what ``transform`` makes of the PIL image.
 
     Args:
-        paths: One file a picture.
+        paths: One file an image.
         labels: Class numbers, (N,) int64.
         transform: Called with a PIL image in RGB; None gives that image.
 
     Raises:
-        UnreadableImageError: From ``[]``, for a file that is missing, cut short, or no picture.
+        UnreadableImageError: From ``[]``, for a file that is missing, cut short, or no image.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
 
 
 def read_rgb(file: str | BinaryIO, name: str, *, kind: str = "file") -> Image.Image:
-    """Decode a picture as RGB.
+    """Decode an image as RGB.
 
     Args:
         file: Its path, or its bytes as an open file.
@@ -148,7 +148,7 @@ def read_rgb(file: str | BinaryIO, name: str, *, kind: str = "file") -> Image.Im
         kind: What an error says to replace or remove.
 
     Raises:
-        UnreadableImageError: If it is missing, cut short, or no picture.
+        UnreadableImageError: If it is missing, cut short, or no image.
     """
     try:
         with Image.open(file) as image:
@@ -159,9 +159,9 @@ def read_rgb(file: str | BinaryIO, name: str, *, kind: str = "file") -> Image.Im
         if isinstance(error, FileNotFoundError):
             reason = "it is no longer there"
         elif isinstance(error, UnidentifiedImageError):
-            reason = "it is not in a known picture format"
+            reason = "it is not in a known image format"
         else:
             reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(
-            f"{name} cannot be read as a picture ({reason}): replace or remove this {kind}"
+            f"{name} cannot be read as an image ({reason}): replace or remove this {kind}"
         ) from error

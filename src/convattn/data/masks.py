@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as F
 
-from convattn.data.annotated import AnnotatedPictures, BadAnnotations, EntryFault, Faults
+from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault, Faults
 from convattn.data.coco import SCENES_MEAN, SCENES_STD, draw_scenes, scene_names
 from convattn.data.images import UnreadableImageError, read_rgb
 from convattn.data.scenes import Scenes
@@ -28,7 +28,7 @@ SEGMENTATION_DATASETS: tuple[str, ...] = ("cluttered_digits", "masks", "camvid",
 IGNORED = 255
 """The class index of pixels that count neither in training nor in evaluation."""
 
-SegmentationPictures = AnnotatedPictures[tv_tensors.Mask]
+SegmentationImages = AnnotatedImages[tv_tensors.Mask]
 """An item is ``(image, mask)``: see ``load_segmentation``."""
 
 _TEST_SEED = 0
@@ -52,16 +52,16 @@ class SegmentationSource:
     """Its name in ``SEGMENTATION_DATASETS``."""
     class_names: tuple[str, ...]
     """The classes in the order of their indices, from 0."""
-    train: SegmentationPictures
-    """Training pictures, without a transform: give them one by ``with_transform``."""
-    test: SegmentationPictures
-    """Test pictures, alike."""
+    train: SegmentationImages
+    """Training images, without a transform: give them one by ``with_transform``."""
+    test: SegmentationImages
+    """Test images, alike."""
     mean: tuple[float, ...]
     """Mean of each channel, in 0..1."""
     std: tuple[float, ...]
     """Standard deviation of each channel, in 0..1."""
     image_size: tuple[int, int] | None
-    """Height and width in pixels; None when the pictures vary."""
+    """Height and width in pixels; None when the images vary."""
     skipped: dict[str, int]
     """How many entries were left out, by reason; see ``describe_skipped``."""
 
@@ -79,37 +79,37 @@ def load_segmentation(
     """Open a data set for segmentation by name.
 
     - ``cluttered_digits`` is generated (see ``cluttered_scenes``): 4,000 training and 500 test
-      pictures of 96 x 96 unless told otherwise; background and ten digits. ``seed`` chooses the
-      training pictures; the test pictures are always the same.
+      images of 96 x 96 unless told otherwise; background and ten digits. ``seed`` chooses the
+      training images; the test images are always the same.
     - ``masks`` reads ``root/images/train/x.jpg`` with ``root/masks/train/x.png``, the same for val
       or test, and ``root/classes.txt``, one name a line.
     - ``camvid`` reads SegNet's layout: ``root/train/x.jpg`` with ``root/trainannot/x.png``, the
       same for val or test; 11 classes, index 11 is ignored. ``root/classes.txt`` may rename them.
     - ``ade20k`` reads ``root/images/training/x.jpg`` with ``root/annotations/training/x.png``, the
       same for validation, and the names in ``root/objectInfo150.txt``; 0 is ignored. Without these
-      folders, as in the development kit's sample of three, the pictures in ``root/images`` serve
+      folders, as in the development kit's sample of three, the images in ``root/images`` serve
       for training and test alike, with a warning.
-    - ``voc`` reads the pictures that ``root/ImageSets/Segmentation/train.txt`` and ``val.txt``
+    - ``voc`` reads the images that ``root/ImageSets/Segmentation/train.txt`` and ``val.txt``
       list, ``root/JPEGImages/x.jpg`` with ``root/SegmentationClass/x.png``.
 
     An item is ``(image, mask)``: a ``tv_tensors.Image`` of bytes (3, H, W) and a
     ``tv_tensors.Mask`` (H, W) int64 of class indices from 0, 255 where a pixel is ignored. A mask
     file is an 8-bit PNG of indices, grey or with a palette. One that is not, is of another size
-    than its picture or holds an index beyond the classes raises ``UnreadableImageError`` when it is
+    than its image or holds an index beyond the classes raises ``UnreadableImageError`` when it is
     asked for, whatever ``bad_annotations`` says: only reading it tells.
 
     Args:
         name: One of ``SEGMENTATION_DATASETS``.
         root: Folder of the data set; generated sets need none.
-        image_size: Side of generated pictures in pixels; all others keep their own size.
-        num_train: Training pictures to make, or to draw by ``seed`` from all; None means all.
-        num_test: Test pictures, alike; the draw does not depend on ``seed``.
-        bad_annotations: ``"error"`` stops at a picture without a mask or a mask without a picture,
+        image_size: Side of generated images in pixels; all others keep their own size.
+        num_train: Training images to make, or to draw by ``seed`` from all; None means all.
+        num_test: Test images, alike; the draw does not depend on ``seed``.
+        bad_annotations: ``"error"`` stops at an image without a mask or a mask without an image,
             ``"skip"`` leaves them out and counts.
         seed: Any integer from 0.
 
     Raises:
-        ValueError: If a name or number does not fit, or a picture lacks its partner.
+        ValueError: If a name or number does not fit, or an image lacks its partner.
         FileNotFoundError: If folders or files are missing.
 
     Example:
@@ -132,13 +132,13 @@ def load_segmentation(
     faults.settle()
     for what, pairs in (("training", layout.train), ("test", layout.test)):
         if not pairs:
-            raise FileNotFoundError(f"{folder} holds no {what} picture with its mask; add some")
+            raise FileNotFoundError(f"{folder} holds no {what} image with its mask; add some")
     reader = _FileReader(len(layout.class_names), layout.first, layout.ignored)
     return SegmentationSource(
         name=name,
         class_names=layout.class_names,
-        train=_pictures(layout.train, reader, num_train, seed, f"{name}: num_train"),
-        test=_pictures(layout.test, reader, num_test, _TEST_SEED, f"{name}: num_test"),
+        train=_images(layout.train, reader, num_train, seed, f"{name}: num_train"),
+        test=_images(layout.test, reader, num_test, _TEST_SEED, f"{name}: num_test"),
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
         image_size=None,
@@ -146,13 +146,13 @@ def load_segmentation(
     )
 
 
-def _pictures(
+def _images(
     pairs: list[_Pair], reader: _FileReader, number: int | None, seed: int, what: str
-) -> SegmentationPictures:
-    pictures = AnnotatedPictures(pairs, reader, [picture for picture, _ in pairs])
+) -> SegmentationImages:
+    images = AnnotatedImages(pairs, reader, [image for image, _ in pairs])
     if number is None:
-        return pictures
-    return pictures.select(drawn(len(pictures), number, seed, what))
+        return images
+    return images.select(drawn(len(images), number, seed, what))
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ def _load_scenes(
     return SegmentationSource(
         name="cluttered_digits",
         class_names=("background", *"0123456789"),
-        train=AnnotatedPictures(range(len(train)), _SceneReader(train), scene_names(train)),
-        test=AnnotatedPictures(range(len(test)), _SceneReader(test), scene_names(test)),
+        train=AnnotatedImages(range(len(train)), _SceneReader(train), scene_names(train)),
+        test=AnnotatedImages(range(len(test)), _SceneReader(test), scene_names(test)),
         mean=SCENES_MEAN,
         std=SCENES_STD,
         image_size=(train.images.shape[2], train.images.shape[3]),
@@ -183,7 +183,7 @@ def _load_scenes(
 # --- layouts of folders
 
 _Pair = tuple[str, str]
-"""Paths of a picture and its mask."""
+"""Paths of an image and its mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +245,7 @@ def _lay_out_ade20k(root: Path, faults: Faults) -> _Layout:
         train = test = _match(images, annotations, faults)
         warnings.warn(
             f"{images} has no folders training and validation: it is taken as ADE20k's sample, and "
-            f"its {len(train)} pictures serve for training and test alike, which measures nothing",
+            f"its {len(train)} images serve for training and test alike, which measures nothing",
             stacklevel=3,
         )
     _, *rows = read_table(root / "objectInfo150.txt", 5)
@@ -280,11 +280,11 @@ _LAYOUTS: dict[str, Callable[[Path, Faults], _Layout]] = {
 
 
 def _held_out(folder: Path) -> str:
-    """The name of the folder with the test pictures."""
+    """The name of the folder with the test images."""
     found = next((split for split in _HELD_OUT if (folder / split).is_dir()), None)
     if found is None:
         raise FileNotFoundError(
-            f"{folder} has no folder {' or '.join(_HELD_OUT)}; expected one with the test pictures"
+            f"{folder} has no folder {' or '.join(_HELD_OUT)}; expected one with the test images"
         )
     return found
 
@@ -295,22 +295,22 @@ def _read_lines(file: Path) -> tuple[str, ...]:
 
 
 def _match(
-    pictures: Path, masks: Path, faults: Faults, stems: tuple[str, ...] | None = None
+    images: Path, masks: Path, faults: Faults, stems: tuple[str, ...] | None = None
 ) -> list[_Pair]:
     """Pair the files of two folders by name: all of them, or those called ``stems``."""
-    picture_files, mask_files = _by_stem(pictures, IMG_EXTENSIONS), _by_stem(masks, (".png",))
+    image_files, mask_files = _by_stem(images, IMG_EXTENSIONS), _by_stem(masks, (".png",))
     if stems is None:
-        stems = tuple(sorted(picture_files.keys() | mask_files.keys()))
+        stems = tuple(sorted(image_files.keys() | mask_files.keys()))
     pairs = []
     for stem in stems:
-        with faults.noted(pictures):
+        with faults.noted(images):
             for kind, files, folder in (
-                ("picture", picture_files, pictures),
+                ("image", image_files, images),
                 ("mask", mask_files, masks),
             ):
                 if stem not in files:
                     raise EntryFault(f"missing {kind}", f"{folder} holds no {kind} named {stem}")
-            pairs.append((picture_files[stem], mask_files[stem]))
+            pairs.append((image_files[stem], mask_files[stem]))
     return pairs
 
 
@@ -339,13 +339,13 @@ class _FileReader:
         )
 
     def __call__(self, pair: _Pair) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        picture, file = pair
-        image = F.to_image(read_rgb(picture, picture))
+        path, file = pair
+        pixels = F.to_image(read_rgb(path, path))
         indices = _read_indices(file)
-        if indices.shape != image.shape[1:]:
+        if indices.shape != pixels.shape[1:]:
             raise UnreadableImageError(
-                f"{file} is a mask of {indices.shape[0]} x {indices.shape[1]} and its picture "
-                f"{picture} is {image.shape[1]} x {image.shape[2]} (height x width); expected one "
+                f"{file} is a mask of {indices.shape[0]} x {indices.shape[1]} and its image "
+                f"{path} is {pixels.shape[1]} x {pixels.shape[2]} (height x width); expected one "
                 "size"
             )
         classes = self.meaning[indices]
@@ -354,11 +354,11 @@ class _FileReader:
             raise UnreadableImageError(
                 f"{file} holds the index {unknown.max()}; expected {self.allowed}"
             )
-        return image, tv_tensors.Mask(torch.from_numpy(classes))
+        return pixels, tv_tensors.Mask(torch.from_numpy(classes))
 
 
 def _read_indices(file: str) -> NDArray[np.uint8]:
-    """The values of an 8-bit grey or palette picture, (H, W)."""
+    """The values of an 8-bit grey or palette image, (H, W)."""
     try:
         with Image.open(file) as mask:
             mode, indices = mask.mode, np.asarray(mask)
@@ -369,7 +369,7 @@ def _read_indices(file: str) -> NDArray[np.uint8]:
         ) from error
     if mode not in ("L", "P"):
         raise UnreadableImageError(
-            f"{file} is a picture of mode {mode}; expected a mask of class indices, an 8-bit PNG "
+            f"{file} is an image of mode {mode}; expected a mask of class indices, an 8-bit PNG "
             "that is grey (L) or has a palette (P)"
         )
     return indices

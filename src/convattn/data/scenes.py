@@ -1,4 +1,4 @@
-"""Cluttered scenes: several digits a picture, for detection and segmentation, made offline."""
+"""Cluttered scenes: several digits an image, for detection and segmentation, made offline."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ from convattn.data.cluttered_digits import (
 MAX_DIGITS = 5
 """No scene holds more whole digits."""
 
-_CHUNK = 128  # pictures drawn together: bounds the memory, and part of what a seed means
-_EMPTY_SHARE = 0.05  # of the pictures have no digit
-_FRAGMENTS = (2, 5)  # fewest and most in a picture
+_CHUNK = 128  # images drawn together: bounds the memory, and part of what a seed means
+_EMPTY_SHARE = 0.05  # of the images have no digit
+_FRAGMENTS = (2, 5)  # fewest and most in an image
 _NUM_PLACES = 32  # draws of a place for a digit or fragment before it is left out
-_DIGIT_SIDE = (18 / 96, 28 / 96)  # of the picture's side
+_DIGIT_SIDE = (18 / 96, 28 / 96)  # of the image's side
 _SALT = 1  # keeps the random numbers apart from those of cluttered_digits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes:
-    """Pictures with up to five digits each. A digit's label is its value + 1; 0 is no digit."""
+    """Images with up to five digits each. A digit's label is its value + 1; 0 is no digit."""
 
     images: Tensor
     """(N, 3, S, S) uint8 RGB."""
     labels: Tensor
-    """(N, 5) int64, 1 to 10; behind a picture's last digit 0."""
+    """(N, 5) int64, 1 to 10; behind an image's last digit 0."""
     boxes: Tensor
     """(N, 5, 4) int64: xmin, ymin, xmax, ymax, the maxima one past the stroke; else 0."""
     instances: Tensor
-    """(N, S, S) uint8: 1 where the picture's first digit is, 2 for its second, ... and 0."""
+    """(N, S, S) uint8: 1 where the image's first digit is, 2 for its second, ... and 0."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (n, 4), labels (n,) and masks (n, S, S) bool of one picture's n digits."""
+        """Boxes (n, 4), labels (n,) and masks (n, S, S) bool of one image's n digits."""
         labels = self.labels[index]
         count = int(labels.count_nonzero())
         numbers = torch.arange(1, count + 1, dtype=torch.uint8)
@@ -64,7 +64,7 @@ class Scenes:
         return self.boxes[index, :count], labels[:count], masks
 
     def semantic(self, index: int) -> Tensor:
-        """The label of every pixel of one picture, (S, S) int64, 0 where no digit is."""
+        """The label of every pixel of one image, (S, S) int64, 0 where no digit is."""
         label_of = torch.cat([torch.zeros(1, dtype=torch.int64), self.labels[index]])
         return label_of[self.instances[index].long()]
 
@@ -72,26 +72,26 @@ class Scenes:
 def cluttered_scenes(
     num_images: int, *, split: Split = "train", image_size: int = 96, seed: int = 0
 ) -> Scenes:
-    """Up to five handwritten digits a picture, on a photograph, among fragments of other digits.
+    """Up to five handwritten digits an image, on a photograph, among fragments of other digits.
 
     Made of the same digits and photographs as ``cluttered_digits``, and like there splits share
-    nothing. One picture in twenty has no digit, the others one to five; each is 18 to 28 pixels
-    high in a picture of 96, turned by up to 15 degrees, in a colour of its own that is lighter or
+    nothing. One image in twenty has no digit, the others one to five; each is 18 to 28 pixels
+    high in an image of 96, turned by up to 15 degrees, in a colour of its own that is lighter or
     darker than what lies behind it. Two to five fragments, each a sixth to a third of a digit's
     square, are coloured alike. Digits and fragments keep clear of each other and lie within the
-    picture; the rare one for which no free place is found is left out.
+    image; the rare one for which no free place is found is left out.
 
-    The same arguments give the same pictures, bit for bit; asking for more pictures appends to
+    The same arguments give the same images, bit for bit; asking for more images appends to
     them. The last four sets asked for are kept in memory and *shared*: clone before writing.
 
     Args:
         num_images: How many, at least 1.
         split: ``"train"`` or ``"test"``.
-        image_size: Side of the square pictures in pixels, at least 48; everything scales with it.
+        image_size: Side of the square images in pixels, at least 48; everything scales with it.
         seed: Any integer from 0.
 
     Returns:
-        The pictures; a digit's pixels are those at least half covered by its stroke, and its box
+        The images; a digit's pixels are those at least half covered by its stroke, and its box
         is tight around them.
 
     Raises:
@@ -128,7 +128,7 @@ def _generate(num_images: int, split: Split, image_size: int, seed: int) -> Scen
 
 
 def _draw_chunk(material: Material, image_size: int, rng: np.random.Generator) -> Scenes:
-    """``_CHUNK`` pictures."""
+    """``_CHUNK`` images."""
     canvas = crop_photographs(material.photographs, _CHUNK, image_size, rng)
     source = integers(rng, len(material.digits), _CHUNK, MAX_DIGITS)
     ink = torch.cat(
@@ -190,7 +190,7 @@ def _patch(image_size: int) -> int:
 
 
 def _draw_wanted(rng: np.random.Generator) -> Tensor:
-    """Which digits and fragments each picture is to have, (B, 5 + 5) bool."""
+    """Which digits and fragments each image is to have, (B, 5 + 5) bool."""
     digits = 1 + integers(rng, MAX_DIGITS, _CHUNK)
     digits *= uniform(rng, 0, 1, _CHUNK) >= _EMPTY_SHARE
     fragments = _FRAGMENTS[0] + integers(rng, _FRAGMENTS[1] - _FRAGMENTS[0] + 1, _CHUNK)

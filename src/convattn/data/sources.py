@@ -1,4 +1,4 @@
-"""Labelled data sets by name: training and test pictures, classes, size, mean and deviation."""
+"""Labelled data sets by name: training and test images, classes, size, mean and deviation."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Source:
     class_names: tuple[str, ...]
     """The classes in the order of their numbers."""
     train: TensorImages | ImageFiles
-    """Training pictures, without a transform: give them one by ``with_transform``."""
+    """Training images, without a transform: give them one by ``with_transform``."""
     test: TensorImages | ImageFiles
-    """Test pictures, alike."""
+    """Test images, alike."""
     image_size: tuple[int, int] | None
-    """Height and width in pixels; None when the pictures vary."""
+    """Height and width in pixels; None when the images vary."""
     in_chans: int
-    """Channels of a picture."""
+    """Channels of an image."""
     mean: tuple[float, ...]
     """Mean of each channel, in 0..1."""
     std: tuple[float, ...]
@@ -74,15 +74,15 @@ def load_source(
 ) -> Source:
     """Open a data set by name.
 
-    - ``cluttered_digits`` is generated (see there): 20,000 training and 1,000 test pictures of
-      64 x 64 unless told otherwise. ``seed`` chooses the training pictures; the test pictures are
+    - ``cluttered_digits`` is generated (see there): 20,000 training and 1,000 test images of
+      64 x 64 unless told otherwise. ``seed`` chooses the training images; the test images are
       always the same, so that runs compare.
-    - ``folder`` reads ``root/train/CLASS/picture.jpg`` and ``root/val/CLASS/...`` or
-      ``root/test/CLASS/...``; pictures may lie in deeper folders. Where ``root`` holds the class
+    - ``folder`` reads ``root/train/CLASS/image.jpg`` and ``root/val/CLASS/...`` or
+      ``root/test/CLASS/...``; images may lie in deeper folders. Where ``root`` holds the class
       folders themselves, a fifth of each class, drawn by ``seed``, becomes the test set.
     - ``imagenet`` reads ``root/train/n01440764/...`` and ``root/val/n01440764/...``, for all of
       ImageNet's classes or some. For a test, ``load_imagenet_validation`` wants no training
-      pictures.
+      images.
     - ``cifar10`` and ``cifar100`` read torchvision's folder, ``fashion_mnist`` its four IDX files,
       packed by gzip or not, in ``root``, ``root/raw`` or ``root/FashionMNIST/raw``.
     - ``tiny_imagenet`` reads ``root/train.parquet`` and ``root/val.parquet`` with the columns
@@ -95,13 +95,13 @@ def load_source(
         name: One of ``DATASETS``.
         root: Folder of the data set; generated sets need none.
         download: Fetch CIFAR or Fashion-MNIST into ``root`` when it is not there.
-        image_size: Side of generated pictures in pixels; all others keep their own size.
-        num_train: Training pictures to make, or to draw by ``seed`` from all; None means all.
-        num_test: Test pictures, alike; the draw does not depend on ``seed``.
+        image_size: Side of generated images in pixels; all others keep their own size.
+        num_train: Training images to make, or to draw by ``seed`` from all; None means all.
+        num_test: Test images, alike; the draw does not depend on ``seed``.
         seed: Any integer from 0.
 
     Returns:
-        The source; a picture file that cannot be read raises ``UnreadableImageError`` when it is
+        The source; an image file that cannot be read raises ``UnreadableImageError`` when it is
         asked for, since opening every file beforehand would take as long as an epoch.
 
     Raises:
@@ -187,17 +187,17 @@ def existing_root(name: str, root: str | Path | None, download: bool) -> Path:
 def _draw(
     images: TensorImages | ImageFiles, number: int | None, seed: int, what: str
 ) -> TensorImages | ImageFiles:
-    """A random part of the pictures, in their own order."""
+    """A random part of the images, in their own order."""
     if number is None:
         return images
     return images.select(drawn(len(images), number, seed, what))
 
 
 def drawn(available: int, number: int, seed: int, what: str) -> Tensor:
-    """Which pictures are drawn, (number,) ascending.
+    """Which images are drawn, (number,) ascending.
 
     Args:
-        available: Number of pictures there are.
+        available: Number of images there are.
         number: Number to draw.
         seed: Of the draw.
         what: What an error calls ``number``.
@@ -215,8 +215,8 @@ def _load_folder(root: Path, seed: int) -> Source:
     if _is_split(root):
         class_names, train, test = _read_split_folders(root)
     else:
-        class_names, pictures = _read_class_folders(root)
-        train, test = _set_aside(pictures, seed)
+        class_names, images = _read_class_folders(root)
+        train, test = _set_aside(images, seed)
     return _file_source("folder", class_names, train, test)
 
 
@@ -255,14 +255,14 @@ def _is_split(root: Path) -> bool:
 def _read_split_folders(root: Path) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
     if not (root / "train").is_dir():
         raise FileNotFoundError(
-            f"{root} has no folder train; expected {root}/train/CLASS/picture.jpg and the same "
+            f"{root} has no folder train; expected {root}/train/CLASS/image.jpg and the same "
             "classes in val or test"
         )
     held_out = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
     if held_out is None:
         raise FileNotFoundError(
             f"{root} has train but neither val nor test; add one, or give {root / 'train'} as root "
-            "to have a fifth of its pictures set aside"
+            "to have a fifth of its images set aside"
         )
     class_names, train = _read_class_folders(root / "train")
     test_names, test = _read_class_folders(held_out)
@@ -286,7 +286,7 @@ def _read_class_folders(folder: Path) -> tuple[tuple[str, ...], ImageFiles]:
     class_names = _subfolders(folder)
     if not class_names:
         raise FileNotFoundError(
-            f"{folder} holds no class folders; expected {folder}/CLASS/picture.jpg, one folder a "
+            f"{folder} holds no class folders; expected {folder}/CLASS/image.jpg, one folder a "
             "class"
         )
     if len(class_names) == 1:
@@ -300,27 +300,27 @@ def _read_class_folders(folder: Path) -> tuple[tuple[str, ...], ImageFiles]:
     empty = [class_names[number] for number in (counts == 0).nonzero()[:, 0].tolist()]
     if empty:
         raise FileNotFoundError(
-            f"no pictures ({', '.join(IMG_EXTENSIONS)}) in "
+            f"no images ({', '.join(IMG_EXTENSIONS)}) in "
             f"{', '.join(str(folder / name) for name in empty[:5])}; add some or remove the folder"
         )
     return tuple(class_names), ImageFiles([path for path, _ in samples], labels)
 
 
-def _set_aside(pictures: ImageFiles, seed: int) -> tuple[ImageFiles, ImageFiles]:
+def _set_aside(images: ImageFiles, seed: int) -> tuple[ImageFiles, ImageFiles]:
     """Training and test part: of each class a fifth, rounded, for the test, and both get some."""
     generator = torch.Generator().manual_seed(seed)
-    for_test = torch.zeros(len(pictures), dtype=torch.bool)
-    for label in pictures.labels.unique().tolist():
-        members = (pictures.labels == label).nonzero()[:, 0]
+    for_test = torch.zeros(len(images), dtype=torch.bool)
+    for label in images.labels.unique().tolist():
+        members = (images.labels == label).nonzero()[:, 0]
         if len(members) < 2:
             raise ValueError(
-                f"{pictures.paths[int(members[0])]} is the only picture of its class; expected at "
+                f"{images.paths[int(members[0])]} is the only image of its class; expected at "
                 "least 2, one to train and one to test"
             )
         number = max(1, round(_TEST_SHARE * len(members)))
         drawn = torch.randperm(len(members), generator=generator)[:number]
         for_test[members[drawn]] = True
-    return pictures.select((~for_test).nonzero()[:, 0]), pictures.select(for_test.nonzero()[:, 0])
+    return images.select((~for_test).nonzero()[:, 0]), images.select(for_test.nonzero()[:, 0])
 
 
 def _load_cifar(name: str, root: Path, download: bool) -> Source:
@@ -429,7 +429,7 @@ def _read_idx(file: Path, *, num_axes: int) -> NDArray[np.uint8]:
     shape = tuple(int(length) for length in np.frombuffer(content, ">u4", num_axes, offset=4))
     if shape[1:] != (28, 28)[: num_axes - 1]:
         raise ValueError(
-            f"{file} holds pictures of {shape[1]} x {shape[2]}; expected 28 x 28 as Fashion-MNIST's"
+            f"{file} holds images of {shape[1]} x {shape[2]}; expected 28 x 28 as Fashion-MNIST's"
         )
     if len(content) - header != math.prod(shape):
         raise ValueError(
@@ -441,7 +441,7 @@ def _read_idx(file: Path, *, num_axes: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _PackedImages:
-    """Pictures before they are decoded, so that only the drawn ones need be."""
+    """Images before they are decoded, so that only the drawn ones need be."""
 
     names: Sequence[str]
     """What an error calls each."""
@@ -455,7 +455,7 @@ class _PackedImages:
 
 
 _Listed = tuple[str, str, list[int]]
-"""Path, WordNet id and box of a picture."""
+"""Path, WordNet id and box of an image."""
 
 
 def _load_tiny_imagenet(
@@ -476,7 +476,7 @@ def _load_tiny_imagenet(
     if test_images.images.shape[2:] != (height, width):
         test_height, test_width = test_images.images.shape[2:]
         raise ValueError(
-            f"{root} holds training pictures of {height} x {width} and test pictures of "
+            f"{root} holds training images of {height} x {width} and test images of "
             f"{test_height} x {test_width}; expected one size: resize them beforehand"
         )
     return Source(
@@ -492,7 +492,7 @@ def _load_tiny_imagenet(
 
 
 def _unpack(packed: _PackedImages, number: int | None, seed: int, what: str) -> TensorImages:
-    """The drawn pictures, decoded."""
+    """The drawn images, decoded."""
     available = len(packed.files)
     chosen = torch.arange(available) if number is None else drawn(available, number, seed, what)
     images: NDArray[np.uint8] | None = None
@@ -505,7 +505,7 @@ def _unpack(packed: _PackedImages, number: int | None, seed: int, what: str) -> 
             images = np.empty((len(chosen), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             raise ValueError(
-                f"{name} is a picture of {pixels.shape[1]} x {pixels.shape[2]} where those before "
+                f"{name} is an image of {pixels.shape[1]} x {pixels.shape[2]} where those before "
                 f"it are {images.shape[2]} x {images.shape[3]}; expected one size: resize them "
                 "beforehand"
             )
@@ -586,7 +586,7 @@ def _read_parquet(file: Path) -> _PackedImages:
     contents = [image and image["bytes"] for image in table["image"].to_pylist()]
     if None in contents:
         raise ValueError(
-            f"row {contents.index(None)} (from 0) of {file} holds no picture; expected its bytes"
+            f"row {contents.index(None)} (from 0) of {file} holds no image; expected its bytes"
         )
     boxes = None
     if "bbox" in table.column_names:
@@ -656,7 +656,7 @@ def _pack_files(listed: list[_Listed], numbers: dict[str, int]) -> _PackedImages
 
 
 def _read_listing(file: Path, folder: Path, wnid: str | None = None) -> list[_Listed]:
-    """What a box file says of the pictures in ``folder``; without ``wnid`` it gives that, too."""
+    """What a box file says of the images in ``folder``; without ``wnid`` it gives that, too."""
     listed: list[_Listed] = []
     for number, (name, *rest) in enumerate(read_table(file, 6 if wnid is None else 5), start=1):
         try:
@@ -668,15 +668,13 @@ def _read_listing(file: Path, folder: Path, wnid: str | None = None) -> list[_Li
             ) from None
         listed.append((str(folder / name), rest[0] if wnid is None else wnid, box))
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist; it should hold the pictures of {file}")
-    there = {
-        str(picture) for picture in folder.iterdir() if picture.suffix.lower() in IMG_EXTENSIONS
-    }
+        raise FileNotFoundError(f"{folder} does not exist; it should hold the images of {file}")
+    there = {str(image) for image in folder.iterdir() if image.suffix.lower() in IMG_EXTENSIONS}
     names = {path for path, _, _ in listed}
-    for pictures, fault in ((names - there, "lacks"), (there - names, "holds, unlisted,")):
-        if pictures:
+    for images, fault in ((names - there, "lacks"), (there - names, "holds, unlisted,")):
+        if images:
             raise FileNotFoundError(
-                f"{folder} {fault} {Path(min(pictures)).name}; expected the {len(names)} pictures "
+                f"{folder} {fault} {Path(min(images)).name}; expected the {len(names)} images "
                 f"that {file} lists"
             )
     return listed

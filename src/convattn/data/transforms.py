@@ -1,8 +1,8 @@
-"""What is done to a picture before a network sees it, the same for files and for tensors.
+"""What is done to an image before a network sees it, the same for files and for tensors.
 
 A transform takes a PIL image and gives (C, H, W) floats, or takes (B, C, H, W) bytes and gives as
 many floats: so it serves ``ImageFiles`` and ``TensorImages`` alike. Whole batches of bytes go
-through tensor operations of the same meaning where there are some, else picture by picture through
+through tensor operations of the same meaning where there are some, else image by image through
 PIL.
 
 Randomness comes from the global generators: torch's alone for batches of bytes, and also Python's
@@ -36,7 +36,7 @@ PaddingMode = Literal["constant", "reflect"]
 ErasingMode = Literal["const", "rand", "pixel"]
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-_NUM_TRIES = 10  # draws of a rectangle that may not fit the picture, as timm and torchvision do
+_NUM_TRIES = 10  # draws of a rectangle that may not fit the image, as timm and torchvision do
 _ERASED_AREA = (0.02, 1 / 3)  # timm's
 _ERASED_ASPECT = (0.3, 1 / 0.3)  # timm's
 _LUMINANCE = (0.299, 0.587, 0.114)
@@ -51,15 +51,15 @@ def eval_transform(
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
 ) -> EvalTransform:
-    """The picture as a network is tested with: resized, cropped, normalised.
+    """The image as a network is tested with: resized, cropped, normalised.
 
     Exactly timm's transform for a ``pretrained_cfg`` of these values, whose ``input_size[1:]`` is
-    ``image_size``. Sets whose pictures have the network's own size want ``crop_pct=1.0``: they are
+    ``image_size``. Sets whose images have the network's own size want ``crop_pct=1.0``: they are
     then only normalised, and boxes and masks keep their places.
 
     Args:
         image_size: Height and width in pixels.
-        crop_pct: Share of the resized picture's side that the crop keeps.
+        crop_pct: Share of the resized image's side that the crop keeps.
         crop_mode: ``"center"``, ``"squash"`` or ``"border"``.
         interpolation: One of ``nearest, bilinear, bicubic, box, hamming, lanczos``.
         mean: Mean of each channel, in 0..1.
@@ -81,7 +81,7 @@ def eval_transform(
 
 
 def transform_of(cfg: Mapping[str, Any]) -> EvalTransform:
-    """What is done to a test picture before a network sees it.
+    """What is done to a test image before a network sees it.
 
     Args:
         cfg: The ``pretrained_cfg`` of a model of timm's or of a run; what it lacks is timm's
@@ -121,15 +121,15 @@ def train_transform(
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
 ) -> Transform:
-    """The picture as a network is trained with: cropped, mirrored, recoloured, erased in part.
+    """The image as a network is trained with: cropped, mirrored, recoloured, erased in part.
 
-    With ``scale`` the crop is timm's random resized one (ImageNet's way). Without it the picture
+    With ``scale`` the crop is timm's random resized one (ImageNet's way). Without it the image
     is resized to cover ``image_size`` and cropped in its middle, or, with ``random_crop_padding``,
     at a random place after padding (CIFAR's way).
 
     Args:
         image_size: Height and width in pixels.
-        scale: Lowest and highest share of the picture's area that the random resized crop keeps.
+        scale: Lowest and highest share of the image's area that the random resized crop keeps.
         ratio: Lowest and highest width / height of that crop.
         random_crop_padding: Pixels of padding on every side.
         padding_mode: What is padded: ``"constant"`` black or ``"reflect"``.
@@ -170,7 +170,7 @@ def train_transform(
         raise ValueError(f"random_crop_padding={random_crop_padding}; expected pixels, at least 0")
     if padding_mode == "reflect" and random_crop_padding >= min(size):
         raise ValueError(
-            f"random_crop_padding={random_crop_padding} cannot be reflected from pictures of "
+            f"random_crop_padding={random_crop_padding} cannot be reflected from images of "
             f"{size[0]} x {size[1]}; expected at most {min(size) - 1}"
         )
     if color_jitter < 0:
@@ -250,7 +250,7 @@ class BatchMix(Mixup):
         """Mix (B, C, H, W) images, in place, and give (B, num_classes) targets for (B,) labels."""
         if len(images) % 2:
             raise ValueError(
-                f"a batch of {len(images)} pictures cannot be mixed in pairs; choose an even "
+                f"a batch of {len(images)} images cannot be mixed in pairs; choose an even "
                 f"batch_size, for example {len(images) + 1}"
             )
         mixed: tuple[Tensor, Tensor] = super().__call__(images, labels)
@@ -271,7 +271,7 @@ class _Normalize:
     def check(self, images: Tensor) -> None:
         if images.shape[1] != len(self.mean):
             raise ValueError(
-                f"the pictures have {images.shape[1]} channels and mean={self.mean} has "
+                f"the images have {images.shape[1]} channels and mean={self.mean} has "
                 f"{len(self.mean)}; give the data set's own mean and std"
             )
 
@@ -453,7 +453,7 @@ def _one_by_one(images: Tensor, pil: Any, normalize: _Normalize) -> Tensor:
 def _random_crop(
     images: Tensor, size: tuple[int, int], padding: int, padding_mode: PaddingMode
 ) -> Tensor:
-    """Pad bytes (B, C, H, W) on every side, then crop each picture at a place of its own."""
+    """Pad bytes (B, C, H, W) on every side, then crop each image at a place of its own."""
     # Reflection knows no bytes.
     if padding_mode == "reflect":
         padded = F.pad(images.float(), [padding] * 4, mode="reflect").to(torch.uint8)
@@ -462,9 +462,9 @@ def _random_crop(
     room = padded.shape[2] - size[0] + 1, padded.shape[3] - size[1] + 1
     tops, lefts = (torch.randint(length, (len(images),)).tolist() for length in room)
     source, cropped = padded.numpy(), np.empty((*images.shape[:2], *size), np.uint8)
-    # One slice a picture: five times faster than a gather over the batch.
-    for target, picture, top, left in zip(cropped, source, tops, lefts, strict=True):
-        target[:] = picture[:, top : top + size[0], left : left + size[1]]
+    # One slice an image: five times faster than a gather over the batch.
+    for target, image, top, left in zip(cropped, source, tops, lefts, strict=True):
+        target[:] = image[:, top : top + size[0], left : left + size[1]]
     return torch.from_numpy(cropped)
 
 
@@ -475,7 +475,7 @@ def _random_resized_crop(
     ratio: tuple[float, float],
     interpolation: str,
 ) -> Tensor:
-    """Enlarge a random rectangle of each picture of bytes (B, C, H, W) to ``size``."""
+    """Enlarge a random rectangle of each image of bytes (B, C, H, W) to ``size``."""
     height, width = images.shape[2:]
     drawn, fits = _draw_rectangles(len(images), (height, width), scale, ratio, inclusive=True)
     # timm's way out where no rectangle fits: the largest in the middle of an allowed ratio.
@@ -506,10 +506,10 @@ def _draw_rectangles(
     *,
     inclusive: bool,
 ) -> tuple[Tensor, Tensor]:
-    """For each picture the first of some random rectangles that fits: see timm's loops.
+    """For each image the first of some random rectangles that fits: see timm's loops.
 
-    ``aspect`` is width / height and drawn log-uniformly, ``area`` a share of the picture's.
-    ``inclusive`` lets a rectangle be as long as the picture.
+    ``aspect`` is width / height and drawn log-uniformly, ``area`` a share of the image's.
+    ``inclusive`` lets a rectangle be as long as the image.
 
     Returns:
         Top, left, height and width (B, 4) int64, and whether there was one (B,).
@@ -529,7 +529,7 @@ def _draw_rectangles(
 
 
 def _random_flip(images: Tensor, chance: float) -> Tensor:
-    """Mirror some of the pictures of bytes (B, C, H, W) left to right."""
+    """Mirror some of the images of bytes (B, C, H, W) left to right."""
     flipped = images.numpy().copy()
     for index in (torch.rand(len(images)) < chance).nonzero()[:, 0].tolist():
         flipped[index] = flipped[index, :, :, ::-1]
@@ -539,7 +539,7 @@ def _random_flip(images: Tensor, chance: float) -> Tensor:
 def _jitter_colour(images: Tensor, strength: float) -> Tensor:
     """Change brightness, contrast and saturation of bytes (B, C, H, W), as torchvision does.
 
-    The amounts are each picture's own, the order one for the batch. Grey pictures have no
+    The amounts are each image's own, the order one for the batch. Grey images have no
     saturation.
     """
     pixels = images.float()

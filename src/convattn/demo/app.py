@@ -22,7 +22,7 @@ from convattn.demo import page
 from convattn.demo.network import Network, Query, as_shown, marked, open_device
 from convattn.demo.samples import Sample, digits, photographs
 from convattn.evaluate import open_model
-from convattn.explain import read_picture
+from convattn.explain import read_image
 from convattn.explain.heatmap import Method
 
 BUNDLED = "patchconvnet_nano.cluttered_digits"
@@ -32,8 +32,8 @@ _OPACITY = 0.7
 MEAN = "mean"
 """Chosen instead of a head's number."""
 Shown = tuple[bytes, Query | None, str, str, str]
-"""The picture's file, the pixel asked about, and what stands on the page."""
-_SESSIONS = 32  # kept at most, each with the file of its picture
+"""The image's file, the pixel asked about, and what stands on the page."""
+_SESSIONS = 32  # kept at most, each with the file of its image
 _CACHE_SECONDS = 3600  # files that the API was given and has made
 
 _THEME = gr.themes.Default(
@@ -67,7 +67,7 @@ class Handlers:
 
     Args:
         network: The network that is shown.
-        samples: Pictures to try.
+        samples: Images to try.
     """
 
     def __init__(self, network: Network, samples: Sequence[Sample]) -> None:
@@ -80,7 +80,7 @@ class Handlers:
 
     @_told
     def first(self, layer: str | None, head: str | int) -> Shown:
-        """A picture to begin with."""
+        """An image to begin with."""
         return self._show(self.samples[0].file, layer, head)
 
     @_told
@@ -91,11 +91,11 @@ class Handlers:
     @_told
     def picked(self, layer: str | None, head: str | int, event: gr.EventData) -> Shown:
         """A file was dropped, pasted or chosen."""
-        file = base64.b64decode(event.picture.partition(",")[2])
+        file = base64.b64decode(event.image.partition(",")[2])
         if max(len(file), event.size) > page.MAX_FILE_BYTES:
             raise ValueError(
                 f"the file has {event.size / 2**20:.0f} MB, where at most "
-                f"{page.MAX_FILE_BYTES // 2**20} MB are taken; make the picture smaller"
+                f"{page.MAX_FILE_BYTES // 2**20} MB are taken; make the image smaller"
             )
         return self._show(file, layer, head)
 
@@ -130,13 +130,13 @@ class Handlers:
 
     @_told
     def explain(
-        self, picture: bytes | None, target: str, method: Method, opacity: float
+        self, image: bytes | None, target: str, method: Method, opacity: float
     ) -> tuple[dict[str, Any], Image.Image]:
-        """What a picture is taken for, and where the network looks.
+        """What an image is taken for, and where the network looks.
 
-        Returns the class explained, the five likeliest ones, and the picture with its heat map.
+        Returns the class explained, the five likeliest ones, and the image with its heat map.
         """
-        found = self.network.explain(_read(picture), target or None, method=method)
+        found = self.network.explain(_read(image), target or None, method=method)
         told = {
             "explained": dataclasses.asdict(found.target),
             "classes": [dataclasses.asdict(one) for one in found.top],
@@ -147,37 +147,37 @@ class Handlers:
 
     @_told
     def attend(
-        self, picture: bytes | None, y: int, x: int, layer: str, head: str, opacity: float
+        self, image: bytes | None, y: int, x: int, layer: str, head: str, opacity: float
     ) -> Image.Image:
         """What an attention convolution looks at from a pixel.
 
-        Returns the picture with its heat map, the pixel marked.
+        Returns the image with its heat map, the pixel marked.
         """
         if head != MEAN and not head.isdecimal():
             raise ValueError(f"head={head!r}; expected the number of a head, or {MEAN}")
         number = None if head == MEAN else int(head)
-        found = self.network.attend(_read(picture), layer, number, (y, x))
-        return marked(as_shown(found).overlay(opacity=opacity), (y, x), found.picture.size)
+        found = self.network.attend(_read(image), layer, number, (y, x))
+        return marked(as_shown(found).overlay(opacity=opacity), (y, x), found.image.size)
 
     def _show(self, file: bytes, layer: str | None, head: str | int) -> Shown:
-        picture = _read(file)
-        look = self.network.look(picture)
-        answer = self._answer(picture, layer, head, None)
+        image = _read(file)
+        look = self.network.look(image)
+        answer = self._answer(image, layer, head, None)
         return file, None, page.classes(look), page.views(look), answer
 
     def _answer(
-        self, picture: Image.Image, layer: str | None, head: str | int, query: Query | None
+        self, image: Image.Image, layer: str | None, head: str | int, query: Query | None
     ) -> str:
         if layer is None:
             return ""
         number = head if isinstance(head, int) else None
-        return page.answer(self.network.attend(picture, layer, number, query), query)
+        return page.answer(self.network.attend(image, layer, number, query), query)
 
 
 def _read(file: bytes | None) -> Image.Image:
     if file is None:
-        raise ValueError("there is no picture yet; give one")
-    return read_picture(io.BytesIO(file))
+        raise ValueError("there is no image yet; give one")
+    return read_image(io.BytesIO(file))
 
 
 def launch(
@@ -285,7 +285,7 @@ def _lay_out(blocks: gr.Blocks, name: str, handlers: Handlers) -> None:
     network = handlers.network
     layers = list(network.convs)
     last = layers[-1] if layers else None
-    picture, query = gr.State(), gr.State()
+    image, query = gr.State(), gr.State()
     gr.HTML(page.heading(name, network.describe()))
     with gr.Row():
         with gr.Column(scale=2, min_width=220):
@@ -313,35 +313,35 @@ def _lay_out(blocks: gr.Blocks, name: str, handlers: Handlers) -> None:
         )
 
     choice = [layer, head]
-    everything = [picture, query, classes, views, answer]
+    everything = [image, query, classes, views, answer]
     listen(blocks.load, handlers.first, choice, everything)
     listen(chooser.picked, handlers.picked, choice, everything)
     listen(chooser.sampled, handlers.sampled, choice, everything)
-    listen(classes.chosen, handlers.chosen, [picture], [classes, views])
-    listen(answer.asked, handlers.asked, [picture, *choice], [query, answer])
-    listen(layer.input, handlers.layer_chosen, [picture, layer, query], [head, answer])
-    listen(head.input, handlers.head_chosen, [picture, *choice, query], [answer])
+    listen(classes.chosen, handlers.chosen, [image], [classes, views])
+    listen(answer.asked, handlers.asked, [image, *choice], [query, answer])
+    listen(layer.input, handlers.layer_chosen, [image, layer, query], [head, answer])
+    listen(head.input, handlers.head_chosen, [image, *choice, query], [answer])
     opacity.input(None, opacity, None, js=page.SET_OPACITY)
 
 
 def _offer_api(handlers: Handlers) -> None:
     """What `gradio_client` can call; the components are there for their types alone."""
     with gr.Column(visible=False):
-        picture = gr.File(type="binary", label="Picture")
+        image = gr.File(type="binary", label="Image")
         target = gr.Textbox("", label="Class by name or number; empty: the likeliest")
         method = gr.Radio(get_args(Method), value="auto", label="Method")
         opacity = gr.Number(_OPACITY, label="Opacity of the heat, 0 to 1")
         explained = gr.JSON(label="Classes")
         overlay = gr.Image(format="png", label="Overlay")
         button = gr.Button()
-        button.click(handlers.explain, [picture, target, method, opacity], [explained, overlay])
+        button.click(handlers.explain, [image, target, method, opacity], [explained, overlay])
         layers = list(handlers.network.convs)
         if layers:
             y = gr.Number(None, precision=0, label="Row of the pixel")
             x = gr.Number(None, precision=0, label="Its column")
             layer = gr.Dropdown(layers, value=layers[-1], label="Layer")
             head = gr.Textbox(MEAN, label="Number of the head, or mean")
-            button.click(handlers.attend, [picture, y, x, layer, head, opacity], overlay)
+            button.click(handlers.attend, [image, y, x, layer, head, opacity], overlay)
 
 
 def _check_address(host: str, port: int | None) -> None:

@@ -15,16 +15,16 @@ from convattn.explain.heatmap import Method, Target, num_heads
 from convattn.layers import AAConv2d, LearnedAggregation2d
 
 SHOWN_SIDE = 1024
-"""Pixels of the longer side of a picture on the page at most."""
-_ENLARGED_SIDE = 512  # of a picture that is smaller, at most
+"""Pixels of the longer side of an image on the page at most."""
+_ENLARGED_SIDE = 512  # of an image that is smaller, at most
 
 Query = tuple[int, int]
-"""y and x of a pixel of the picture."""
+"""y and x of a pixel of the image."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """One picture explained in every way that the network allows."""
+    """One image explained in every way that the network allows."""
 
     attention: Explanation | None
     """None for a network without attention."""
@@ -77,31 +77,31 @@ class Network:
         pool = f"learned aggregation, {cells}, {same}"
         return f"{pool}; {convs}" if self.convs else pool
 
-    def look(self, picture: Image.Image, target: Target | None = None) -> Look:
+    def look(self, image: Image.Image, target: Target | None = None) -> Look:
         """Attention and Grad-CAM of one class.
 
         Args:
-            picture: RGB.
+            image: RGB.
             target: The class; None takes the likeliest one.
 
         Raises:
-            ValueError: If the class is unknown, or the network can show nothing of this picture.
+            ValueError: If the class is unknown, or the network can show nothing of this image.
         """
         if not self.has_attention:
-            return Look(None, self.explain(picture, target))
-        attention = self.explain(picture, target)
+            return Look(None, self.explain(image, target))
+        attention = self.explain(image, target)
         try:
-            return Look(attention, self.explain(picture, attention.target.index, method="gradcam"))
+            return Look(attention, self.explain(image, attention.target.index, method="gradcam"))
         except ValueError as error:
             return Look(attention, f"No Grad-CAM: {error}.")
 
     def explain(
-        self, picture: Image.Image, target: Target | None = None, *, method: Method = "auto"
+        self, image: Image.Image, target: Target | None = None, *, method: Method = "auto"
     ) -> Explanation:
         """As ``convattn.explain``.
 
         Args:
-            picture: RGB.
+            image: RGB.
             target: The class; None takes the likeliest one.
             method: As ``convattn.explain`` takes it.
 
@@ -109,15 +109,15 @@ class Network:
             ValueError: As ``convattn.explain``.
         """
         with self._lock:
-            return explain(self._model, picture, target, method=method)
+            return explain(self._model, image, target, method=method)
 
     def attend(
-        self, picture: Image.Image, layer: str, head: int | None, query: Query | None
+        self, image: Image.Image, layer: str, head: int | None, query: Query | None
     ) -> Explanation:
         """What an attention convolution looks at.
 
         Args:
-            picture: RGB.
+            image: RGB.
             layer: Name of the convolution.
             head: Number of the head; None takes their mean.
             query: The pixel that looks; None takes the mean over all.
@@ -127,7 +127,7 @@ class Network:
         """
         with self._lock:
             return explain(
-                self._model, picture, method="attention", layer=layer, head=head, query=query
+                self._model, image, method="attention", layer=layer, head=head, query=query
             )
 
 
@@ -137,28 +137,28 @@ def open_device() -> torch.device:
 
 
 def as_shown(found: Explanation) -> Explanation:
-    """The same explanation of the picture at a size to look at, its proportions kept.
+    """The same explanation of the image at a size to look at, its proportions kept.
 
-    A small picture grows by whole pixels: what is seen is what the network was given.
+    A small image grows by whole pixels: what is seen is what the network was given.
 
     Args:
         found: What ``explain`` has found.
     """
-    picture = found.picture
-    by = _ENLARGED_SIDE // max(picture.size)
+    image = found.image
+    by = _ENLARGED_SIDE // max(image.size)
     if by < 2:
         return found.shrunk(SHOWN_SIDE)
-    larger = (by * picture.width, by * picture.height)
-    return found.of(picture.resize(larger, Image.Resampling.NEAREST))
+    larger = (by * image.width, by * image.height)
+    return found.of(image.resize(larger, Image.Resampling.NEAREST))
 
 
 def marked(image: Image.Image, query: Query | None, size: tuple[int, int]) -> Image.Image:
     """An image with a ring round a pixel.
 
     Args:
-        image: The picture as it is shown; drawn on.
+        image: The image as it is shown; drawn on.
         query: The pixel; None draws nothing.
-        size: Width and height of the picture that ``query`` is about.
+        size: Width and height of the image that ``query`` is about.
     """
     if query is None:
         return image

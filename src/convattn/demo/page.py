@@ -1,6 +1,6 @@
 """What the page is made of: HTML, style and the little script that it needs.
 
-Every picture is part of the page itself, as a data URL. So no file of the server is handed out,
+Every image is part of the page itself, as a data URL. So no file of the server is handed out,
 nothing that somebody drops on the page touches its disk, and no folder shows in an address.
 """
 
@@ -73,10 +73,10 @@ CHOOSER_JS = """
 const zone = element.querySelector('.drop'), input = zone.querySelector('input');
 const send = file => {
   if (!file) return;
-  const told = {size: file.size, picture: ''};
+  const told = {size: file.size, image: ''};
   if (file.size > MAX_FILE_BYTES) { trigger('picked', told); return; }
   const reader = new FileReader();
-  reader.onload = () => trigger('picked', {...told, picture: reader.result});
+  reader.onload = () => trigger('picked', {...told, image: reader.result});
   reader.onerror = () => trigger('picked', told);
   reader.readAsDataURL(file);
 };
@@ -116,12 +116,12 @@ element.addEventListener('click', event => {
 
 ASK_HEADING = (
     "<div class='ask'><h3>Ask a pixel</h3>"
-    "<p>Click the picture: what does the network look at from there?</p></div>"
+    "<p>Click the image: what does the network look at from there?</p></div>"
 )
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture as an address that holds all of it.
+    """An image as an address that holds all of it.
 
     Args:
         image: RGB.
@@ -142,10 +142,10 @@ def heading(name: str, description: str) -> str:
 
 
 def chooser(samples: Sequence[Sample]) -> str:
-    """Where a picture is dropped or picked.
+    """Where an image is dropped or picked.
 
     Args:
-        samples: Pictures to try.
+        samples: Images to try.
     """
     buttons = "".join(
         f"<button type='button' data-sample='{number}' title='{escape(one.label)}'>"
@@ -153,8 +153,8 @@ def chooser(samples: Sequence[Sample]) -> str:
         for number, one in enumerate(samples)
     )
     return (
-        "<label class='drop'><input type='file' accept='image/*' aria-label='Picture'>"
-        "Drop a picture, paste it, or click to choose one<br>"
+        "<label class='drop'><input type='file' accept='image/*' aria-label='Image'>"
+        "Drop an image, paste it, or click to choose one<br>"
         f"<small>up to {MAX_FILE_BYTES // 2**20} MB</small></label>"
         f"<div class='samples'>{buttons}</div>"
     )
@@ -213,20 +213,20 @@ def answer(found: Explanation, query: Query | None) -> str:
 
 
 def _grid(figures: Sequence[str], found: Explanation, kind: str = "") -> str:
-    wide = found.picture.width >= _WIDE * found.picture.height
+    wide = found.image.width >= _WIDE * found.image.height
     shape = "one" if len(figures) == 1 else "wide" if wide else ""
     return f"<div class='views {shape} {kind}'>{''.join(figures)}</div>"
 
 
 def _figure(found: Explanation, caption: str, query: Query | None = None) -> str:
-    """The picture, its heat over it at an opacity that the browser mixes, and a caption."""
-    shown, size = as_shown(found), found.picture.size
+    """The image, its heat over it at an opacity that the browser mixes, and a caption."""
+    shown, size = as_shown(found), found.image.size
     below, above = (
         data_url(marked(shown.overlay(opacity=opacity), query, size)) for opacity in (0, 1)
     )
     return (
         f"<figure><div class='stage' data-width='{size[0]}' data-height='{size[1]}'>"
-        f"<img src='{below}' alt='The picture'><img class='heat' src='{above}' alt='Its heat map'>"
+        f"<img src='{below}' alt='The image'><img class='heat' src='{above}' alt='Its heat map'>"
         f"</div><figcaption>{caption}</figcaption></figure>"
     )
 

@@ -1,4 +1,4 @@
-"""Pictures to try the page with, from what scikit-learn carries."""
+"""Images to try the page with, from what scikit-learn carries."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _PHOTOGRAPHS = ("a temple roof", "a flower")
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture to try."""
+    """An image to try."""
 
     label: str
     """What it shows."""
     file: bytes
-    """The picture, as PNG."""
+    """The image, as PNG."""
 
 
 @cache
 def digits() -> tuple[Sample, ...]:
-    """One cluttered digit of each class, of the test pictures."""
+    """One cluttered digit of each class, of the test images."""
     drawn = cluttered_digits(_DRAWN, split="test")
     labels = drawn.labels.tolist()
     return tuple(
@@ -41,9 +41,9 @@ def digits() -> tuple[Sample, ...]:
 @cache
 def photographs() -> tuple[Sample, ...]:
     """Scikit-learn's two photographs."""
-    pictures = load_sample_images().images
+    images = load_sample_images().images
     return tuple(
-        Sample(label, _png(pixels)) for label, pixels in zip(_PHOTOGRAPHS, pictures, strict=True)
+        Sample(label, _png(pixels)) for label, pixels in zip(_PHOTOGRAPHS, images, strict=True)
     )
 
 

@@ -53,9 +53,9 @@ def create_detector(name: str, *, num_classes: int, **arguments: Any) -> nn.Modu
         **arguments: As ``retinanet`` and ``mask_rcnn`` have them.
 
     Returns:
-        Training: ``model(pictures, targets)`` is a dictionary of losses. Evaluation:
-        ``model(pictures)`` is a list with ``boxes``, ``labels``, ``scores``, and of Mask R-CNN
-        ``masks``, for each picture in its own pixels. Labels start at 1.
+        Training: ``model(images, targets)`` is a dictionary of losses. Evaluation:
+        ``model(images)`` is a list with ``boxes``, ``labels``, ``scores``, and of Mask R-CNN
+        ``masks``, for each image in its own pixels. Labels start at 1.
 
     Raises:
         ValueError: If there is no such detector, or it refuses an argument.

@@ -16,9 +16,9 @@ ASPECT_RATIOS = (0.5, 1.0, 2.0)
 class LevelAnchors(AnchorGenerator):
     """torchvision's anchors at the levels' own strides, in float32 at least.
 
-    torchvision divides the padded picture's size by the map's, which gives 61 instead of 64 for the
+    torchvision divides the padded image's size by the map's, which gives 61 instead of 64 for the
     13 rows of stride 64 in 800 pixels, and computes in the maps' precision: bfloat16 has no odd
-    numbers above 256. Where strides divide the picture and maps are float32, both are equal.
+    numbers above 256. Where strides divide the image and maps are float32, both are equal.
 
     Args:
         strides: Pixels a position of each level.
@@ -31,7 +31,7 @@ class LevelAnchors(AnchorGenerator):
         self.strides = tuple(strides)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """(N, 4) anchors of every picture, level after level, row by row."""
+        """(N, 4) anchors of every image, level after level, row by row."""
         first = feature_maps[0]
         self.set_cell_anchors(_at_least_float32(first.dtype), first.device)
         anchors = torch.cat(

@@ -1,4 +1,4 @@
-"""Classes on pictures: colours, labels, legends and sheets, with Pillow alone."""
+"""Classes on images: colours, labels, legends and sheets, with Pillow alone."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def class_colour(index: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def readable(picture: Image.Image) -> tuple[Image.Image, int]:
-    """A copy in RGB, large enough for labels, and how many times the picture's size it has.
+def readable(image: Image.Image) -> tuple[Image.Image, int]:
+    """A copy in RGB, large enough for labels, and how many times the image's size it has.
 
     Args:
-        picture: Any; one of at least 512 pixels along its longer side keeps its size.
+        image: Any; one of at least 512 pixels along its longer side keeps its size.
     """
-    times = math.ceil(_READABLE / max(picture.size))
-    size = (picture.width * times, picture.height * times)
-    return picture.convert("RGB").resize(size, Image.Resampling.NEAREST), times
+    times = math.ceil(_READABLE / max(image.size))
+    size = (image.width * times, image.height * times)
+    return image.convert("RGB").resize(size, Image.Resampling.NEAREST), times
 
 
 def magnified(values: NDArray[Number], times: int) -> NDArray[Number]:
@@ -68,40 +68,40 @@ def magnified(values: NDArray[Number], times: int) -> NDArray[Number]:
 
 
 def tinted(
-    picture: Image.Image, colours: NDArray[np.uint8], opacity: NDArray[np.float32]
+    image: Image.Image, colours: NDArray[np.uint8], opacity: NDArray[np.float32]
 ) -> Image.Image:
-    """Translucent colours on a picture.
+    """Translucent colours on an image.
 
     Args:
-        picture: In RGB.
+        image: In RGB.
         colours: (H, W, 3).
         opacity: (H, W); 0 leaves the pixel as it is, 1 hides it.
     """
     share = opacity[..., None]
-    mixed = (1 - share) * np.asarray(picture, np.float32) + share * colours
+    mixed = (1 - share) * np.asarray(image, np.float32) + share * colours
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def draw_box(picture: Image.Image, box: Sequence[float], colour: Colour, text: str) -> None:
-    """Draw a box and its label on a picture.
+def draw_box(image: Image.Image, box: Sequence[float], colour: Colour, text: str) -> None:
+    """Draw a box and its label on an image.
 
-    The label stands on the box, or inside where there is no room above, and within the picture.
+    The label stands on the box, or inside where there is no room above, and within the image.
 
     Args:
-        picture: In RGB; drawn on.
+        image: In RGB; drawn on.
         box: xmin, ymin, xmax, ymax in pixels, the maxima one past the object.
         colour: Of box and label.
         text: What the label says.
     """
-    draw, font = ImageDraw.Draw(picture), _font(max(picture.size) // 32)
+    draw, font = ImageDraw.Draw(image), _font(max(image.size) // 32)
     xmin, ymin, xmax, ymax = (round(edge) for edge in box)
     # A box without an inside is still shown, as a line.
     corners = (xmin, ymin, max(xmin, xmax - 1), max(ymin, ymax - 1))
-    draw.rectangle(corners, outline=colour, width=max(2, max(picture.size) // 256))
+    draw.rectangle(corners, outline=colour, width=max(2, max(image.size) // 256))
     _, _, right, bottom = draw.textbbox((0, 0), text, font)
     width, height = math.ceil(right) + 4, math.ceil(bottom) + 3
-    left = max(0, min(xmin, picture.width - width))
-    top = ymin - height if ymin >= height else max(0, min(ymin, picture.height - height))
+    left = max(0, min(xmin, image.width - width))
+    top = ymin - height if ymin >= height else max(0, min(ymin, image.height - height))
     draw.rectangle((left, top, left + width, top + height), fill=colour)
     draw.text((left + 2, top), text, _readable_on(colour), font)
 
@@ -111,38 +111,38 @@ def legend(colours: Mapping[str, Colour], width: int) -> Image.Image:
 
     Args:
         colours: Colour of each name.
-        width: Of the picture that is made, in pixels.
+        width: Of the image that is made, in pixels.
     """
     font = _font(max(16, width // 80))
     side = round(1.25 * font.size)
     widest = max((font.getlength(name) for name in colours), default=0)
     columns = max(1, int(width // (widest + 2 * side)))
-    picture = Image.new("RGB", (width, side * math.ceil(len(colours) / columns)), WHITE)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, side * math.ceil(len(colours) / columns)), WHITE)
+    draw = ImageDraw.Draw(image)
     for number, (name, colour) in enumerate(colours.items()):
         x, y = number % columns * (width // columns) + 4, number // columns * side
         draw.rectangle((x, y + 3, x + side - 6, y + side - 3), fill=colour, outline=BLACK)
         draw.text((x + side, y), name, BLACK, font)
-    return picture
+    return image
 
 
-def stacked(*pictures: Image.Image) -> Image.Image:
-    """Pictures of one width, one below the other.
+def stacked(*images: Image.Image) -> Image.Image:
+    """Images of one width, one below the other.
 
     Args:
-        pictures: In RGB.
+        images: In RGB.
     """
-    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
+    return Image.fromarray(np.concatenate([np.asarray(image) for image in images]))
 
 
 def sheet(
     groups: Sequence[Sequence[Image.Image]], captions: Sequence[str], title: str
 ) -> Image.Image:
-    """Groups of pictures that belong together, two groups a line.
+    """Groups of images that belong together, two groups a line.
 
     Args:
-        groups: The pictures of each group; at least one group.
-        captions: What stands above the first, second, ... picture of every group.
+        groups: The images of each group; at least one group.
+        captions: What stands above the first, second, ... image of every group.
         title: What stands above all.
     """
     assert groups
@@ -154,24 +154,24 @@ def sheet(
     draw = ImageDraw.Draw(whole)
     draw.text((_GAP, 8), title, BLACK, _font(26))
     for number, group in enumerate(groups):
-        for column, (picture, caption) in enumerate(zip(group, captions, strict=True)):
+        for column, (image, caption) in enumerate(zip(group, captions, strict=True)):
             x = _GAP + number % a_line * wide + column * step
             if number < a_line:
                 draw.text((x, head - 32), caption, BLACK, _font(20))
-            cell = ImageOps.contain(picture, (_CELL, _CELL))
+            cell = ImageOps.contain(image, (_CELL, _CELL))
             whole.paste(cell, (x, head + number // a_line * step))
     return whole
 
 
-def save_png(picture: Image.Image, out: Path) -> None:
+def save_png(image: Image.Image, out: Path) -> None:
     """Write a PNG so that a reader finds all of it or nothing.
 
     Args:
-        picture: Any.
+        image: Any.
         out: The file; its folder is there.
     """
     fresh = out.with_name(out.name + ".tmp")
-    picture.save(fresh, format="PNG")
+    image.save(fresh, format="PNG")
     os.replace(fresh, out)
 
 

@@ -39,7 +39,7 @@ class DetectionResult(Findings):
     map_large: float | None
     """``map`` of larger objects."""
     mar100: float | None
-    """Average recall of at most 100 boxes a class and picture."""
+    """Average recall of at most 100 boxes a class and image."""
     segm_map: float | None
     """``map`` of the masks; None also for a model without."""
     segm_map50: float | None
@@ -49,7 +49,7 @@ class DetectionResult(Findings):
     per_class: dict[str, float]
     """``map`` of each class; a class without objects is left out."""
     images_per_second: float
-    """Pictures a second, loading included."""
+    """Images a second, loading included."""
 
     def rows(self) -> Rows:
         """Names and values for people; what is not defined is left out."""
@@ -66,19 +66,19 @@ class DetectionResult(Findings):
             "mask mAP at IoU 0.75": self.segm_map75,
         }
         return [
-            ("pictures", f"{self.num_images:,}"),
+            ("images", f"{self.num_images:,}"),
             ("objects", f"{self.num_objects:,}"),
             *percentages(shares),
             *worst_class(self.per_class),
-            ("pictures a second", f"{self.images_per_second:,.1f}"),
+            ("images a second", f"{self.images_per_second:,.1f}"),
         ]
 
 
 class DetectionMetrics(MeanAveragePrecision):
-    """COCO's average precision, gathered picture by picture.
+    """COCO's average precision, gathered image by image.
 
     A metric of torchmetrics: it moves between devices, and is gathered over processes when it is
-    computed. At most 100 detections a class and picture count, the best ones, as COCO has it.
+    computed. At most 100 detections a class and image count, the best ones, as COCO has it.
 
     Args:
         class_names: Name of each class from label 1.
@@ -107,7 +107,7 @@ class DetectionMetrics(MeanAveragePrecision):
     def update(
         self, predictions: Iterable[Mapping[str, Tensor]], targets: Iterable[Mapping[str, Tensor]]
     ) -> None:
-        """Take note of some pictures; masks are kept run-length encoded.
+        """Take note of some images; masks are kept run-length encoded.
 
         Args:
             predictions: What the model said of each: boxes, labels, scores, and masks (N, 1, H, W)
@@ -197,13 +197,13 @@ def evaluate_detection(
 
     Args:
         model: The detector, of torchvision's contract.
-        loader: Batches: pictures (3, H, W) of values 0..1, and the truth of each.
+        loader: Batches: images (3, H, W) of values 0..1, and the truth of each.
         class_names: Name of each class from label 1, without the background.
         has_masks: Rate the masks as well; model and data must have some.
         device: Where to compute; None takes the GPU if there is one.
 
     Raises:
-        ValueError: If the model knows more classes than the data, or there is no picture.
+        ValueError: If the model knows more classes than the data, or there is no image.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(device)
@@ -211,11 +211,11 @@ def evaluate_detection(
     metrics = DetectionMetrics(class_names=class_names, has_masks=has_masks, gathered=False)
     start = time.perf_counter()
     with evaluating(model), torch.inference_mode():
-        for pictures, targets in loader:
-            metrics.update(model([picture.to(device) for picture in pictures]), targets)
+        for images, targets in loader:
+            metrics.update(model([image.to(device) for image in images]), targets)
     seconds = time.perf_counter() - start
     if not metrics.update_called:
-        raise ValueError("there is no picture to evaluate; name a data set with test pictures")
+        raise ValueError("there is no image to evaluate; name a data set with test images")
     found = metrics.compute()
     return DetectionResult(**found, images_per_second=found["num_images"] / seconds)
 

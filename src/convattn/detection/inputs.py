@@ -18,10 +18,10 @@ _SLACK = 0.01  # pixels; boxes were scaled in float32 before they came here
 
 
 class DetectorTransform(GeneralizedRCNNTransform):
-    """torchvision's transform, which can leave the sizes of training pictures alone.
+    """torchvision's transform, which can leave the sizes of training images alone.
 
     Attributes:
-        resize_training: Set to False if training pictures come at their final size; they are then
+        resize_training: Set to False if training images come at their final size; they are then
             only normalised and padded.
     """
 
@@ -36,8 +36,8 @@ class DetectorTransform(GeneralizedRCNNTransform):
         return super().resize(image, target)
 
 
-def check_pictures(images: Sequence[Tensor]) -> None:
-    """Looks the pictures over.
+def check_images(images: Sequence[Tensor]) -> None:
+    """Looks the images over.
 
     Args:
         images: (3, H, W) floats between 0 and 1 each.
@@ -46,20 +46,20 @@ def check_pictures(images: Sequence[Tensor]) -> None:
         ValueError: If there is none, or one of another shape, type or range; says which.
     """
     if len(images) == 0:
-        raise ValueError("no pictures were given; a detector needs a list of at least one")
+        raise ValueError("no images were given; a detector needs a list of at least one")
     for number, image in enumerate(images):
         if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
-            raise ValueError(f"picture {number} has shape {tuple(image.shape)}, expected (3, H, W)")
+            raise ValueError(f"image {number} has shape {tuple(image.shape)}, expected (3, H, W)")
         if not image.is_floating_point():
             raise ValueError(
-                f"picture {number} is of {image.dtype}, expected floats between 0 and 1; divide "
+                f"image {number} is of {image.dtype}, expected floats between 0 and 1; divide "
                 "by 255"
             )
         low, high = (value.item() for value in image.aminmax())
         # Smooth interpolation overshoots a little.
         if not (low >= -0.5 and high <= 1.5):
             raise ValueError(
-                f"picture {number} has values from {low:.3g} to {high:.3g}, expected 0 to 1; the "
+                f"image {number} has values from {low:.3g} to {high:.3g}, expected 0 to 1; the "
                 "detector itself subtracts the mean"
             )
 
@@ -70,28 +70,28 @@ def checked_targets(
     """Looks the targets over, and leaves out crowds and what training does not need.
 
     Args:
-        images: The pictures.
-        targets: Boxes and labels, and masks if needed, a picture; with ``iscrowd``, those that are
+        images: The images.
+        targets: Boxes and labels, and masks if needed, an image; with ``iscrowd``, those that are
             true are left out.
         num_classes: Classes and the background.
         masks: Whether masks are needed.
 
     Returns:
-        ``boxes``, ``labels`` and with ``masks`` ``masks`` of each picture, as plain tensors.
+        ``boxes``, ``labels`` and with ``masks`` ``masks`` of each image, as plain tensors.
 
     Raises:
-        ValueError: If targets are missing or wrong; says of which picture, and which entry.
+        ValueError: If targets are missing or wrong; says of which image, and which entry.
     """
     if targets is None or len(targets) != len(images):
         count = "none" if targets is None else str(len(targets))
         raise ValueError(
-            f"{len(images)} pictures, but {count} targets; training needs one a picture, for a "
-            "picture without objects one with boxes (0, 4)"
+            f"{len(images)} images, but {count} targets; training needs one an image, for a "
+            "image without objects one with boxes (0, 4)"
         )
     names = ("boxes", "labels", "masks") if masks else ("boxes", "labels")
     plain = []
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
-        where = f"picture {number}"
+        where = f"image {number}"
         if "image_id" in target:
             where += f" (image_id {int(target['image_id'])})"
         missing = [name for name in names if name not in target]
@@ -121,7 +121,7 @@ def _check_boxes(where: str, boxes: Tensor, height: int, width: int) -> None:
     inside = ((boxes >= -_SLACK) & (boxes <= limit + _SLACK)).all(1)
     for good, fault in (
         (sized, "is not left < right and top < bottom"),
-        (inside, f"does not lie inside the picture, {width} wide and {height} high"),
+        (inside, f"does not lie inside the image, {width} wide and {height} high"),
     ):
         if not good.all():
             entry = _first(~good)
@@ -149,7 +149,7 @@ def _check_masks(where: str, masks: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(masks.shape) != expected:
         raise ValueError(
             f"the masks of {where} have shape {tuple(masks.shape)}, expected {expected}: one a "
-            "box, of the picture's height and width"
+            "box, of the image's height and width"
         )
 
 

@@ -21,8 +21,8 @@ from convattn.detection.anchors import LevelAnchors, in_full_precision
 from convattn.detection.inputs import (
     DetectorTransform,
     Targets,
+    check_images,
     check_numbers,
-    check_pictures,
     checked_targets,
 )
 from convattn.detection.pyramid import FeaturePyramid, feature_levels
@@ -32,24 +32,24 @@ _BOX_SIDE = 7  # positions that a region is pooled to before its box is predicte
 
 
 class MaskRCNN(torchvision.models.detection.MaskRCNN):
-    """torchvision's Mask R-CNN, which says what is wrong with its pictures and targets.
+    """torchvision's Mask R-CNN, which says what is wrong with its images and targets.
 
     ``mask_rcnn`` makes one.
 
     Shape:
         Training: a list of (3, H, W) floats between 0 and 1, and a target each, -> a dictionary of
-        losses. Evaluation: the list -> for each picture ``boxes`` (N, 4) in its own pixels,
+        losses. Evaluation: the list -> for each image ``boxes`` (N, 4) in its own pixels,
         ``labels`` (N,), ``scores`` (N,) and ``masks`` (N, 1, H, W), probabilities.
 
     Raises:
-        ValueError: If a picture or a target is not as it must be; says which.
+        ValueError: If an image or a target is not as it must be; says which.
     """
 
     def forward(
         self, images: Sequence[Tensor], targets: Targets | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training, detections in evaluation."""
-        check_pictures(images)
+        check_images(images)
         num_classes = self.roi_heads.box_predictor.cls_score.out_features
         return super().forward(
             images,
@@ -92,7 +92,7 @@ def mask_rcnn(
         box_channels: Channels of the two layers that classify a region.
         mask_channels: Channels of the convolutions that draw a region's mask.
         anchor_scale: Side of a level's anchors in strides.
-        min_size: The shorter side that pictures are resized to, in pixels.
+        min_size: The shorter side that images are resized to, in pixels.
         max_size: The most that the longer side may get.
         image_mean: Of each colour, between 0 and 1; None takes ImageNet's.
         image_std: Likewise.
@@ -144,7 +144,7 @@ def mask_rcnn(
 def _never_no_proposal(
     rpn: nn.Module, args: tuple[Any, ...], output: tuple[list[Tensor], dict[str, Tensor]]
 ) -> tuple[list[Tensor], dict[str, Tensor]] | None:
-    """The whole picture where all proposals lie outside: the mean loss of none is not a number."""
+    """The whole image where all proposals lie outside: the mean loss of none is not a number."""
     if not rpn.training:
         return None
     proposals, losses = output

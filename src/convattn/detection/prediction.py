@@ -1,4 +1,4 @@
-"""A picture in, boxes and masks out: drawn, or as COCO's results."""
+"""An image in, boxes and masks out: drawn, or as COCO's results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype, to_pil_image
 
-from convattn.data.annotated import AnnotatedPictures
+from convattn.data.annotated import AnnotatedImages
 from convattn.detection.drawing import (
     class_colour,
     draw_box,
@@ -31,10 +31,10 @@ _OPACITY = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """Objects of one picture, found or true."""
+    """Objects of one image, found or true."""
 
     boxes: Tensor
-    """(N, 4): xmin, ymin, xmax, ymax in pixels of the picture."""
+    """(N, 4): xmin, ymin, xmax, ymax in pixels of the image."""
     labels: Tensor
     """(N,), from 1."""
     scores: Tensor | None
@@ -55,7 +55,7 @@ class Detections:
         category_ids: Sequence[int],
         threshold: float = 0.0,
     ) -> Self:
-        """What a detector found in a picture, or a data set's truth about it.
+        """What a detector found in an image, or a data set's truth about it.
 
         Args:
             found: Of torchvision's contract: boxes, labels, and scores and masks where there are
@@ -79,19 +79,19 @@ class Detections:
             category_ids=tuple(category_ids),
         )
 
-    def draw(self, picture: Image.Image) -> Image.Image:
-        """Boxes with their classes and scores, and translucent masks, on the picture.
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Boxes with their classes and scores, and translucent masks, on the image.
 
         Args:
-            picture: The one that they were found in. A small one comes back as a multiple of its
+            image: The one that they were found in. A small one comes back as a multiple of its
                 size, so that labels can be read.
         """
-        canvas, times = readable(picture)
+        canvas, times = readable(image)
         # The surest ones come last, and lie on top.
         order = range(len(self.labels)) if self.scores is None else self.scores.argsort().tolist()
         colours = [class_colour(label - 1) for label in self.labels.tolist()]
         if self.masks is not None:
-            layer = np.zeros((picture.height, picture.width), np.int64)
+            layer = np.zeros((image.height, image.width), np.int64)
             for k in order:
                 layer[self.masks[k].numpy()] = k + 1
             shown = magnified(layer, times)
@@ -105,7 +105,7 @@ class Detections:
         """Entries of a COCO results file; masks as compressed run lengths.
 
         Args:
-            image_id: The picture's number in its annotation file.
+            image_id: The image's number in its annotation file.
 
         Raises:
             ValueError: If these are the truth, which has no scores.
@@ -133,12 +133,12 @@ class Detections:
         return name if self.scores is None else f"{name} {self.scores[k]:.2f}"
 
 
-def detect(model: nn.Module, picture: Image.Image, *, threshold: float = 0.5) -> Detections:
-    """Find the objects of a picture; the detector is left as it was.
+def detect(model: nn.Module, image: Image.Image, *, threshold: float = 0.5) -> Detections:
+    """Find the objects of an image; the detector is left as it was.
 
     Args:
         model: A detector whose ``pretrained_cfg`` has ``label_names`` and ``category_ids``.
-        picture: Of any mode and size; the detector resizes it itself.
+        image: Of any mode and size; the detector resizes it itself.
         threshold: Objects of a lower score are left out; 0 keeps all that the detector gives.
 
     Raises:
@@ -148,7 +148,7 @@ def detect(model: nn.Module, picture: Image.Image, *, threshold: float = 0.5) ->
         raise ValueError(f"threshold={threshold}; expected a score between 0 and 1")
     cfg = cast(Any, model).pretrained_cfg
     device = next(model.parameters()).device
-    pixels = to_dtype(pil_to_tensor(picture.convert("RGB")), torch.float32, scale=True)
+    pixels = to_dtype(pil_to_tensor(image.convert("RGB")), torch.float32, scale=True)
     with evaluating(model), torch.inference_mode():
         (found,) = model([pixels.to(device)])
     return Detections.of(
@@ -161,18 +161,18 @@ def detect(model: nn.Module, picture: Image.Image, *, threshold: float = 0.5) ->
 
 def draw_beside_truth(
     model: nn.Module,
-    pictures: AnnotatedPictures[Any],
+    images: AnnotatedImages[Any],
     count: int,
     out: Path,
     *,
     title: str,
     threshold: float = 0.5,
 ) -> None:
-    """Write a sheet of pictures from all over a data set: the truth and what the detector finds.
+    """Write a sheet of images from all over a data set: the truth and what the detector finds.
 
     Args:
         model: As in ``detect``.
-        pictures: A data set without a transform: uint8 (3, H, W) and their truth.
+        images: A data set without a transform: uint8 (3, H, W) and their truth.
         count: How many; a smaller data set gives all it has.
         out: The PNG to write.
         title: What stands above all.
@@ -181,10 +181,10 @@ def draw_beside_truth(
     cfg = cast(Any, model).pretrained_cfg
     names = {"class_names": cfg["label_names"], "category_ids": cfg["category_ids"]}
     groups = []
-    for pixels, target in pictures.spread(count):
-        picture = to_pil_image(pixels)
-        found = detect(model, picture, threshold=threshold)
-        groups.append((Detections.of(target, **names).draw(picture), found.draw(picture)))
+    for pixels, target in images.spread(count):
+        image = to_pil_image(pixels)
+        found = detect(model, image, threshold=threshold)
+        groups.append((Detections.of(target, **names).draw(image), found.draw(image)))
     save_png(sheet(groups, ("truth", "prediction"), title), out)
 
 

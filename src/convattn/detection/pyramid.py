@@ -18,7 +18,7 @@ from convattn.wording import nearest
 
 
 class FeatureLevels(nn.Module):
-    """Maps of one picture at several strides, finest first, whatever the backbone is like.
+    """Maps of one image at several strides, finest first, whatever the backbone is like.
 
     A hierarchical network gives the deepest of its own maps at each stride. A network of one
     stride, as PatchConvNet and ViT, gives the maps of evenly spaced blocks, the last one among
@@ -27,8 +27,8 @@ class FeatureLevels(nn.Module):
     PatchConvNet; which of its blocks, and BatchNorm and GELU between two enlargements, are inferred
     from their code.
 
-    Pictures are padded with zeros, below and on the right, to a multiple of the coarsest stride;
-    the maps are cut back to the picture.
+    Images are padded with zeros, below and on the right, to a multiple of the coarsest stride;
+    the maps are cut back to the image.
 
     Args:
         backbone: A network with timm's ``feature_info`` and ``forward_intermediates``. It is pruned
@@ -43,8 +43,8 @@ class FeatureLevels(nn.Module):
         (B, C, H, W) -> a list of (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
     Raises:
-        ValueError: If the backbone cannot give one of the strides; at a picture, if it refuses the
-            picture's size.
+        ValueError: If the backbone cannot give one of the strides; at an image, if it refuses the
+            image's size.
     """
 
     def __init__(self, backbone: nn.Module, strides: Sequence[int] = (4, 8, 16, 32)) -> None:
@@ -82,7 +82,7 @@ class FeatureLevels(nn.Module):
             maps = self.body(x)
         except AssertionError as error:  # timm's word for a size that a network was not made for
             raise ValueError(
-                f"{type(self.body.model).__name__} refuses pictures of {x.shape[-2]} x "
+                f"{type(self.body.model).__name__} refuses images of {x.shape[-2]} x "
                 f"{x.shape[-1]}: {error}; backbone_args such as dynamic_img_size=True may change it"
             ) from error
         return [
@@ -141,7 +141,7 @@ def feature_levels(
     Args:
         backbone: The name, with or without a ``.tag``.
         strides: Pixels a position of each level, rising.
-        in_chans: Channels of the pictures.
+        in_chans: Channels of the images.
         pretrained: Load the released weights of that name.
         augment: Arguments of ``convattn.augment`` for the backbone's convolutions, as in
             ``{"conv": "last-3-stages"}``; there is no pool to augment here.

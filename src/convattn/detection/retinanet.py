@@ -19,8 +19,8 @@ from convattn.detection.anchors import LevelAnchors, in_full_precision
 from convattn.detection.inputs import (
     DetectorTransform,
     Targets,
+    check_images,
     check_numbers,
-    check_pictures,
     checked_targets,
 )
 from convattn.detection.pyramid import CoarserLevels, FeaturePyramid, feature_levels
@@ -39,24 +39,24 @@ _LAST_BACKBONE_LEVEL = 5  # stride 32; convolutions on the pyramid make what is 
 
 
 class RetinaNet(torchvision.models.detection.RetinaNet):
-    """torchvision's RetinaNet, which says what is wrong with its pictures and targets.
+    """torchvision's RetinaNet, which says what is wrong with its images and targets.
 
     Class 0, the background, is never predicted. ``retinanet`` makes one.
 
     Shape:
         Training: a list of (3, H, W) floats between 0 and 1, and a target each, -> a dictionary of
-        losses. Evaluation: the list -> for each picture ``boxes`` (N, 4) in its own pixels,
+        losses. Evaluation: the list -> for each image ``boxes`` (N, 4) in its own pixels,
         ``labels`` (N,) and ``scores`` (N,).
 
     Raises:
-        ValueError: If a picture or a target is not as it must be; says which.
+        ValueError: If an image or a target is not as it must be; says which.
     """
 
     def forward(
         self, images: Sequence[Tensor], targets: Targets | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training, detections in evaluation."""
-        check_pictures(images)
+        check_images(images)
         num_classes = self.head.classification_head.num_classes
         return super().forward(
             images,
@@ -120,7 +120,7 @@ def retinanet(
         head_init: How these start. "normal" is torchvision's, of deviation 0.01 whatever their
             width: right for 256 channels. It makes signals fade in narrow ones, which "kaiming"
             mends: from scratch they then learn at once.
-        min_size: The shorter side that pictures are resized to, in pixels.
+        min_size: The shorter side that images are resized to, in pixels.
         max_size: The most that the longer side may get.
         image_mean: Of each colour, between 0 and 1; None takes ImageNet's.
         image_std: Likewise.

@@ -23,7 +23,7 @@ from convattn.explain.heatmap import (
     explain,
     explain_classes,
 )
-from convattn.explain.pictures import read_picture, see
+from convattn.explain.images import read_image, see
 
 __all__ = [
     "AttentionMaps",
@@ -46,6 +46,6 @@ __all__ = [
     "faithfulness",
     "grad_cam",
     "peak_in_box",
-    "read_picture",
+    "read_image",
     "see",
 ]

@@ -93,7 +93,7 @@ def capture_attention(
         float32 or, of a float64 model, float64. LearnedAggregation2d: (B, heads, tokens, H, W).
         AAConv2d: (B, heads, N, N), N the positions of its attention map row by row; with
         ``queries`` (B, heads, Q, H, W), Q being 1 for ``"mean"``. Its ``grids`` tell where the
-        maps lie on the network's input; a detector's is the batch that it makes of its pictures,
+        maps lie on the network's input; a detector's is the batch that it makes of its images,
         resized, and padded at the right and below. Of a layer that runs more than once in a pass,
         the last run stays.
 
@@ -134,7 +134,7 @@ def capture_attention(
             "captured",
             stacklevel=3,
         )
-    # A detector resizes and pads its pictures before its backbone gets them.
+    # A detector resizes and pads its images before its backbone gets them.
     inputs = [model, *(module for module in model.modules() if isinstance(module, FeatureLevels))]
     handles = [module.register_forward_pre_hook(begin) for module in inputs]
     handles += [module.register_forward_pre_hook(record(name)) for name, module in chosen.items()]

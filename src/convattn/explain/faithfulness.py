@@ -1,6 +1,6 @@
 """Does a map tell the truth?
 
-Two questions, put to attention, to Grad-CAM, and to two maps that know nothing of the picture.
+Two questions, put to attention, to Grad-CAM, and to two maps that know nothing of the image.
 Does the map lie on the object? The pointing game asks for its peak, the energy for all of it. And
 does the network need what the map shows? Deletion takes the hottest pixels away first and watches
 the class's probability fall, insertion brings them back first and watches it rise.
@@ -123,21 +123,21 @@ def deletion_insertion(
     """How a class's probability falls and rises with the pixels that a heat map calls important.
 
     RISE's causal metrics, Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421. Deletion puts the
-    mean colour, 0 in a normalised picture, where the hottest pixels were. Insertion starts from
-    the picture under a Gaussian blur, its sigma a sixteenth of the shorter side, and makes the
+    mean colour, 0 in a normalised image, where the hottest pixels were. Insertion starts from
+    the image under a Gaussian blur, its sigma a sixteenth of the shorter side, and makes the
     hottest pixels sharp. Pixels of equal heat, as beyond a coarse map's outermost cells, follow in
-    an order drawn once for all pictures, so that neither top nor left comes first.
+    an order drawn once for all images, so that neither top nor left comes first.
 
-    The model runs ``2 * (num_steps + 1)`` times a picture, in evaluation mode, without gradients,
+    The model runs ``2 * (num_steps + 1)`` times an image, in evaluation mode, without gradients,
     and is left as it was.
 
     Args:
         model: The classifier.
         images: (B, C, H, W), normalised, on the model's device.
         heats: (B, H, W).
-        targets: The class of each picture, (B,).
+        targets: The class of each image, (B,).
         num_steps: Steps from no pixel to all, of equally many pixels each.
-        batch_size: Pictures that the model sees at once.
+        batch_size: Images that the model sees at once.
 
     Raises:
         ValueError: If ``num_steps`` is not positive or the shapes do not agree.
@@ -154,8 +154,8 @@ def deletion_insertion(
     if heats.shape != (len(images), *images.shape[2:]) or targets.shape != (len(images),):
         raise ValueError(
             f"heats of shape {tuple(heats.shape)} and targets of shape {tuple(targets.shape)} for "
-            f"images of shape {tuple(images.shape)}; give one heat map of the picture's size and "
-            "one class number a picture"
+            f"images of shape {tuple(images.shape)}; give one heat map of the image's size and "
+            "one class number an image"
         )
     parts = []
     with undisturbed(model), torch.no_grad():
@@ -173,8 +173,8 @@ def _curves(
     blurred = _blurred(images)
     num_pixels = heats[0].numel()
 
-    def probability(pictures: Tensor) -> Tensor:
-        shares = model(pictures).float().softmax(1)
+    def probability(altered: Tensor) -> Tensor:
+        shares = model(altered).float().softmax(1)
         return shares.gather(1, targets[:, None])[:, 0]
 
     deletion, insertion = [], []
@@ -201,7 +201,7 @@ def _blurred(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A mean over the pictures."""
+    """A mean over the images."""
 
     mean: float
     """The mean."""
@@ -213,7 +213,7 @@ class Score:
         """The mean of values, (N,), and its standard error.
 
         Args:
-            values: One a picture, at least two.
+            values: One an image, at least two.
         """
         values = values.double()
         return cls(mean=float(values.mean()), error=float(values.std()) / math.sqrt(len(values)))
@@ -224,7 +224,7 @@ class Scores:
     """What one method reached; all but ``num_empty`` lie between 0 and 1."""
 
     pointing: Score | None
-    """Share of pictures whose map peaks in the box; None without boxes."""
+    """Share of images whose map peaks in the box; None without boxes."""
     energy: Score | None
     """Share of the map in the box; None without boxes."""
     deletion: Score
@@ -247,11 +247,11 @@ class Report:
     """What ``faithfulness`` found."""
 
     num_images: int
-    """Pictures looked at."""
+    """Images looked at."""
     top1: float
-    """Share of pictures whose class is the most likely one."""
+    """Share of images whose class is the most likely one."""
     box_share: float | None
-    """Mean share of the picture that the box covers, the energy of a map that is the same
+    """Mean share of the image that the box covers, the energy of a map that is the same
     everywhere; None without boxes."""
     methods: dict[str, Scores]
     """By method, in the order of ``METHODS``."""
@@ -273,7 +273,7 @@ class Report:
         """The report as a small table for people, with standard errors."""
         rows = self.rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [f"{self.num_images:,} pictures, top-1 {self.top1:.2%}{self._box()}", ""]
+        lines = [f"{self.num_images:,} images, top-1 {self.top1:.2%}{self._box()}", ""]
         for name, *cells in rows:
             told = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
             lines.append("  ".join([f"{name:<{widths[0]}}", *told]))
@@ -315,26 +315,26 @@ def faithfulness(
 
     Pointing game and energy ask about the map of the *true* class, deletion and insertion about
     the map and the probability of the *predicted* one; a network whose attention has one token
-    for all classes gives the same map for both. The baselines know nothing of the picture:
+    for all classes gives the same map for both. The baselines know nothing of the image:
     ``random`` draws every cell of the network's own grid, ``centre`` is a Gaussian at the
-    picture's middle, its sigma a quarter of each side. A Grad-CAM that is 0 throughout misses the
+    image's middle, its sigma a quarter of each side. A Grad-CAM that is 0 throughout misses the
     box, has no energy in it, and orders its pixels by chance; ``num_empty`` counts them. The model
     is left as it was, but on ``device``.
 
     Args:
         model: The classifier.
-        loader: Batches of normalised pictures (B, C, H, W) and class numbers (B,), in order.
-        boxes: The object of each picture, in the loader's order and in pixels of what the model
+        loader: Batches of normalised images (B, C, H, W) and class numbers (B,), in order.
+        boxes: The object of each image, in the loader's order and in pixels of what the model
             sees: (N, 4), xmin, ymin, xmax, ymax, the maxima one past the object.
         methods: Of ``METHODS``; None takes all that this network can.
         num_steps: As of ``deletion_insertion``.
         seed: Of the random maps.
         device: Where to compute; None takes the GPU if there is one.
-        progress: Called after each batch with the number of pictures done.
+        progress: Called after each batch with the number of images done.
 
     Raises:
         ValueError: If a method is unknown or asks for what the network does not have, there are
-            fewer than two pictures, or there are not as many boxes.
+            fewer than two images, or there are not as many boxes.
         ModuleNotFoundError: If Grad-CAM is to be measured and pytorch-grad-cam is not installed.
 
     Example:
@@ -372,7 +372,7 @@ def faithfulness(
     if seen < 2 or (boxes is not None and len(boxes) != seen):
         given = "" if boxes is None else f" and {len(boxes)} boxes"
         raise ValueError(
-            f"the loader gives {seen} pictures{given}; give at least two pictures, and a box for "
+            f"the loader gives {seen} images{given}; give at least two images, and a box for "
             "each or none at all"
         )
     return Report(
@@ -408,7 +408,7 @@ def _random(model: nn.Module, images: Tensor, generator: torch.Generator) -> tup
     name = "attention" if attention_layers(model) else "gradcam"
     any_class = torch.zeros(1, dtype=torch.long, device=images.device)
     _, grid = _map_maker(name, model, images[:1], generator)(any_class)
-    # Picture by picture, so that the draw does not depend on the size of the batches.
+    # Image by image, so that the draw does not depend on the size of the batches.
     maps = [torch.rand(grid.feat_size, generator=generator) for _ in images]
     return torch.stack(maps).to(images.device), grid
 
@@ -422,7 +422,7 @@ def _measure(
     look: MapMaker,
     num_steps: int,
 ) -> dict[str, Tensor]:
-    """What a method reaches on each picture of a batch."""
+    """What a method reaches on each image of a batch."""
     maps, grid = look(predicted)
     curves = deletion_insertion(model, images, grid.heat(maps), predicted, num_steps=num_steps)
     values = {
@@ -476,13 +476,13 @@ def _possible_methods(model: nn.Module, images: Tensor) -> Sequence[str]:
     if not possible:
         raise ValueError(
             f"{type(model).__name__} has neither attention nor a feature map for Grad-CAM; give "
-            "it attention with convattn.augment, or take larger pictures"
+            "it attention with convattn.augment, or take larger images"
         )
     return [*possible, "random", "centre"]
 
 
 def _shares_of(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """The share of the picture that each box covers: the energy of a map of one cell."""
+    """The share of the image that each box covers: the energy of a map of one cell."""
     maps = boxes.new_ones(len(boxes), 1, 1, dtype=torch.float32)
     return energy_in_box(maps, boxes, Grid.regular((1, 1), image_size))
 
@@ -491,7 +491,7 @@ def _boxes_of(boxes: Tensor, start: int, number: int) -> Tensor:
     there = boxes[start : start + number]
     if there.shape != (number, 4):
         raise ValueError(
-            f"boxes of shape {tuple(boxes.shape)} for {start + number} pictures or more; give "
-            "(N, 4), a box a picture"
+            f"boxes of shape {tuple(boxes.shape)} for {start + number} images or more; give "
+            "(N, 4), a box an image"
         )
     return there

@@ -1,4 +1,4 @@
-"""Pictures of what the rest of this package finds; the only file here that needs matplotlib."""
+"""Images of what the rest of this package finds; the only file here that needs matplotlib."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAMES = {"attention": "attention", "gradcam": "Grad-CAM"}
 _UNSEEN = 0.35  # brightness of what the network did not see
 _MOST_NAMED, _MOST_CELLS, _MOST_PAIRS = 40, 500, 20  # of a confusion matrix
 FIGURE_SIDE = 480
-"""Pixels of the longer side that a picture in a figure is drawn with at most."""
+"""Pixels of the longer side that an image in a figure is drawn with at most."""
 _METHOD_COLOURS = {
     "attention": "#d94801",
     "gradcam": "#08519c",
@@ -32,27 +32,27 @@ _METHOD_COLOURS = {
 
 
 def overlay(
-    picture: Image.Image,
+    image: Image.Image,
     heat: NDArray[np.float32],
     *,
     opacity: float = 0.7,
     seen: tuple[float, float, float, float] | None = None,
 ) -> Image.Image:
-    """A picture with a heat map over it, the hotter the clearer, its own colours fading to grey.
+    """An image with a heat map over it, the hotter the clearer, its own colours fading to grey.
 
     Args:
-        picture: RGB.
-        heat: (H, W) of the picture, not negative; drawn relative to its highest value.
-        opacity: Of the hottest place, between 0, the picture alone, and 1.
+        image: RGB.
+        heat: (H, W) of the image, not negative; drawn relative to its highest value.
+        opacity: Of the hottest place, between 0, the image alone, and 1.
         seen: Left, top, right, bottom in pixels; what lies outside is dark. None: all was seen.
 
     Raises:
         ValueError: If the opacity is out of its range.
     """
     if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity={opacity}; expected 0, the picture alone, to 1")
+        raise ValueError(f"opacity={opacity}; expected 0, the image alone, to 1")
     relative = (heat / max(float(heat.max()), 1e-12))[..., None]
-    own = np.asarray(picture, np.float32) / 255
+    own = np.asarray(image, np.float32) / 255
     grey = 0.25 + 0.6 * own.mean(-1, keepdims=True)
     faded = own + opacity * (grey - own)
     share = opacity * (_SHARE_OF_COLD + (1 - _SHARE_OF_COLD) * relative)
@@ -60,7 +60,7 @@ def overlay(
     shown = (1 - share) * faded + share * colours
     if seen is not None:
         left, top, right, bottom = seen
-        y, x = np.arange(picture.height) + 0.5, np.arange(picture.width) + 0.5
+        y, x = np.arange(image.height) + 0.5, np.arange(image.width) + 0.5
         inside = ((top <= y) & (y <= bottom))[:, None] & ((left <= x) & (x <= right))
         shown = np.where(inside[..., None], shown, _UNSEEN * own)
     return Image.fromarray((255 * shown).round().astype(np.uint8))
@@ -69,15 +69,15 @@ def overlay(
 def draw_explanations(
     rows: Sequence[Sequence[Explanation]], out: Path, *, title: str | None = None
 ) -> None:
-    """A sheet: each picture, what it was taken for, and its overlay for each class explained.
+    """A sheet: each image, what it was taken for, and its overlay for each class explained.
 
     Args:
-        rows: A picture's explanations each, at least one.
+        rows: An image's explanations each, at least one.
         out: The PNG to write.
         title: Stands above.
     """
     columns = 2 + max(map(len, rows))
-    aspects = [row[0].picture.height / row[0].picture.width for row in rows]
+    aspects = [row[0].image.height / row[0].image.width for row in rows]
     heights = [min(max(aspect, 0.45), 1.6) for aspect in aspects]
     width = 2.6
     figure = Figure(
@@ -91,9 +91,9 @@ def draw_explanations(
     for row, axes in zip(rows, grid, strict=True):
         for one in axes:
             one.axis("off")
-        _show(axes[0], row[0].overlay(opacity=0, max_side=FIGURE_SIDE), "picture")
+        _show(axes[0], row[0].overlay(opacity=0, max_side=FIGURE_SIDE), "image")
         _draw_bars(axes[1], row[0])
-        axes[1].set_box_aspect(row[0].picture.height / row[0].picture.width)
+        axes[1].set_box_aspect(row[0].image.height / row[0].image.width)
         for explanation, one in zip(row, axes[2:], strict=False):
             target = explanation.target
             label = f"{_short(target.name)}  {target.probability:.0%}"
@@ -106,24 +106,24 @@ def draw_explanations(
 
 
 def draw_layers(
-    picture: Image.Image,
+    image: Image.Image,
     layers: Mapping[str, Sequence[NDArray[np.float32]]],
     out: Path,
     *,
     title: str | None = None,
     query: tuple[float, float] | None = None,
 ) -> None:
-    """One picture through all attention layers: a row a layer, the mean and every head.
+    """One image through all attention layers: a row a layer, the mean and every head.
 
     Args:
-        picture: The original.
+        image: The original.
         layers: By name the heat maps of its heads, see ``attention_through``.
         out: The PNG to write.
         title: Stands above.
         query: y and x of the pixel that looks, marked by a cross; None: all look.
     """
     columns = 1 + max(map(len, layers.values()))
-    aspect = min(max(picture.height / picture.width, 0.45), 1.6)
+    aspect = min(max(image.height / image.width, 0.45), 1.6)
     width = 1.5
     figure = Figure(
         figsize=(width * columns + 0.3, (width * aspect + 0.12) * len(layers) + 0.7),
@@ -138,7 +138,7 @@ def draw_layers(
         maps = [np.mean(heads, axis=0), *heads]
         titles = ["mean of heads", *(f"head {head}" for head in range(len(heads)))]
         for one, heat, label in zip(axes, maps, titles, strict=False):
-            _show(one, overlay(picture, heat), None if row else label)
+            _show(one, overlay(image, heat), None if row else label)
             if query is not None:
                 one.plot(query[1], query[0], "+", color="#31f4ff", markersize=9, markeredgewidth=2)
         for one in axes[len(maps) :]:
@@ -146,8 +146,8 @@ def draw_layers(
     figure.savefig(out, dpi=110)
 
 
-def _show(axes: Any, picture: Image.Image, label: str | None) -> None:
-    axes.imshow(np.asarray(picture))
+def _show(axes: Any, image: Image.Image, label: str | None) -> None:
+    axes.imshow(np.asarray(image))
     axes.set_axis_on()
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -268,11 +268,11 @@ def draw_confusion(
 ) -> None:
     """Which class is taken for which: a matrix with names, or an image of it and the worst pairs.
 
-    Rows and columns are the classes that have pictures. What is taken for a class without pictures
+    Rows and columns are the classes that have images. What is taken for a class without images
     is counted in a column of its own.
 
     Args:
-        labels: Right class of each picture, (N,).
+        labels: Right class of each image, (N,).
         taken: Class that it was taken for, (N,).
         names: Name of each class number.
         out: The PNG to write.
@@ -335,14 +335,14 @@ def _draw_confusion_image(
     axes.figure.colorbar(image, ax=axes, label="per cent of the row", shrink=0.8, format="%g")
     axes.set(xlabel="taken for, place among the classes", ylabel="right class")
     away = np.count_nonzero(~inside)
-    note = f", {away:,} taken for classes without pictures" if away else ""
+    note = f", {away:,} taken for classes without images" if away else ""
     axes.set_title(f"{count:,} classes{note}", fontsize=11)
 
 
 def _draw_confused_pairs(
     axes: Any, labels: NDArray[np.int64], taken: NDArray[np.int64], names: Sequence[str]
 ) -> None:
-    """The pairs that are confused most often, with their share of the class's pictures."""
+    """The pairs that are confused most often, with their share of the class's images."""
     wrong = labels != taken
     pairs, times = np.unique(np.stack([labels[wrong], taken[wrong]], 1), axis=0, return_counts=True)
     order = np.argsort(-times, kind="stable")[:_MOST_PAIRS]
@@ -353,7 +353,7 @@ def _draw_confused_pairs(
         text = f" {_short(names[label])} \N{RIGHTWARDS ARROW} {_short(names[other])}"
         axes.text(0, place, f"{text}  {number} ({share:.0%})", va="center", fontsize=8)
     axes.set(ylim=(_MOST_PAIRS - 0.5, -0.5), xlim=(0, 1.05 * times.max(initial=1)))
-    axes.set(yticks=[], xlabel="pictures")
+    axes.set(yticks=[], xlabel="images")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title("Most frequent confusions (share of the class)", fontsize=11)

@@ -1,4 +1,4 @@
-"""Where the cells of a map lie on the picture that the network sees."""
+"""Where the cells of a map lie on the image that the network sees."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def cell_centres(num_cells: int, size: int) -> tuple[Tensor, float]:
 
     A convolution of stride 2 with an odd kernel, padded by half of it, is centred on every second
     pixel, from the first one on. After a stack of them cell i looks at pixel ``i * stride``, not
-    at the middle of the i-th tile: half a cell nearer to the picture's origin. All networks here
+    at the middle of the i-th tile: half a cell nearer to the image's origin. All networks here
     shrink their maps in this way, attention's own average pool included. Of a side that no power
     of two shrinks to so many cells, the middles of equal tiles are given. ``GridTracker`` finds
     the true points of any network.
@@ -126,7 +126,7 @@ def cell_centres(num_cells: int, size: int) -> tuple[Tensor, float]:
         size: Pixels along the side.
 
     Returns:
-        (num_cells,) in pixels from the picture's edge, the first pixel's centre at 0.5; and the
+        (num_cells,) in pixels from the image's edge, the first pixel's centre at 0.5; and the
         distance from one to the next.
 
     Example:

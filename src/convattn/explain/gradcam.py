@@ -2,7 +2,7 @@
 
 Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391, computed by pytorch-grad-cam (the extra
 ``explain``), whose habits stay in here: it puts the network into evaluation mode and drops its
-gradients, leaves gradients of its own behind, and stretches every map over the whole picture,
+gradients, leaves gradients of its own behind, and stretches every map over the whole image,
 which moves it by half a cell.
 """
 
@@ -35,8 +35,8 @@ def cam_layers(
     since pytorch-grad-cam would take its first call.
 
     Which axes are the map's height and width, (B, C, H, W) or (B, H, W, C)? Those that a
-    convolution or pool has left, as ``GridTracker`` follows them; else those with the picture's
-    proportions. Where all three axes are equal, a narrower picture tells.
+    convolution or pool has left, as ``GridTracker`` follows them; else those with the image's
+    proportions. Where all three axes are equal, a narrower image tells.
 
     Args:
         model: A convolutional classifier, any of timm's, torchvision's or ours.
@@ -46,7 +46,7 @@ def cam_layers(
         The one layer, and what turns its output into (B, C, H, W), None if it is so already.
 
     Raises:
-        ValueError: If there is no such layer: the network is none of convolutions, or the pictures
+        ValueError: If there is no such layer: the network is none of convolutions, or the images
             are so small that they end as a single position.
 
     Example:
@@ -75,7 +75,7 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor,
     Args:
         model: A convolutional classifier.
         images: (B, C, H, W), normalised, on the model's device.
-        targets: The class of each picture, (B,).
+        targets: The class of each image, (B,).
 
     Returns:
         (B, h, w), not negative, and where its cells lie.
@@ -171,8 +171,8 @@ def _run(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
     if not maps:
         raise ValueError(
             f"{type(model).__name__} does not end in a feature map of several positions for "
-            f"pictures of {images.shape[2]} x {images.shape[3]}; Grad-CAM needs one: take a "
-            "convolutional network, or larger pictures"
+            f"images of {images.shape[2]} x {images.shape[3]}; Grad-CAM needs one: take a "
+            "convolutional network, or larger images"
         )
     layer, out = next(reversed(maps.items()))
     return layer, out, logits
@@ -182,7 +182,7 @@ def _goes_on(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> bool:
     """Whether a layer shows that the network has not pooled: the maps before it are not its last.
 
     A block that gives tokens does, and a convolution at a single position whose window is wider
-    than its input: it stands there for larger pictures.
+    than its input: it stands there for larger images.
     """
     if isinstance(module, nn.Conv2d):
         wider = any(k > s for k, s in zip(module.kernel_size, args[0].shape[2:], strict=True))
@@ -198,8 +198,8 @@ def _check_targets(model: nn.Module, targets: Tensor, num_images: int, logits: T
         )
     if targets.shape != (num_images,) or not num_images:
         raise ValueError(
-            f"targets of shape {tuple(targets.shape)} for {num_images} pictures; give each "
-            "picture one class number"
+            f"targets of shape {tuple(targets.shape)} for {num_images} images; give each "
+            "image one class number"
         )
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= logits.shape[1]:

@@ -1,4 +1,4 @@
-"""Where a network looks on a picture: one map a class, laid on the original picture."""
+"""Where a network looks on an image: one map a class, laid on the original image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from convattn.explain.capture import (
 )
 from convattn.explain.geometry import Grid
 from convattn.explain.gradcam import grad_cam
-from convattn.explain.pictures import PictureSource, Seen, View, read_picture, see
+from convattn.explain.images import ImageSource, Seen, View, read_image, see
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.surgery.modes import evaluating
 from convattn.wording import nearest_few
@@ -34,7 +34,7 @@ Method = Literal["auto", "attention", "gradcam"]
 Target = int | str
 
 _IMAGENET = {"input_size": (3, 224, 224)}  # timm's defaults for the rest
-_PICTURES_AT_ONCE = 32
+_IMAGES_AT_ONCE = 32
 _NUM_TOP = 5
 
 
@@ -52,9 +52,9 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """Where a network looked on a picture, for one class."""
+    """Where a network looked on an image, for one class."""
 
-    picture: Image.Image
+    image: Image.Image
     """The original, upright, RGB."""
     target: Prediction
     """The class that is explained."""
@@ -69,16 +69,16 @@ class Explanation:
     grid: Grid
     """Where its cells lie on the network's input."""
     region: tuple[float, float, float, float]
-    """What the network saw of the picture: left, top, right, bottom in pixels."""
+    """What the network saw of the image: left, top, right, bottom in pixels."""
 
     @cached_property
     def heat(self) -> NDArray[np.float32]:
-        """The map on the picture's pixels, (H, W); 0 where the network saw nothing."""
-        size = (self.picture.height, self.picture.width)
+        """The map on the image's pixels, (H, W); 0 where the network saw nothing."""
+        size = (self.image.height, self.image.width)
         return self.grid.heat(self.map, size, self.region).numpy()
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the pictures, as plain values for JSON."""
+        """All but the images, as plain values for JSON."""
         return {
             "target": dataclasses.asdict(self.target),
             "top": [dataclasses.asdict(one) for one in self.top],
@@ -89,44 +89,44 @@ class Explanation:
         }
 
     def overlay(self, *, opacity: float = 0.7, max_side: int | None = None) -> Image.Image:
-        """The picture with the map over it, the hotter the clearer; what was not seen is dark.
+        """The image with the map over it, the hotter the clearer; what was not seen is dark.
 
         Args:
-            opacity: 0 shows the picture alone.
-            max_side: The longer side in pixels at most; None keeps the picture's size.
+            opacity: 0 shows the image alone.
+            max_side: The longer side in pixels at most; None keeps the image's size.
         """
         from convattn.explain.figures import overlay
 
         shown = self if max_side is None else self.shrunk(max_side)
-        return overlay(shown.picture, shown.heat, opacity=opacity, seen=shown.region)
+        return overlay(shown.image, shown.heat, opacity=opacity, seen=shown.region)
 
     def shrunk(self, max_side: int) -> Explanation:
-        """The same of a smaller picture, its proportions kept.
+        """The same of a smaller image, its proportions kept.
 
         Args:
             max_side: The longer side in pixels at most.
         """
-        if max(self.picture.size) <= max_side:
+        if max(self.image.size) <= max_side:
             return self
-        picture = self.picture.copy()
-        picture.thumbnail((max_side, max_side))
-        return self.of(picture)
+        image = self.image.copy()
+        image.thumbnail((max_side, max_side))
+        return self.of(image)
 
-    def of(self, picture: Image.Image) -> Explanation:
-        """The same of this picture at another size.
+    def of(self, image: Image.Image) -> Explanation:
+        """The same of this image at another size.
 
         Args:
-            picture: The picture, resized.
+            image: The image, resized.
         """
-        across, down = (new / old for new, old in zip(picture.size, self.picture.size, strict=True))
+        across, down = (new / old for new, old in zip(image.size, self.image.size, strict=True))
         left, top, right, bottom = self.region
         region = (left * across, top * down, right * across, bottom * down)
-        return dataclasses.replace(self, picture=picture, region=region)
+        return dataclasses.replace(self, image=image, region=region)
 
 
 def explain(
     model: nn.Module,
-    image: PictureSource,
+    image: ImageSource,
     target: Target | None = None,
     *,
     method: Method = "auto",
@@ -135,10 +135,10 @@ def explain(
     head: int | None = None,
     query: tuple[float, float] | None = None,
 ) -> Explanation:
-    """Where a network looks on a picture, and what it takes it for.
+    """Where a network looks on an image, and what it takes it for.
 
-    The picture is prepared as the network's ``pretrained_cfg`` says, ImageNet's way where it has
-    none, and the map is laid back on the original picture. The network is left as it was, and on
+    The image is prepared as the network's ``pretrained_cfg`` says, ImageNet's way where it has
+    none, and the map is laid back on the original image. The network is left as it was, and on
     its device.
 
     Attention is shown for what it is. A network with a token a class has a map a class. With a
@@ -153,19 +153,19 @@ def explain(
             those in ``pretrained_cfg["label_names"]``, or ImageNet's.
         method: ``"attention"``; ``"gradcam"`` for any convnet, by pytorch-grad-cam; ``"auto"``
             takes attention where there is some.
-        view: ``"crop"`` shows the network what its evaluation would, ``"whole"`` the whole picture
+        view: ``"crop"`` shows the network what its evaluation would, ``"whole"`` the whole image
             at the same scale; ``"auto"`` crops, except a panorama twice as long as wide or longer.
         layer: Name of the layer with attention; None takes the attention pool, or without one the
             last attention convolution.
         head: Number of the attention head; None takes their mean.
-        query: y and x of a pixel of the picture: what does an attention convolution look at from
+        query: y and x of a pixel of the image: what does an attention convolution look at from
             there? None takes the mean over all positions.
 
     Returns:
         The explanation.
 
     Raises:
-        ValueError: If the picture cannot be read, the class is unknown, or the network has no
+        ValueError: If the image cannot be read, the class is unknown, or the network has no
             such attention.
         ModuleNotFoundError: If Grad-CAM is asked for and pytorch-grad-cam, of the ``explain``
             extra, is not installed.
@@ -193,7 +193,7 @@ def explain(
 
 def explain_classes(
     model: nn.Module,
-    image: PictureSource,
+    image: ImageSource,
     targets: Sequence[Target] | None = None,
     *,
     top_k: int = 3,
@@ -203,7 +203,7 @@ def explain_classes(
     head: int | None = None,
     query: tuple[float, float] | None = None,
 ) -> list[Explanation]:
-    """Where a network looks on a picture for each of several classes, see ``explain``.
+    """Where a network looks on an image for each of several classes, see ``explain``.
 
     Args:
         model: A classifier.
@@ -236,8 +236,8 @@ def explain_classes(
         raise ValueError(
             "layer, head and query choose among attention, and Grad-CAM has none; leave them out"
         )
-    picture, seen, pixels = _prepared(model, image, view)
-    point = None if query is None else _on_input(query, seen, picture)
+    shown, seen, pixels = _prepared(model, image, view)
+    point = None if query is None else _on_input(query, seen, shown)
     with evaluating(model):
         with _refusal_told(model, pixels):
             if chosen == "gradcam":
@@ -265,7 +265,7 @@ def explain_classes(
 
     return [
         Explanation(
-            picture=picture,
+            image=shown,
             target=prediction(index),
             top=tuple(map(prediction, order[:_NUM_TOP])),
             method=chosen,
@@ -287,11 +287,11 @@ def attention_maps(
     head: int | None = None,
     query: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor, Grid]:
-    """The logits of a batch and where the network looked, one map a picture, its sum 1.
+    """The logits of a batch and where the network looked, one map an image, its sum 1.
 
     The attention pool says it directly; with a token a class it is the token of the class asked
     for. Without a pool it is how much the positions of the last attention convolution are looked
-    at. Runs a few pictures at a time, without gradients.
+    at. Runs a few images at a time, without gradients.
 
     Args:
         model: A network with attention, in evaluation mode.
@@ -303,14 +303,14 @@ def attention_maps(
             position that is nearest? None takes the mean over all positions.
 
     Returns:
-        (B, num_classes), (B, h, w), and where the cells lie on the pictures.
+        (B, num_classes), (B, h, w), and where the cells lie on the images.
 
     Raises:
         ValueError: If the network has no attention, or no such layer or head.
     """
     logits, maps = [], []
-    for start in range(0, len(images), _PICTURES_AT_ONCE):
-        few = slice(start, start + _PICTURES_AT_ONCE)
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        few = slice(start, start + _IMAGES_AT_ONCE)
         found, per_token, grid = _looks(model, images[few], layer, head, query)
         logits.append(found)
         maps.append(_of_classes(per_token, found.argmax(1) if targets is None else targets[few]))
@@ -342,7 +342,7 @@ def _looks(
 
 
 def _of_classes(per_token: Tensor, classes: Tensor) -> Tensor:
-    """The map of each picture's class, (B, h, w), its sum 1; a single token serves all classes."""
+    """The map of each image's class, (B, h, w), its sum 1; a single token serves all classes."""
     token = classes if per_token.shape[1] > 1 else torch.zeros_like(classes)
     maps = per_token[torch.arange(len(token), device=token.device), token]
     return maps / maps.sum((1, 2), keepdim=True)
@@ -373,36 +373,36 @@ def _captured(
 
 def attention_through(
     model: nn.Module,
-    image: PictureSource,
+    image: ImageSource,
     *,
     query: tuple[float, float] | None = None,
     view: View = "auto",
 ) -> tuple[Image.Image, dict[str, list[NDArray[np.float32]]]]:
-    """One picture through all attention convolutions of a network.
+    """One image through all attention convolutions of a network.
 
     Args:
         model: A network with AAConv2d layers.
         image: As ``explain`` takes it.
-        query: y and x of a pixel of the picture, which looks; None takes the mean of all.
+        query: y and x of a pixel of the image, which looks; None takes the mean of all.
         view: As ``explain`` takes it.
 
     Returns:
-        The picture, and by name of the layer one heat map on it a head, (H, W) each.
+        The image, and by name of the layer one heat map on it a head, (H, W) each.
 
     Raises:
-        ValueError: If the picture cannot be read or no convolution has attention.
+        ValueError: If the image cannot be read or no convolution has attention.
     """
     names = [name for name, one in attention_layers(model).items() if isinstance(one, AAConv2d)]
     if not names:
         raise ValueError(
             f"{type(model).__name__} has no convolution with attention; explain() shows its pool"
         )
-    picture, seen, pixels = _prepared(model, image, view)
-    point = None if query is None else _on_input(query, seen, picture)
-    size = (picture.height, picture.width)
+    shown, seen, pixels = _prepared(model, image, view)
+    point = None if query is None else _on_input(query, seen, shown)
+    size = (shown.height, shown.width)
     with evaluating(model):
         _, maps, grids = _captured(model, pixels, names, point)
-    return picture, {
+    return shown, {
         name: list(grids[name].heat(maps[name][0, :, 0].cpu(), size, seen.region).numpy())
         for name in names
     }
@@ -426,7 +426,7 @@ def class_names(model: nn.Module, num_classes: int) -> list[str]:
 
 
 def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:
-    """What a network says about its pictures and classes, in timm's words.
+    """What a network says about its images and classes, in timm's words.
 
     Args:
         model: Any network; torchvision's and others say nothing, which means ImageNet's.
@@ -487,24 +487,22 @@ def find_class(target: Target, names: Sequence[str]) -> int:
     )
 
 
-def _prepared(
-    model: nn.Module, image: PictureSource, view: View
-) -> tuple[Image.Image, Seen, Tensor]:
-    """The picture, what the network sees of it, and that as a batch of one, ready for it."""
-    picture = read_picture(image)
-    seen = see(picture, pretrained_cfg(model), view)
+def _prepared(model: nn.Module, image: ImageSource, view: View) -> tuple[Image.Image, Seen, Tensor]:
+    """The image, what the network sees of it, and that as a batch of one, ready for it."""
+    shown = read_image(image)
+    seen = see(shown, pretrained_cfg(model), view)
     weight = next(model.parameters())
-    return picture, seen, seen.pixels.unsqueeze(0).to(weight.device, weight.dtype)
+    return shown, seen, seen.pixels.unsqueeze(0).to(weight.device, weight.dtype)
 
 
 @contextmanager
 def _refusal_told(model: nn.Module, pixels: Tensor) -> Iterator[None]:
-    """Whether the network takes such a picture at all, its first run shows."""
+    """Whether the network takes such an image at all, its first run shows."""
     try:
         yield
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"{type(model).__name__} refuses a picture of shape {tuple(pixels.shape[1:])} "
+            f"{type(model).__name__} refuses an image of shape {tuple(pixels.shape[1:])} "
             f"({' '.join(str(error).split())}); its pretrained_cfg must say the input_size, mean "
             "and std that it takes, and view='crop' keeps to that size"
         ) from error
@@ -547,17 +545,17 @@ def looking_layer(
     return name, layers[name]
 
 
-def _on_input(point: tuple[float, float], seen: Seen, picture: Image.Image) -> tuple[float, float]:
-    """Where a pixel of the picture lies on the network's input, in its pixels."""
+def _on_input(point: tuple[float, float], seen: Seen, image: Image.Image) -> tuple[float, float]:
+    """Where a pixel of the image lies on the network's input, in its pixels."""
     y, x = point
     left, top, right, bottom = seen.region
-    if not (max(top, 0) <= y < min(bottom, picture.height)) or not (
-        max(left, 0) <= x < min(right, picture.width)
+    if not (max(top, 0) <= y < min(bottom, image.height)) or not (
+        max(left, 0) <= x < min(right, image.width)
     ):
         raise ValueError(
-            f"query={(y, x)} lies outside what the network sees of the picture, rows "
-            f"{max(top, 0):.0f} to {min(bottom, picture.height):.0f} and columns "
-            f"{max(left, 0):.0f} to {min(right, picture.width):.0f}; choose a pixel there, or "
+            f"query={(y, x)} lies outside what the network sees of the image, rows "
+            f"{max(top, 0):.0f} to {min(bottom, image.height):.0f} and columns "
+            f"{max(left, 0):.0f} to {min(right, image.width):.0f}; choose a pixel there, or "
             "view='whole'"
         )
     height, width = seen.pixels.shape[1:]

@@ -39,7 +39,7 @@ def optimize_for_inference(
 
     Args:
         model: In evaluation mode, without hooks; left alone.
-        dtype: Number format of weights and activations; the weights are cast once, and pictures
+        dtype: Number format of weights and activations; the weights are cast once, and images
             of any floating format are taken. None keeps float32. ``torch.int8`` computes the
             blocks' large matrix products in int8, see :func:`convattn.inference.int8.
             quantize_int8`, and everything else in float32. Where the processor has no fast
@@ -134,7 +134,7 @@ def _check_kernels(kernels: str, device: torch.device) -> None:
 
 
 class _Prepare:
-    """Gives pictures the network's number format, and lays their channels last."""
+    """Gives images the network's number format, and lays their channels last."""
 
     def __init__(self, network: nn.Module) -> None:
         floating = (p.dtype for p in network.parameters() if p.dtype.is_floating_point)

@@ -30,7 +30,7 @@ def fold_batch_norms(network: nn.Module) -> int:
         How many are gone.
 
     Raises:
-        ValueError: If the network cannot run on a picture of its usual size.
+        ValueError: If the network cannot run on an image of its usual size.
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return 0

@@ -1,6 +1,6 @@
 """2D relative attention on the CPU: exact, some queries at a time, in memory that fits the cache.
 
-A map is what one head of one picture sees. What its queries see in every row and column is made for
+A map is what one head of one image sees. What its queries see in every row and column is made for
 some maps at a time, and the logits for a block of their queries; both are used and forgotten, and
 the backward pass makes them anew, as FlashAttention does (Dao et al. 2022,
 https://arxiv.org/abs/2205.14135). So the memory that grows with the batch is that of queries, keys,

@@ -172,7 +172,7 @@ def _forward(
     BIASED: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    """A program takes a block of queries of one picture and head."""
+    """A program takes a block of queries of one image and head."""
     blocks = tl.cdiv(size, QUERIES)
     pair = (tl.program_id(0) // blocks).to(tl.int64)
     start = pair * size

@@ -90,7 +90,7 @@ def scale_linear_residual(
 
     Args:
         x: (B, N, C), in float32, float16 or bfloat16, as are all arguments.
-        gate: Factors of every picture's channels, (B, C).
+        gate: Factors of every image's channels, (B, C).
         weight: (K, C).
         bias: (K,).
         residual: (B, N, K).
@@ -231,16 +231,16 @@ def _scale_linear_residual_kernel(
     STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    """A program takes some rows of one picture, which have one gate, and some of their outputs."""
+    """A program takes some rows of one image, which have one gate, and some of their outputs."""
     pieces = tl.cdiv(K, COLS)
     tiles = tl.cdiv(size, ROWS)
     columns = tl.program_id(0) % pieces * COLS + tl.arange(0, COLS)
-    picture = (tl.program_id(0) // pieces // tiles).to(tl.int64)
+    image = (tl.program_id(0) // pieces // tiles).to(tl.int64)
     above = tl.program_id(0) // pieces % tiles * ROWS
-    start = picture * size + above
+    start = image * size + above
     count = size - above
     x += start * C
-    gate += picture * C
+    gate += image * C
     rows = tl.arange(0, ROWS)
     steps = tl.arange(0, STEP)
     products = tl.zeros([ROWS, COLS], tl.float32)
@@ -298,7 +298,7 @@ def _depthwise_gelu_sums_kernel(
     CHANNELS: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
-    """A program takes ``ROWS`` x ``COLS`` places of one picture, and some channels.
+    """A program takes ``ROWS`` x ``COLS`` places of one image, and some channels.
 
     Two rows of outputs grow at a time: ``begun`` has met the row above it, ``nearly`` its own too.
     """
@@ -366,13 +366,13 @@ class _Tile:
     """Steps that are loaded while another is computed, and that one."""
 
     @classmethod
-    def of(cls, dtype: torch.dtype, pictures: int, size: int, outputs: int) -> _Tile:
-        """For a matrix product of (pictures, size) rows, with ``outputs`` numbers each."""
+    def of(cls, dtype: torch.dtype, images: int, size: int, outputs: int) -> _Tile:
+        """For a matrix product of (images, size) rows, with ``outputs`` numbers each."""
         if dtype == torch.float32:  # exact, and so without matrix units
             return cls(rows=64, columns=64, step=32, warps=8, stages=2)
         # The sums are 64 registers a thread of 128 on sm90, so that two programs share a unit.
         large = cls(rows=128, columns=128, step=32, warps=8, stages=4)
-        programs = pictures * _cdiv(size, large.rows) * _cdiv(outputs, large.columns)
+        programs = images * _cdiv(size, large.rows) * _cdiv(outputs, large.columns)
         # Fewer would leave multiprocessors of an A100 without work.
         if programs < 108 or size <= 64:
             return cls(rows=64, columns=32, step=64, warps=4, stages=3)
@@ -384,10 +384,10 @@ def _cdiv(number: int, divisor: int) -> int:
     return -(-number // divisor)
 
 
-def _options(weight: Tensor, pictures: int, size: int) -> dict[str, Any]:
-    """How to launch a product of (pictures, size) rows with a matrix (K, C)."""
+def _options(weight: Tensor, images: int, size: int) -> dict[str, Any]:
+    """How to launch a product of (images, size) rows with a matrix (K, C)."""
     outputs, channels = weight.shape
-    tile = _Tile.of(weight.dtype, pictures, size, outputs)
+    tile = _Tile.of(weight.dtype, images, size, outputs)
     exact = torch.backends.cuda.matmul.fp32_precision != "tf32"
     return {
         "size": size,
@@ -403,8 +403,8 @@ def _options(weight: Tensor, pictures: int, size: int) -> dict[str, Any]:
     }
 
 
-def _programs(pictures: int, options: dict[str, Any]) -> tuple[int]:
-    rows = pictures * _cdiv(options["size"], options["ROWS"])
+def _programs(images: int, options: dict[str, Any]) -> tuple[int]:
+    rows = images * _cdiv(options["size"], options["ROWS"])
     return (rows * _cdiv(options["K"], options["COLS"]),)
 
 
@@ -452,12 +452,12 @@ def _map_and_sums(x: Tensor) -> tuple[Tensor, Tensor]:
 def _scale_linear_residual(
     x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, residual: Tensor
 ) -> Tensor:
-    pictures, size, _ = x.shape
-    options = _options(weight, pictures, size)
+    images, size, _ = x.shape
+    options = _options(weight, images, size)
     out = residual.new_empty(residual.shape)
     inputs = [t.contiguous() for t in (x, gate, weight, bias, residual)]
     with torch.cuda.device_of(x):
-        _scale_linear_residual_kernel[_programs(pictures, options)](*inputs, out, **options)
+        _scale_linear_residual_kernel[_programs(images, options)](*inputs, out, **options)
     return out
 
 

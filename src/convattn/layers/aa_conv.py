@@ -295,7 +295,7 @@ class AAConv2d(nn.Module):
         Args:
             x: (B, in_channels, H, W).
             queries: Row and column of the positions that look, on the attention's map, see
-                ``attention_size``; None takes all, N x N weights a picture and head.
+                ``attention_size``; None takes all, N x N weights an image and head.
 
         Returns:
             (B, heads, N, N) after softmax, N the positions of the attention's map row by row; with
@@ -355,7 +355,7 @@ class AAConv2d(nn.Module):
             raise torch.OutOfMemoryError(
                 f"AAConv2d({self.extra_repr()}) has no memory for the attention of {x.shape[0]} "
                 f"maps of {size[0]} x {size[1]}; attn_downsample={2 * self.attn_downsample}, "
-                f"smaller batches or smaller pictures take less: {error}"
+                f"smaller batches or smaller images take less: {error}"
             ) from error
         out = out.transpose(1, 2).flatten(2).unflatten(1, size)  # (B, H, W, d_v)
         return self.proj(out.permute(0, 3, 1, 2))

@@ -29,7 +29,7 @@ def resample_table(table: Tensor, num_rows: int) -> Tensor:
         (num_rows, d); equal to ``table`` when it has that size already.
     """
     rows = table.shape[0]
-    # While exporting, a comparison of sizes would freeze the picture's size into the program.
+    # While exporting, a comparison of sizes would freeze the image's size into the program.
     if not torch.compiler.is_exporting() and rows == num_rows:
         return table
     # Tensors rather than numbers from here on, for the same reason.

@@ -32,7 +32,7 @@ class AAMnasNet(EfficientNet):
     Bello et al. 2019, https://arxiv.org/abs/1904.09925, on Tan et al. 2018,
     https://arxiv.org/abs/1807.11626. The placement is inferred: of many placements and ratios
     tried, this one comes nearest to the parameters and FLOPs believed to be the paper's, which
-    are unconfirmed. Every expansion but the first, at half the picture's size, is augmented with
+    are unconfirmed. Every expansion but the first, at half the image's size, is augmented with
     4 heads of at least 4 channels, ``qk_ratio`` 0.1 and ``v_ratio`` 0.05, and attends on a map
     of half its size.
 
@@ -44,7 +44,7 @@ class AAMnasNet(EfficientNet):
         v_ratio: Share of an augmented convolution's output channels that attention computes.
         min_head_dim: Least query channels of a head.
         position: "relative", "sine", "coord" or "none".
-        img_size: Side, or height and width, of the pictures that positions are made for, in
+        img_size: Side, or height and width, of the images that positions are made for, in
             pixels; other sizes resample them.
         **kwargs: timm's EfficientNet arguments.
 

@@ -32,7 +32,7 @@ class AAResNet(ResNet):
         v_ratio: Share of an augmented convolution's output channels that attention computes.
         min_head_dim: Least query channels of a head.
         position: "relative", "sine", "coord" or "none".
-        img_size: Side, or height and width, of the pictures that positions are made for, in
+        img_size: Side, or height and width, of the images that positions are made for, in
             pixels; other sizes resample them.
         attn_downsample: How many times smaller the map is on which attention runs, by the stride
             of the stage; 1 elsewhere.
@@ -199,7 +199,7 @@ def resnet_nano(pretrained: bool = False, **kwargs: Any) -> ResNet:
 
 @register_model
 def aa_resnet18_nano(pretrained: bool = False, **kwargs: Any) -> AAResNet:
-    """AA-ResNet-18 of a quarter of the width, for 64x64 pictures: no map needs downsampling."""
+    """AA-ResNet-18 of a quarter of the width, for 64x64 images: no map needs downsampling."""
     attention = {**_NANO_ATTENTION, "attn_downsample": {}}
     return _create("aa_resnet18_nano", pretrained, {**_NANO18, **attention}, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Wide ResNets for small pictures: plain, squeeze-and-excitation, attention-augmented.
+"""Wide ResNets for small images: plain, squeeze-and-excitation, attention-augmented.
 
 Zagoruyko and Komodakis 2016, https://arxiv.org/abs/1605.07146; the attention is that of Bello et
 al. 2019, https://arxiv.org/abs/1904.09925, section 4.1.
@@ -90,7 +90,7 @@ class PreActBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Pre-activation Wide ResNet for 32x32 pictures, optionally with attention.
+    """Pre-activation Wide ResNet for 32x32 images, optionally with attention.
 
     Zagoruyko and Komodakis 2016, https://arxiv.org/abs/1605.07146. With ``augmented``, the first
     convolution of every residual block is attention-augmented: Bello et al. 2019,
@@ -101,7 +101,7 @@ class WideResNet(nn.Module):
         depth: Convolutions on the longest path, 6n + 4.
         widen: Factor on the 16, 32 and 64 channels of the three stages.
         num_classes: Classes; 0 for none.
-        in_chans: Channels of the pictures.
+        in_chans: Channels of the images.
         global_pool: timm's pooling before the classifier.
         augmented: Whether the first convolution of every block computes channels by attention.
         squeeze_excite: Whether every residual branch ends in squeeze-and-excitation.
@@ -111,7 +111,7 @@ class WideResNet(nn.Module):
         min_head_dim: Least query channels of a head.
         position: "relative", "sine", "coord" or "none".
         attn_downsample: Attention of the first stage runs on a map this many times smaller.
-        img_size: Side, or height and width, of the pictures that positions are made for, in
+        img_size: Side, or height and width, of the images that positions are made for, in
             pixels; other sizes resample them.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
@@ -360,7 +360,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def wide_resnet28_10(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """Wide-ResNet-28-10 for 32x32 pictures."""
+    """Wide-ResNet-28-10 for 32x32 images."""
     return _create("wide_resnet28_10", pretrained, {}, **kwargs)
 
 
@@ -390,11 +390,11 @@ _NANO = {
 
 @register_model
 def wide_resnet_nano(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """Wide-ResNet-10-2 for 28x28 pictures, on a laptop."""
+    """Wide-ResNet-10-2 for 28x28 images, on a laptop."""
     return _create("wide_resnet_nano", pretrained, _NANO, **kwargs)
 
 
 @register_model
 def aa_wide_resnet_nano(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """AA-Wide-ResNet-10-2 for 28x28 pictures, on a laptop: 2 heads, a quarter attention."""
+    """AA-Wide-ResNet-10-2 for 28x28 images, on a laptop: 2 heads, a quarter attention."""
     return _create("aa_wide_resnet_nano", pretrained, {**_NANO, "augmented": True}, **kwargs)

@@ -85,7 +85,7 @@ class PatchConvBlock(nn.Module):
     Args:
         dim: Channels.
         layer_scale: Initial factor of the residual branch.
-        drop_path: Probability of dropping the residual branch for a picture. Dropped pictures are
+        drop_path: Probability of dropping the residual branch for an image. Dropped images are
             left out of the computation, but with BatchNorm, which would notice.
         norm: "layernorm" as published, or "batchnorm".
         where: Device and dtype, as in nn.Linear.
@@ -227,7 +227,7 @@ class PatchConvNet(nn.Module):
     """A convolutional stem, identical residual blocks at one resolution, learned aggregation.
 
     Args:
-        in_chans: Channels of the pictures.
+        in_chans: Channels of the images.
         num_classes: Classes; 0 leaves the classifier out.
         global_pool: "attn" for learned aggregation; "avg", "max" and timm's others for a plain
             pool, LayerNorm and linear layer; "" for neither pool nor classifier.
@@ -395,7 +395,7 @@ class PatchConvNet(nn.Module):
     def load_pretrained(self, checkpoint_path: str) -> None:
         """Loads trained weights, with our names or as released; timm calls it.
 
-        Other channels of the pictures get the first convolution summed or repeated, as timm does;
+        Other channels of the images get the first convolution summed or repeated, as timm does;
         for other classes see :func:`checkpoint_filter_fn`.
 
         Args:
@@ -420,7 +420,7 @@ class PatchConvNet(nn.Module):
         """Maps after the blocks asked for.
 
         Args:
-            x: Pictures, (B, in_chans, H, W).
+            x: Images, (B, in_chans, H, W).
             indices: The last so many blocks, or these, or all of them for None.
             norm: Not available, the trunk ends without a normalisation.
             stop_early: Leave out the blocks after the last one asked for.

@@ -47,7 +47,7 @@ SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
 def create_segmenter(name: str, *, num_classes: int, **arguments: Any) -> nn.Module:
     """A segmenter by its name.
 
-    It takes normalised pictures (B, 3, H, W) of any size and gives logits
+    It takes normalised images (B, 3, H, W) of any size and gives logits
     (B, num_classes, H, W); in training a pair of them, the second for the auxiliary loss.
 
     Args:

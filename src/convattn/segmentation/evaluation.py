@@ -22,7 +22,7 @@ from convattn.surgery.modes import evaluating
 class SegmentationResult(Findings):
     """What ``evaluate_segmentation`` found; shares lie between 0 and 1.
 
-    All of them come from the counts of the whole set, and none is a mean over pictures. One that is
+    All of them come from the counts of the whole set, and none is a mean over images. One that is
     not defined, since no pixel has a class, is None.
     """
 
@@ -37,7 +37,7 @@ class SegmentationResult(Findings):
     per_class: dict[str, float]
     """Intersection over union of each class; one that neither truth nor model has is left out."""
     images_per_second: float
-    """Pictures a second, loading included."""
+    """Images a second, loading included."""
 
     def rows(self) -> Rows:
         """Names and values for people; what is not defined is left out."""
@@ -47,16 +47,16 @@ class SegmentationResult(Findings):
             "pixel accuracy": self.pixel_accuracy,
         }
         return [
-            ("pictures", f"{self.num_images:,}"),
+            ("images", f"{self.num_images:,}"),
             *percentages(shares),
             *([] if self.loss is None else [("cross-entropy", f"{self.loss:.4f}")]),
             *worst_class(self.per_class),
-            ("pictures a second", f"{self.images_per_second:,.1f}"),
+            ("images a second", f"{self.images_per_second:,.1f}"),
         ]
 
 
 class SegmentationMetrics(MulticlassConfusionMatrix):
-    """Which class was taken for which, gathered picture by picture.
+    """Which class was taken for which, gathered image by image.
 
     A metric of torchmetrics: it moves between devices, and is summed over processes when it is
     computed.
@@ -70,7 +70,7 @@ class SegmentationMetrics(MulticlassConfusionMatrix):
     loss: Tensor
 
     def __init__(self, *, class_names: Sequence[str], gathered: bool = True) -> None:
-        # Its own checks sort all pixels of each picture.
+        # Its own checks sort all pixels of each image.
         super().__init__(
             len(class_names),
             ignore_index=IGNORED,
@@ -84,15 +84,15 @@ class SegmentationMetrics(MulticlassConfusionMatrix):
     def update(
         self,
         model: nn.Module,
-        pictures: Sequence[Tensor],
+        images: Sequence[Tensor],
         masks: Sequence[Tensor],
         window: tuple[int, int] | None = None,
     ) -> None:
-        """Show some pictures to a segmenter and count its pixels.
+        """Show some images to a segmenter and count its pixels.
 
         Args:
-            model: In evaluation mode, where the pictures and this metric are.
-            pictures: Normalised, (3, h, w); those of one size run together.
+            model: In evaluation mode, where the images and this metric are.
+            images: Normalised, (3, h, w); those of one size run together.
             masks: (H, W) each: the class of every pixel, 255 where it does not count. Logits are
                 resized to the mask before the best class is taken.
             window: As in ``evaluate_segmentation``.
@@ -101,8 +101,8 @@ class SegmentationMetrics(MulticlassConfusionMatrix):
             ValueError: If the model has another number of classes than the data, or a mask has
                 classes beyond it.
         """
-        for indices in _of_one_size(pictures):
-            batch = torch.stack([pictures[index] for index in indices])
+        for indices in _of_one_size(images):
+            batch = torch.stack([images[index] for index in indices])
             logits = model(batch) if window is None else sliding_window(model, batch, window)
             for one, index in zip(logits, indices, strict=True):
                 self._count(one[None], masks[index].as_subclass(Tensor)[None])
@@ -155,18 +155,18 @@ def evaluate_segmentation(
     """Test a segmenter; it is left as it was, but on ``device``.
 
     Args:
-        model: The segmenter: normalised pictures (B, 3, H, W) -> logits (B, classes, H, W).
-        loader: Batches: normalised pictures (3, H, W), and the class of each pixel (H', W'), 255
-            where it does not count. Logits are resized to the mask. Pictures of one size in a
+        model: The segmenter: normalised images (B, 3, H, W) -> logits (B, classes, H, W).
+        loader: Batches: normalised images (3, H, W), and the class of each pixel (H', W'), 255
+            where it does not count. Logits are resized to the mask. Images of one size in a
             batch run together.
         class_names: Name of each class from 0.
         device: Where to compute; None takes the GPU if there is one.
         window: Height and width of what the model sees at once, as in ``sliding_window``; None
-            shows it whole pictures.
+            shows it whole images.
 
     Raises:
         ValueError: If the model has another number of classes than the data, or there is no
-            picture.
+            image.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(device)
@@ -174,25 +174,25 @@ def evaluate_segmentation(
     metrics = SegmentationMetrics(class_names=class_names, gathered=False).to(device)
     start = time.perf_counter()
     with evaluating(model), torch.inference_mode():
-        for pictures, masks in loader:
+        for images, masks in loader:
             metrics.update(
                 model,
-                [picture.to(device) for picture in pictures],
+                [image.to(device) for image in images],
                 [mask.to(device) for mask in masks],
                 window,
             )
     seconds = time.perf_counter() - start
     if not metrics.update_called:
-        raise ValueError("there is no picture to evaluate; name a data set with test pictures")
+        raise ValueError("there is no image to evaluate; name a data set with test images")
     found = metrics.compute()
     return SegmentationResult(**found, images_per_second=found["num_images"] / seconds)
 
 
-def _of_one_size(pictures: Sequence[Tensor]) -> Iterable[list[int]]:
-    """Numbers of the pictures of each size."""
+def _of_one_size(images: Sequence[Tensor]) -> Iterable[list[int]]:
+    """Numbers of the images of each size."""
     groups: dict[tuple[int, ...], list[int]] = {}
-    for index, picture in enumerate(pictures):
-        groups.setdefault(tuple(picture.shape), []).append(index)
+    for index, image in enumerate(images):
+        groups.setdefault(tuple(image.shape), []).append(index)
     return groups.values()
 
 

@@ -1,4 +1,4 @@
-"""A picture in, the class of every pixel out: drawn, or as a mask file."""
+"""An image in, the class of every pixel out: drawn, or as a mask file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_pil_image
 
-from convattn.data.annotated import AnnotatedPictures
+from convattn.data.annotated import AnnotatedImages
 from convattn.data.dense_transforms import segmentation_test_transform
 from convattn.data.masks import IGNORED
 from convattn.detection.drawing import (
@@ -39,7 +39,7 @@ _OPACITY = 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """The class of every pixel of a picture, found or true."""
+    """The class of every pixel of an image, found or true."""
 
     classes: Tensor
     """(H, W) uint8, from 0; 255 where no class counts."""
@@ -57,13 +57,13 @@ class Segmentation:
         order = shares.argsort(descending=True, stable=True)[:count].tolist()
         return [(self.class_names[k], shares[k].item()) for k in order if shares[k] > 0]
 
-    def overlay(self, picture: Image.Image) -> Image.Image:
+    def overlay(self, image: Image.Image) -> Image.Image:
         """Translucent colours of the classes; stripes where none counts.
 
         Args:
-            picture: The one that was looked at. A small one comes back as a multiple of its size.
+            image: The one that was looked at. A small one comes back as a multiple of its size.
         """
-        canvas, times = readable(picture)
+        canvas, times = readable(image)
         classes = magnified(self.classes.numpy(), times)
         colours = _palette(self.class_names)[classes]
         opacity = np.full(classes.shape, _OPACITY, np.float32)
@@ -72,38 +72,38 @@ class Segmentation:
         opacity[ignored] = 1
         return tinted(canvas, colours, opacity)
 
-    def draw(self, picture: Image.Image) -> Image.Image:
+    def draw(self, image: Image.Image) -> Image.Image:
         """The overlay above a legend of the classes that are there.
 
         Args:
-            picture: As for ``overlay``.
+            image: As for ``overlay``.
         """
         colours = dict(zip(self.class_names, _colours(self.class_names), strict=True))
         present = [self.class_names[k] for k in self.classes.unique().tolist() if k != IGNORED]
-        shown = self.overlay(picture)
+        shown = self.overlay(image)
         return stacked(shown, legend({name: colours[name] for name in present}, shown.width))
 
     def mask(self) -> Image.Image:
-        """A picture of mode "P" whose values are the classes, in the colours of ``draw``."""
-        picture = Image.fromarray(self.classes.numpy())
-        picture.putpalette(_palette(self.class_names).tobytes())
-        return picture
+        """An image of mode "P" whose values are the classes, in the colours of ``draw``."""
+        image = Image.fromarray(self.classes.numpy())
+        image.putpalette(_palette(self.class_names).tobytes())
+        return image
 
 
 def segment(
-    model: nn.Module, picture: Image.Image, *, window: tuple[int, int] | None = None
+    model: nn.Module, image: Image.Image, *, window: tuple[int, int] | None = None
 ) -> Segmentation:
-    """Find the class of every pixel of a picture; the segmenter is left as it was.
+    """Find the class of every pixel of an image; the segmenter is left as it was.
 
-    The picture is prepared as for the segmenter's evaluation, and the logits are brought back to
-    the picture's own size.
+    The image is prepared as for the segmenter's evaluation, and the logits are brought back to
+    the image's own size.
 
     Args:
         model: A segmenter whose ``pretrained_cfg`` has ``image_size``, ``mean``, ``std`` and
             ``label_names``.
-        picture: Of any mode and size.
+        image: Of any mode and size.
         window: Height and width of what the model sees at once, as in ``sliding_window``; None
-            shows it the whole picture.
+            shows it the whole image.
 
     Example:
         >>> from convattn.segmentation import create_segmenter
@@ -115,40 +115,40 @@ def segment(
     prepare = segmentation_test_transform(
         image_size=cfg["image_size"], mean=tuple(cfg["mean"]), std=tuple(cfg["std"])
     )
-    unknown = tv_tensors.Mask(torch.full((picture.height, picture.width), IGNORED))
-    pixels, _ = prepare(tv_tensors.Image(picture.convert("RGB")), unknown)
+    unknown = tv_tensors.Mask(torch.full((image.height, image.width), IGNORED))
+    pixels, _ = prepare(tv_tensors.Image(image.convert("RGB")), unknown)
     batch = pixels[None].to(next(model.parameters()).device)
     with evaluating(model), torch.inference_mode():
         logits = model(batch) if window is None else sliding_window(model, batch, window)
-        classes = resized(logits, (picture.height, picture.width)).argmax(1)[0]
+        classes = resized(logits, (image.height, image.width)).argmax(1)[0]
     return Segmentation(
         classes=classes.to("cpu", torch.uint8), class_names=tuple(cfg["label_names"])
     )
 
 
 def draw_beside_truth(
-    model: nn.Module, pictures: AnnotatedPictures[Tensor], count: int, out: Path, *, title: str
+    model: nn.Module, images: AnnotatedImages[Tensor], count: int, out: Path, *, title: str
 ) -> None:
-    """Write a sheet of pictures from all over a data set: alone, with the truth and what is found.
+    """Write a sheet of images from all over a data set: alone, with the truth and what is found.
 
     Args:
         model: As in ``segment``.
-        pictures: A data set without a transform: uint8 (3, H, W) and the class of every pixel.
+        images: A data set without a transform: uint8 (3, H, W) and the class of every pixel.
         count: How many; a smaller data set gives all it has.
         out: The PNG to write.
         title: What stands above all.
     """
     class_names = tuple(cast(Any, model).pretrained_cfg["label_names"])
     groups, present = [], set[int]()
-    for pixels, mask in pictures.spread(count):
-        picture = to_pil_image(pixels)
+    for pixels, mask in images.spread(count):
+        image = to_pil_image(pixels)
         truth = Segmentation(
             classes=mask.as_subclass(Tensor).to(torch.uint8), class_names=class_names
         )
-        found = segment(model, picture)
+        found = segment(model, image)
         present |= {*truth.classes.unique().tolist(), *found.classes.unique().tolist()}
-        groups.append((readable(picture)[0], truth.overlay(picture), found.overlay(picture)))
-    whole = sheet(groups, ("picture", "truth", "prediction"), title)
+        groups.append((readable(image)[0], truth.overlay(image), found.overlay(image)))
+    whole = sheet(groups, ("image", "truth", "prediction"), title)
     colours = _colours(class_names)
     names = {class_names[k]: colours[k] for k in sorted(present - {IGNORED})}
     save_png(stacked(whole, legend(names, whole.width)), out)

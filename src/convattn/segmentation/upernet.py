@@ -27,8 +27,8 @@ class UPerNet(nn.Module):
     A second, small head on the map of stride 16 helps the backbone in training, as usual.
 
     In training a norm that sees a single value a channel, as the pool to 1 x 1 does for a batch of
-    one picture, takes its running statistics, since one value has no variance. A backbone with
-    BatchNorm may still refuse one very small picture.
+    one image, takes its running statistics, since one value has no variance. A backbone with
+    BatchNorm may still refuse one very small image.
 
     Args:
         levels: The backbone's maps of strides 4, 8, 16 and 32.
@@ -40,7 +40,7 @@ class UPerNet(nn.Module):
     Attributes:
         num_classes: As given.
         pretrained_cfg: ``mean`` and ``std`` of the normalisation, ImageNet's at first;
-            ``image_size``, the shorter side that pictures are resized to, None keeps theirs; and
+            ``image_size``, the shorter side that images are resized to, None keeps theirs; and
             ``label_names``. Whoever trains the network writes its own there.
 
     Shape:
@@ -209,10 +209,10 @@ def sliding_window(
     stride: tuple[int, int] | None = None,
     batch_size: int = 4,
 ) -> Tensor:
-    """Logits of large pictures, window by window, averaged where windows overlap.
+    """Logits of large images, window by window, averaged where windows overlap.
 
     As mmsegmentation's "slide" mode: the last window of a row or column is shifted inside, so that
-    every window is full. A picture smaller than the window is seen whole along that side.
+    every window is full. An image smaller than the window is seen whole along that side.
 
     Args:
         model: A segmenter in evaluation mode.

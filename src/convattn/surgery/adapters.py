@@ -11,7 +11,7 @@ from convattn.layers.aggregation import ClassTokenLinear
 class AggregationPool(nn.Module):
     """Learned aggregation in a pool's place, with the pool's output shape.
 
-    With class tokens each token's features go on as a picture of their own, so that whatever lies
+    With class tokens each token's features go on as an image of their own, so that whatever lies
     between pool and classifier treats them alike; :class:`TokenClassifier` gathers them again.
 
     Args:

@@ -58,7 +58,7 @@ def augment(
             several of these, or a function of (module, name) that says yes. Where attention does
             not fit, a convolution is left alone, but it is an error if it was named itself. None:
             none.
-        input_size: The pictures' side, (H, W) or (C, H, W) in pixels, for which position tables
+        input_size: The images' side, (H, W) or (C, H, W) in pixels, for which position tables
             are made; other sizes resample them. None takes the model's ``pretrained_cfg``, as
             timm's have, or 224 x 224.
         num_heads: Attention heads of a convolution.

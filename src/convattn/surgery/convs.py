@@ -91,7 +91,7 @@ def _obstacle(conv: nn.Conv2d, sizes: _Sizes | None, called: bool) -> str | None
     """Why no AAConv2d can stand in a convolution's place."""
     if sizes is None:
         return (
-            "it was given no map of the picture"
+            "it was given no map of the image"
             if called
             else "it was not reached, or its weights are used without calling it"
         )

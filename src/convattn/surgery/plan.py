@@ -39,7 +39,7 @@ def plan(
 
     Args:
         model: Any convolutional network.
-        input_size: The picture's side, (H, W) or (C, H, W) in pixels; None takes the model's
+        input_size: The image's side, (H, W) or (C, H, W) in pixels; None takes the model's
             ``pretrained_cfg``, as timm's have, or 224 x 224.
         pool: As in ``augment``.
         conv: As in ``augment``.

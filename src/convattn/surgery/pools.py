@@ -70,9 +70,9 @@ def pool_plan(model: nn.Module, run: Trace, wish: Wish) -> PoolPlan:
     params_after, macs_after, memory = params, macs, 0
     if layer is not None and found.feat_size is not None and found.in_features is not None:
         params_after += num_params(layer)
-        picture = torch.empty((1, found.in_features, *found.feat_size), device="meta")
+        image = torch.empty((1, found.in_features, *found.feat_size), device="meta")
         with FlopCounterMode(display=False) as counter:
-            layer.pool(picture)
+            layer.pool(image)
         macs_after += counter.get_total_flops() // 2
         macs_after += (tokens - 1) * _macs_between(modules, run, found.pooled, classifier)
         memory = 4 * math.prod(found.feat_size) * (found.in_features + wish.pool_heads * tokens)
@@ -128,7 +128,7 @@ def _find_pool(modules: Mapping[str, nn.Module], run: Trace, pool_name: str | No
     line = run.bottlenecks()
     maps = [at for at, number in enumerate(line) if number and _is_map(values[number].shape)]
     if not maps:
-        return _Found(reason=f"{network} makes no map of the picture on its way to the logits")
+        return _Found(reason=f"{network} makes no map of the image on its way to the logits")
     before = line[maps[-1]]
     if maps[-1] + 1 == len(line):
         return _Found(reason=f"{network} returns a map of {_shape(values[before])}, unpooled")
@@ -181,7 +181,7 @@ def _pool_module(modules: Mapping[str, nn.Module], run: Trace, call: Call) -> _F
         return _Found(
             name=call.name,
             layer=layer,
-            reason=f"{call.name!r} ({layer}) is called {times} times for one picture, and not only "
+            reason=f"{call.name!r} ({layer}) is called {times} times for one image, and not only "
             "by the head; give the head a pool module of its own",
         )
     if math.prod(pooled) != shape[1]:

@@ -69,7 +69,7 @@ class ConvPlan:
     out_size: tuple[int, int] | None
     """Height and width of the map it makes; None if it was not reached."""
     stage: int | None
-    """Pixels of the picture per position of its output, to the nearest power of two."""
+    """Pixels of the image per position of its output, to the nearest power of two."""
     asked: bool
     """Whether it is among the convolutions that were asked for."""
     replaced: bool
@@ -89,11 +89,11 @@ class ConvPlan:
     params_after: int
     """Parameters after."""
     macs: int
-    """Multiply-adds for one picture before."""
+    """Multiply-adds for one image before."""
     macs_after: int
-    """Multiply-adds for one picture after."""
+    """Multiply-adds for one image after."""
     attn_memory: int
-    """Bytes that attention keeps of one picture for its gradient, at the layer's own precision."""
+    """Bytes that attention keeps of one image for its gradient, at the layer's own precision."""
     attention: dict[str, Any]
     """Keyword arguments of the AAConv2d; empty if none is made."""
     same_padding: bool = False
@@ -131,11 +131,11 @@ class PoolPlan:
     params_after: int
     """Parameters of both after."""
     macs: int
-    """Multiply-adds of both for one picture before; a pool's own are not counted."""
+    """Multiply-adds of both for one image before; a pool's own are not counted."""
     macs_after: int
-    """Multiply-adds of both for one picture after."""
+    """Multiply-adds of both for one image after."""
     attn_memory: int
-    """Bytes of normalised patches and attention weights of one picture."""
+    """Bytes of normalised patches and attention weights of one image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class Plan:
     model: str
     """Class of the network."""
     input_size: tuple[int, int, int]
-    """(C, H, W) of the picture that sizes and multiply-adds are for."""
+    """(C, H, W) of the image that sizes and multiply-adds are for."""
     pool: PoolPlan
     """The pool and the classifier."""
     convs: tuple[ConvPlan, ...]
@@ -157,9 +157,9 @@ class Plan:
     params_after: int
     """Parameters of the whole network after."""
     macs: int
-    """Multiply-adds of the whole network for one picture before."""
+    """Multiply-adds of the whole network for one image before."""
     macs_after: int
-    """Multiply-adds of the whole network for one picture after."""
+    """Multiply-adds of the whole network for one image after."""
 
     @property
     def classifier_name(self) -> str | None:

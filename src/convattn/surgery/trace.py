@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convattn.surgery.modes import evaluating
 
 TRANSFORMER = (
-    "the network is a transformer: it cuts the picture into patches and attends to them already; "
+    "the network is a transformer: it cuts the image into patches and attends to them already; "
     "augment() is for convolutional networks"
 )
 _ATTENTION_OPS = frozenset({"scaled_dot_product_attention", "softmax", "_softmax"})
@@ -38,7 +38,7 @@ class Value:
     shape: Size
     """Its shape, the batch of 1 included."""
     op: str
-    """The operation that made it, as in "mean"; "input" for the picture."""
+    """The operation that made it, as in "mean"; "input" for the image."""
     sources: tuple[int, ...]
     """Numbers of the values it was made of; parameters are none."""
     owner: str
@@ -70,10 +70,10 @@ class Trace:
     macs: int
     """Multiply-adds of convolutions and matrix products."""
     input_size: tuple[int, int, int]
-    """(C, H, W) of the picture."""
+    """(C, H, W) of the image."""
 
     def bottlenecks(self) -> list[int]:
-        """Values through which alone the picture reaches the logits, in order."""
+        """Values through which alone the image reaches the logits, in order."""
         if self.output is None:
             return []
         useful = {self.output}
@@ -187,25 +187,25 @@ def trace(model: nn.Module, input_size: tuple[int, int, int], *, count_macs: boo
     """Run a network once and note what happens; the network is left as it was.
 
     It runs on the meta device, without computing anything; a network whose path depends on what it
-    computes runs where it is, on an empty picture.
+    computes runs where it is, on an empty image.
 
     Args:
         model: The network.
-        input_size: (C, H, W) of a picture.
+        input_size: (C, H, W) of an image.
         count_macs: Count multiply-adds, which takes longest; else they are 0.
 
     Raises:
-        ValueError: If it cannot run on such a picture.
+        ValueError: If it cannot run on such an image.
     """
     names = {module: name for name, module in model.named_modules()}
 
-    def noted(forward: Callable[[Tensor], Any], picture: Tensor) -> Trace:
+    def noted(forward: Callable[[Tensor], Any], image: Tensor) -> Trace:
         recorder = _Recorder(names=names)
         counter = FlopCounterMode(display=False)
         with _hooked(names, recorder), counter if count_macs else nullcontext():
-            recorder.note(picture, "input", ())
+            recorder.note(image, "input", ())
             with recorder:
-                out = forward(picture)
+                out = forward(image)
         return Trace(
             values=recorder.values,
             calls=recorder.calls,
@@ -220,15 +220,15 @@ def trace(model: nn.Module, input_size: tuple[int, int, int], *, count_macs: boo
 def trace_usual(
     model: nn.Module, input_size: int | Sequence[int] | None = None, *, count_macs: bool = False
 ) -> Trace:
-    """:func:`trace` on a picture of the network's usual size.
+    """:func:`trace` on an image of the network's usual size.
 
     Args:
         model: The network.
-        input_size: A side, (H, W) or (C, H, W) of a picture; None takes the usual one.
+        input_size: A side, (H, W) or (C, H, W) of an image; None takes the usual one.
         count_macs: As in :func:`trace`.
 
     Raises:
-        ValueError: If ``input_size`` is none, or the network cannot run on such a picture.
+        ValueError: If ``input_size`` is none, or the network cannot run on such an image.
     """
     sizes = _input_sizes(model, input_size)
     for size in sizes[:-1]:
@@ -271,16 +271,16 @@ def check_runs(model: nn.Module, input_size: tuple[int, int, int]) -> None:
 
     Args:
         model: The network.
-        input_size: (C, H, W) of a picture.
+        input_size: (C, H, W) of an image.
 
     Raises:
-        ValueError: If it cannot run on such a picture.
+        ValueError: If it cannot run on such an image.
     """
-    _run(model, input_size, lambda forward, picture: forward(picture))
+    _run(model, input_size, lambda forward, image: forward(image))
 
 
 def _input_sizes(model: nn.Module, given: int | Sequence[int] | None) -> list[tuple[int, int, int]]:
-    """The size of the pictures, with each number of channels that they may have."""
+    """The size of the images, with each number of channels that they may have."""
     cfg = getattr(model, "pretrained_cfg", None)
     usual = tuple(cfg.get("input_size", ())) if isinstance(cfg, Mapping) else ()
     sides = (usual or 224) if given is None else given
@@ -292,7 +292,7 @@ def _input_sizes(model: nn.Module, given: int | Sequence[int] | None) -> list[tu
     height, width = sizes[-2:]
     if given is not None and len(sizes) == 3:
         return [(sizes[0], height, width)]
-    # The first convolution tells, unless the network rearranges the picture before it.
+    # The first convolution tells, unless the network rearranges the image before it.
     first = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     channels = dict.fromkeys([next(first, 3), *usual[:1], 3])
     return [(count, height, width) for count in channels]
@@ -303,7 +303,7 @@ def _run(
     input_size: tuple[int, int, int],
     what: Callable[[Callable[[Tensor], Any], Tensor], T],
 ) -> T:
-    """``what`` of the network in evaluation mode and an empty picture; first on the meta device."""
+    """``what`` of the network in evaluation mode and an empty image; first on the meta device."""
     first = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0))
     dtype = first.dtype if first.dtype.is_floating_point else torch.float32
     with torch.inference_mode(), evaluating(model):
@@ -312,8 +312,8 @@ def _run(
                 name: tensor.detach().to("meta")
                 for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
             }
-            picture = torch.zeros((1, *input_size), device="meta", dtype=dtype)
-            return what(partial(functional_call, model, state), picture)
+            image = torch.zeros((1, *input_size), device="meta", dtype=dtype)
+            return what(partial(functional_call, model, state), image)
         except Exception as error:
             if first.device.type == "meta":
                 raise _cannot_run(model, input_size, error) from error
@@ -326,7 +326,7 @@ def _run(
 def _cannot_run(model: nn.Module, input_size: tuple[int, int, int], error: Exception) -> ValueError:
     shape = " x ".join(map(str, input_size))
     return ValueError(
-        f"{type(model).__name__} cannot run on a picture of {shape}: "
+        f"{type(model).__name__} cannot run on an image of {shape}: "
         f"{' '.join(str(error).split())}; give the size it takes as input_size=(C, H, W)"
     )
 

@@ -109,7 +109,7 @@ class TrainingMetrics(Callback):
 
     Args:
         log_every: Optimiser steps between two rows.
-        batch_size: Pictures per optimiser step.
+        batch_size: Images per optimiser step.
         steps_per_epoch: Optimiser steps an epoch.
         curves: What the tests measure.
     """
@@ -349,7 +349,7 @@ class Checkpoints(Callback):
 
 
 class ProgressLine(Callback):
-    """One line that shows epoch, step, loss, pictures a second and the time left.
+    """One line that shows epoch, step, loss, images a second and the time left.
 
     On a terminal the line is redrawn twice a second; elsewhere there is a line an epoch.
 

@@ -24,8 +24,8 @@ from convattn.explain import attention_layers
 from convattn.surgery import freeze as freeze_all_but
 from convattn.train.config import TrainConfig
 from convattn.train.datamodule import TrainingData
+from convattn.train.figures import draw_attention
 from convattn.train.inputs import open_source, pretrained_cfg, test_batches, training_transform
-from convattn.train.pictures import draw_attention
 from convattn.train.seeding import seed_all
 from convattn.train.task import (
     Curves,
@@ -36,7 +36,7 @@ from convattn.train.task import (
 )
 from convattn.weights import classifier_names
 
-_NUM_PICTURES = 12
+_NUM_IMAGES = 12
 
 
 class ClassificationTask(TrainingTask):
@@ -47,7 +47,7 @@ class ClassificationTask(TrainingTask):
     Args:
         model: Name in timm's registry.
         num_classes: Number of classes.
-        in_chans: Channels of a picture.
+        in_chans: Channels of an image.
         pretrained: Start from the released weights.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Chance that a residual branch is dropped.
@@ -64,7 +64,7 @@ class ClassificationTask(TrainingTask):
         epochs: Length of the schedule.
         optimizer_args: Arguments of ``create_optimizer``.
         schedule_args: Arguments of ``create_schedule`` but for the lengths.
-        channels_last: Keep pictures and kernels channels-last.
+        channels_last: Keep images and kernels channels-last.
         seed: Seed of dropout, drop path and mixup.
 
     Shape:
@@ -132,18 +132,18 @@ class ClassificationTask(TrainingTask):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_chans, H, W) pictures -> (B, num_classes) logits."""
+        """(B, in_chans, H, W) images -> (B, num_classes) logits."""
         return self.model(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch of pictures and class numbers."""
+        """The loss of one batch of images and class numbers."""
         images, targets = batch
         if self.mix is not None:
             images, targets = self.mix(images, targets)
         return self.loss(self(images.to(memory_format=self.memory_format)), targets)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count one batch of test pictures."""
+        """Count one batch of test images."""
         images, labels = batch
         logits = self(images)
         loss = nn.functional.cross_entropy(logits.float(), labels)
@@ -170,7 +170,7 @@ def training_loss(name: str, *, label_smoothing: float, mixes: bool) -> nn.Modul
 
 
 class ClassificationJob:
-    """Trains a classifier on labelled pictures.
+    """Trains a classifier on labelled images.
 
     Args:
         config: The run; the number of classes is taken from the data.
@@ -258,7 +258,7 @@ class ClassificationJob:
         if not attention_layers(model):
             return result, ()
         dataset = loader.dataset
-        items = [dataset[index] for index in range(min(_NUM_PICTURES, len(source.test)))]
+        items = [dataset[index] for index in range(min(_NUM_IMAGES, len(source.test)))]
         draw_attention(
             model.cpu(),
             torch.stack([image for image, _ in items]),

@@ -20,7 +20,7 @@ Scalar = bool | int | float | str
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The pictures, and how they are cropped, augmented and grouped."""
+    """The images, and how they are cropped, augmented and grouped."""
 
     name: str = "cluttered_digits"
     """Name of the data set; `convattn list --data` shows them all."""
@@ -30,44 +30,44 @@ class DataConfig:
     """Detection: name of the COCO json before _train2017.json; None: instances."""
     bad_annotations: Literal["error", "skip"] = "error"
     """Detection and segmentation: refuse a set with faulty annotations, or leave them out."""
-    empty_pictures: Literal["keep", "skip", "error"] = "keep"
-    """Detection: what is done with training pictures that show no object."""
+    empty_images: Literal["keep", "skip", "error"] = "keep"
+    """Detection: what is done with training images that show no object."""
     download: bool = False
     """Fetch the data set into root when it is missing."""
     image_size: int | None = None
-    """Height and width that the network sees, in pixels; None keeps the pictures' own size.
+    """Height and width that the network sees, in pixels; None keeps the images' own size.
     Detection and segmentation: length of the shorter side."""
     max_size: int | None = None
-    """Detection: longest side that a resized picture may get, in pixels; None: 5/3 of the other."""
+    """Detection: longest side that a resized image may get, in pixels; None: 5/3 of the other."""
     scale_jitter: tuple[float, float] | None = None
-    """Detection and segmentation: factor by which a training picture is resized, from and to."""
+    """Detection and segmentation: factor by which a training image is resized, from and to."""
     crop_size: tuple[int, int] | None = None
     """Detection and segmentation: height and width of training crops; what is smaller is padded."""
     num_train: int | None = None
-    """Number of training pictures to make or keep; None means all."""
+    """Number of training images to make or keep; None means all."""
     num_test: int | None = None
-    """Number of test pictures to make or keep; None means all."""
+    """Number of test images to make or keep; None means all."""
     batch_size: int = 128
-    """Pictures per optimiser step, over all devices and accumulated batches together."""
+    """Images per optimiser step, over all devices and accumulated batches together."""
     num_workers: int = 0
-    """Processes that load pictures, per device; 0 loads them in the training process."""
+    """Processes that load images, per device; 0 loads them in the training process."""
     repeated_augmentation: int = 1
-    """Times that a picture stands in a row in an epoch, each augmented anew; the epoch shows as
-    many fewer pictures and is as long as before."""
+    """Times that an image stands in a row in an epoch, each augmented anew; the epoch shows as
+    many fewer images and is as long as before."""
     scale: tuple[float, float] | None = None
-    """Share of the picture's area that a random crop keeps, lowest and highest; None: no crop."""
+    """Share of the image's area that a random crop keeps, lowest and highest; None: no crop."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Aspect ratio of that random crop, lowest and highest."""
     random_crop_padding: int = 0
-    """Pixels of padding round the picture before a crop of the picture's own size is taken."""
+    """Pixels of padding round the image before a crop of the image's own size is taken."""
     hflip: float = 0.5
-    """Chance that a training picture is mirrored left to right."""
+    """Chance that a training image is mirrored left to right."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation; 0 turns it off."""
     auto_augment: str | None = None
     """timm's name of an augmentation policy, for example rand-m9-mstd0.5-inc1."""
     random_erasing: float = 0.0
-    """Chance that a rectangle of a training picture is erased."""
+    """Chance that a rectangle of a training image is erased."""
     mixup: float = 0.0
     """alpha of mixup; 0 turns it off."""
     cutmix: float = 0.0
@@ -75,9 +75,9 @@ class DataConfig:
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all classes."""
     interpolation: str = "bicubic"
-    """How pictures are resized: bicubic, bilinear or nearest."""
+    """How images are resized: bicubic, bilinear or nearest."""
     crop_pct: float | None = None
-    """Share of a resized test picture's side that its crop keeps; None: 0.875, or 1 unresized."""
+    """Share of a resized test image's side that its crop keeps; None: 0.875, or 1 unresized."""
 
     def __post_init__(self) -> None:
         _require_at_least("data.batch_size", self.batch_size, 1)
@@ -94,7 +94,7 @@ class ModelConfig:
     name: str = "patchconvnet_nano"
     """Name of the model; `convattn list` shows convattn's own, --dense detectors and segmenters."""
     backbone: str | None = None
-    """Detection and segmentation: name of the network that looks at the picture, any of timm's."""
+    """Detection and segmentation: name of the network that looks at the image, any of timm's."""
     backbone_args: dict[str, Scalar] = field(default_factory=dict)
     """Further keyword arguments of the backbone, for example embed_dim 96."""
     num_classes: int | None = None
@@ -227,7 +227,7 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     epochs: int = 10
-    """Times that the training pictures are gone through."""
+    """Times that the training images are gone through."""
     seed: int = 0
     """Seed of everything random; the same seed on the same machine gives the same weights."""
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
@@ -249,13 +249,13 @@ class TrainConfig:
     ema_decay: float | None = None
     """Decay a step of the averaged weights that are tested and saved; None: no average."""
     channels_last: bool = False
-    """Keep pictures and kernels channels-last, which is faster on recent GPUs."""
+    """Keep images and kernels channels-last, which is faster on recent GPUs."""
     compile: bool = False
     """Compile the model with torch.compile."""
     deterministic: bool = True
     """Use deterministic algorithms only, so that a seed gives the same weights on a GPU, too."""
     eval_every: int = 1
-    """Epochs between two looks at the test pictures during training."""
+    """Epochs between two looks at the test images during training."""
     log_every: int = 20
     """Optimiser steps between two rows of metrics.csv."""
     checkpoint_every: int = 0
@@ -451,7 +451,7 @@ _OF_CLASSIFIERS = (
 )
 _OF_DENSE = _defaults("data", DataConfig, "scale_jitter", "crop_size", "bad_annotations")
 _OF_DENSE |= _defaults("model", ModelConfig, "backbone", "backbone_args")
-_OF_DETECTORS = _defaults("data", DataConfig, "max_size", "annotations", "empty_pictures")
+_OF_DETECTORS = _defaults("data", DataConfig, "max_size", "annotations", "empty_images")
 
 _UNUSED = {
     "classification": _OF_DENSE | _OF_DETECTORS,

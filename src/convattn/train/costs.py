@@ -1,7 +1,7 @@
 """What a network costs to run and to train, found out without training it.
 
 Multiply-adds are counted on the meta device, which computes nothing. What the backward pass will
-need is what a small picture's forward pass leaves behind on the CPU: it grows with the area.
+need is what a small image's forward pass leaves behind on the CPU: it grows with the area.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from convattn.train.optim import create_optimizer
 from convattn.train.task import optimizer_args
 
 _SMALL = 64  # pixels; two of a network's coarsest positions
-_REGIONS, _MASKS = 1000, 100  # that a Mask R-CNN looks at in a picture
+_REGIONS, _MASKS = 1000, 100  # that a Mask R-CNN looks at in an image
 
 
 class _Detector(nn.Module):
-    """What of a detector a picture goes through before boxes are chosen, and some regions."""
+    """What of a detector an image goes through before boxes are chosen, and some regions."""
 
     def __init__(self, model: RetinaNet | MaskRCNN, *, regions: bool) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def create_network(
     Args:
         config: The run.
         num_classes: Without the background.
-        in_chans: Channels of a picture.
+        in_chans: Channels of an image.
         input_size: Height and width that attention is made for, where it is added.
 
     Raises:
@@ -85,11 +85,11 @@ def create_network(
 def count_network(model: nn.Module, input_size: tuple[int, int, int]) -> Counts:
     """:func:`convattn.bench.count`, of detectors, too: without choosing boxes.
 
-    A Mask R-CNN's 1,000 boxes and 100 masks a picture are counted.
+    A Mask R-CNN's 1,000 boxes and 100 masks an image are counted.
 
     Args:
         model: A classifier, a segmenter or a detector.
-        input_size: (C, H, W) of one picture.
+        input_size: (C, H, W) of one image.
     """
     return count(_runnable(model, regions=True), input_size)
 
@@ -120,12 +120,12 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
 
     Args:
         model: A network without memory, as made under ``torch.device("meta")``.
-        input_size: (C, H, W) of one picture.
+        input_size: (C, H, W) of one image.
     """
     network = _runnable(model.eval(), regions=True)
-    picture = torch.empty(1, *input_size, device="meta")
+    image = torch.empty(1, *input_size, device="meta")
     with torch.no_grad(), _Flops() as flops:
-        network(picture)
+        network(image)
     return flops.total // 2
 
 
@@ -159,14 +159,14 @@ class _HeldBytes(TorchDispatchMode):
 
 
 def activation_bytes(model: nn.Module, input_size: tuple[int, int, int], *, mixed: bool) -> int:
-    """Bytes that the backward pass of one picture needs, estimated.
+    """Bytes that the backward pass of one image needs, estimated.
 
-    They are those of a picture of 64 pixels, times the areas' ratio. Regions of a Mask R-CNN are
+    They are those of an image of 64 pixels, times the areas' ratio. Regions of a Mask R-CNN are
     left out.
 
     Args:
         model: A network without memory, as made under ``torch.device("meta")``; it is filled.
-        input_size: (C, H, W) of the picture.
+        input_size: (C, H, W) of the image.
         mixed: Whether in bfloat16 where autocast says so.
     """
     channels, height, width = input_size
@@ -184,9 +184,9 @@ def activation_bytes(model: nn.Module, input_size: tuple[int, int, int], *, mixe
         del out
         return found
 
-    # What a batch of two holds more is a picture's; weights cast to bfloat16 are in both.
-    per_picture = held(2) - held(1)
-    return round(per_picture * height * width / (small[0] * small[1]))
+    # What a batch of two holds more is an image's; weights cast to bfloat16 are in both.
+    per_image = held(2) - held(1)
+    return round(per_image * height * width / (small[0] * small[1]))
 
 
 def training_state_bytes(model: nn.Module, config: TrainConfig) -> int:

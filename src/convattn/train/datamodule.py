@@ -15,7 +15,7 @@ from convattn.train.seeding import derive_seed, seeded
 
 
 class Batch(NamedTuple):
-    """Which pictures a batch holds, and the seed of their augmentation."""
+    """Which images a batch holds, and the seed of their augmentation."""
 
     seed: int
     indices: list[int]
@@ -24,20 +24,20 @@ class Batch(NamedTuple):
 class EpochBatches(Sampler[Batch]):
     """The shuffled batches of one rank, from any place in the training on.
 
-    Every optimiser step takes the next ``batch_size`` pictures of the epoch's order. Ranks and
+    Every optimiser step takes the next ``batch_size`` images of the epoch's order. Ranks and
     accumulated parts share them out evenly, so that their number does not change what a step sees.
-    The pictures left over at the end of an epoch wait for the next one.
+    The images left over at the end of an epoch wait for the next one.
 
     Args:
-        num_images: Number of training pictures.
-        batch_size: Pictures per optimiser step, over all ranks and accumulated parts.
+        num_images: Number of training images.
+        batch_size: Images per optimiser step, over all ranks and accumulated parts.
         seed: Seed of the order and of the augmentation.
         rank: Of this process.
         world_size: Number of processes.
         accumulate: Parts a step is split into.
-        repeats: Times that a picture stands in the order, one after the other: repeated
+        repeats: Times that an image stands in the order, one after the other: repeated
             augmentation (Hoffer et al. 2019, https://arxiv.org/abs/1901.09335), as DeiT has it. The
-            epoch keeps its length and shows that many fewer pictures.
+            epoch keeps its length and shows that many fewer images.
         start_step: Optimiser steps already taken; the first epoch is begun there.
     """
 
@@ -98,7 +98,7 @@ class SeededBatches(Dataset[Any]):
     """A data set that is asked for ``Batch``es and augments each by the batch's own seed.
 
     Args:
-        dataset: Gives (picture, label) items and augments with the global generators.
+        dataset: Gives (image, label) items and augments with the global generators.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
@@ -115,16 +115,16 @@ class TrainingData(L.LightningDataModule):
     """Training and test batches.
 
     Args:
-        config: How pictures are grouped and loaded.
-        train: Training pictures with their augmentation.
-        test: Test pictures.
-        cfg: What a network trained on them needs of a test picture: its ``pretrained_cfg``.
-        seed: Seed of the order and the augmentation; the pictures are the same for every seed.
+        config: How images are grouped and loaded.
+        train: Training images with their augmentation.
+        test: Test images.
+        cfg: What a network trained on them needs of a test image: its ``pretrained_cfg``.
+        seed: Seed of the order and the augmentation; the images are the same for every seed.
         accumulate: Parts a step's batch is split into.
         collate: Makes a batch of items; None stacks them.
 
     Raises:
-        ValueError: If the batch does not fit the number of pictures.
+        ValueError: If the batch does not fit the number of images.
     """
 
     def __init__(
@@ -140,8 +140,8 @@ class TrainingData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.config = config
-        self.train_pictures = train
-        self.test_pictures = test
+        self.train_images = train
+        self.test_images = test
         self.cfg = dict(cfg)
         self.seed = seed
         self.accumulate = accumulate
@@ -150,7 +150,7 @@ class TrainingData(L.LightningDataModule):
         if num_images < config.batch_size:
             raise ValueError(
                 f"data.batch_size={config.batch_size} is more than the {num_images} training "
-                f"pictures; choose at most {num_images}"
+                f"images; choose at most {num_images}"
             )
         self._step = 0
 
@@ -184,7 +184,7 @@ class TrainingData(L.LightningDataModule):
                 f"accumulate={self.accumulate} parts; nearest that works: {good}"
             )
         return self._loader(
-            SeededBatches(self.train_pictures),
+            SeededBatches(self.train_images),
             batch_sampler=EpochBatches(
                 self.num_images,
                 config.batch_size,
@@ -198,12 +198,12 @@ class TrainingData(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """This rank's share of the test pictures."""
+        """This rank's share of the test images."""
         assert self.trainer is not None
         world_size = self.trainer.world_size
-        share = range(self.trainer.global_rank, _length(self.test_pictures), world_size)
+        share = range(self.trainer.global_rank, _length(self.test_images), world_size)
         return self._loader(
-            Subset(self.test_pictures, share),
+            Subset(self.test_images, share),
             batch_size=max(1, self.config.batch_size // world_size),
         )
 
@@ -218,6 +218,6 @@ class TrainingData(L.LightningDataModule):
         )
 
 
-def _length(pictures: Dataset[Any]) -> int:
+def _length(images: Dataset[Any]) -> int:
     """Of a data set that is no stream."""
-    return len(cast(Sized, pictures))
+    return len(cast(Sized, images))

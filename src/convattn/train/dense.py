@@ -46,7 +46,7 @@ class DenseTask(TrainingTask):
         epochs: Length of the schedule.
         optimizer_args: Arguments of ``create_optimizer``.
         schedule_args: Arguments of ``create_schedule`` but for the lengths.
-        channels_last: Keep pictures and kernels channels-last.
+        channels_last: Keep images and kernels channels-last.
         seed: Seed of dropout, drop path and whatever else is random in the model.
     """
 
@@ -90,17 +90,17 @@ Task = TypeVar("Task", bound=DenseTask)
 
 
 class DenseJob(Generic[Task]):
-    """Trains a dense model on pictures whose truth is of the pictures' own size.
+    """Trains a dense model on images whose truth is of the images' own size.
 
     Args:
         config: The run, with the number of classes.
-        train: Training pictures with their augmentation.
-        test: Test pictures.
+        train: Training images with their augmentation.
+        test: Test images.
         cfg: The ``pretrained_cfg`` that the run will have.
         task: Makes the training.
 
     Raises:
-        ValueError: If the batch does not fit the number of pictures.
+        ValueError: If the batch does not fit the number of images.
     """
 
     curves: Curves

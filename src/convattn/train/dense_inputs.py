@@ -1,4 +1,4 @@
-"""Pictures for detection and segmentation as a configuration wants them.
+"""Images for detection and segmentation as a configuration wants them.
 
 Knows no Lightning, so that ``convattn evaluate`` starts without it.
 """
@@ -29,7 +29,7 @@ def open_detection(config: DataConfig, *, masks: bool, training: bool = True) ->
     Args:
         config: Name, place and size of the data set.
         masks: Whether the objects' masks are needed.
-        training: Whether the training pictures are wanted; else there is but one of them.
+        training: Whether the training images are wanted; else there is but one of them.
 
     Raises:
         ValueError: If there is no such data set, its files are not what they should be, or it has
@@ -45,7 +45,7 @@ def open_detection(config: DataConfig, *, masks: bool, training: bool = True) ->
         annotations=config.annotations,
         masks=masks,
         bad_annotations=config.bad_annotations,
-        empty_pictures=config.empty_pictures,
+        empty_images=config.empty_images,
     )
     if masks and not source.has_masks:
         raise ValueError(
@@ -57,10 +57,10 @@ def open_detection(config: DataConfig, *, masks: bool, training: bool = True) ->
 
 
 def detection_cfg(config: DataConfig, source: DetectionSource) -> dict[str, Any]:
-    """What a detector trained on these pictures needs of a test picture.
+    """What a detector trained on these images needs of a test image.
 
     Args:
-        config: How pictures are resized.
+        config: How images are resized.
         source: The data set.
     """
     own = source.image_size
@@ -83,7 +83,7 @@ def detection_cfg(config: DataConfig, source: DetectionSource) -> dict[str, Any]
 
 
 def detection_batches(config: DataConfig, source: DetectionSource) -> DataLoader[Any]:
-    """The test pictures in order: lists of pictures, 0 to 1 and of their own sizes, and of truths.
+    """The test images in order: lists of images, 0 to 1 and of their own sizes, and of truths.
 
     Args:
         config: Size of a batch and number of workers.
@@ -97,7 +97,7 @@ def open_segmentation(config: DataConfig, *, training: bool = True) -> Segmentat
 
     Args:
         config: Name, place and size of the data set.
-        training: Whether the training pictures are wanted; else there is but one of them.
+        training: Whether the training images are wanted; else there is but one of them.
 
     Raises:
         ValueError: If there is no such data set, or its files are not what they should be.
@@ -116,10 +116,10 @@ def open_segmentation(config: DataConfig, *, training: bool = True) -> Segmentat
 
 
 def segmentation_cfg(config: DataConfig, source: SegmentationSource) -> dict[str, Any]:
-    """What a segmenter trained on these pictures needs of a test picture.
+    """What a segmenter trained on these images needs of a test image.
 
     Args:
-        config: How pictures are resized.
+        config: How images are resized.
         source: The data set.
     """
     seen = config.crop_size or source.image_size or (_SHORTER_SIDE_OF_SEGMENTATION,) * 2
@@ -136,7 +136,7 @@ def segmentation_cfg(config: DataConfig, source: SegmentationSource) -> dict[str
 def segmentation_batches(
     config: DataConfig, source: SegmentationSource, cfg: Mapping[str, Any]
 ) -> DataLoader[Any]:
-    """The test pictures in order, as the model sees them, and their masks: lists of both.
+    """The test images in order, as the model sees them, and their masks: lists of both.
 
     Args:
         config: Size of a batch and number of workers.
@@ -150,18 +150,18 @@ def segmentation_batches(
 
 
 def as_lists(items: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
-    """A batch of pictures whose sizes or numbers of objects differ.
+    """A batch of images whose sizes or numbers of objects differ.
 
     Args:
-        items: Pictures and truths.
+        items: Images and truths.
     """
     images, truths = zip(*items, strict=True)
     return list(images), list(truths)
 
 
-def _list_batches(config: DataConfig, pictures: Dataset[Any]) -> DataLoader[Any]:
+def _list_batches(config: DataConfig, images: Dataset[Any]) -> DataLoader[Any]:
     return DataLoader(
-        pictures,
+        images,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
         collate_fn=as_lists,

@@ -18,7 +18,7 @@ from convattn.train.dense import DenseJob, DenseTask
 from convattn.train.dense_inputs import detection_batches, detection_cfg, open_detection
 from convattn.train.task import Curves
 
-_NUM_PICTURES = 8
+_NUM_IMAGES = 8
 
 Targets = list[dict[str, Any]]
 
@@ -34,7 +34,7 @@ class DetectionTask(DenseTask):
 
     def __init__(self, model: str, *, cfg: Mapping[str, Any], **arguments: Any) -> None:
         super().__init__(model, cfg=cfg, **arguments)
-        # Training pictures are resized by their transform, which jitters their scale.
+        # Training images are resized by their transform, which jitters their scale.
         cast(Any, self.model).transform.resize_training = False
         self.curves = detection_curves(model)
         self.metrics = DetectionMetrics(
@@ -42,7 +42,7 @@ class DetectionTask(DenseTask):
         )
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Pictures (3, H, W) of 0 to 1 -> boxes, labels, scores and masks of each."""
+        """Images (3, H, W) of 0 to 1 -> boxes, labels, scores and masks of each."""
         return self.model(images)
 
     def training_step(self, batch: tuple[list[Tensor], Targets], batch_idx: int) -> Tensor:
@@ -51,12 +51,12 @@ class DetectionTask(DenseTask):
         return torch.stack(list(self.model(images, targets).values())).sum()
 
     def validation_step(self, batch: tuple[list[Tensor], Targets], batch_idx: int) -> None:
-        """Find the objects of one batch of test pictures."""
+        """Find the objects of one batch of test images."""
         images, targets = batch
         self.metrics.update(self.model(images), targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the average precision over all test pictures."""
+        """Log the average precision over all test images."""
         found = self.metrics.compute()
         for column in self.curves.shares:
             # Not defined, without any object to find: a curve needs a number.
@@ -77,7 +77,7 @@ def detection_curves(model: str) -> Curves:
 
 
 class DetectionJob(DenseJob[DetectionTask]):
-    """Trains a detector on pictures with boxes, and masks if it wants them.
+    """Trains a detector on images with boxes, and masks if it wants them.
 
     Args:
         config: The run; the number of classes is taken from the data.
@@ -124,5 +124,5 @@ class DetectionJob(DenseJob[DetectionTask]):
             has_masks=self.source.has_masks,
         )
         out = folder / "predictions.png"
-        draw_beside_truth(model.cpu(), self.source.test, _NUM_PICTURES, out, title=title)
+        draw_beside_truth(model.cpu(), self.source.test, _NUM_IMAGES, out, title=title)
         return result, (out,)

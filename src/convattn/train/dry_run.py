@@ -77,7 +77,7 @@ GPUS: dict[GpuName, Gpu] = {
 }
 """The makers' figures."""
 
-# The authors of PatchConvNet measured eight networks and sizes on a V100, from 96 to 1,129 pictures
+# The authors of PatchConvNet measured eight networks and sizes on a V100, from 96 to 1,129 images
 # a second: half of the peak rate, and so many bytes for each number that a convolution makes, give
 # every one of them within 15 %.
 _UTILISATION = 0.5
@@ -85,7 +85,7 @@ _BYTES_MOVED = 49
 _TRAINING_OVER_FORWARD = 3
 _USABLE = 0.9  # of a GPU's memory: the rest is CUDA's own and lost between tensors
 
-# Training pictures and classes as they were published, or are generated.
+# Training images and classes as they were published, or are generated.
 _CLASSIFICATION = {
     "cluttered_digits": (20_000, 10),
     "cifar10": (50_000, 10),
@@ -111,8 +111,8 @@ _SIZES = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 28, "tiny_imagenet": 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """What is known of the training pictures."""
+class Images:
+    """What is known of the training images."""
 
     number: int | None
     """How many; None if nobody knows before they are there."""
@@ -129,33 +129,33 @@ class Forecast:
     """What a training would take; memory and time are estimates."""
 
     counts: Counts
-    """Of the network and one picture."""
-    pictures: Pictures
+    """Of the network and one image."""
+    images: Images
     """What it would be trained on."""
     steps_per_epoch: int | None
-    """Optimiser steps; None where the number of pictures is not known."""
+    """Optimiser steps; None where the number of images is not known."""
     devices: int
     """GPUs, over all machines."""
     part: int
-    """Pictures that a GPU sees at once."""
+    """Images that a GPU sees at once."""
     state_bytes: int
     """Weights, gradients, the optimiser's memory and averaged weights, a GPU."""
-    picture_bytes: int
-    """Kept of a picture for the backward pass."""
-    picture_seconds: float
-    """Of a GPU, for one training picture."""
+    image_bytes: int
+    """Kept of an image for the backward pass."""
+    image_seconds: float
+    """Of a GPU, for one training image."""
 
     @property
     def memory(self) -> int:
         """Bytes a GPU."""
-        return self.state_bytes + self.part * self.picture_bytes
+        return self.state_bytes + self.part * self.image_bytes
 
 
-def seconds_a_picture(counts: Counts, gpu: Gpu, *, half: bool) -> float:
-    """Estimated time of one picture's forward pass within a large batch.
+def seconds_per_image(counts: Counts, gpu: Gpu, *, half: bool) -> float:
+    """Estimated time of one image's forward pass within a large batch.
 
     Args:
-        counts: Of the network and one picture.
+        counts: Of the network and one image.
         gpu: Where.
         half: Whether at 16 bits; else at 32.
     """
@@ -176,39 +176,39 @@ def forecast(config: TrainConfig, gpu: Gpu) -> Forecast:
         FileNotFoundError: If the data set's folder is named and not there, or incomplete.
     """
     config.check_task(task_of(config.model.name))
-    pictures = _pictures(config)
-    config.with_classes(pictures.num_classes)
-    channels, *size = pictures.shape
+    images = _images(config)
+    config.with_classes(images.num_classes)
+    channels, *size = images.shape
 
     def network() -> nn.Module:
         with torch.device("meta"):
             return create_network(
-                config, num_classes=pictures.num_classes, in_chans=channels, input_size=size
+                config, num_classes=images.num_classes, in_chans=channels, input_size=size
             )
 
     mixed = config.precision.endswith("mixed")
-    counts = count_network(network(), pictures.shape)
+    counts = count_network(network(), images.shape)
     devices = (1 if config.devices == "auto" else config.devices) * config.num_nodes
-    held = activation_bytes(network(), pictures.shape, mixed=mixed)
-    number, batch_size = pictures.number, config.data.batch_size
+    held = activation_bytes(network(), images.shape, mixed=mixed)
+    number, batch_size = images.number, config.data.batch_size
     if number is not None and number < batch_size:
         raise ValueError(
-            f"data.batch_size={batch_size} is more than the {number} training pictures; choose at "
+            f"data.batch_size={batch_size} is more than the {number} training images; choose at "
             f"most {number}"
         )
     return Forecast(
         counts=counts,
-        pictures=pictures,
+        images=images,
         steps_per_epoch=None if number is None else number // batch_size,
         devices=devices,
         part=math.ceil(batch_size / devices / config.accumulate),
         state_bytes=training_state_bytes(network(), config),
-        picture_bytes=2 * held if config.precision == "64-true" else held,
-        picture_seconds=_TRAINING_OVER_FORWARD * seconds_a_picture(counts, gpu, half=mixed),
+        image_bytes=2 * held if config.precision == "64-true" else held,
+        image_seconds=_TRAINING_OVER_FORWARD * seconds_per_image(counts, gpu, half=mixed),
     )
 
 
-def _pictures(config: TrainConfig) -> Pictures:
+def _images(config: TrainConfig) -> Images:
     """Opened where they are, else as they were published."""
     data, task = config.data, task_of(config.model.name)
     generated = data.name == "cluttered_digits"
@@ -219,7 +219,7 @@ def _pictures(config: TrainConfig) -> Pictures:
     if num_classes is None:
         num_classes = config.model.num_classes or _CLASSES_ASSUMED[task]
         told = "assumed; give --data.root DIR"
-    return Pictures(
+    return Images(
         number=data.num_train or number,
         num_classes=num_classes,
         shape=(1 if data.name == "fashion_mnist" else 3, *_seen(data, task)),
@@ -228,7 +228,7 @@ def _pictures(config: TrainConfig) -> Pictures:
 
 
 def _seen(data: DataConfig, task: str) -> tuple[int, int]:
-    """Height and width of what the network sees of pictures that are not there."""
+    """Height and width of what the network sees of images that are not there."""
     if task == "classification":
         usual = 64 if data.name == "cluttered_digits" else 224
         side = data.image_size or _SIZES.get(data.name, usual)
@@ -241,12 +241,12 @@ def _seen(data: DataConfig, task: str) -> tuple[int, int]:
 
 
 def _landscape(shorter: int, longest: int | None) -> tuple[int, int]:
-    """A picture of 4 to 3, as most of COCO's are."""
+    """An image of 4 to 3, as most of COCO's are."""
     return shorter, min(longest or shorter * 2, shorter * 4 // 3)
 
 
-def _opened(config: TrainConfig) -> Pictures:
-    """The pictures at ``data.root``."""
+def _opened(config: TrainConfig) -> Images:
+    """The images at ``data.root``."""
     data, task = config.data, task_of(config.model.name)
     source: Source | DetectionSource | SegmentationSource
     if task == "classification":
@@ -260,7 +260,7 @@ def _opened(config: TrainConfig) -> Pictures:
     else:
         source = open_segmentation(data)
         shape = segmentation_cfg(data, source)["input_size"]
-    return Pictures(
+    return Images(
         number=len(source.train),
         num_classes=len(source.class_names),
         shape=shape,
@@ -284,7 +284,7 @@ def report(config: TrainConfig, *, summary: str, gpu: GpuName = "h100") -> str:
     found = forecast(config, machine)
     told = {
         **dict(_settings(config)),
-        "pictures": _told_pictures(config, found.pictures),
+        "images": _told_images(config, found.images),
         "network": _told_network(config, found),
         "steps": _told_steps(config, found),
         "memory": _told_memory(config, found, machine),
@@ -337,11 +337,10 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _told_pictures(config: TrainConfig, pictures: Pictures) -> str:
-    number = "an unknown number" if pictures.number is None else f"{pictures.number:,}"
+def _told_images(config: TrainConfig, images: Images) -> str:
+    number = "an unknown number" if images.number is None else f"{images.number:,}"
     return (
-        f"{config.data.name}, {number} for training, {pictures.num_classes:,} classes "
-        f"({pictures.told})"
+        f"{config.data.name}, {number} for training, {images.num_classes:,} classes ({images.told})"
     )
 
 
@@ -355,8 +354,8 @@ def _told_network(config: TrainConfig, found: Forecast) -> str:
         start = f"{model.checkpoint}{there}"
     return (
         f"{model.title}, {found.counts.parameters / 1e6:.2f} M parameters, "
-        f"{found.counts.macs / 1e9:.3g} G multiply-adds for a picture of "
-        f"{by(found.pictures.shape[1:])}; starts from {start}"
+        f"{found.counts.macs / 1e9:.3g} G multiply-adds for an image of "
+        f"{by(found.images.shape[1:])}; starts from {start}"
     )
 
 
@@ -365,7 +364,7 @@ def _told_steps(config: TrainConfig, found: Forecast) -> str:
     auto = " (devices is auto: give --devices)" if config.devices == "auto" else ""
     parts = f", in {config.accumulate} parts" if config.accumulate > 1 else ""
     batch = (
-        f"{config.data.batch_size:,} pictures, {found.part:,} at once on each of {devices}"
+        f"{config.data.batch_size:,} images, {found.part:,} at once on each of {devices}"
         f"{parts}{auto}"
     )
     if found.steps_per_epoch is None:
@@ -378,7 +377,7 @@ def _told_memory(config: TrainConfig, found: Forecast, gpu: Gpu) -> str:
     room = _USABLE * gpu.memory * 2**30
     told = (
         f"about {_gib(found.memory)} a GPU, estimated: {_gib(found.state_bytes)} for weights, "
-        f"gradients and the optimiser, {_gib(found.picture_bytes)} a picture"
+        f"gradients and the optimiser, {_gib(found.image_bytes)} an image"
     )
     if found.memory <= room:
         return f"{told}; {gpu.title} has {gpu.memory} GiB: it fits"
@@ -388,22 +387,22 @@ def _told_memory(config: TrainConfig, found: Forecast, gpu: Gpu) -> str:
 def _advice(config: TrainConfig, found: Forecast, room: float) -> str:
     """In how many parts the batch fits."""
     share = config.data.batch_size // found.devices
-    fitting = int((room - found.state_bytes) // found.picture_bytes)
+    fitting = int((room - found.state_bytes) // found.image_bytes)
     parts = (number for number in range(1, share + 1) if share % number == 0)
     accumulate = next((number for number in parts if share // number <= fitting), None)
     return "" if accumulate is None else f", --accumulate {accumulate} would do"
 
 
 def _told_time(config: TrainConfig, found: Forecast, gpu: Gpu) -> str:
-    rate = found.devices / found.picture_seconds
+    rate = found.devices / found.image_seconds
     assumed = (
         f"assuming {_UTILISATION:.0%} of the peak rate, {_BYTES_MOVED} bytes to and from memory "
         "for each number that a convolution makes at 16 bits (both fitted to what PatchConvNet's "
         f"authors measured on a V100), and {_TRAINING_OVER_FORWARD} forward passes a training "
-        "step; without tests, and without waiting for pictures or, as small networks do, for "
+        "step; without tests, and without waiting for images or, as small networks do, for "
         "kernels to start"
     )
-    told = f"{rate:,.0f} pictures a second on {found.devices} x {gpu.title}"
+    told = f"{rate:,.0f} images a second on {found.devices} x {gpu.title}"
     if config.precision == "bf16-mixed" and not gpu.has_bfloat16:
         told += ", which has no bfloat16: as fast as this with --precision 16-mixed"
     if found.steps_per_epoch is None:

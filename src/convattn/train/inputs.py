@@ -1,4 +1,4 @@
-"""Pictures to classify as a configuration wants them: opened, transformed, batched for a test.
+"""Images to classify as a configuration wants them: opened, transformed, batched for a test.
 
 Knows no Lightning, so that ``convattn evaluate`` starts without it.
 """
@@ -15,16 +15,16 @@ from convattn.data import Source, TensorImages, load_source, train_transform, tr
 from convattn.data.images import Transform
 from convattn.train.config import DataConfig
 
-_SIZE_OF_VARYING_PICTURES = 224
-_CROP_OF_RESIZED_PICTURES = 0.875
+_SIZE_OF_VARYING_IMAGES = 224
+_CROP_OF_RESIZED_IMAGES = 0.875
 
 
 def open_source(config: DataConfig, *, training: bool = True) -> Source:
-    """The data set that a configuration names; its pictures are the same for every run's seed.
+    """The data set that a configuration names; its images are the same for every run's seed.
 
     Args:
         config: Name, place and size of the data set.
-        training: Whether the training pictures are wanted; else there is but one of them, since
+        training: Whether the training images are wanted; else there is but one of them, since
             generating all takes longer than most tests.
 
     Raises:
@@ -42,7 +42,7 @@ def open_source(config: DataConfig, *, training: bool = True) -> Source:
 
 
 def training_transform(config: DataConfig, source: Source) -> Transform:
-    """What is done to a training picture.
+    """What is done to a training image.
 
     Args:
         config: The augmentation.
@@ -64,16 +64,16 @@ def training_transform(config: DataConfig, source: Source) -> Transform:
 
 
 def pretrained_cfg(config: DataConfig, source: Source) -> dict[str, Any]:
-    """What a network trained on these pictures needs of a test picture, in timm's words.
+    """What a network trained on these images needs of a test image, in timm's words.
 
     Args:
-        config: How pictures are resized and cropped.
+        config: How images are resized and cropped.
         source: The data set.
     """
     size = _image_size(config, source)
     crop_pct = config.crop_pct
     if crop_pct is None:
-        crop_pct = 1.0 if size == source.image_size else _CROP_OF_RESIZED_PICTURES
+        crop_pct = 1.0 if size == source.image_size else _CROP_OF_RESIZED_IMAGES
     return {
         "num_classes": len(source.class_names),
         "input_size": (source.in_chans, *size),
@@ -89,7 +89,7 @@ def pretrained_cfg(config: DataConfig, source: Source) -> dict[str, Any]:
 def test_batches(
     config: DataConfig, source: Source, cfg: Mapping[str, Any]
 ) -> tuple[DataLoader[Any], Tensor | None]:
-    """The test pictures in order, and the boxes of their objects where they are known.
+    """The test images in order, and the boxes of their objects where they are known.
 
     Args:
         config: Size of a batch and number of workers.
@@ -112,4 +112,4 @@ def test_batches(
 def _image_size(config: DataConfig, source: Source) -> tuple[int, int]:
     if config.image_size is not None:
         return config.image_size, config.image_size
-    return source.image_size or (_SIZE_OF_VARYING_PICTURES, _SIZE_OF_VARYING_PICTURES)
+    return source.image_size or (_SIZE_OF_VARYING_IMAGES, _SIZE_OF_VARYING_IMAGES)

@@ -23,9 +23,9 @@ from convattn.weights import RELEASES, cached_path
 from convattn.wording import aligned
 
 _CLASSES = {"imagenet": 1000, "cifar100": 100, "coco": 90, "ade20k": 150}
-# Of a picture as the tables count it; others are counted as their recipe sees them.
+# Of an image as the tables count it; others are counted as their recipe sees them.
 _SIZES: dict[str, tuple[int, int]] = {"cifar100": (32, 32), "mask_rcnn": (800, 1344)}
-_VALIDATION = 50_000  # ImageNet's validation pictures
+_VALIDATION = 50_000  # ImageNet's validation images
 # Of these no value changes what a run is to be compared with.
 _OF_NO_EFFECT = frozenset(
     {
@@ -48,7 +48,7 @@ class Measured:
     remark: str
     """What was tested."""
     as_published: bool
-    """Whether that is the row itself: its recipe, or its weights on all of the test pictures."""
+    """Whether that is the row itself: its recipe, or its weights on all of the test images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Standing:
     parameters: int
     """Of our network."""
     macs: int
-    """Of our network, for one picture."""
+    """Of our network, for one image."""
     weights_here: bool
     """Whether the released file is on this machine."""
     measured: tuple[Measured, ...]
@@ -220,7 +220,7 @@ def standings(
 
 
 def _size(row: Row) -> tuple[int, int]:
-    """Height and width of the picture that its cost is counted for."""
+    """Height and width of the image that its cost is counted for."""
     config = row.config
     kind = "mask_rcnn" if config.model.name.startswith("mask_rcnn") else config.data.name
     side = config.data.image_size or 0
@@ -294,7 +294,7 @@ def _measured(row: Row, table: Table, tests: Sequence[_Test]) -> Iterator[Measur
             if not _is_of_release(row, test.arguments):
                 continue
             number = test.evaluation["num_images"]
-            whole, remark = number == _VALIDATION, f"released weights on {number:,} pictures"
+            whole, remark = number == _VALIDATION, f"released weights on {number:,} images"
         elif test.config.recipe == row.recipe:
             changed = sorted({*_changes(test.config, row.config)} - _OF_NO_EFFECT)
             whole, remark = not changed, "trained"
@@ -342,7 +342,7 @@ _PREFACE = """\
 # The papers' tables, row by row
 
 Written by `convattn reproduce --out docs/reproduce.md`; `--runs DIR` adds what was measured in that
-folder's runs. Ours stands before the paper's: parameters in millions, and the cost of one picture
+folder's runs. Ours stands before the paper's: parameters in millions, and the cost of one image
 in multiply-adds (GMACs) or, as Bello et al. count, two FLOPs for each. Both are counted when the
 page is written; "equal" is to the digits that the paper prints, and [models.md](models.md) tells
 why others differ. PatchConvNets are counted at the size in their row, else 224; RetinaNet at

@@ -36,7 +36,7 @@ from convattn.train.callbacks import (
 from convattn.train.classification import ClassificationJob
 from convattn.train.config import ModelConfig, TrainConfig
 from convattn.train.exceptions import InterruptedTraining, NonFiniteError
-from convattn.train.pictures import draw_curves
+from convattn.train.figures import draw_curves
 from convattn.train.task import Job, TrainingTask
 from convattn.weights import replace_atomically, tensor_differences
 
@@ -48,8 +48,8 @@ class Run:
     folder: Path
     """The run folder."""
     result: Findings
-    """Of the saved weights on the test pictures."""
-    pictures: tuple[Path, ...]
+    """Of the saved weights on the test images."""
+    figures: tuple[Path, ...]
     """``curves.png`` and what the task shows besides."""
 
 
@@ -232,7 +232,7 @@ def _check_checkpoint(file: Path, task: TrainingTask) -> int:
 
 
 def _save_weights(file: Path, weights: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> None:
-    """What inference needs: the model's tensors, and as metadata what its pictures need."""
+    """What inference needs: the model's tensors, and as metadata what its images need."""
     prefix = "model."
     tensors = {
         name.removeprefix(prefix): tensor.detach().cpu().contiguous()
@@ -244,15 +244,15 @@ def _save_weights(file: Path, weights: Mapping[str, Tensor], cfg: Mapping[str, A
 
 
 def _show(job: Job, folder: Path, *, seconds: float) -> Run:
-    """Test what was saved, as anyone would load it, and write the pictures and the report."""
+    """Test what was saved, as anyone would load it, and draw the figures and write the report."""
     config = job.config
     model, _ = load_run(folder)
     title = f"{config.recipe}: {config.model.title} on {config.data.name}"
     curves = folder / "curves.png"
     draw_curves(folder / "metrics.csv", curves, curves=job.curves, title=title)
-    result, pictures = job.show(model, folder, title=title)
+    result, figures = job.show(model, folder, title=title)
     replace_atomically(folder / "evaluation.json", result.to_json().encode())
-    run = Run(folder=folder, result=result, pictures=(curves, *pictures))
+    run = Run(folder=folder, result=result, figures=(curves, *figures))
     report = _report(config, run, seconds, augmented=job.augmented)
     replace_atomically(folder / "report.md", report.encode())
     return run
@@ -275,12 +275,12 @@ def _report(config: TrainConfig, run: Run, seconds: float, *, augmented: str) ->
         ("seed", str(config.seed)),
         ("training time of the last sitting", f"{seconds / 60:.1f} minutes"),
     ]
-    pictures = "\n".join(f"![{file.stem}]({file.name})\n" for file in run.pictures)
+    figures = "\n".join(f"![{file.stem}]({file.name})\n" for file in run.figures)
     return (
         f"# {config.recipe}\n\n"
-        f"On {result.num_images:,} test pictures of {data.name}:\n\n"
+        f"On {result.num_images:,} test images of {data.name}:\n\n"
         f"{_markdown_table(('result', 'value'), result.rows())}\n"
-        f"{pictures}\n"
+        f"{figures}\n"
         f"## What was trained\n\n{_markdown_table(('setting', 'value'), summary)}\n"
         "`config.json` holds every setting, `metrics.csv` every row of the curves.\n\n"
         "## Again\n\n"

@@ -23,7 +23,7 @@ from convattn.train.dense_inputs import (
 )
 from convattn.train.task import Curves
 
-_NUM_PICTURES = 8
+_NUM_IMAGES = 8
 
 Batch = tuple[list[Tensor], list[Tensor]]
 
@@ -46,7 +46,7 @@ class SegmentationTask(DenseTask):
             "val_mean_accuracy": "mean accuracy",
             "val_pixel_accuracy": "pixel accuracy",
         },
-        title="Test pictures",
+        title="Test images",
         loss="cross-entropy (nats)",
     )
 
@@ -55,20 +55,20 @@ class SegmentationTask(DenseTask):
         self.metrics = SegmentationMetrics(class_names=cfg["label_names"])
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised pictures -> (B, num_classes, H, W) logits."""
+        """(B, 3, H, W) normalised images -> (B, num_classes, H, W) logits."""
         return self.model(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one batch of pictures and masks of one size."""
+        """The loss of one batch of images and masks of one size."""
         images, masks = (torch.stack(part) for part in batch)
         return segmentation_loss(self.model(images.to(memory_format=self.memory_format)), masks)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count the pixels of one batch of test pictures."""
+        """Count the pixels of one batch of test images."""
         self.metrics.update(self.model, *batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log what was counted over all test pictures."""
+        """Log what was counted over all test images."""
         found = self.metrics.compute()
         for column in ("val_loss", *self.curves.shares):
             self.log(column, found[column.removeprefix("val_")], logger=False)
@@ -76,7 +76,7 @@ class SegmentationTask(DenseTask):
 
 
 class SegmentationJob(DenseJob[SegmentationTask]):
-    """Trains a segmenter on pictures with a class for every pixel.
+    """Trains a segmenter on images with a class for every pixel.
 
     Args:
         config: The run; the number of classes is taken from the data.
@@ -93,7 +93,7 @@ class SegmentationJob(DenseJob[SegmentationTask]):
         same_size = source.image_size is not None and config.data.scale_jitter is None
         if config.data.crop_size is None and not same_size:
             raise ValueError(
-                f"the training pictures of {config.data.name} differ in size, and those of a batch "
+                f"the training images of {config.data.name} differ in size, and those of a batch "
                 "must not: give data.crop_size, for example 512 512"
             )
         cfg = segmentation_cfg(config.data, source)
@@ -129,5 +129,5 @@ class SegmentationJob(DenseJob[SegmentationTask]):
             class_names=self.source.class_names,
         )
         out = folder / "predictions.png"
-        draw_beside_truth(model.cpu(), self.source.test, _NUM_PICTURES, out, title=title)
+        draw_beside_truth(model.cpu(), self.source.test, _NUM_IMAGES, out, title=title)
         return result, (out,)

@@ -86,7 +86,7 @@ class Job(Protocol):
     def show(
         self, model: nn.Module, folder: Path, *, title: str
     ) -> tuple[Findings, Sequence[Path]]:
-        """Test the saved network and draw what it sees: the result and the pictures."""
+        """Test the saved network and draw what it sees: the result and the figures."""
         ...
 
 

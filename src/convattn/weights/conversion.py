@@ -44,7 +44,7 @@ def convert_weights(
     """Write trained weights under other names or in another format.
 
     A ``.safetensors`` file tells in its metadata what it was made from, by name and SHA-256, and
-    as ``pretrained_cfg`` what its pictures need, if the network is known.
+    as ``pretrained_cfg`` what its images need, if the network is known.
 
     Args:
         source: As ``read_weights`` takes it.

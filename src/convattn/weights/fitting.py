@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convattn.layers import LearnedAggregation2d
 from convattn.weights.reading import other_model, tensor_differences
 
-_PICTURE_CHANNELS = 3  # of every released network
+_IMAGE_CHANNELS = 3  # of every released network
 
 
 def load_checked(model: nn.Module, file: Path, weights: Mapping[str, Tensor]) -> None:
@@ -66,7 +66,7 @@ def with_own_classes(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[st
 
 
 def with_own_channels(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for a network whose pictures have other channels than three.
+    """Weights for a network whose images have other channels than three.
 
     The first convolution's weights are summed for one channel, and repeated for others, as timm
     does.
@@ -104,5 +104,5 @@ def _first_convs(model: nn.Module) -> list[str]:
 
 
 def _for_channels(weight: Tensor, in_chans: int) -> Tensor:
-    from_pictures = weight.shape[1] == _PICTURE_CHANNELS
-    return adapt_input_conv(in_chans, weight) if from_pictures else weight
+    from_images = weight.shape[1] == _IMAGE_CHANNELS
+    return adapt_input_conv(in_chans, weight) if from_images else weight

@@ -19,9 +19,9 @@ class Release:
     file: str
     """Name of the file."""
     pixels: int
-    """Height and width of the pictures that it was made for."""
+    """Height and width of the images that it was made for."""
     top1: float
-    """Per cent of ImageNet's validation pictures that it names right; the authors' figure."""
+    """Per cent of ImageNet's validation images that it names right; the authors' figure."""
     peak_mb: int | None = None
     """Megabytes on a V100 at inference; the authors' figure."""
     images_per_second: int | None = None

@@ -1,4 +1,4 @@
-"""Recipes of classifiers on small pictures, and for your own."""
+"""Recipes of classifiers on small images, and for your own."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def resnet18_tiny_imagenet() -> TrainConfig:
 
 @register_recipe
 def finetune() -> TrainConfig:
-    """A trained network on a folder of a few hundred pictures: give it by ``--data.root``.
+    """A trained network on a folder of a few hundred images: give it by ``--data.root``.
 
     It downloads nothing by itself: add ``--model.pretrained`` for timm's weights, or
     ``--model.checkpoint FILE`` for others; ``--model.name`` chooses another network.
@@ -144,7 +144,7 @@ def aa_wide_resnet28_10_cifar100() -> TrainConfig:
 
     Paper (arXiv 1904.09925, table 1): 81.6 % top-1, 95.2 % top-5. Ours: not trained yet.
     Hardware: one GPU. Time: not measured. Inferred: 500 epochs, SGD 0.9 with lr 0.2 per 256
-    pictures, 5 % warm-up then cosine, batch 256, weight decay 5e-4, flip and a crop padded by 4.
+    images, 5 % warm-up then cosine, batch 256, weight decay 5e-4, flip and a crop padded by 4.
     """
     return _wide_resnet_cifar100("aa_wide_resnet28_10", batch_size=256, weight_decay=5e-4)
 

@@ -129,7 +129,7 @@ def aa_retinanet_resnet50_coco() -> TrainConfig:
 
     Paper (arXiv 1904.09925, table 5): 38.2 mAP. Ours: not trained yet. Hardware: 8 GPUs. Time: not
     measured. From the paper, by memory: 150 epochs from scratch, scale jitter. Inferred: 640 x 640
-    crops of pictures scaled by 0.8 to 1.2, batch 64, SGD 0.9 with lr 0.08, 5 epochs of warm-up then
+    crops of images scaled by 0.8 to 1.2, batch 64, SGD 0.9 with lr 0.08, 5 epochs of warm-up then
     cosine, weight decay 1e-4, bfloat16; six anchors a place (docs/detection_cost.md).
     """
     return TrainConfig(

@@ -10,7 +10,7 @@ def imagenet(batch_size: int, *, image_size: int = 224, **augmentation: float | 
     """ImageNet with the usual random crop and flip.
 
     Args:
-        batch_size: Pictures per optimiser step.
+        batch_size: Images per optimiser step.
         image_size: Side of the crop in pixels.
         augmentation: Further fields.
     """
@@ -30,7 +30,7 @@ def aa_resnet50_imagenet() -> TrainConfig:
 
     Paper (arXiv 1904.09925, table 2): 77.7 % top-1, 93.8 % top-5. Ours: not trained yet.
     Hardware: 8 GPUs. Time: not measured. Inferred: 100 epochs, SGD 0.9 with lr 0.128 per 256
-    pictures, weight decay 1e-4, 5 % warm-up, a tenth at epochs 30, 60, 80 and 90; batch 1024,
+    images, weight decay 1e-4, 5 % warm-up, a tenth at epochs 30, 60, 80 and 90; batch 1024,
     bfloat16 and the usual crop and flip.
     """
     batch_size = 1024

@@ -159,7 +159,7 @@ def upernet_patchconvnet_s60_ade20k() -> TrainConfig:
 
     Paper (arXiv 2112.13692): 49.3 mIoU. Ours: not trained yet. Hardware: 8 GPUs. Time: not
     measured. Inferred, from how XCiT was trained: 127 epochs (160,000 steps) of batch 16, 512 x 512
-    crops of pictures scaled by 0.5 to 2, AdamW with lr 6e-5 and weight decay 0.01, a straight fall
+    crops of images scaled by 0.5 to 2, AdamW with lr 6e-5 and weight decay 0.01, a straight fall
     after 1,500 steps of warm-up.
     """
     return _ade20k("upernet_patchconvnet_s60", drop_path_rate=0.05)

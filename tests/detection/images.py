@@ -1,14 +1,14 @@
-"""Pictures and targets for detectors, and what every detector must do with them."""
+"""Images and targets for detectors, and what every detector must do with them."""
 
 import torch
 from torchvision import tv_tensors
 
 HEIGHT, WIDTH = 64, 80
-# As large as the picture, half a pixel, ordinary.
+# As large as the image, half a pixel, ordinary.
 BOXES = [[0.0, 0.0, WIDTH, HEIGHT], [3.0, 4.0, 3.5, 4.5], [10.0, 12.0, 40.0, 30.0]]
 
 
-def picture(height=HEIGHT, width=WIDTH, seed=0):
+def image(height=HEIGHT, width=WIDTH, seed=0):
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -41,6 +41,6 @@ BATCHES = {
 def losses(model, boxes, precision=torch.float32):
     """One forward pass in training, under autocast for bfloat16."""
     torch.manual_seed(0)
-    images = [picture(seed=seed) for seed in range(len(boxes))]
+    images = [image(seed=seed) for seed in range(len(boxes))]
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         return model.train()(images, [target(b) for b in boxes])

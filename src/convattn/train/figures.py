@@ -1,4 +1,4 @@
-"""Pictures of a run folder."""
+"""Figures of a run folder."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def draw_attention(
     boxes: Tensor | None = None,
     title: str,
 ) -> None:
-    """Test pictures beside themselves with the attention laid over.
+    """Test images beside themselves with the attention laid over.
 
     Args:
         model: The trained classifier, which has attention.
@@ -109,7 +109,7 @@ def draw_attention(
     size = grid.image_size
     heats = grid.heat(maps).cpu().numpy()
     scale, shift = (torch.tensor(values).view(-1, 1, 1) for values in (std, mean))
-    pictures = [to_pil_image(picture) for picture in (images * scale + shift).clamp(0, 1)]
+    shown = [to_pil_image(image) for image in (images * scale + shift).clamp(0, 1)]
     # One axes for the whole page: matplotlib takes seconds to lay out dozens of them.
     num_pairs, gap, title_height = min(4, len(images)), 0.06, 0.2
     tall = size[0] / size[1]
@@ -120,19 +120,19 @@ def draw_attention(
     figure.suptitle(title, fontsize=13, fontweight="bold")
     axes = figure.subplots()
     axes.axis("off")
-    for index, (picture, heat) in enumerate(zip(pictures, heats, strict=True)):
-        picture = picture.convert("RGB")
+    for index, (image, heat) in enumerate(zip(shown, heats, strict=True)):
+        image = image.convert("RGB")
         row, pair = divmod(index, num_pairs)
         top = row * (tall + title_height) + title_height
         left = pair * (2 + 3 * gap)
         right = left + 1 + gap
         guess, truth = predicted[index], labels[index]
         verdict, colour = ("✓", "#006d2c") if guess == truth else ("✗", "#cb181d")
-        for shown, start, label, ink in (
-            (picture, left, class_names[truth], "black"),
-            (overlay(picture, heat), right, f"{verdict} {class_names[guess]}", colour),
+        for panel, start, label, ink in (
+            (image, left, class_names[truth], "black"),
+            (overlay(image, heat), right, f"{verdict} {class_names[guess]}", colour),
         ):
-            axes.imshow(shown, extent=(start, start + 1, top + tall, top))
+            axes.imshow(panel, extent=(start, start + 1, top + tall, top))
             axes.text(start + 0.5, top - 0.04, label, ha="center", fontsize=10, color=ink)
         if boxes is not None:
             xmin, ymin, xmax, ymax = boxes[index].tolist()

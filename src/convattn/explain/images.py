@@ -1,4 +1,4 @@
-"""Pictures from anywhere, read safely and upright, and what a network sees of them."""
+"""Images from anywhere, read safely and upright, and what a network sees of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torchvision.transforms.functional import resize as resize_tensor
 
 from convattn.data import UnreadableImageError, transform_of
 
-PictureSource = str | Path | BinaryIO | Image.Image | Tensor | NDArray[Any]
+ImageSource = str | Path | BinaryIO | Image.Image | Tensor | NDArray[Any]
 View = Literal["auto", "crop", "whole"]
 
 MAX_PIXELS = 2**27
@@ -31,11 +31,11 @@ three copies. Room for a camera's 100 million, but for no bomb of few bytes and 
 _LONGEST_SEEN_WHOLE = 16  # times the shorter side; already 16 times the cells of a square
 # EPS is a program, which Ghostscript runs; IPTC wraps a file of any kind and size.
 _LEFT_OUT = ("EPS", "IPTC")
-_UNNAMED = "the picture"
+_UNNAMED = "the image"
 
 
-def read_picture(source: PictureSource) -> Image.Image:
-    """A picture of any kind, upright, in 8-bit RGB.
+def read_image(source: ImageSource) -> Image.Image:
+    """An image of any kind, upright, in 8-bit RGB.
 
     Transparent parts become white, 16 bits become 8 of the same meaning, the camera's note which
     side is up is followed, and of an animation the first frame is taken. Colour profiles are
@@ -48,13 +48,13 @@ def read_picture(source: PictureSource) -> Image.Image:
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
-        UnreadableImageError: If it is no picture, cut short, larger than ``MAX_PIXELS``, of a kind
+        UnreadableImageError: If it is no image, cut short, larger than ``MAX_PIXELS``, of a kind
             that Pillow cannot read, or of values without an agreed meaning. Names no path but one
             given as ``source``.
 
     Example:
-        >>> picture = read_picture(torch.rand(3, 4, 6))
-        >>> picture.mode, picture.size
+        >>> image = read_image(torch.rand(3, 4, 6))
+        >>> image.mode, image.size
         ('RGB', (6, 4))
     """
     if isinstance(source, (str, Path)):
@@ -78,11 +78,11 @@ def read_picture(source: PictureSource) -> Image.Image:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a network is given of a picture, and where that lies on the picture.
+    """What a network is given of an image, and where that lies on the image.
 
     Attributes:
         pixels: (C, H, W), normalised.
-        region: Left, top, right and bottom of what ``pixels`` covers, in pixels of the picture;
+        region: Left, top, right and bottom of what ``pixels`` covers, in pixels of the image;
             beyond its edges where the transform pads.
     """
 
@@ -90,23 +90,23 @@ class Seen:
     region: tuple[float, float, float, float]
 
 
-def see(picture: Image.Image, cfg: Mapping[str, Any], view: View = "auto") -> Seen:
-    """What a network sees of a picture.
+def see(image: Image.Image, cfg: Mapping[str, Any], view: View = "auto") -> Seen:
+    """What a network sees of an image.
 
     ``"crop"`` is the transform that the network is tested with, to the bit. ``"whole"`` is the
-    same without its crop: all of the picture, at the scale that the network was trained for, so
-    of another size than ``input_size``. ``"auto"`` is the crop, except of a picture at least twice
+    same without its crop: all of the image, at the scale that the network was trained for, so
+    of another size than ``input_size``. ``"auto"`` is the crop, except of an image at least twice
     as long as wide or wide as long, of which a square crop hides more than half; networks with
     ``fixed_input_size`` are always given the crop.
 
     Args:
-        picture: In RGB, as ``read_picture`` gives it; converted for networks of one channel.
+        image: In RGB, as ``read_image`` gives it; converted for networks of one channel.
         cfg: The network's ``pretrained_cfg``; what it lacks is timm's default.
         view: ``"auto"``, ``"crop"`` or ``"whole"``.
 
     Raises:
         ValueError: If there is no such view, the network takes neither grey nor RGB, or the
-            picture is so long and thin that the resized one would fill the memory or vanish.
+            image is so long and thin that the resized one would fill the memory or vanish.
 
     Example:
         >>> cfg = {"input_size": (3, 64, 64), "crop_pct": 1.0}
@@ -118,33 +118,33 @@ def see(picture: Image.Image, cfg: Mapping[str, Any], view: View = "auto") -> Se
     channels = _checked_channels(cfg)
     transform = transform_of(cfg)
     resize, crop, *finish = transform.pil.transforms
-    resized = _resized(picture.size, resize)
-    whole = view == "whole" or (view == "auto" and _is_panorama(picture, cfg))
-    if whole and max(picture.size) > _LONGEST_SEEN_WHOLE * min(picture.size):
+    resized = _resized(image.size, resize)
+    whole = view == "whole" or (view == "auto" and _is_panorama(image, cfg))
+    if whole and max(image.size) > _LONGEST_SEEN_WHOLE * min(image.size):
         raise ValueError(
-            f"a picture of {_times(picture.size)} pixels is too long to be seen whole, at most "
+            f"an image of {_times(image.size)} pixels is too long to be seen whole, at most "
             f"{_LONGEST_SEEN_WHOLE} times its shorter side; crop it first"
         )
-    _check_resized(picture.size, resized)
+    _check_resized(image.size, resized)
     if channels == 1:
-        picture = picture.convert("L")
+        image = image.convert("L")
     if whole:
-        region = (0.0, 0.0, float(picture.width), float(picture.height))
-        return Seen(Compose(finish)(resize(picture)), region)
+        region = (0.0, 0.0, float(image.width), float(image.height))
+        return Seen(Compose(finish)(resize(image)), region)
     height, width = crop.size
-    left, right = _kept_by_centre_crop(picture.width, resized[0], width)
-    top, bottom = _kept_by_centre_crop(picture.height, resized[1], height)
-    return Seen(transform(picture), (left, top, right, bottom))
+    left, right = _kept_by_centre_crop(image.width, resized[0], width)
+    top, bottom = _kept_by_centre_crop(image.height, resized[1], height)
+    return Seen(transform(image), (left, top, right, bottom))
 
 
 def _read_path(path: Path, name: str) -> Image.Image:
     if path.is_dir():
-        raise UnreadableImageError(f"{name} is a folder; expected the path of one picture")
+        raise UnreadableImageError(f"{name} is a folder; expected the path of one image")
     with _one_sentence(name):
         try:
             file = path.open("rb")
         except FileNotFoundError:
-            raise FileNotFoundError(f"{name} does not exist; give the path of a picture") from None
+            raise FileNotFoundError(f"{name} does not exist; give the path of an image") from None
         with file:
             return _read_file(file, name)
 
@@ -172,7 +172,7 @@ def _open(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     head = file.read(16)
     if not head:
         raise _unreadable(name, "it is empty")
-    reason = "it is not in a known picture format"
+    reason = "it is not in a known image format"
     for kind in Image.ID:
         factory, accept = Image.OPEN[kind]
         # What a plugin raises, and what it answers, where a file is not of its kind: as in Pillow.
@@ -207,9 +207,9 @@ def _check_number_of_pixels(size: tuple[int, int], name: str, most: int = MAX_PI
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    """As ``read_picture``; ``image`` is the caller's to change."""
+    """As ``read_image``; ``image`` is the caller's to change."""
     image.load()
-    # Damaged notes of the camera do not make a picture unreadable.
+    # Damaged notes of the camera do not make an image unreadable.
     with suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
@@ -238,12 +238,12 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_array(pixels: NDArray[Any], name: str, axes: str) -> Image.Image:
-    """A picture of (H, W) or (H, W, C); ``name`` and ``axes`` are for errors."""
-    is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
+    """An image of (H, W) or (H, W, C); ``name`` and ``axes`` are for errors."""
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
     is_float = np.issubdtype(pixels.dtype, np.floating)
-    if not is_picture or not (is_float or pixels.dtype == np.uint8):
+    if not is_image or not (is_float or pixels.dtype == np.uint8):
         raise UnreadableImageError(
-            f"{name} is no picture; expected {axes} or (H, W) with C 1, 3 or 4, of uint8 or of "
+            f"{name} is no image; expected {axes} or (H, W) with C 1, 3 or 4, of uint8 or of "
             "floats in 0..1"
         )
     _check_number_of_pixels((pixels.shape[1], pixels.shape[0]), name)
@@ -266,7 +266,7 @@ def _bytes_of(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
 
 @contextmanager
 def _one_sentence(name: str) -> Iterator[None]:
-    """Whatever reading a picture raises, as one sentence for whoever gave the picture."""
+    """Whatever reading an image raises, as one sentence for whoever gave the image."""
     try:
         yield
     except (UnreadableImageError, FileNotFoundError):
@@ -279,7 +279,7 @@ def _one_sentence(name: str) -> Iterator[None]:
 
 def _unreadable(name: str, reason: str) -> UnreadableImageError:
     return UnreadableImageError(
-        f"{name} cannot be read: {reason.rstrip('.')}; give a whole picture in a common format, "
+        f"{name} cannot be read: {reason.rstrip('.')}; give a whole image in a common format, "
         "for example PNG or JPEG"
     )
 
@@ -289,7 +289,7 @@ def _checked_channels(cfg: Mapping[str, Any]) -> int:
     channels, mean = resolved["input_size"][0], resolved["mean"]
     if channels not in (1, 3):
         raise ValueError(
-            f"the network takes {channels} channels, where a picture has 3, or 1 of grey; give "
+            f"the network takes {channels} channels, where an image has 3, or 1 of grey; give "
             "the network a tensor of your own"
         )
     if len(mean) != channels:
@@ -300,12 +300,12 @@ def _checked_channels(cfg: Mapping[str, Any]) -> int:
     return int(channels)
 
 
-def _is_panorama(picture: Image.Image, cfg: Mapping[str, Any]) -> bool:
-    return max(picture.size) >= 2 * min(picture.size) and not cfg.get("fixed_input_size")
+def _is_panorama(image: Image.Image, cfg: Mapping[str, Any]) -> bool:
+    return max(image.size) >= 2 * min(image.size) and not cfg.get("fixed_input_size")
 
 
 def _resized(size: tuple[int, int], resize: Any) -> tuple[int, int]:
-    """Width and height that ``resize``, timm's or torchvision's, gives a picture of ``size``."""
+    """Width and height that ``resize``, timm's or torchvision's, gives an image of ``size``."""
     # Of a tensor without memory: so the rules stay theirs.
     probe = torch.empty(1, size[1], size[0], device="meta")
     if isinstance(resize, ResizeKeepRatio):
@@ -320,13 +320,13 @@ def _check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
     largest = resized[0] * max(resized[1], size[1])
     if min(resized) < 1 or largest > MAX_PIXELS:
         raise ValueError(
-            f"a picture of {_times(size)} pixels is too long and thin to be resized to "
+            f"an image of {_times(size)} pixels is too long and thin to be resized to "
             f"{_times(resized)}; crop it first"
         )
 
 
 def _kept_by_centre_crop(length: int, resized: int, cropped: int) -> tuple[float, float]:
-    """Where a centre crop, or padding, of a resized side starts and ends on the picture's side.
+    """Where a centre crop, or padding, of a resized side starts and ends on the image's side.
 
     To whole resized pixels, rounded as torchvision's ``center_crop`` and timm's
     ``center_crop_or_pad`` do.

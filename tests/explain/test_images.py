@@ -12,7 +12,7 @@ from PIL import Image, WebPImagePlugin
 from torchvision.transforms.functional import normalize, to_tensor
 
 from convattn.data import UnreadableImageError, transform_of
-from convattn.explain.pictures import MAX_PIXELS, read_picture, see
+from convattn.explain.images import MAX_PIXELS, read_image, see
 
 
 def noise(height=6, width=8, channels=3, seed=0):
@@ -28,7 +28,7 @@ def encoded(image, kind, **options):
 
 
 def pixels_of(source):
-    image = read_picture(source)
+    image = read_image(source)
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -43,12 +43,12 @@ def assert_close(seen, expected, most):
     assert np.abs(seen.astype(float) - expected).max() <= most
 
 
-# --- where pictures come from
+# --- where images come from
 
 
-def test_all_sources_give_the_same_picture(tmp_path):
+def test_all_sources_give_the_same_image(tmp_path):
     pixels = noise()
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(pixels).save(path)
     with path.open("rb") as opened, Image.open(path) as image:
         sources = [
@@ -77,11 +77,11 @@ def test_open_file_is_read_from_its_start_and_stays_open():
     assert np.array_equal(pixels_of(file), noise())
 
 
-def test_given_picture_is_left_as_it_is():
+def test_given_image_is_left_as_it_is():
     exif = Image.Exif()
     exif[0x0112] = 6
     with Image.open(encoded(Image.fromarray(noise(channels=4)), "PNG", exif=exif)) as image:
-        seen = read_picture(image)
+        seen = read_image(image)
         assert image.mode == "RGBA"
         assert image.size == (8, 6)
         assert seen.size == (6, 8)
@@ -130,7 +130,7 @@ def test_invisible_colour_of_rgb_is_white():
     assert np.array_equal(pixels_of(file), expected)
 
 
-def palette_picture():
+def palette_image():
     """Four colours, each a row of two pixels."""
     image = Image.new("P", (2, 4))
     image.putpalette([0, 0, 0, 200, 10, 20, 30, 220, 40, 50, 60, 230])
@@ -141,18 +141,18 @@ def palette_picture():
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "BMP"])
 def test_palette(kind):
-    image, expected = palette_picture()
+    image, expected = palette_image()
     assert np.array_equal(pixels_of(encoded(image, kind)), expected)
 
 
 def test_palette_with_one_invisible_colour():
-    image, expected = palette_picture()
+    image, expected = palette_image()
     expected[1] = 255
     assert np.array_equal(pixels_of(encoded(image, "GIF", transparency=1)), expected)
 
 
 def test_palette_with_opacities():
-    image, colours = palette_picture()
+    image, colours = palette_image()
     opacity = np.repeat(np.array([[255], [0], [128], [51]]), 2, 1)
     file = encoded(image, "PNG", transparency=bytes([255, 0, 128, 51]))
     assert_close(pixels_of(file), over_white(colours, opacity), 1)
@@ -231,7 +231,7 @@ def test_invisible_grey_of_sixteen_bits_is_white():
 def test_more_than_sixteen_bits_are_refused(values):
     image = Image.fromarray(np.array(values, np.int32))
     with pytest.raises(UnreadableImageError, match=r"has values from .* expected 16 bits"):
-        read_picture(image)
+        read_image(image)
 
 
 def test_floats_are_shares_of_white():
@@ -243,8 +243,8 @@ def test_floats_are_shares_of_white():
 @pytest.mark.parametrize("values", [[[0.0, 1.5]], [[-0.1, 0.5]], [[0.5, float("nan")]]])
 def test_floats_without_agreed_range_are_refused(values):
     file = encoded(Image.fromarray(np.array(values, np.float32)), "TIFF")
-    with pytest.raises(UnreadableImageError, match=r"the picture, in 32-bit floats, has values"):
-        read_picture(file)
+    with pytest.raises(UnreadableImageError, match=r"the image, in 32-bit floats, has values"):
+        read_image(file)
 
 
 def test_one_bit():
@@ -354,7 +354,7 @@ def as_stored(upright, orientation):
 
 @pytest.mark.parametrize("orientation", FIRST_ROW_AND_COLUMN)
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
-def test_pictures_stand_upright(kind, orientation):
+def test_images_stand_upright(kind, orientation):
     upright = np.repeat(np.repeat(noise(2, 3), 16, 0), 16, 1)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -367,7 +367,7 @@ def test_pictures_stand_upright(kind, orientation):
     assert_close(pixels_of(file), upright, most)
     with Image.open(file) as image:
         assert_close(pixels_of(image), upright, most)
-    assert_close(pixels_of(read_picture(file)), upright, most)
+    assert_close(pixels_of(read_image(file)), upright, most)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -409,7 +409,7 @@ def wrapped_in_iptc(content):
 
 
 UNREADABLE = {
-    "text": (b"This is no picture but a letter.", "it is not in a known picture format"),
+    "text": (b"This is no image but a letter.", "it is not in a known image format"),
     "empty": (b"", "it is empty"),
     "cut PNG": (whole_file("PNG")[:2000], "truncated"),
     "cut JPEG": (whole_file("JPEG")[:1500], "truncated"),
@@ -418,12 +418,12 @@ UNREADABLE = {
     "cut GIF": (whole_file("GIF")[:2000], "truncated"),
     "start of a PNG": (whole_file("PNG")[:12], "cannot be read"),
     "start of a JPEG": (whole_file("JPEG")[:3], "cannot be read"),
-    "PDF": (b"%PDF-1.4\n%%EOF", "it is not in a known picture format"),
+    "PDF": (b"%PDF-1.4\n%%EOF", "it is not in a known image format"),
     "program": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
-        "it is not in a known picture format",
+        "it is not in a known image format",
     ),
-    "wrapped file": (wrapped_in_iptc(whole_file("JPEG")), "it is not in a known picture format"),
+    "wrapped file": (wrapped_in_iptc(whole_file("JPEG")), "it is not in a known image format"),
     "RGB TIFF of floats": (
         rgb_tiff(np.ones((2, 2, 3), "<f4"), 3),
         "TIFF file, .*: unknown pixel mode",
@@ -442,7 +442,7 @@ def test_unreadable_path_is_named(content, message, tmp_path):
     path = tmp_path / "strange.png"
     path.write_bytes(content)
     with pytest.raises(UnreadableImageError, match=message) as caught:
-        read_picture(path)
+        read_image(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in caught.value.args[0]
 
@@ -452,29 +452,29 @@ def test_path_behind_an_open_file_is_not_shown(content, message, tmp_path):
     path = tmp_path / "secret"
     path.write_bytes(content)
     with path.open("rb") as file, pytest.raises(UnreadableImageError, match=message) as caught:
-        read_picture(file)
-    assert str(caught.value).startswith("the picture ")
+        read_image(file)
+    assert str(caught.value).startswith("the image ")
     assert str(tmp_path) not in str(caught.value)
 
 
 def test_largest_allowed_passes_the_check_of_its_size():
     with pytest.raises(UnreadableImageError, match="truncated"):
-        read_picture(io.BytesIO(png_header(2**14, MAX_PIXELS // 2**14)))
+        read_image(io.BytesIO(png_header(2**14, MAX_PIXELS // 2**14)))
 
 
 def test_closed_file():
     file = encoded(Image.fromarray(noise()), "PNG")
     file.close()
-    with pytest.raises(UnreadableImageError, match=r"the picture cannot be read: .*closed file"):
-        read_picture(file)
+    with pytest.raises(UnreadableImageError, match=r"the image cannot be read: .*closed file"):
+        read_image(file)
 
 
-def test_picture_that_was_opened_but_is_cut_short():
+def test_image_that_was_opened_but_is_cut_short():
     with (
         Image.open(io.BytesIO(whole_file("JPEG")[:1500])) as image,
-        pytest.raises(UnreadableImageError, match=r"the picture cannot be read: .*truncated"),
+        pytest.raises(UnreadableImageError, match=r"the image cannot be read: .*truncated"),
     ):
-        read_picture(image)
+        read_image(image)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
@@ -490,24 +490,24 @@ def test_tiff_is_refused_before_pillow_warns(compression, monkeypatch):
     file = encoded(Image.new("RGB", (64, 64)), "TIFF", compression=compression)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)
     with pytest.raises(UnreadableImageError, match="too large: 64 x 64 pixels"):
-        read_picture(file)
+        read_image(file)
 
 
 def test_format_without_its_library_is_named(monkeypatch):
     file = encoded(Image.fromarray(noise()), "WEBP")
     monkeypatch.setattr(WebPImagePlugin, "SUPPORTED", False)
     with pytest.raises(UnreadableImageError, match="WEBP support not installed"):
-        read_picture(file)
+        read_image(file)
 
 
 def test_missing_path(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png does not exist; give the path"):
-        read_picture(tmp_path / "nowhere.png")
+        read_image(tmp_path / "nowhere.png")
 
 
 def test_folder(tmp_path):
-    with pytest.raises(UnreadableImageError, match="is a folder; expected the path of one picture"):
-        read_picture(str(tmp_path))
+    with pytest.raises(UnreadableImageError, match="is a folder; expected the path of one image"):
+        read_image(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -518,24 +518,24 @@ def test_folder(tmp_path):
         (noise().astype(np.float32), "floats are expected in 0..1"),
         (np.full((4, 4), np.inf), "looks normalised"),
         (torch.zeros(3, 8, 8, dtype=torch.bool), r"tensor of torch.bool and shape \(3, 8, 8\) is"),
-        (np.zeros((8, 8), bool), r"array of bool and shape \(8, 8\) is no picture; expected"),
+        (np.zeros((8, 8), bool), r"array of bool and shape \(8, 8\) is no image; expected"),
         (np.zeros((8, 8, 3), np.uint16), r"expected \(H, W, C\) or \(H, W\) with C 1, 3 or 4"),
         (np.array([["a", None]], dtype=object), "array of object"),
         (torch.zeros(3, 8, 8, dtype=torch.complex64), "torch.complex64"),
         (torch.zeros(1, 3, 8, 8), r"expected \(C, H, W\) or \(H, W\) with C 1, 3 or 4"),
-        (torch.zeros(5, 8, 8), r"shape \(5, 8, 8\) is no picture"),
-        (np.zeros((3, 8, 8)), r"shape \(3, 8, 8\) is no picture"),
-        (torch.zeros(8), "is no picture"),
-        (torch.tensor(0.5), "is no picture"),
+        (torch.zeros(5, 8, 8), r"shape \(5, 8, 8\) is no image"),
+        (np.zeros((3, 8, 8)), r"shape \(3, 8, 8\) is no image"),
+        (torch.zeros(8), "is no image"),
+        (torch.tensor(0.5), "is no image"),
         (torch.zeros(3, 0, 8), r"0, 8\) is 8 x 0 pixels; expected at least 1 x 1"),
         (np.zeros((8, 0), np.uint8), "is 0 x 8 pixels"),
-        (Image.new("RGB", (0, 5)), "the picture is 0 x 5 pixels"),
+        (Image.new("RGB", (0, 5)), "the image is 0 x 5 pixels"),
         (torch.zeros(1).expand(MAX_PIXELS + 1, 1), "too large: 1 x 134217729 pixels"),
     ],
 )
-def test_no_pictures_of_values(source, message):
+def test_no_images_of_values(source, message):
     with pytest.raises(UnreadableImageError, match=message):
-        read_picture(source)
+        read_image(source)
 
 
 @pytest.mark.parametrize("source", [None, 5, b"bytes", [[0, 1]]])
@@ -543,7 +543,7 @@ def test_other_types_are_named(source):
     with pytest.raises(
         UnreadableImageError, match=f"of type {type(source).__name__}; expected a path"
     ):
-        read_picture(source)
+        read_image(source)
 
 
 # --- what a network sees
@@ -573,12 +573,12 @@ def coloured(size):
 @pytest.mark.parametrize("size", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("cfg", CFGS)
 def test_crop_is_the_evaluation_transform(cfg, size):
-    picture = coloured(size)
-    assert torch.equal(see(picture, cfg, "crop").pixels, transform_of(cfg)(picture))
+    image = coloured(size)
+    assert torch.equal(see(image, cfg, "crop").pixels, transform_of(cfg)(image))
 
 
 def assert_region_is_where_the_steps_lead(cfg, size):
-    """Send pictures whose values are their own coordinates through the transform's PIL steps."""
+    """Send images whose values are their own coordinates through the transform's PIL steps."""
     region = see(Image.new("RGB", size), cfg, "crop").region
     ramp = {**cfg, "input_size": (1, *cfg["input_size"][1:]), "mean": (0.5,), "std": (0.5,)}
     resize, crop = transform_of(ramp).pil.transforms[:2]
@@ -596,7 +596,7 @@ def assert_region_is_where_the_steps_lead(cfg, size):
         rim = 2 * pixel + 1  # the kernels' reach
         inside = (at > rim) & (at < side - rim)
         assert np.abs(seen - at)[inside].max(initial=0) < 0.05 * pixel
-        # Where the transform pads there is nothing of the picture.
+        # Where the transform pads there is nothing of the image.
         assert (seen == empty)[(at < 0) | (at > side)].all()
 
 
@@ -619,9 +619,9 @@ def test_region_of_any_crop(size, input_size, crop_pct, crop_mode):
     assert_region_is_where_the_steps_lead(cfg, size)
 
 
-def expected_whole(picture, size, mean, std):
+def expected_whole(image, size, mean, std):
     """Resized to ``size`` at once, with nothing cut off."""
-    resized = picture.resize(size, Image.Resampling.BICUBIC)
+    resized = image.resize(size, Image.Resampling.BICUBIC)
     return normalize(to_tensor(resized), mean, std)
 
 
@@ -637,21 +637,21 @@ def expected_whole(picture, size, mean, std):
         ((300, 100), (28, 56), "squash", (64, 32)),
     ],
 )
-def test_whole_is_all_of_the_picture_at_the_scale_of_the_evaluation(
+def test_whole_is_all_of_the_image_at_the_scale_of_the_evaluation(
     size, input_size, crop_mode, resized
 ):
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     cfg = {"input_size": (3, *input_size), "crop_pct": 0.875, "crop_mode": crop_mode}
-    picture = coloured(size)
-    seen = see(picture, {**cfg, "mean": mean, "std": std, "interpolation": "bicubic"}, "whole")
-    assert torch.equal(seen.pixels, expected_whole(picture, resized, mean, std))
+    image = coloured(size)
+    seen = see(image, {**cfg, "mean": mean, "std": std, "interpolation": "bicubic"}, "whole")
+    assert torch.equal(seen.pixels, expected_whole(image, resized, mean, std))
     assert seen.region == (0, 0, *size)
 
 
 def test_whole_is_the_crop_where_squashing_cuts_nothing():
     cfg = {"input_size": (3, 32, 32), "crop_pct": 1.0, "crop_mode": "squash"}
-    picture = coloured((120, 50))
-    crop, whole = (see(picture, cfg, view) for view in ("crop", "whole"))
+    image = coloured((120, 50))
+    crop, whole = (see(image, cfg, view) for view in ("crop", "whole"))
     assert torch.equal(crop.pixels, whole.pixels)
     assert crop.region == whole.region
 
@@ -669,8 +669,8 @@ def test_whole_is_the_crop_where_squashing_cuts_nothing():
 )
 def test_auto_sees_panoramas_whole(size, fixed, view):
     cfg = {"input_size": (3, 32, 32), "fixed_input_size": fixed}
-    picture = coloured(size)
-    chosen, expected = see(picture, cfg), see(picture, cfg, view)
+    image = coloured(size)
+    chosen, expected = see(image, cfg), see(image, cfg, view)
     assert torch.equal(chosen.pixels, expected.pixels)
     assert chosen.region == expected.region
 
@@ -678,21 +678,21 @@ def test_auto_sees_panoramas_whole(size, fixed, view):
 def test_missing_values_are_timms():
     given = {"input_size": (3, 224, 224), "crop_pct": 0.875, "interpolation": "bicubic"}
     given |= {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "crop_mode": "center"}
-    picture = coloured((50, 40))
-    seen, expected = see(picture, {"architecture": "any"}), see(picture, given)
+    image = coloured((50, 40))
+    seen, expected = see(image, {"architecture": "any"}), see(image, given)
     assert torch.equal(seen.pixels, expected.pixels)
 
 
 @pytest.mark.parametrize("view", ["crop", "whole"])
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 def test_networks_of_one_channel_see_grey(view, crop_mode):
-    picture = coloured((60, 40))
+    image = coloured((60, 40))
     cfg = {"crop_mode": crop_mode}
     one = {**cfg, "input_size": (1, 32, 32), "mean": (0.3,), "std": (0.4,)}
     three = {**cfg, "input_size": (3, 32, 32), "mean": (0.3,) * 3, "std": (0.4,) * 3}
-    seen = see(picture, one, view)
+    seen = see(image, one, view)
     # Grey in three channels is resized as grey in one.
-    expected = see(picture.convert("L").convert("RGB"), three, view)
+    expected = see(image.convert("L").convert("RGB"), three, view)
     assert torch.equal(seen.pixels, expected.pixels[:1])
     assert seen.region == expected.region
 
@@ -732,7 +732,7 @@ def test_extreme_shapes_are_refused_before_they_are_resized(size, crop_mode, vie
 
     monkeypatch.setattr(Image.Image, "resize", resize)
     cfg = {"input_size": (3, 224, 224), "crop_mode": crop_mode}
-    message = f"a picture of {size[0]} x {size[1]} pixels is too long .*; crop it first"
+    message = f"an image of {size[0]} x {size[1]} pixels is too long .*; crop it first"
     with pytest.raises(ValueError, match=message):
         see(Image.new("RGB", size), cfg, view)
 

@@ -43,7 +43,7 @@ READABLE = {
 }
 
 UNREADABLE = {
-    "text.png": (b"Dear diary", "not in a known picture format"),
+    "text.png": (b"Dear diary", "not in a known image format"),
     "cut.jpg": (encoded(RGB, "JPEG")[:900], "cannot be read"),
     "bomb.png": (bomb(), "30000 x 30000 pixels"),
     "empty.png": (b"", "it is empty"),
