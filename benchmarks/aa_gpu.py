@@ -41,7 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from aa_layer import CHANNELS, ours, public
 from convattn import AAConv2d
 from convattn.bench import take_turns
-from convattn.kernels import attention
+from convattn.kernels.attention import attention
 from side_by_side import Step, forward, forward_backward, table
 
 DEVICE = "cuda"

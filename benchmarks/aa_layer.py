@@ -30,7 +30,7 @@ from timm.layers.bottleneck_attn import BottleneckAttn
 from torch import Tensor, nn
 
 from convattn import AAConv2d
-from convattn.kernels import attention
+from convattn.kernels.attention import attention
 from side_by_side import extra_peak, forward, forward_backward, side_by_side, table
 
 CHANNELS, HEADS, QK, V = 160, 8, 160, 16

@@ -27,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from convattn.classification.dataset import open_source, pretrained_cfg, test_batches
+from convattn.config import AugmentConfig, TrainConfig
 from convattn.evaluate import augment_arguments, create_model, evaluate, load_run
-from convattn.train.config import AugmentConfig, TrainConfig
-from convattn.train.inputs import open_source, pretrained_cfg, test_batches
-from convattn.train.recipes import RECIPES
+from convattn.recipes import RECIPES
 from convattn.train.run import resume, train
 
 WAYS = {

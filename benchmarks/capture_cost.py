@@ -17,7 +17,7 @@ import timm
 import torch
 
 from convattn import AAConv2d, capture_attention
-from convattn.explain import attention_layers
+from convattn.explanation import attention_layers
 
 
 def seconds(model, images, context) -> float:

@@ -17,13 +17,13 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.transforms.v2.functional import to_pil_image
 
+from convattn.config import TrainConfig, finds_masks
+from convattn.data.dense_dataset import open_detection
 from convattn.detection.drawing import save_png, sheet
 from convattn.detection.prediction import detect
 from convattn.evaluate import load_run
-from convattn.explain import attention_layers, capture_attention
-from convattn.explain.figures import overlay
-from convattn.train.config import TrainConfig, finds_masks
-from convattn.train.dense_inputs import open_detection
+from convattn.explanation import attention_layers, capture_attention
+from convattn.explanation.figures import overlay
 
 ENLARGED = 5
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import convattn
+from convattn.classification.dataset import open_source, test_batches
+from convattn.config import TrainConfig
 from convattn.evaluate import load_run
-from convattn.train.config import TrainConfig
-from convattn.train.inputs import open_source, test_batches
 from side_by_side import forward, side_by_side, table
 
 HEAD = (

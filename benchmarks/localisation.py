@@ -22,11 +22,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from convattn.classification.dataset import open_source, test_batches
+from convattn.config import TrainConfig
 from convattn.evaluate import load_run
-from convattn.explain.faithfulness import Report, faithfulness
-from convattn.explain.figures import plot_faithfulness
-from convattn.train.config import TrainConfig
-from convattn.train.inputs import open_source, test_batches
+from convattn.explanation.faithfulness import Report, faithfulness
+from convattn.explanation.figures import plot_faithfulness
 
 NAMES = {
     "attention": "attention",

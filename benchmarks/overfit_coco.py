@@ -14,7 +14,7 @@ import json
 import time
 from pathlib import Path
 
-from convattn.train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from convattn.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from convattn.train.run import train
 
 

@@ -215,7 +215,7 @@ def plain_scale_linear_residual(
 
 def kernel_rows(session: Session) -> list[Row]:
     """The three steps of a folded block of S60, 256 images."""
-    from convattn.kernels import triton_block
+    from convattn.kernels.patchconv_block import experimental_triton as triton_block
 
     torch.compiler.reset()
     batch, dim, side = BATCHES[0], session.ours.num_features, SIZE // 16

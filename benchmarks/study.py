@@ -40,10 +40,10 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 
 from convattn.bench import count, take_turns
+from convattn.classification.dataset import open_source, test_batches
+from convattn.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from convattn.evaluate import augment_arguments, create_model, load_run
-from convattn.train.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from convattn.train.exceptions import InterruptedTraining
-from convattn.train.inputs import open_source, test_batches
+from convattn.exceptions import InterruptedTraining
 from convattn.train.run import resume, train
 from side_by_side import seconds, table
 

@@ -3,7 +3,7 @@
 Importing this package registers its models with timm.
 """
 
-from convattn.explain import capture_attention, explain
+from convattn.explanation import capture_attention, explain
 from convattn.functional import aggregate, relative_attention_2d
 from convattn.inference import optimize_for_inference
 from convattn.layers import AAConv2d, LearnedAggregation2d

@@ -36,7 +36,7 @@ from torch.utils._pytree import tree_leaves
 
 from convattn.evaluate import create_model, load_run
 from convattn.inference.processor import compiler_trouble, emulates
-from convattn.kernels import is_out_of_memory
+from convattn.kernels.attention import is_out_of_memory
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.surgery.records import by, num_params
 from convattn.surgery.trace import trace

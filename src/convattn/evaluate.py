@@ -23,13 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convattn import surgery
+from convattn.classification.predictions import NUM_RANKS, Predictions
 from convattn.detection import DETECTORS, create_detector
 from convattn.detection.pyramid import FeatureLevels
-from convattn.explain import attention_layers, attention_maps, energy_in_box, peak_in_box
-from convattn.predictions import NUM_RANKS, Predictions
+from convattn.explanation import attention_layers, attention_maps, energy_in_box, peak_in_box
 from convattn.results import Findings, Rows, percentages, worst_class
 from convattn.segmentation import SEGMENTERS, create_segmenter
 from convattn.surgery.modes import evaluating
+from convattn.text import nearest
 from convattn.weights import (
     load_checked,
     one_line,
@@ -40,7 +41,6 @@ from convattn.weights import (
     with_own_channels,
     with_own_classes,
 )
-from convattn.wording import nearest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from convattn import __version__
-from convattn.explain.capture import attention_layers
-from convattn.explain.heatmap import class_names, looking_layer, pretrained_cfg
+from convattn.explanation.capture import attention_layers
+from convattn.explanation.heatmap import class_names, looking_layer, pretrained_cfg
+from convattn.files import written_whole
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.surgery.trace import check_network
-from convattn.weights.files import written_whole
 
 if TYPE_CHECKING:
     from onnx import ModelProto

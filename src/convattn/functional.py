@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.kernels import Backend, attention
-from convattn.kernels.biases import key_offsets, relative_biases
-from convattn.kernels.plain import attention_weights
+from convattn.kernels.attention import Backend, attention
+from convattn.kernels.attention.biases import key_offsets, relative_biases
+from convattn.kernels.attention.plain import attention_weights
 
 
 def _check_relative(

@@ -13,7 +13,7 @@ from torch import nn
 from convattn.data import UnreadableImageError
 from convattn.detection.prediction import detect
 from convattn.evaluate import unused_name
-from convattn.explain import read_image
+from convattn.explanation import read_image
 from convattn.segmentation.prediction import segment
 from convattn.weights import replace_atomically
 

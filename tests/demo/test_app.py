@@ -25,7 +25,7 @@ from convattn.demo import build, launch, page, start
 from convattn.demo.app import MEAN, Handlers
 from convattn.demo.network import Look, Network, as_shown, marked
 from convattn.demo.samples import digits, photographs
-from convattn.explain import Explanation, Prediction, explain, read_image
+from convattn.explanation import Explanation, Prediction, explain, read_image
 from tests.demo import GRADIO_WARNINGS
 from tests.demo.images import READABLE, RGB, UNREADABLE, encoded
 

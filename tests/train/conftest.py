@@ -10,7 +10,7 @@ import pytest
 
 import convattn.train.classification
 import convattn.train.run
-from convattn.train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from convattn.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from convattn.train.run import Run, train
 
 TINY = TrainConfig(
@@ -101,7 +101,7 @@ def train_apart(start, tmp_path) -> Callable[[TrainConfig], None]:
         written.write_text(config.to_json())
         script.write_text(
             "from pathlib import Path\n"
-            "from convattn.train.config import TrainConfig\n"
+            "from convattn.config import TrainConfig\n"
             "from convattn.train.run import train\n"
             f"train(TrainConfig.load(Path({str(written)!r})))\n"
         )

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from convattn.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from convattn.evaluate import create_model, load_run
 from convattn.surgery import new_parameters
 from convattn.train.callbacks import read_metrics
-from convattn.train.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from convattn.train.detection import DetectionJob, DetectionTask
 from convattn.train.run import resume, train
 from tests.train.conftest import digest, steady_columns

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 import convattn.train.run
+from convattn.config import AugmentConfig, ModelConfig, TrainConfig
 from convattn.evaluate import load_run
+from convattn.exceptions import InterruptedTraining, NonFiniteError
 from convattn.layers import AAConv2d
 from convattn.train.callbacks import read_metrics
 from convattn.train.classification import ClassificationTask
-from convattn.train.config import AugmentConfig, ModelConfig, TrainConfig
-from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 from convattn.train.run import resume, train
 from tests.train.conftest import TINY, digest, steady_columns, tiny
 
@@ -99,7 +99,7 @@ def test_killed_run_resumes_to_the_same_weights_and_metrics(finished, start, tmp
     config = tmp_path / "config.json"
     config.write_text(tiny(folder).to_json())
     code = (
-        "import sys; from convattn.train.config import TrainConfig; "
+        "import sys; from convattn.config import TrainConfig; "
         "from convattn.train.run import train; train(TrainConfig.load(__import__('pathlib')"
         f".Path({str(config)!r})))"
     )

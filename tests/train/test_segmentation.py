@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from convattn.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from convattn.evaluate import load_run
 from convattn.train.callbacks import read_metrics
-from convattn.train.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from convattn.train.run import resume, train
 from convattn.train.segmentation import SegmentationJob, SegmentationTask
 from tests.train.conftest import digest, steady_columns

@@ -7,8 +7,8 @@ import torch
 
 import convattn  # noqa: F401  (registers the models)
 from convattn.evaluate import load_weights
+from convattn.files import sha256_of
 from convattn.weights import convert_weights, patchconvnet_from_released, read_weights
-from convattn.weights.files import sha256_of
 from tests.weights.checkpoints import golden_network, write_checkpoint
 
 

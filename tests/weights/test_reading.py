@@ -5,12 +5,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from convattn.files import record_hash
 from convattn.weights import (
     hash_file,
     patchconvnet_from_released,
     read_weights,
 )
-from convattn.weights.files import record_hash
 from tests.weights.checkpoints import golden_network, write_checkpoint
 
 

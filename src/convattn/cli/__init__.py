@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from convattn.cli.words import INTERRUPTED, choose, fail
-from convattn.train.exceptions import InterruptedTraining, NonFiniteError
+from convattn.exceptions import InterruptedTraining, NonFiniteError
 
 COMMANDS = {
     "list": "listing",

@@ -14,7 +14,7 @@ from convattn.cli.targets import (
     find_target,
 )
 from convattn.cli.words import UsageError, as_flags, parse
-from convattn.train.config import AugmentConfig, TrainConfig
+from convattn.config import AugmentConfig, TrainConfig
 
 if TYPE_CHECKING:
     pass
@@ -78,7 +78,7 @@ def _how_to_train(name: str, augment: AugmentConfig, *, image_size: int) -> str:
     """The command that trains a model with attention on a folder of images."""
     import timm
 
-    from convattn.train.recipes.classification import finetune
+    from convattn.recipes.classification import finetune
 
     default = finetune()
     config = dataclasses.replace(
@@ -94,8 +94,8 @@ def _how_to_train(name: str, augment: AugmentConfig, *, image_size: int) -> str:
 
 def _how_to_train_run(folder: Path, augment: AugmentConfig, *, image_size: int | None) -> str:
     """The command that trains a run's weights further, with attention."""
-    from convattn.train.recipes import RECIPES
-    from convattn.train.recipes.classification import finetune
+    from convattn.recipes import RECIPES
+    from convattn.recipes.classification import finetune
 
     config = TrainConfig.load(folder / "config.json")
     if config.augment.pool is not None or config.augment.conv:

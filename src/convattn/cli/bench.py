@@ -17,7 +17,7 @@ from convattn.cli.targets import (
     new_folder,
 )
 from convattn.cli.words import INTERRUPTED, UsageError, fail, parse, show_progress
-from convattn.train.config import Scalar
+from convattn.config import Scalar
 
 if TYPE_CHECKING:
     from convattn.bench import Layer, Subject

@@ -25,13 +25,13 @@ from convattn.cli.targets import (
     with_data_name,
 )
 from convattn.cli.words import INTERRUPTED, UsageError, fail, parse, show_progress
-from convattn.train.config import DataConfig, finds_masks
+from convattn.config import DataConfig, finds_masks
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from convattn.classification.predictions import Predictions, PredictionsFile
     from convattn.data import ImageFiles, Source, TensorImages
-    from convattn.predictions import Predictions, PredictionsFile
     from convattn.results import Findings
 
 _PROG = "convattn evaluate"
@@ -164,8 +164,8 @@ def _test_classifier(
     stopped: Path | None = None,
 ) -> int:
     """Test, or go on with the test in the folder ``stopped``."""
+    from convattn.classification.predictions import PredictionsFile
     from convattn.evaluate import check_num_classes, chosen_device
-    from convattn.predictions import PredictionsFile
     from convattn.weights import replace_atomically
 
     model, test = _open(target, run, options)
@@ -253,8 +253,8 @@ def _names(images: TensorImages | ImageFiles, root: str | None) -> list[str]:
 
 
 def _open(target: str, run: Path | None, options: EvaluateOptions) -> tuple[nn.Module, _Test]:
+    from convattn.classification.dataset import open_source
     from convattn.evaluate import open_model
-    from convattn.train.inputs import open_source
 
     if options.data.name == "imagenet":
         return _open_imagenet(target, run, options)
@@ -311,9 +311,9 @@ def _predict(
     """All predictions, those that the file has already among them, and images a second."""
     import torch
 
+    from convattn.classification.dataset import test_batches
+    from convattn.classification.predictions import Predictions
     from convattn.evaluate import predict_batches
-    from convattn.predictions import Predictions
-    from convattn.train.inputs import test_batches
 
     labels, total = source.test.labels, len(source.test)
     before = file.rewind(labels, options.data.batch_size)
@@ -380,9 +380,9 @@ def _finish(
     folder: Path, predictions: Predictions, speed: float, test: _Test, *, title: str
 ) -> None:
     """Print and write what was found; the rows get their name last, and with it the test ends."""
+    from convattn.classification.predictions import per_class_table
     from convattn.evaluate import summarize
-    from convattn.explain.figures import draw_confusion
-    from convattn.predictions import per_class_table
+    from convattn.explanation.figures import draw_confusion
     from convattn.weights import replace_atomically
 
     names = test.source.class_names
@@ -407,8 +407,8 @@ def _finish(
 
 def _evaluate_dense(folder: Path, task: str, options: EvaluateOptions) -> Findings:
     """Test a detector or segmenter; data of other classes than its own are refused."""
+    from convattn.data import dense_dataset as inputs
     from convattn.evaluate import load_run
-    from convattn.train import dense_inputs as inputs
 
     model, config = load_run(folder)
     cfg = cast(Mapping[str, Any], model.pretrained_cfg)

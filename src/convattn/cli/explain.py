@@ -23,13 +23,13 @@ from convattn.cli.targets import (
     with_data_name,
 )
 from convattn.cli.words import UsageError, fail, parse
+from convattn.config import DataConfig
 from convattn.data import UnreadableImageError
-from convattn.train.config import DataConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from convattn.explain import Explanation
+    from convattn.explanation import Explanation
 
 
 # Of the sheet that shows all images at once; every image has files of its own.
@@ -125,8 +125,8 @@ def _explain_images(
     import numpy as np
 
     from convattn.evaluate import unused_name
-    from convattn.explain import attention_through, explain_classes
-    from convattn.explain.figures import FIGURE_SIDE, draw_explanations, draw_layers
+    from convattn.explanation import attention_through, explain_classes
+    from convattn.explanation.figures import FIGURE_SIDE, draw_explanations, draw_layers
     from convattn.weights import replace_atomically
 
     sheet: list[list[Explanation]] = []
@@ -204,9 +204,9 @@ def _test_faithfulness(
     model: nn.Module, name: str, folder: Path | None, options: ExplainOptions
 ) -> int:
     """Measure the maps on test images; a run keeps the report, a model's gets a new folder."""
-    from convattn.explain import faithfulness
-    from convattn.explain.figures import draw_faithfulness
-    from convattn.train.inputs import open_source, test_batches
+    from convattn.classification.dataset import open_source, test_batches
+    from convattn.explanation import faithfulness
+    from convattn.explanation.figures import draw_faithfulness
     from convattn.weights import replace_atomically
 
     source = open_source(options.data, training=False)

@@ -10,7 +10,7 @@ import tyro
 
 from convattn.cli.targets import num_params_of
 from convattn.cli.words import UsageError, parse, summary
-from convattn.wording import aligned, nearest
+from convattn.text import aligned, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def command(arguments: list[str]) -> int:
     describe: Callable[[str], tuple[str, ...]]
     names: list[str]
     if options.recipes:
-        from convattn.train.recipes import RECIPES
+        from convattn.recipes import RECIPES
 
         names, describe = list(RECIPES), lambda name: (name, summary(RECIPES[name]))
     elif options.data:

@@ -72,7 +72,7 @@ def command(arguments: list[str]) -> int:
     import torch
 
     from convattn.evaluate import load_run
-    from convattn.explain import read_image
+    from convattn.explanation import read_image
     from convattn.predict import predict_classes, predict_objects
 
     images = find_images(Path(options.image))

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import tyro
 
 from convattn.cli.words import UsageError, parse
-from convattn.train.config import AugmentConfig, DataConfig, TrainConfig
-from convattn.wording import nearest
+from convattn.config import AugmentConfig, DataConfig, TrainConfig
+from convattn.text import nearest
 
 Weights = Annotated[str | None, tyro.conf.arg(aliases=("--checkpoint",))]
 """Type of the option that names a file of weights."""

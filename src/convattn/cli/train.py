@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from convattn.cli.words import UsageError, choose, parse, summary
-from convattn.train.config import TrainConfig
+from convattn.config import TrainConfig
 
 if TYPE_CHECKING:
     from convattn.train.run import Run
@@ -48,7 +48,7 @@ def command(arguments: list[str]) -> int:
     Args:
         arguments: Words behind the command.
     """
-    from convattn.train.recipes import RECIPES
+    from convattn.recipes import RECIPES
 
     if arguments and arguments[0] in ("-h", "--help"):
         width = max(map(len, RECIPES))
@@ -72,7 +72,7 @@ def command(arguments: list[str]) -> int:
         description=inspect.getdoc(recipe),
     )
     if options.dry_run:
-        from convattn.train.dry_run import report
+        from convattn.papers.forecast import report
 
         print(report(options.config, summary=summary(recipe), gpu=options.gpu or "h100"))
         return 0

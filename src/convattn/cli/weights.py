@@ -11,7 +11,7 @@ import tyro
 
 from convattn.cli.targets import num_params_of
 from convattn.cli.words import UsageError, choose, parse
-from convattn.wording import aligned, nearest
+from convattn.text import aligned, nearest
 
 _PROG = "convattn weights"
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from convattn.wording import nearest
+from convattn.text import nearest
 
 T = TypeVar("T")
 

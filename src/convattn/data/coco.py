@@ -22,7 +22,7 @@ from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault,
 from convattn.data.images import UnreadableImageError, read_rgb
 from convattn.data.scenes import Scenes, cluttered_scenes
 from convattn.data.sources import drawn, existing_root
-from convattn.wording import nearest
+from convattn.text import nearest
 
 DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "coco")
 

@@ -21,7 +21,7 @@ from convattn.data.coco import SCENES_MEAN, SCENES_STD, draw_scenes, scene_names
 from convattn.data.images import UnreadableImageError, read_rgb
 from convattn.data.scenes import Scenes
 from convattn.data.sources import drawn, existing_root, first_word, read_table
-from convattn.wording import nearest
+from convattn.text import nearest
 
 SEGMENTATION_DATASETS: tuple[str, ...] = ("cluttered_digits", "masks", "camvid", "ade20k", "voc")
 

@@ -23,7 +23,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from convattn.data.cluttered_digits import cluttered_digits
 from convattn.data.imagenet import imagenet_names
 from convattn.data.images import ImageFiles, TensorImages, read_rgb
-from convattn.wording import nearest
+from convattn.text import nearest
 
 DATASETS: tuple[str, ...] = (
     "cluttered_digits",

@@ -22,8 +22,8 @@ from convattn.demo import page
 from convattn.demo.network import Network, Query, as_shown, marked, open_device
 from convattn.demo.samples import Sample, digits, photographs
 from convattn.evaluate import open_model
-from convattn.explain import read_image
-from convattn.explain.heatmap import Method
+from convattn.explanation import read_image
+from convattn.explanation.heatmap import Method
 
 BUNDLED = "patchconvnet_nano.cluttered_digits"
 """The model that is shown where none is named."""

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from convattn.explain import Explanation, attention_layers, class_names, explain
-from convattn.explain.heatmap import Method, Target, num_heads
+from convattn.explanation import Explanation, attention_layers, class_names, explain
+from convattn.explanation.heatmap import Method, Target, num_heads
 from convattn.layers import AAConv2d, LearnedAggregation2d
 
 SHOWN_SIDE = 1024

@@ -15,7 +15,7 @@ from PIL import Image
 
 from convattn.demo.network import Look, Query, as_shown, marked
 from convattn.demo.samples import Sample
-from convattn.explain import Explanation
+from convattn.explanation import Explanation
 
 MAX_FILE_BYTES = 20 * 2**20
 """Larger files are refused: room for any camera's JPEG, and a session keeps one in memory."""

@@ -24,7 +24,7 @@ from convattn.detection.retinanet import (
     se_retinanet_resnet50,
     se_retinanet_resnet101,
 )
-from convattn.wording import nearest
+from convattn.text import nearest
 
 DETECTORS: dict[str, Callable[..., nn.Module]] = {
     function.__name__: function

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from convattn.wording import nearest
+from convattn.text import nearest
 
 Targets = Sequence[Mapping[str, Any]]
 

@@ -14,7 +14,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from convattn import surgery
-from convattn.wording import nearest
+from convattn.text import nearest
 
 
 class FeatureLevels(nn.Module):

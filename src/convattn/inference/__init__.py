@@ -50,8 +50,8 @@ def optimize_for_inference(
             ``torch._dynamo.config.recompile_limit``) others run as they are. Without a compiler, a
             warning says so, and the network runs as it is.
         kernels: Of PatchConvNet's blocks. "triton" takes kernels of our own on CUDA, see
-            :mod:`convattn.kernels.triton_block`; they have not been timed on a GPU yet, and are
-            therefore not the default.
+            :mod:`convattn.kernels.patchconv_block.experimental_triton`; they have not been timed
+            on a GPU yet, and are therefore not the default.
 
     Returns:
         The network: of the same class, with the same methods, its parameters folded.

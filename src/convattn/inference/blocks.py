@@ -94,12 +94,14 @@ class FoldedPatchConvBlock(nn.Module):
         return out.permute(0, 2, 3, 1)
 
     def _suits_triton(self, x: Tensor) -> bool:
-        from convattn.kernels.triton_block import refusal  # absent on some machines
+        from convattn.kernels.patchconv_block.experimental_triton import (
+            refusal,  # absent on some machines
+        )
 
         return self._is_plain() and self.eps is not None and refusal(x) is None
 
     def _by_triton(self, x: Tensor) -> Tensor:
-        from convattn.kernels.triton_block import (
+        from convattn.kernels.patchconv_block.experimental_triton import (
             depthwise_gelu_sums,
             norm_linear_gelu,
             scale_linear_residual,

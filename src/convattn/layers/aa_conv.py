@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convattn.functional import relative_attention_2d, relative_attention_weights_2d
-from convattn.kernels import Backend, is_out_of_memory, wanted_backend
+from convattn.kernels.attention import Backend, is_out_of_memory, wanted_backend
 from convattn.layers.rel_pos import (
     COORD_CHANNELS,
     POSITIONS,

@@ -25,7 +25,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
-from convattn.kernels.lean_block import lean_block
+from convattn.kernels.patchconv_block.lean_block import lean_block
 from convattn.kernels.recompute import is_followed, made_anew
 from convattn.layers import LearnedAggregation2d
 from convattn.surgery.modes import hooks_of

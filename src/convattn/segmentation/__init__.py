@@ -20,7 +20,7 @@ from convattn.segmentation.upernet import (
     upernet_patchconvnet_l120,
     upernet_patchconvnet_s60,
 )
-from convattn.wording import nearest
+from convattn.text import nearest
 
 __all__ = [
     "SEGMENTERS",

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.surgery.records import NOT_ASKED, ConvFilter, ConvPlan, Wish, by, num_params
 from convattn.surgery.trace import TRANSFORMER, Call, Trace, is_transformer
-from convattn.wording import nearest_few
+from convattn.text import nearest_few
 
 _STAGES = re.compile(r"last-(\d+)-stages?")
 _MOST_POSITIONS = 512  # of a map that "auto" leaves at its size: 28x28 is halved, as in the paper

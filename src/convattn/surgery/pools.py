@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convattn.layers import LearnedAggregation2d
 from convattn.surgery.records import NOT_ASKED, PoolPlan, Wish, num_params
 from convattn.surgery.trace import TRANSFORMER, Call, Trace, Value, is_transformer
-from convattn.wording import nearest_few
+from convattn.text import nearest_few
 
 _AVERAGES = frozenset({"mean", "adaptive_avg_pool2d", "avg_pool2d"})
 _EXAMPLE = "self.pool = nn.AdaptiveAvgPool2d(1) in __init__ and self.pool(x).flatten(1) in forward"

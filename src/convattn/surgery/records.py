@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from convattn.layers.rel_pos import Position
-from convattn.wording import aligned
+from convattn.text import aligned
 
 Pool = Literal["attention", "class-attention"]
 ConvFilter = str | Sequence[str] | Callable[[nn.Module, str], bool]

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from convattn.train.exceptions import InterruptedTraining, NonFiniteError
+from convattn.exceptions import InterruptedTraining, NonFiniteError
 from convattn.train.task import Curves
 from convattn.weights import replace_atomically
 

@@ -12,6 +12,13 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
+from convattn.classification.dataset import (
+    open_source,
+    pretrained_cfg,
+    test_batches,
+    training_transform,
+)
+from convattn.config import TrainConfig
 from convattn.data import batch_mix, transform_of
 from convattn.evaluate import (
     Result,
@@ -20,12 +27,10 @@ from convattn.evaluate import (
     evaluate,
     plan_model,
 )
-from convattn.explain import attention_layers
+from convattn.explanation import attention_layers
 from convattn.surgery import freeze as freeze_all_but
-from convattn.train.config import TrainConfig
 from convattn.train.datamodule import TrainingData
 from convattn.train.figures import draw_attention
-from convattn.train.inputs import open_source, pretrained_cfg, test_batches, training_transform
 from convattn.train.seeding import seed_all
 from convattn.train.task import (
     Curves,

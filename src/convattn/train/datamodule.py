@@ -9,8 +9,8 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
+from convattn.config import DataConfig
 from convattn.data.images import TensorImages
-from convattn.train.config import DataConfig
 from convattn.train.seeding import derive_seed, seeded
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from convattn.config import TrainConfig
+from convattn.data.dense_dataset import as_lists
 from convattn.detection.pyramid import FeatureLevels
 from convattn.evaluate import augment_arguments, create_dense_model
 from convattn.surgery import freeze as freeze_all_but
-from convattn.train.config import TrainConfig
 from convattn.train.datamodule import TrainingData
-from convattn.train.dense_inputs import as_lists
 from convattn.train.seeding import seed_all
 from convattn.train.task import (
     Curves,

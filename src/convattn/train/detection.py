@@ -9,13 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from convattn.config import TrainConfig, finds_masks
+from convattn.data.dense_dataset import detection_batches, detection_cfg, open_detection
 from convattn.data.dense_transforms import detection_test_transform, detection_train_transform
 from convattn.detection.evaluation import DetectionMetrics, evaluate_detection
 from convattn.detection.prediction import draw_beside_truth
 from convattn.results import Findings
-from convattn.train.config import TrainConfig, finds_masks
 from convattn.train.dense import DenseJob, DenseTask
-from convattn.train.dense_inputs import detection_batches, detection_cfg, open_detection
 from convattn.train.task import Curves
 
 _NUM_IMAGES = 8

@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from convattn.explain import attention_maps
-from convattn.explain.figures import overlay
+from convattn.explanation import attention_maps
+from convattn.explanation.figures import overlay
 from convattn.train.callbacks import read_metrics
 from convattn.train.task import Curves
 

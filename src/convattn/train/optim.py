@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from convattn.surgery import new_parameters
-from convattn.wording import nearest
+from convattn.text import nearest
 
 
 def create_optimizer(

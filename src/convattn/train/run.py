@@ -24,7 +24,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils import deterministic
 
+from convattn.config import ModelConfig, TrainConfig
 from convattn.evaluate import load_run, make_numbered_folder, task_of
+from convattn.exceptions import InterruptedTraining, NonFiniteError
 from convattn.results import Findings
 from convattn.train.callbacks import (
     Checkpoints,
@@ -34,8 +36,6 @@ from convattn.train.callbacks import (
     TrainingMetrics,
 )
 from convattn.train.classification import ClassificationJob
-from convattn.train.config import ModelConfig, TrainConfig
-from convattn.train.exceptions import InterruptedTraining, NonFiniteError
 from convattn.train.figures import draw_curves
 from convattn.train.task import Job, TrainingTask
 from convattn.weights import replace_atomically, tensor_differences

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convattn.config import TrainConfig
+from convattn.data.dense_dataset import (
+    open_segmentation,
+    segmentation_batches,
+    segmentation_cfg,
+)
 from convattn.data.dense_transforms import segmentation_test_transform, segmentation_train_transform
 from convattn.results import Findings
 from convattn.segmentation import segmentation_loss
 from convattn.segmentation.evaluation import SegmentationMetrics, evaluate_segmentation
 from convattn.segmentation.prediction import draw_beside_truth
-from convattn.train.config import TrainConfig
 from convattn.train.dense import DenseJob, DenseTask
-from convattn.train.dense_inputs import (
-    open_segmentation,
-    segmentation_batches,
-    segmentation_cfg,
-)
 from convattn.train.task import Curves
 
 _NUM_IMAGES = 8

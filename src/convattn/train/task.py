@@ -11,8 +11,8 @@ import lightning as L
 import torch
 from torch import nn
 
+from convattn.config import AugmentConfig, TrainConfig
 from convattn.results import Findings
-from convattn.train.config import AugmentConfig, TrainConfig
 from convattn.train.datamodule import TrainingData
 from convattn.train.optim import create_optimizer, create_schedule
 from convattn.train.seeding import derive_seed, seed_all

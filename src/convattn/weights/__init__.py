@@ -1,8 +1,8 @@
 """Released and other trained weights: where they are, how they are read, what they map to."""
 
+from convattn.files import hash_file, replace_atomically
 from convattn.weights.conversion import convert_weights
 from convattn.weights.download import cached_path, fetch
-from convattn.weights.files import hash_file, replace_atomically
 from convattn.weights.fitting import (
     classifier_names,
     load_checked,

@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import Tensor
 
-from convattn.weights.files import sha256_of, written_whole
+from convattn.files import sha256_of, written_whole
 from convattn.weights.names import architecture_of, patchconvnet_to_released
 from convattn.weights.reading import other_model, read_metadata, read_weights, tensor_differences
 from convattn.weights.releases import RELEASES

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch.hub
 
-from convattn.weights.files import record_hash, written_whole
+from convattn.files import record_hash, written_whole
 from convattn.weights.reading import one_line, read_weights
 
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from convattn.weights.files import check_hash
+from convattn.files import check_hash
 from convattn.weights.names import architecture_of, under_our_names
 
 _HOLDERS = ("state_dict", "model")  # Lightning's and timm's; the PatchConvNets' authors'

@@ -1,0 +1,1 @@
+"""Classification: data, predictions, evaluation."""

@@ -1,0 +1,115 @@
+"""Images to classify as a configuration wants them: opened, transformed, batched for a test.
+
+Knows no Lightning, so that ``convattn evaluate`` starts without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from convattn.config import DataConfig
+from convattn.data import Source, TensorImages, load_source, train_transform, transform_of
+from convattn.data.images import Transform
+
+_SIZE_OF_VARYING_IMAGES = 224
+_CROP_OF_RESIZED_IMAGES = 0.875
+
+
+def open_source(config: DataConfig, *, training: bool = True) -> Source:
+    """The data set that a configuration names; its images are the same for every run's seed.
+
+    Args:
+        config: Name, place and size of the data set.
+        training: Whether the training images are wanted; else there is but one of them, since
+            generating all takes longer than most tests.
+
+    Raises:
+        ValueError: If there is no such data set, or its files are not what they should be.
+        FileNotFoundError: If its files are missing.
+    """
+    return load_source(
+        config.name,
+        root=config.root,
+        download=config.download,
+        image_size=config.image_size,
+        num_train=config.num_train if training else 1,
+        num_test=config.num_test,
+    )
+
+
+def training_transform(config: DataConfig, source: Source) -> Transform:
+    """What is done to a training image.
+
+    Args:
+        config: The augmentation.
+        source: The data set.
+    """
+    return train_transform(
+        _image_size(config, source),
+        scale=config.scale,
+        ratio=config.ratio,
+        random_crop_padding=config.random_crop_padding,
+        hflip=config.hflip,
+        color_jitter=config.color_jitter,
+        auto_augment=config.auto_augment,
+        random_erasing=config.random_erasing,
+        interpolation=config.interpolation,
+        mean=source.mean,
+        std=source.std,
+    )
+
+
+def pretrained_cfg(config: DataConfig, source: Source) -> dict[str, Any]:
+    """What a network trained on these images needs of a test image, in timm's words.
+
+    Args:
+        config: How images are resized and cropped.
+        source: The data set.
+    """
+    size = _image_size(config, source)
+    crop_pct = config.crop_pct
+    if crop_pct is None:
+        crop_pct = 1.0 if size == source.image_size else _CROP_OF_RESIZED_IMAGES
+    return {
+        "num_classes": len(source.class_names),
+        "input_size": (source.in_chans, *size),
+        "mean": source.mean,
+        "std": source.std,
+        "interpolation": config.interpolation,
+        "crop_pct": crop_pct,
+        "crop_mode": "center",
+        "label_names": source.class_names,
+    }
+
+
+def test_batches(
+    config: DataConfig, source: Source, cfg: Mapping[str, Any]
+) -> tuple[DataLoader[Any], Tensor | None]:
+    """The test images in order, and the boxes of their objects where they are known.
+
+    Args:
+        config: Size of a batch and number of workers.
+        source: The data set.
+        cfg: The ``pretrained_cfg`` of the model.
+
+    Returns:
+        The batches, and (N, 4) boxes in pixels of what the model sees, or None.
+    """
+    loader = DataLoader(
+        source.test.with_transform(transform_of(cfg)),
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+    )
+    as_they_are = tuple(cfg["input_size"][1:]) == source.image_size and cfg["crop_pct"] == 1
+    boxes = source.test.boxes if isinstance(source.test, TensorImages) else None
+    return loader, boxes if as_they_are else None
+
+
+def _image_size(config: DataConfig, source: Source) -> tuple[int, int]:
+    if config.image_size is not None:
+        return config.image_size, config.image_size
+    return source.image_size or (_SIZE_OF_VARYING_IMAGES, _SIZE_OF_VARYING_IMAGES)

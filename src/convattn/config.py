@@ -1,0 +1,470 @@
+"""What a training run is: frozen dataclasses that a recipe fills and ``config.json`` keeps.
+
+They stop at the front door: models, transforms and optimisers take flat arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from convattn.text import nearest
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The images, and how they are cropped, augmented and grouped."""
+
+    name: str = "cluttered_digits"
+    """Name of the data set; `convattn list --data` shows them all."""
+    root: str | None = None
+    """Folder that holds the data set; sets that are generated need none."""
+    annotations: str | None = None
+    """Detection: name of the COCO json before _train2017.json; None: instances."""
+    bad_annotations: Literal["error", "skip"] = "error"
+    """Detection and segmentation: refuse a set with faulty annotations, or leave them out."""
+    empty_images: Literal["keep", "skip", "error"] = "keep"
+    """Detection: what is done with training images that show no object."""
+    download: bool = False
+    """Fetch the data set into root when it is missing."""
+    image_size: int | None = None
+    """Height and width that the network sees, in pixels; None keeps the images' own size.
+    Detection and segmentation: length of the shorter side."""
+    max_size: int | None = None
+    """Detection: longest side that a resized image may get, in pixels; None: 5/3 of the other."""
+    scale_jitter: tuple[float, float] | None = None
+    """Detection and segmentation: factor by which a training image is resized, from and to."""
+    crop_size: tuple[int, int] | None = None
+    """Detection and segmentation: height and width of training crops; what is smaller is padded."""
+    num_train: int | None = None
+    """Number of training images to make or keep; None means all."""
+    num_test: int | None = None
+    """Number of test images to make or keep; None means all."""
+    batch_size: int = 128
+    """Images per optimiser step, over all devices and accumulated batches together."""
+    num_workers: int = 0
+    """Processes that load images, per device; 0 loads them in the training process."""
+    repeated_augmentation: int = 1
+    """Times that an image stands in a row in an epoch, each augmented anew; the epoch shows as
+    many fewer images and is as long as before."""
+    scale: tuple[float, float] | None = None
+    """Share of the image's area that a random crop keeps, lowest and highest; None: no crop."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio of that random crop, lowest and highest."""
+    random_crop_padding: int = 0
+    """Pixels of padding round the image before a crop of the image's own size is taken."""
+    hflip: float = 0.5
+    """Chance that a training image is mirrored left to right."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation; 0 turns it off."""
+    auto_augment: str | None = None
+    """timm's name of an augmentation policy, for example rand-m9-mstd0.5-inc1."""
+    random_erasing: float = 0.0
+    """Chance that a rectangle of a training image is erased."""
+    mixup: float = 0.0
+    """alpha of mixup; 0 turns it off."""
+    cutmix: float = 0.0
+    """alpha of cutmix; 0 turns it off."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes."""
+    interpolation: str = "bicubic"
+    """How images are resized: bicubic, bilinear or nearest."""
+    crop_pct: float | None = None
+    """Share of a resized test image's side that its crop keeps; None: 0.875, or 1 unresized."""
+
+    def __post_init__(self) -> None:
+        _require_at_least("data.batch_size", self.batch_size, 1)
+        _require_at_least("data.num_workers", self.num_workers, 0)
+        _require_at_least("data.repeated_augmentation", self.repeated_augmentation, 1)
+        for name in ("hflip", "random_erasing", "label_smoothing"):
+            _require_share(f"data.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network, by its name in timm's registry, where convattn's own networks are too."""
+
+    name: str = "patchconvnet_nano"
+    """Name of the model; `convattn list` shows convattn's own, --dense detectors and segmenters."""
+    backbone: str | None = None
+    """Detection and segmentation: name of the network that looks at the image, any of timm's."""
+    backbone_args: dict[str, Scalar] = field(default_factory=dict)
+    """Further keyword arguments of the backbone, for example embed_dim 96."""
+    num_classes: int | None = None
+    """Number of classes, without the background; None takes it from the data."""
+    pretrained: bool = False
+    """Start from the released weights of that name, or of that backbone."""
+    checkpoint: str | None = None
+    """Weights to start from: a run folder, a .safetensors file or a PyTorch state dict."""
+    drop_rate: float | None = None
+    """Dropout before the classifier; None keeps the model's default."""
+    drop_path_rate: float | None = None
+    """Chance that a residual branch is dropped; None keeps the model's default."""
+    model_args: dict[str, Scalar] = field(default_factory=dict)
+    """Further keyword arguments of the model, for example global_pool avg."""
+
+    @property
+    def backbone_arguments(self) -> dict[str, Scalar]:
+        """Every keyword argument of the backbone of a detector or segmenter."""
+        if self.drop_path_rate is None:
+            return self.backbone_args
+        return {"drop_path_rate": self.drop_path_rate, **self.backbone_args}
+
+    @property
+    def title(self) -> str:
+        """Model and backbone, for people."""
+        return self.name if self.backbone is None else f"{self.name} {self.backbone}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Attention that the network is given after it is made, and how that is trained."""
+
+    pool: Literal["attention", "class-attention"] | None = None
+    """attention in place of the pool, or class-attention: one map a class; None keeps the pool."""
+    conv: tuple[str, ...] = ()
+    """Convolutions that get attention: last-3-stages, all, names, or globs as layer3.*.conv2."""
+    num_heads: int = 8
+    """Attention heads of a convolution."""
+    qk_ratio: float = 0.2
+    """Width of queries and keys over the convolution's output channels; the paper's kappa."""
+    v_ratio: float = 0.1
+    """Share of the output channels that attention makes; the paper's upsilon."""
+    min_head_dim: int = 20
+    """Least width of queries and keys a head."""
+    position: Literal["relative", "sine", "coord", "none"] = "relative"
+    """How the attention of a convolution knows positions."""
+    attn_downsample: int | Literal["auto"] = "auto"
+    """Factor by which attention sees its map smaller; auto chooses it by the map's size."""
+    pool_heads: int = 1
+    """Attention heads of the pool."""
+    mlp_ratio: float = 3.0
+    """Width of the MLP behind the attention pool, over the channels."""
+    pool_name: str | None = None
+    """Name of the pool in the network; None finds it."""
+    classifier_name: str | None = None
+    """Name of the classifier in the network; None finds it."""
+    preserve: bool = True
+    """Start with the same logits as without attention; else with the paper's layers as they are."""
+    lr_scale: float = 1.0
+    """Learning rate of the new layers over that of the others; metrics.csv shows the higher."""
+    freeze: bool = False
+    """Train only the new attention and the classifier."""
+
+    def __post_init__(self) -> None:
+        if self.lr_scale <= 0:
+            raise ValueError(
+                f"augment.lr_scale={self.lr_scale} must be above 0, for example 10; "
+                "augment.freeze keeps the old layers as they are"
+            )
+        if self.pool is None and not self.conv and (self.freeze or self.lr_scale != 1):
+            name = "freeze" if self.freeze else "lr_scale"
+            raise ValueError(
+                f"augment.{name} is about new attention, and there is none: give augment.pool, for "
+                "example attention, or augment.conv, for example last-3-stages"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The loss, the optimiser and the schedule of its learning rate."""
+
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """cross_entropy, or bce: one yes-or-no question a class."""
+    opt: str = "adamw"
+    """timm's name of an optimiser, for example sgd, adamw, lamb or rmsproptf."""
+    lr: float = 1e-3
+    """Highest learning rate, for the whole batch_size; nothing rescales it."""
+    weight_decay: float = 0.0
+    """Weight decay of matrices and kernels; biases, norms and class tokens get none."""
+    momentum: float = 0.9
+    """Momentum of the optimisers that have one."""
+    betas: tuple[float, float] | None = None
+    """Decay of the first and second moment, for Adam's family; None keeps the default."""
+    opt_args: dict[str, Scalar] = field(default_factory=dict)
+    """Further keyword arguments of the optimiser, for example nesterov True."""
+    layer_decay: float | None = None
+    """Factor on the learning rate per layer, from the classifier down; None: the same for all."""
+    schedule: Literal["cosine", "step", "multistep", "poly", "constant"] = "cosine"
+    """How the learning rate falls; it is set anew before every optimiser step."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises, in a straight line."""
+    warmup_lr: float = 0.0
+    """Learning rate of the very first step of the warm-up."""
+    min_lr: float = 0.0
+    """Learning rate at the end of a cosine or poly schedule."""
+    decay_rate: float = 0.1
+    """Factor at each step of a step or multistep schedule; the power of a poly schedule."""
+    decay_epochs: float = 30.0
+    """Epochs between two steps of a step schedule."""
+    decay_milestones: tuple[int, ...] = ()
+    """Epochs at which a multistep schedule steps down."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"optim.lr={self.lr} must be above 0, for example 0.001")
+        if self.schedule == "multistep" and not self.decay_milestones:
+            raise ValueError(
+                "optim.schedule=multistep needs optim.decay_milestones, for example 30 60 80"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole training run."""
+
+    recipe: str = "custom"
+    """Name of the recipe that the run started from; it names the run folder."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    epochs: int = 10
+    """Times that the training images are gone through."""
+    seed: int = 0
+    """Seed of everything random; the same seed on the same machine gives the same weights."""
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
+    """Number format; the mixed ones keep float32 weights."""
+    accelerator: str = "auto"
+    """cpu, gpu, mps, ... as Lightning names them; auto takes the fastest there is."""
+    devices: int | Literal["auto"] = "auto"
+    """Number of devices a machine; on the CPU, of processes."""
+    strategy: str = "auto"
+    """How several devices work together, as Lightning names it, for example ddp."""
+    num_nodes: int = 1
+    """Number of machines."""
+    sync_batchnorm: bool = False
+    """Normalise over the batches of all GPUs together."""
+    accumulate: int = 1
+    """Parts that a batch is split into to save memory; the step is the same but for BatchNorm."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient; None does not clip."""
+    ema_decay: float | None = None
+    """Decay a step of the averaged weights that are tested and saved; None: no average."""
+    channels_last: bool = False
+    """Keep images and kernels channels-last, which is faster on recent GPUs."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    deterministic: bool = True
+    """Use deterministic algorithms only, so that a seed gives the same weights on a GPU, too."""
+    eval_every: int = 1
+    """Epochs between two looks at the test images during training."""
+    log_every: int = 20
+    """Optimiser steps between two rows of metrics.csv."""
+    checkpoint_every: int = 0
+    """Optimiser steps between two checkpoints inside an epoch; 0: by the clock only."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints inside an epoch; one is always written at its end."""
+    out: str | None = None
+    """Run folder to make; None makes runs/RECIPE, or runs/RECIPE-2 where that is taken."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulate", "num_nodes", "eval_every", "log_every"):
+            _require_at_least(name, getattr(self, name), 1)
+        for name in ("checkpoint_every", "seed"):
+            _require_at_least(name, getattr(self, name), 0)
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1, as 0.999 does")
+        if self.data.batch_size % self.accumulate:
+            raise ValueError(
+                f"data.batch_size={self.data.batch_size} is not divisible by "
+                f"accumulate={self.accumulate}; nearest that works: "
+                f"{_nearest_multiple(self.data.batch_size, self.accumulate)}"
+            )
+
+    def check_task(self, task: Literal["classification", "detection", "segmentation"]) -> None:
+        """Refuse what has no meaning for a task.
+
+        Args:
+            task: What the model is for.
+
+        Raises:
+            ValueError: If a field of another task was set.
+        """
+        for path, default in _UNUSED[task].items():
+            part, name = path.split(".")
+            value = getattr(getattr(self, part), name)
+            if value != default:
+                raise ValueError(
+                    f"{path}={value!r} has no meaning for {task} with {self.model.name}; leave it "
+                    "out"
+                )
+
+    def with_classes(self, num_classes: int) -> TrainConfig:
+        """The configuration with the number of classes of the data.
+
+        Args:
+            num_classes: Without the background.
+
+        Raises:
+            ValueError: If another one was asked for.
+        """
+        given = self.model.num_classes
+        if given is not None and given != num_classes:
+            raise ValueError(
+                f"model.num_classes={given}, but {self.data.name} has {num_classes} classes; leave "
+                "model.num_classes out"
+            )
+        model = dataclasses.replace(self.model, num_classes=num_classes)
+        return dataclasses.replace(self, model=model)
+
+    def to_json(self) -> str:
+        """The configuration as JSON text, every field spelled out."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "the configuration") -> TrainConfig:
+        """Read back what ``to_json`` wrote.
+
+        Args:
+            text: The JSON text; a field that is left out keeps its default.
+            source: Where the text came from, for error messages.
+
+        Raises:
+            ValueError: If it is no JSON, or holds a field that does not exist or has a wrong type.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{source} is not JSON: {error}; restore it from the run's backup or train anew"
+            ) from None
+        return _build(cls, values, source, "")
+
+    @classmethod
+    def load(cls, path: Path) -> TrainConfig:
+        """Read a ``config.json``.
+
+        Args:
+            path: The file.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it cannot be understood.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist; name a folder that `convattn train` has made"
+            )
+        return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def _build(cls: type[Any], values: Any, source: str, prefix: str) -> Any:
+    """An instance of a configuration class out of parsed JSON."""
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{source}: {prefix.rstrip('.') or 'the whole'} must be an object of fields, "
+            f"got {values!r}"
+        )
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(
+                f"{source}: unknown field {prefix}{key}; the nearest is "
+                f"{prefix}{nearest(key, hints)}"
+            )
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            arguments[key] = _build(
+                typing.cast("type[Any]", hint), value, source, f"{prefix}{key}."
+            )
+            continue
+        if isinstance(value, list):
+            value = tuple(value)
+        if not _fits(value, hint):
+            expected = hint.__name__ if isinstance(hint, type) else hint
+            raise ValueError(f"{source}: {prefix}{key} is {value!r}, expected {expected}")
+        arguments[key] = value
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a parsed JSON value has the annotated type."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, option) for option in options)
+    if origin is Literal:
+        return value in options
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, options[1]) for item in value.values())
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _require_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}")
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} must lie between 0 and 1")
+
+
+def _nearest_multiple(value: int, factor: int) -> int:
+    return max(1, round(value / factor)) * factor
+
+
+def _defaults(part: str, kind: type[Any], *names: str) -> dict[str, Any]:
+    """Path of each field -> its default."""
+    default = kind()
+    return {f"{part}.{name}": getattr(default, name) for name in names}
+
+
+_OF_CLASSIFIERS = (
+    _defaults(
+        "data",
+        DataConfig,
+        "scale",
+        "ratio",
+        "random_crop_padding",
+        "auto_augment",
+        "random_erasing",
+        "mixup",
+        "cutmix",
+        "label_smoothing",
+        "interpolation",
+        "crop_pct",
+    )
+    | _defaults("model", ModelConfig, "drop_rate")
+    | _defaults("augment", AugmentConfig, "pool")
+    | _defaults("optim", OptimConfig, "loss")
+)
+_OF_DENSE = _defaults("data", DataConfig, "scale_jitter", "crop_size", "bad_annotations")
+_OF_DENSE |= _defaults("model", ModelConfig, "backbone", "backbone_args")
+_OF_DETECTORS = _defaults("data", DataConfig, "max_size", "annotations", "empty_images")
+
+_UNUSED = {
+    "classification": _OF_DENSE | _OF_DETECTORS,
+    "detection": _OF_CLASSIFIERS,
+    "segmentation": _OF_CLASSIFIERS | _OF_DETECTORS,
+}
+"""Task -> the fields that it does not heed."""
+
+
+def finds_masks(model: str) -> bool:
+    """Whether a detector finds masks, too.
+
+    Args:
+        model: Its name.
+    """
+    return model.startswith("mask_rcnn")

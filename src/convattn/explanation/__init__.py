@@ -1,0 +1,51 @@
+"""Where a network looks, and whether its map tells the truth.
+
+``convattn.explain`` is the function; import this package's parts by
+``from convattn.explanation import ...``.
+"""
+
+from convattn.explanation.capture import AttentionMaps, attention_layers, capture_attention
+from convattn.explanation.faithfulness import (
+    Report,
+    deletion_insertion,
+    energy_in_box,
+    faithfulness,
+    peak_in_box,
+)
+from convattn.explanation.geometry import Grid, GridTracker, cell_centres
+from convattn.explanation.gradcam import cam_layers, grad_cam
+from convattn.explanation.heatmap import (
+    Explanation,
+    Prediction,
+    attention_maps,
+    attention_through,
+    class_names,
+    explain,
+    explain_classes,
+)
+from convattn.explanation.images import read_image, see
+
+__all__ = [
+    "AttentionMaps",
+    "Explanation",
+    "Grid",
+    "GridTracker",
+    "Prediction",
+    "Report",
+    "attention_layers",
+    "attention_maps",
+    "attention_through",
+    "cam_layers",
+    "capture_attention",
+    "cell_centres",
+    "class_names",
+    "deletion_insertion",
+    "energy_in_box",
+    "explain",
+    "explain_classes",
+    "faithfulness",
+    "grad_cam",
+    "peak_in_box",
+    "read_image",
+    "see",
+]

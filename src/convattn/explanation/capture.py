@@ -1,0 +1,180 @@
+"""Attention maps out of any network that holds our layers, without patching it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from convattn.detection.pyramid import FeatureLevels
+from convattn.explanation.geometry import Grid, GridTracker
+from convattn.layers import AAConv2d, LearnedAggregation2d
+
+Queries = Sequence[tuple[int, int]] | Literal["mean"]
+
+
+class AttentionMaps(dict[str, Tensor]):
+    """Name of each layer -> its attention, and where that lies on the network's input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grids: dict[str, Grid] = {}
+        """Name of each layer -> the places of its map's cells on the network's input."""
+
+
+def attention_layers(model: nn.Module) -> dict[str, AAConv2d | LearnedAggregation2d]:
+    """The layers of ours in a network by their names, as ``capture_attention`` calls them.
+
+    Args:
+        model: Any network, compiled or not.
+    """
+    return {
+        ".".join(part for part in name.split(".") if part != "_orig_mod"): module
+        for name, module in model.named_modules()
+        if isinstance(module, AAConv2d | LearnedAggregation2d)
+    }
+
+
+def named_layers(
+    model: nn.Module, names: Sequence[str] | None
+) -> dict[str, AAConv2d | LearnedAggregation2d]:
+    """The layers of ours with these names.
+
+    Args:
+        model: Any network.
+        names: As ``attention_layers`` has them; None takes all, at least one.
+
+    Raises:
+        ValueError: If there is none at all, or none of a name.
+    """
+    layers = attention_layers(model)
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} holds no layer with attention (AAConv2d, "
+            "LearnedAggregation2d); create one of convattn's models, or give it attention with "
+            "convattn.augment"
+        )
+    for name in names or ():
+        if name not in layers:
+            raise ValueError(
+                f"{type(model).__name__} has no layer with attention named {name!r}; it has "
+                f"{', '.join(layers)}"
+            )
+    return layers if names is None else {name: layers[name] for name in names}
+
+
+@contextmanager
+def capture_attention(
+    model: nn.Module, *, queries: Queries | None = None, layers: Sequence[str] | None = None
+) -> Iterator[AttentionMaps]:
+    """Collects the attention of every layer of ours while the model runs.
+
+    The layers run as always, by their fused path; the maps are computed beside them from the
+    same inputs, without gradients. After the block the model is as it was, also after an error.
+    What ``torch.compile`` has compiled runs uncompiled inside the block, with a warning that says
+    so: compiled code does not show its layers.
+
+    Args:
+        model: Any network; layers of other kinds are left alone.
+        queries: Which rows of the attention of an AAConv2d to keep. None keeps all, N x N weights a
+            head for a map of N positions. A list of (row, column), positions of the layers'
+            attention maps, keeps those: a map of 128 x 128 then costs 64 KB a query and head
+            instead of 1 GB a head. ``"mean"`` keeps the mean over all rows: how much each
+            position is looked at.
+        layers: Names of the layers to look at; None takes all.
+
+    Yields:
+        A dictionary that every forward pass refills: name of the layer -> attention after softmax,
+        float32 or, of a float64 model, float64. LearnedAggregation2d: (B, heads, tokens, H, W).
+        AAConv2d: (B, heads, N, N), N the positions of its attention map row by row; with
+        ``queries`` (B, heads, Q, H, W), Q being 1 for ``"mean"``. Its ``grids`` tell where the
+        maps lie on the network's input; a detector's is the batch that it makes of its images,
+        resized, and padded at the right and below. Of a layer that runs more than once in a pass,
+        the last run stays.
+
+    Raises:
+        ValueError: If the model holds no layer with attention, or none of a name; inside the block,
+            if a query lies outside a layer's map.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("patchconvnet_nano", num_classes=10).eval()
+        >>> with capture_attention(model) as maps:
+        ...     logits = model(torch.randn(2, 3, 64, 64))
+        >>> maps["head"].shape, maps.grids["head"].stride
+        (torch.Size([2, 1, 1, 8, 8]), (8.0, 8.0))
+    """
+    chosen = named_layers(model, layers)
+    maps, grids = AttentionMaps(), GridTracker()
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            (x,) = args[:1]
+            with torch.no_grad():
+                size, weights = _weights(module, x, queries)
+                grid = grids.of(weights, size)
+                maps[name] = weights.to(torch.promote_types(weights.dtype, torch.float32))
+            if grid is not None:
+                maps.grids[name] = grid
+
+        return hook
+
+    def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            grids.begin(args[0])
+
+    if _is_compiled(model):
+        warnings.warn(
+            f"{type(model).__name__} is compiled; it runs uncompiled while its attention is "
+            "captured",
+            stacklevel=3,
+        )
+    # A detector resizes and pads its images before its backbone gets them.
+    inputs = [model, *(module for module in model.modules() if isinstance(module, FeatureLevels))]
+    handles = [module.register_forward_pre_hook(begin) for module in inputs]
+    handles += [module.register_forward_pre_hook(record(name)) for name, module in chosen.items()]
+    try:
+        with uncompiled(), grids:
+            yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _weights(
+    layer: nn.Module, x: Tensor, queries: Queries | None
+) -> tuple[tuple[int, int], Tensor]:
+    """The size of a layer's map, and its attention as ``capture_attention`` hands it out."""
+    if isinstance(layer, LearnedAggregation2d):
+        return (x.shape[2], x.shape[3]), layer.attention_weights(x)
+    assert isinstance(layer, AAConv2d)
+    size = layer.attention_size(x)
+    if queries is None:
+        return size, layer.attention_weights(x)
+    if queries == "mean":
+        weights = layer.mean_attention(x).unsqueeze(2)
+    else:
+        weights = layer.attention_weights(x, queries)
+    return size, weights.unflatten(-1, size)
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Runs compiled code eagerly, since it would not call hooks."""
+    # Importing the compiler takes seconds, and without it nothing can have been compiled.
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and any(
+        isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None
+        for module in model.modules()
+    )

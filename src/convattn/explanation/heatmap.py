@@ -1,0 +1,565 @@
+"""Where a network looks on an image: one map a class, laid on the original image."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
+
+from convattn.explanation.capture import (
+    Queries,
+    attention_layers,
+    capture_attention,
+    named_layers,
+)
+from convattn.explanation.geometry import Grid
+from convattn.explanation.gradcam import grad_cam
+from convattn.explanation.images import ImageSource, Seen, View, read_image, see
+from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.surgery.modes import evaluating
+from convattn.text import nearest_few
+
+Method = Literal["auto", "attention", "gradcam"]
+Target = int | str
+
+_IMAGENET = {"input_size": (3, 224, 224)}  # timm's defaults for the rest
+_IMAGES_AT_ONCE = 32
+_NUM_TOP = 5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class and how likely the network finds it."""
+
+    index: int
+    """Number of the class."""
+    name: str
+    """Its name, the number itself where no names are known."""
+    probability: float
+    """Between 0 and 1, by softmax."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """Where a network looked on an image, for one class."""
+
+    image: Image.Image
+    """The original, upright, RGB."""
+    target: Prediction
+    """The class that is explained."""
+    top: tuple[Prediction, ...]
+    """The likeliest classes, the likeliest first."""
+    method: Literal["attention", "gradcam"]
+    """How the map was made."""
+    class_specific: bool
+    """Whether another class would have another map."""
+    map: Tensor
+    """What the network's layer says, (h, w), not negative. Attention sums to 1 over the cells."""
+    grid: Grid
+    """Where its cells lie on the network's input."""
+    region: tuple[float, float, float, float]
+    """What the network saw of the image: left, top, right, bottom in pixels."""
+
+    @cached_property
+    def heat(self) -> NDArray[np.float32]:
+        """The map on the image's pixels, (H, W); 0 where the network saw nothing."""
+        size = (self.image.height, self.image.width)
+        return self.grid.heat(self.map, size, self.region).numpy()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the images, as plain values for JSON."""
+        return {
+            "target": dataclasses.asdict(self.target),
+            "top": [dataclasses.asdict(one) for one in self.top],
+            "method": self.method,
+            "class_specific": self.class_specific,
+            "region": self.region,
+            "grid": dataclasses.asdict(self.grid),
+        }
+
+    def overlay(self, *, opacity: float = 0.7, max_side: int | None = None) -> Image.Image:
+        """The image with the map over it, the hotter the clearer; what was not seen is dark.
+
+        Args:
+            opacity: 0 shows the image alone.
+            max_side: The longer side in pixels at most; None keeps the image's size.
+        """
+        from convattn.explanation.figures import overlay
+
+        shown = self if max_side is None else self.shrunk(max_side)
+        return overlay(shown.image, shown.heat, opacity=opacity, seen=shown.region)
+
+    def shrunk(self, max_side: int) -> Explanation:
+        """The same of a smaller image, its proportions kept.
+
+        Args:
+            max_side: The longer side in pixels at most.
+        """
+        if max(self.image.size) <= max_side:
+            return self
+        image = self.image.copy()
+        image.thumbnail((max_side, max_side))
+        return self.of(image)
+
+    def of(self, image: Image.Image) -> Explanation:
+        """The same of this image at another size.
+
+        Args:
+            image: The image, resized.
+        """
+        across, down = (new / old for new, old in zip(image.size, self.image.size, strict=True))
+        left, top, right, bottom = self.region
+        region = (left * across, top * down, right * across, bottom * down)
+        return dataclasses.replace(self, image=image, region=region)
+
+
+def explain(
+    model: nn.Module,
+    image: ImageSource,
+    target: Target | None = None,
+    *,
+    method: Method = "auto",
+    view: View = "auto",
+    layer: str | None = None,
+    head: int | None = None,
+    query: tuple[float, float] | None = None,
+) -> Explanation:
+    """Where a network looks on an image, and what it takes it for.
+
+    The image is prepared as the network's ``pretrained_cfg`` says, ImageNet's way where it has
+    none, and the map is laid back on the original image. The network is left as it was, and on
+    its device.
+
+    Attention is shown for what it is. A network with a token a class has a map a class. With a
+    single token the map is the same for all classes. A network with attention in its convolutions
+    alone shows how much each place of its last such layer is looked at.
+
+    Args:
+        model: A classifier.
+        image: A path, an open file, a PIL image, a tensor (C, H, W) of bytes or of 0..1, or an
+            array (H, W, C).
+        target: The class: its name, or its number; None explains the likeliest one. Names are
+            those in ``pretrained_cfg["label_names"]``, or ImageNet's.
+        method: ``"attention"``; ``"gradcam"`` for any convnet, by pytorch-grad-cam; ``"auto"``
+            takes attention where there is some.
+        view: ``"crop"`` shows the network what its evaluation would, ``"whole"`` the whole image
+            at the same scale; ``"auto"`` crops, except a panorama twice as long as wide or longer.
+        layer: Name of the layer with attention; None takes the attention pool, or without one the
+            last attention convolution.
+        head: Number of the attention head; None takes their mean.
+        query: y and x of a pixel of the image: what does an attention convolution look at from
+            there? None takes the mean over all positions.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        ValueError: If the image cannot be read, the class is unknown, or the network has no
+            such attention.
+        ModuleNotFoundError: If Grad-CAM is asked for and pytorch-grad-cam, of the ``explain``
+            extra, is not installed.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("patchconvnet_nano.cluttered_digits", pretrained=True)
+        >>> found = explain(model, torch.zeros(3, 200, 300, dtype=torch.uint8), target="7")
+        >>> found.target.name, found.heat.shape, len(found.top)
+        ('7', (200, 300), 5)
+    """
+    (found,) = explain_classes(
+        model,
+        image,
+        None if target is None else [target],
+        top_k=1,
+        method=method,
+        view=view,
+        layer=layer,
+        head=head,
+        query=query,
+    )
+    return found
+
+
+def explain_classes(
+    model: nn.Module,
+    image: ImageSource,
+    targets: Sequence[Target] | None = None,
+    *,
+    top_k: int = 3,
+    method: Method = "auto",
+    view: View = "auto",
+    layer: str | None = None,
+    head: int | None = None,
+    query: tuple[float, float] | None = None,
+) -> list[Explanation]:
+    """Where a network looks on an image for each of several classes, see ``explain``.
+
+    Args:
+        model: A classifier.
+        image: As ``explain`` takes it.
+        targets: Names or numbers of classes; None takes the ``top_k`` likeliest ones.
+        top_k: How many, where no classes are named.
+        method: As ``explain`` takes it.
+        view: As ``explain`` takes it.
+        layer: As ``explain`` takes it.
+        head: As ``explain`` takes it.
+        query: As ``explain`` takes it.
+
+    Returns:
+        One explanation a class, in their order.
+
+    Raises:
+        ValueError: As ``explain``.
+        ModuleNotFoundError: As ``explain``.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("patchconvnet_nano_multi", num_classes=10)
+        >>> [one.heat.shape for one in explain_classes(model, torch.zeros(3, 64, 64), [2, 5])]
+        [(64, 64), (64, 64)]
+    """
+    if method not in ("auto", "attention", "gradcam"):
+        raise ValueError(f"method={method!r}; expected auto, attention or gradcam")
+    chosen = _method(model, method)
+    if chosen == "gradcam" and (layer is not None or head is not None or query is not None):
+        raise ValueError(
+            "layer, head and query choose among attention, and Grad-CAM has none; leave them out"
+        )
+    shown, seen, pixels = _prepared(model, image, view)
+    point = None if query is None else _on_input(query, seen, shown)
+    with evaluating(model):
+        with _refusal_told(model, pixels):
+            if chosen == "gradcam":
+                with torch.no_grad():
+                    logits = model(pixels)
+            else:
+                logits, per_token, grid = _looks(model, pixels, layer, head, point)
+        if logits.ndim != 2:
+            raise ValueError(
+                f"the network gives a result of shape {tuple(logits.shape)}; expected logits of "
+                "shape (1, classes): explain() is for classifiers"
+            )
+        names = class_names(model, logits.shape[1])
+        order = logits[0].argsort(descending=True).tolist()
+        wanted = _wanted(targets, top_k, names, order)
+        numbers = torch.tensor(wanted, device=pixels.device)
+        if chosen == "gradcam":
+            maps, grid = grad_cam(model, pixels.expand(len(wanted), -1, -1, -1), numbers)
+        else:
+            maps = _of_classes(per_token.expand(len(wanted), -1, -1, -1), numbers)
+    probabilities = logits[0].float().softmax(0).tolist()
+
+    def prediction(index: int) -> Prediction:
+        return Prediction(index, names[index], probabilities[index])
+
+    return [
+        Explanation(
+            image=shown,
+            target=prediction(index),
+            top=tuple(map(prediction, order[:_NUM_TOP])),
+            method=chosen,
+            class_specific=chosen == "gradcam" or per_token.shape[1] > 1,
+            map=one,
+            grid=grid,
+            region=seen.region,
+        )
+        for index, one in zip(wanted, maps.float().cpu(), strict=True)
+    ]
+
+
+def attention_maps(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor | None = None,
+    *,
+    layer: str | None = None,
+    head: int | None = None,
+    query: tuple[float, float] | None = None,
+) -> tuple[Tensor, Tensor, Grid]:
+    """The logits of a batch and where the network looked, one map an image, its sum 1.
+
+    The attention pool says it directly; with a token a class it is the token of the class asked
+    for. Without a pool it is how much the positions of the last attention convolution are looked
+    at. Runs a few images at a time, without gradients.
+
+    Args:
+        model: A network with attention, in evaluation mode.
+        images: (B, C, H, W), normalised, on the model's device.
+        targets: (B,) class numbers; None takes the predicted classes.
+        layer: Name of the layer with attention; None takes the last pool, or the last layer.
+        head: Number of the attention head; None takes their mean.
+        query: y and x in pixels of the input: what does an attention convolution look at from the
+            position that is nearest? None takes the mean over all positions.
+
+    Returns:
+        (B, num_classes), (B, h, w), and where the cells lie on the images.
+
+    Raises:
+        ValueError: If the network has no attention, or no such layer or head.
+    """
+    logits, maps = [], []
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        few = slice(start, start + _IMAGES_AT_ONCE)
+        found, per_token, grid = _looks(model, images[few], layer, head, query)
+        logits.append(found)
+        maps.append(_of_classes(per_token, found.argmax(1) if targets is None else targets[few]))
+    return torch.cat(logits), torch.cat(maps), grid
+
+
+def _looks(
+    model: nn.Module,
+    images: Tensor,
+    layer: str | None,
+    head: int | None,
+    query: tuple[float, float] | None,
+) -> tuple[Tensor, Tensor, Grid]:
+    """The logits, the attention of every token (B, tokens, h, w), and where its cells lie."""
+    name, found = looking_layer(model, layer)
+    if head is not None and not 0 <= head < num_heads(found):
+        raise ValueError(
+            f"head={head}, but {name} has {num_heads(found)}; give a number from 0 to "
+            f"{num_heads(found) - 1}"
+        )
+    if query is not None and not isinstance(found, AAConv2d):
+        raise ValueError(
+            f"query={query} asks what a position looks at, but in {name} a learned token looks, "
+            "not a position; name an attention convolution as layer, or leave query out"
+        )
+    logits, per_head, grids = _captured(model, images, [name], query)
+    per_token = per_head[name].mean(1) if head is None else per_head[name][:, head]
+    return logits, per_token, grids[name]
+
+
+def _of_classes(per_token: Tensor, classes: Tensor) -> Tensor:
+    """The map of each image's class, (B, h, w), its sum 1; a single token serves all classes."""
+    token = classes if per_token.shape[1] > 1 else torch.zeros_like(classes)
+    maps = per_token[torch.arange(len(token), device=token.device), token]
+    return maps / maps.sum((1, 2), keepdim=True)
+
+
+def _captured(
+    model: nn.Module, images: Tensor, names: Sequence[str], query: tuple[float, float] | None
+) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Grid]]:
+    """The logits, each layer's attention (B, heads, tokens, h, w), and where its cells lie.
+
+    Which cell of each layer is nearest to ``query`` only a run can tell, so that takes a second.
+    """
+    asked: Queries = "mean" if query is None else [(0, 0)]
+    with torch.no_grad(), capture_attention(model, queries=asked, layers=names) as maps:
+        logits = model(images)
+    if query is None:
+        return logits, maps, maps.grids
+    with torch.no_grad(), ExitStack() as captures:
+        rows = {
+            name: captures.enter_context(
+                capture_attention(model, queries=[grid.cell(query)], layers=[name])
+            )
+            for name, grid in maps.grids.items()
+        }
+        model(images)
+    return logits, {name: own[name] for name, own in rows.items()}, maps.grids
+
+
+def attention_through(
+    model: nn.Module,
+    image: ImageSource,
+    *,
+    query: tuple[float, float] | None = None,
+    view: View = "auto",
+) -> tuple[Image.Image, dict[str, list[NDArray[np.float32]]]]:
+    """One image through all attention convolutions of a network.
+
+    Args:
+        model: A network with AAConv2d layers.
+        image: As ``explain`` takes it.
+        query: y and x of a pixel of the image, which looks; None takes the mean of all.
+        view: As ``explain`` takes it.
+
+    Returns:
+        The image, and by name of the layer one heat map on it a head, (H, W) each.
+
+    Raises:
+        ValueError: If the image cannot be read or no convolution has attention.
+    """
+    names = [name for name, one in attention_layers(model).items() if isinstance(one, AAConv2d)]
+    if not names:
+        raise ValueError(
+            f"{type(model).__name__} has no convolution with attention; explain() shows its pool"
+        )
+    shown, seen, pixels = _prepared(model, image, view)
+    point = None if query is None else _on_input(query, seen, shown)
+    size = (shown.height, shown.width)
+    with evaluating(model):
+        _, maps, grids = _captured(model, pixels, names, point)
+    return shown, {
+        name: list(grids[name].heat(maps[name][0, :, 0].cpu(), size, seen.region).numpy())
+        for name in names
+    }
+
+
+def class_names(model: nn.Module, num_classes: int) -> list[str]:
+    """What a network's classes are called, their numbers where nobody has said.
+
+    Args:
+        model: A classifier; ``pretrained_cfg["label_names"]`` has the names, or its ImageNet
+            subset tells them.
+        num_classes: How many it tells apart.
+    """
+    names = pretrained_cfg(model).get("label_names")
+    if names is not None and len(names) == num_classes:
+        return list(names)
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if subset is not None:
+        return list(ImageNetInfo(subset).label_descriptions())
+    return [str(index) for index in range(num_classes)]
+
+
+def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:
+    """What a network says about its images and classes, in timm's words.
+
+    Args:
+        model: Any network; torchvision's and others say nothing, which means ImageNet's.
+    """
+    return getattr(model, "pretrained_cfg", None) or _IMAGENET
+
+
+def num_heads(layer: AAConv2d | LearnedAggregation2d) -> int:
+    """Attention heads of a layer.
+
+    Args:
+        layer: A layer of ours.
+    """
+    return layer.num_heads if isinstance(layer, AAConv2d) else layer.attn.num_heads
+
+
+def find_class(target: Target, names: Sequence[str]) -> int:
+    """The number of a class.
+
+    Args:
+        target: Its number, or its name, in whatever case; of several names that ", " separates,
+            as ImageNet's have, one is enough.
+        names: Name of each class number.
+
+    Raises:
+        ValueError: If there is no such class, or more than one.
+    """
+    last = len(names) - 1
+    if not isinstance(target, str):
+        try:
+            number = operator.index(target)
+        except TypeError:
+            raise ValueError(
+                f"target={target!r}; expected one name or number, explain_classes takes several"
+            ) from None
+        if not 0 <= number <= last:
+            raise ValueError(f"there is no class number {number}; give one from 0 to {last}")
+        return number
+    asked = target.strip().casefold()
+    whole = [name.casefold() for name in names]
+    for matches in (
+        [i for i, name in enumerate(whole) if name == asked],
+        [i for i, name in enumerate(whole) if asked in name.split(", ")],
+    ):
+        if len(matches) > 1:
+            raise ValueError(
+                f"{len(matches)} classes are called {target!r}; give a number instead: "
+                f"{', '.join(map(str, matches))}"
+            )
+        if matches:
+            return matches[0]
+    if asked.isdecimal() and int(asked) <= last:
+        return int(asked)
+    single = {part.casefold(): part for name in names for part in (name, *name.split(", "))}
+    near = nearest_few(asked, single)
+    raise ValueError(
+        f"unknown class {target!r}; the nearest are {', '.join(repr(single[n]) for n in near)}"
+    )
+
+
+def _prepared(model: nn.Module, image: ImageSource, view: View) -> tuple[Image.Image, Seen, Tensor]:
+    """The image, what the network sees of it, and that as a batch of one, ready for it."""
+    shown = read_image(image)
+    seen = see(shown, pretrained_cfg(model), view)
+    weight = next(model.parameters())
+    return shown, seen, seen.pixels.unsqueeze(0).to(weight.device, weight.dtype)
+
+
+@contextmanager
+def _refusal_told(model: nn.Module, pixels: Tensor) -> Iterator[None]:
+    """Whether the network takes such an image at all, its first run shows."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"{type(model).__name__} refuses an image of shape {tuple(pixels.shape[1:])} "
+            f"({' '.join(str(error).split())}); its pretrained_cfg must say the input_size, mean "
+            "and std that it takes, and view='crop' keeps to that size"
+        ) from error
+
+
+def _wanted(
+    targets: Sequence[Target] | None, top_k: int, names: Sequence[str], order: Sequence[int]
+) -> list[int]:
+    """The numbers of the classes to explain."""
+    if targets is None:
+        if not 1 <= top_k <= len(names):
+            raise ValueError(f"top_k={top_k}; expected 1 to {len(names)}, the number of classes")
+        return list(order[:top_k])
+    if not targets:
+        raise ValueError("targets is an empty list; name at least one class")
+    return [find_class(one, names) for one in targets]
+
+
+def _method(model: nn.Module, method: Method) -> Literal["attention", "gradcam"]:
+    if method != "auto":
+        return method
+    return "attention" if attention_layers(model) else "gradcam"
+
+
+def looking_layer(
+    model: nn.Module, layer: str | None = None
+) -> tuple[str, AAConv2d | LearnedAggregation2d]:
+    """The layer whose attention says where a network looks, with its name.
+
+    Args:
+        model: A network with attention.
+        layer: Its name; None takes the last pool, or without one the last attention convolution.
+
+    Raises:
+        ValueError: If the network has no attention, or no such layer.
+    """
+    layers = named_layers(model, None if layer is None else [layer])
+    pools = [name for name, one in layers.items() if isinstance(one, LearnedAggregation2d)]
+    name = [*layers, *pools][-1]
+    return name, layers[name]
+
+
+def _on_input(point: tuple[float, float], seen: Seen, image: Image.Image) -> tuple[float, float]:
+    """Where a pixel of the image lies on the network's input, in its pixels."""
+    y, x = point
+    left, top, right, bottom = seen.region
+    if not (max(top, 0) <= y < min(bottom, image.height)) or not (
+        max(left, 0) <= x < min(right, image.width)
+    ):
+        raise ValueError(
+            f"query={(y, x)} lies outside what the network sees of the image, rows "
+            f"{max(top, 0):.0f} to {min(bottom, image.height):.0f} and columns "
+            f"{max(left, 0):.0f} to {min(right, image.width):.0f}; choose a pixel there, or "
+            "view='whole'"
+        )
+    height, width = seen.pixels.shape[1:]
+    return (
+        (y + 0.5 - top) / (bottom - top) * height,
+        (x + 0.5 - left) / (right - left) * width,
+    )

@@ -1,0 +1,147 @@
+"""2D relative attention on the kernel that suits the place: one contract, several ways.
+
+====== ================================ ====================================================
+name   where                            what it is
+====== ================================ ====================================================
+chunked the CPU                         blocks of queries that fit the cache, backward too
+sdpa   any device                       a wider problem for ``scaled_dot_product_attention``
+triton CUDA                             biases added in registers
+flex   CUDA (on the CPU for tests)      ``flex_attention`` with a ``score_mod``
+plain  any device                       all pairs of positions; the oracle
+====== ================================ ====================================================
+
+"auto" takes ``chunked`` on the CPU and ``sdpa`` elsewhere. It also takes ``sdpa`` in exported
+programs, which can hold no operator of ours, under ``torch.func``, and for bfloat16 without
+gradients on processors with matrix units for it (AMX; inferred, not measured). ``triton`` and
+``flex`` must be asked for: they compile, but have not been timed on a GPU yet. An argument
+overrides all that, and so does the environment variable ``CONVATTN_ATTENTION_BACKEND``; the
+argument counts more.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from convattn.kernels.attention.biases import relative_biases
+from convattn.kernels.attention.chunked import chunked_attention
+from convattn.kernels.attention.plain import plain_attention
+from convattn.kernels.attention.sdpa import sdpa_attention
+
+Backend = Literal["auto", "plain", "chunked", "sdpa", "flex", "triton"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+VARIABLE = "CONVATTN_ATTENTION_BACKEND"
+
+_Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+_HAS_AMX = torch.cpu._is_amx_tile_supported()
+_DEVICES = {"chunked": ("cpu",), "flex": ("cuda", "cpu"), "triton": ("cuda",)}
+
+
+def wanted_backend(backend: str | None = None, *, source: str = "backend") -> str:
+    """What an argument called ``source`` asks for, or else the environment variable, or "auto".
+
+    Raises:
+        ValueError: If there is no such backend.
+    """
+    if backend is None:
+        backend, source = os.environ.get(VARIABLE) or "auto", VARIABLE
+    if backend not in BACKENDS:
+        raise ValueError(f"{source}={backend!r} is not one of {', '.join(BACKENDS)}")
+    return backend
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
+    *,
+    feat_size: tuple[int, int],
+    backend: Backend | None = None,
+) -> Tensor:
+    """2D relative attention.
+
+    Args:
+        q: Scaled queries, (B, heads, N, d).
+        k: Keys, as ``q``.
+        v: Values, (B, heads, N, d_v).
+        rel_h: Vertical table, (2H - 1, d); row ``y_key - y_query + H - 1``. None for no positions.
+        rel_w: Horizontal table, (2W - 1, d).
+        feat_size: H and W, with H * W = N.
+        backend: The kernel; None takes the environment variable's, or "auto".
+
+    Returns:
+        (B, heads, N, d_v).
+
+    Raises:
+        ValueError: If there is no such backend, or it does not run where the tensors are.
+    """
+    name = _chosen(backend, q, v)
+    if name == "chunked":
+        return chunked_attention(q, k, v, rel_h, rel_w, feat_size)
+    return _kernel(name)(q, k, v, *relative_biases(q, rel_h, rel_w, feat_size))
+
+
+def _chosen(backend: Backend | None, q: Tensor, v: Tensor) -> str:
+    wanted, device = wanted_backend(backend), q.device.type
+    if device == "meta" and wanted != "plain":
+        return "chunked"  # nothing is computed: shapes and the work are all that is asked for
+    if wanted == "auto":
+        ours = device in _DEVICES["chunked"] and not _needs_pytorchs_own()
+        return "chunked" if ours and not _suits_amx(q) else "sdpa"
+    if device not in _DEVICES.get(wanted, (device,)):
+        fitting = ", ".join(name for name in BACKENDS if device in _DEVICES.get(name, (device,)))
+        raise ValueError(
+            f"the attention backend {wanted!r} runs on {_DEVICES[wanted][0]}, and the tensors are "
+            f"on {device}: choose among {fitting}"
+        )
+    if wanted == "triton":
+        from convattn.kernels.attention.experimental_triton import (
+            refusal,  # absent on some machines
+        )
+
+        reason = refusal(q, v)
+        if reason is not None:
+            _say_once(f"{reason}: the attention backend 'sdpa' takes its place")
+            return "sdpa"
+    return wanted
+
+
+def _needs_pytorchs_own() -> bool:
+    """Whether other software will read what is computed, or torch.func transforms it."""
+    return (
+        torch.compiler.is_exporting()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def _suits_amx(q: Tensor) -> bool:
+    return _HAS_AMX and q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=4)
+
+
+def _kernel(name: str) -> _Kernel:
+    if name == "triton":
+        from convattn.kernels.attention.experimental_triton import triton_attention
+
+        return triton_attention
+    if name == "flex":
+        from convattn.kernels.attention.experimental_flex import flex_attention
+
+        return flex_attention
+    return plain_attention if name == "plain" else sdpa_attention
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an operation found no memory for its result, on any device."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

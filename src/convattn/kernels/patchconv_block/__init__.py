@@ -1,0 +1,1 @@
+"""PatchConvNet's block."""

@@ -1,0 +1,215 @@
+"""What a network costs to run and to train, found out without training it.
+
+Multiply-adds are counted on the meta device, which computes nothing. What the backward pass will
+need is what a small image's forward pass leaves behind on the CPU: it grows with the area.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from convattn.bench import Counts, count
+from convattn.config import TrainConfig
+from convattn.detection import MaskRCNN, RetinaNet, create_detector
+from convattn.evaluate import augment_arguments, create_model, task_of
+from convattn.segmentation import create_segmenter
+from convattn.train.optim import create_optimizer
+from convattn.train.task import optimizer_args
+
+_SMALL = 64  # pixels; two of a network's coarsest positions
+_REGIONS, _MASKS = 1000, 100  # that a Mask R-CNN looks at in an image
+
+
+class _Detector(nn.Module):
+    """What of a detector an image goes through before boxes are chosen, and some regions."""
+
+    def __init__(self, model: RetinaNet | MaskRCNN, *, regions: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.regions = regions
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> whatever is predicted."""
+        maps = list(self.model.backbone(images).values())
+        if isinstance(self.model, RetinaNet):
+            return list(self.model.head(maps).values())
+        predicted = tree_leaves(self.model.rpn.head(maps))
+        return [*predicted, *(self._regions(maps[0]) if self.regions else ())]
+
+    def _regions(self, features: Tensor) -> list[Tensor]:
+        heads, one = self.model.roi_heads, features.mean((2, 3), keepdim=True)[:1]
+        boxes = heads.box_head(one.expand(_REGIONS, -1, 7, 7))
+        masks = heads.mask_head(one.expand(_MASKS, -1, 14, 14))
+        return [*heads.box_predictor(boxes), heads.mask_predictor(masks)]
+
+
+def create_network(
+    config: TrainConfig, *, num_classes: int, in_chans: int = 3, input_size: Sequence[int]
+) -> nn.Module:
+    """The network that a run trains, with random weights.
+
+    Args:
+        config: The run.
+        num_classes: Without the background.
+        in_chans: Channels of an image.
+        input_size: Height and width that attention is made for, where it is added.
+
+    Raises:
+        ValueError: If there is no such network, or it refuses its arguments.
+    """
+    model = config.model
+    given: dict[str, Any] = dict(model.model_args)
+    augment = augment_arguments(dataclasses.asdict(config.augment), tuple(input_size))
+    task = task_of(model.name)
+    if task == "classification":
+        return create_model(
+            model.name, num_classes=num_classes, in_chans=in_chans, augment=augment, **given
+        )
+    given |= {"backbone": model.backbone} if model.backbone is not None else {}
+    given |= {"backbone_args": model.backbone_args} if model.backbone_args else {}
+    given |= {"augment": augment} if augment is not None else {}
+    if task == "detection":
+        return create_detector(model.name, num_classes=num_classes + 1, **given)
+    return create_segmenter(model.name, num_classes=num_classes, **given)
+
+
+def count_network(model: nn.Module, input_size: tuple[int, int, int]) -> Counts:
+    """:func:`convattn.bench.count`, of detectors, too: without choosing boxes.
+
+    A Mask R-CNN's 1,000 boxes and 100 masks an image are counted.
+
+    Args:
+        model: A classifier, a segmenter or a detector.
+        input_size: (C, H, W) of one image.
+    """
+    return count(_runnable(model, regions=True), input_size)
+
+
+class _Flops(TorchDispatchMode):
+    """Adds up what operations cost; FlopCounterMode also sorts it by module, which takes longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        flops = flop_registry.get(func._overloadpacket)
+        if flops is not None:
+            self.total += flops(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """The multiply-adds of :func:`count_network` alone, in half its time.
+
+    Args:
+        model: A network without memory, as made under ``torch.device("meta")``.
+        input_size: (C, H, W) of one image.
+    """
+    network = _runnable(model.eval(), regions=True)
+    image = torch.empty(1, *input_size, device="meta")
+    with torch.no_grad(), _Flops() as flops:
+        network(image)
+    return flops.total // 2
+
+
+def _runnable(model: nn.Module, *, regions: bool) -> nn.Module:
+    return _Detector(model, regions=regions) if isinstance(model, RetinaNet | MaskRCNN) else model
+
+
+class _HeldBytes(TorchDispatchMode):
+    """Counts the bytes that operations made and that something still holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                kept = StorageWeakRef(leaf.untyped_storage())
+                self._made[kept.cdata] = kept, leaf.untyped_storage().nbytes()
+        return out
+
+    def held(self) -> int:
+        return sum(size for kept, size in self._made.values() if not kept.expired())
+
+
+def activation_bytes(model: nn.Module, input_size: tuple[int, int, int], *, mixed: bool) -> int:
+    """Bytes that the backward pass of one image needs, estimated.
+
+    They are those of an image of 64 pixels, times the areas' ratio. Regions of a Mask R-CNN are
+    left out.
+
+    Args:
+        model: A network without memory, as made under ``torch.device("meta")``; it is filled.
+        input_size: (C, H, W) of the image.
+        mixed: Whether in bfloat16 where autocast says so.
+    """
+    channels, height, width = input_size
+    scale = min(1.0, _SMALL / min(height, width))
+    small = [max(_SMALL if scale < 1 else 1, round(side * scale)) for side in (height, width)]
+    # What it computes does not matter: whatever lies in that memory will do.
+    network = _runnable(model.to_empty(device="cpu").train(), regions=False)
+
+    def held(batch_size: int) -> int:
+        mode = _HeldBytes()
+        images = torch.zeros(batch_size, channels, *small)
+        with mode, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            out = network(images)
+        found = mode.held()
+        del out
+        return found
+
+    # What a batch of two holds more is an image's; weights cast to bfloat16 are in both.
+    per_image = held(2) - held(1)
+    return round(per_image * height * width / (small[0] * small[1]))
+
+
+def training_state_bytes(model: nn.Module, config: TrainConfig) -> int:
+    """Bytes of weights, gradients, the optimiser's memory and averaged weights.
+
+    Args:
+        model: A network without memory, as made under ``torch.device("meta")``.
+        config: The run.
+    """
+    optimizer = create_optimizer(model, **optimizer_args(config))
+    parameters = [one for one in model.parameters() if one.requires_grad]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    kept = [
+        leaf
+        for state in optimizer.state.values()
+        for leaf in tree_leaves(state)
+        if isinstance(leaf, Tensor)
+    ]
+    weights = [*model.parameters(), *model.buffers()]
+    averaged = weights if config.ema_decay is not None else []
+    total = sum(one.nbytes for one in (*weights, *parameters, *kept, *averaged))
+    # Autocast keeps a copy of half the width of every weight that it uses.
+    cast = sum(one.nbytes for one in parameters) // 2 if config.precision.endswith("mixed") else 0
+    return 2 * total if config.precision == "64-true" else total + cast

@@ -1,0 +1,429 @@
+"""What a training would be: its settings, its size, and what it would take of a GPU.
+
+Nothing is trained, downloaded or written. Memory and time are estimates; the report says from what.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from convattn.bench import Counts
+from convattn.classification.dataset import open_source, pretrained_cfg
+from convattn.config import DataConfig, TrainConfig, finds_masks
+from convattn.data import DetectionSource, SegmentationSource, Source
+from convattn.data.dense_dataset import (
+    detection_cfg,
+    open_detection,
+    open_segmentation,
+    segmentation_cfg,
+)
+from convattn.evaluate import task_of
+from convattn.papers.costs import (
+    activation_bytes,
+    count_network,
+    create_network,
+    training_state_bytes,
+)
+from convattn.surgery.records import by
+
+GpuName = Literal["h100", "a100", "v100", "rtx4090"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU as its maker describes it."""
+
+    title: str
+    """Its name for people."""
+    half_flops: float
+    """Operations a second of dense matrix products at 16 bits."""
+    single_flops: float
+    """Operations a second at 32 bits, without tensor cores."""
+    bandwidth: float
+    """Bytes a second to and from its memory."""
+    memory: int
+    """GiB."""
+    has_bfloat16: bool = True
+    """Whether it computes at that format."""
+
+
+GPUS: dict[GpuName, Gpu] = {
+    "h100": Gpu(
+        title="H100 SXM", half_flops=989e12, single_flops=67e12, bandwidth=3.35e12, memory=80
+    ),
+    "a100": Gpu(
+        title="A100 SXM", half_flops=312e12, single_flops=19.5e12, bandwidth=2.04e12, memory=80
+    ),
+    "v100": Gpu(
+        title="V100 SXM2",
+        half_flops=125e12,
+        single_flops=15.7e12,
+        bandwidth=0.9e12,
+        memory=32,
+        has_bfloat16=False,
+    ),
+    "rtx4090": Gpu(
+        title="RTX 4090", half_flops=165e12, single_flops=82.6e12, bandwidth=1.01e12, memory=24
+    ),
+}
+"""The makers' figures."""
+
+# The authors of PatchConvNet measured eight networks and sizes on a V100, from 96 to 1,129 images
+# a second: half of the peak rate, and so many bytes for each number that a convolution makes, give
+# every one of them within 15 %.
+_UTILISATION = 0.5
+_BYTES_MOVED = 49
+_TRAINING_OVER_FORWARD = 3
+_USABLE = 0.9  # of a GPU's memory: the rest is CUDA's own and lost between tensors
+
+# Training images and classes as they were published, or are generated.
+_CLASSIFICATION = {
+    "cluttered_digits": (20_000, 10),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
+    "fashion_mnist": (60_000, 10),
+    "imagenet": (1_281_167, 1000),
+    "tiny_imagenet": (100_000, 200),
+}
+_DETECTION = {"cluttered_digits": (4_000, 10), "coco": (118_287, 80)}
+_SEGMENTATION = {
+    "cluttered_digits": (4_000, 11),
+    "camvid": (367, 11),
+    "voc": (1_464, 21),
+    "ade20k": (20_210, 150),
+}
+_PUBLISHED = {
+    "classification": _CLASSIFICATION,
+    "detection": _DETECTION,
+    "segmentation": _SEGMENTATION,
+}
+_CLASSES_ASSUMED = {"classification": 1000, "detection": 80, "segmentation": 21}
+_SIZES = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 28, "tiny_imagenet": 64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """What is known of the training images."""
+
+    number: int | None
+    """How many; None if nobody knows before they are there."""
+    num_classes: int
+    """Without the background."""
+    shape: tuple[int, int, int]
+    """(C, H, W) of what the network sees."""
+    told: str
+    """Where that is known from, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a training would take; memory and time are estimates."""
+
+    counts: Counts
+    """Of the network and one image."""
+    images: Images
+    """What it would be trained on."""
+    steps_per_epoch: int | None
+    """Optimiser steps; None where the number of images is not known."""
+    devices: int
+    """GPUs, over all machines."""
+    part: int
+    """Images that a GPU sees at once."""
+    state_bytes: int
+    """Weights, gradients, the optimiser's memory and averaged weights, a GPU."""
+    image_bytes: int
+    """Kept of an image for the backward pass."""
+    image_seconds: float
+    """Of a GPU, for one training image."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes a GPU."""
+        return self.state_bytes + self.part * self.image_bytes
+
+
+def seconds_per_image(counts: Counts, gpu: Gpu, *, half: bool) -> float:
+    """Estimated time of one image's forward pass within a large batch.
+
+    Args:
+        counts: Of the network and one image.
+        gpu: Where.
+        half: Whether at 16 bits; else at 32.
+    """
+    rate = _UTILISATION * (gpu.half_flops if half else gpu.single_flops)
+    moved = counts.activations * _BYTES_MOVED * (1 if half else 2)
+    return 2 * counts.macs / rate + moved / gpu.bandwidth
+
+
+def forecast(config: TrainConfig, gpu: Gpu) -> Forecast:
+    """What a training would take.
+
+    Args:
+        config: The run.
+        gpu: Of its devices; ``auto`` counts as one.
+
+    Raises:
+        ValueError: If the configuration and the data, or the data and the network do not fit.
+        FileNotFoundError: If the data set's folder is named and not there, or incomplete.
+    """
+    config.check_task(task_of(config.model.name))
+    images = _images(config)
+    config.with_classes(images.num_classes)
+    channels, *size = images.shape
+
+    def network() -> nn.Module:
+        with torch.device("meta"):
+            return create_network(
+                config, num_classes=images.num_classes, in_chans=channels, input_size=size
+            )
+
+    mixed = config.precision.endswith("mixed")
+    counts = count_network(network(), images.shape)
+    devices = (1 if config.devices == "auto" else config.devices) * config.num_nodes
+    held = activation_bytes(network(), images.shape, mixed=mixed)
+    number, batch_size = images.number, config.data.batch_size
+    if number is not None and number < batch_size:
+        raise ValueError(
+            f"data.batch_size={batch_size} is more than the {number} training images; choose at "
+            f"most {number}"
+        )
+    return Forecast(
+        counts=counts,
+        images=images,
+        steps_per_epoch=None if number is None else number // batch_size,
+        devices=devices,
+        part=math.ceil(batch_size / devices / config.accumulate),
+        state_bytes=training_state_bytes(network(), config),
+        image_bytes=2 * held if config.precision == "64-true" else held,
+        image_seconds=_TRAINING_OVER_FORWARD * seconds_per_image(counts, gpu, half=mixed),
+    )
+
+
+def _images(config: TrainConfig) -> Images:
+    """Opened where they are, else as they were published."""
+    data, task = config.data, task_of(config.model.name)
+    generated = data.name == "cluttered_digits"
+    if data.root is not None and not generated:
+        return _opened(config)
+    number, num_classes = _PUBLISHED[task].get(data.name, (None, None))
+    told = "generated" if generated else "as published; give --data.root DIR"
+    if num_classes is None:
+        num_classes = config.model.num_classes or _CLASSES_ASSUMED[task]
+        told = "assumed; give --data.root DIR"
+    return Images(
+        number=data.num_train or number,
+        num_classes=num_classes,
+        shape=(1 if data.name == "fashion_mnist" else 3, *_seen(data, task)),
+        told=told,
+    )
+
+
+def _seen(data: DataConfig, task: str) -> tuple[int, int]:
+    """Height and width of what the network sees of images that are not there."""
+    if task == "classification":
+        usual = 64 if data.name == "cluttered_digits" else 224
+        side = data.image_size or _SIZES.get(data.name, usual)
+        return side, side
+    if data.crop_size is not None:
+        return data.crop_size
+    if data.name == "cluttered_digits":
+        return (data.image_size or 96,) * 2
+    return _landscape(data.image_size or 800, data.max_size)
+
+
+def _landscape(shorter: int, longest: int | None) -> tuple[int, int]:
+    """An image of 4 to 3, as most of COCO's are."""
+    return shorter, min(longest or shorter * 2, shorter * 4 // 3)
+
+
+def _opened(config: TrainConfig) -> Images:
+    """The images at ``data.root``."""
+    data, task = config.data, task_of(config.model.name)
+    source: Source | DetectionSource | SegmentationSource
+    if task == "classification":
+        source = open_source(dataclasses.replace(data, download=False))
+        shape = pretrained_cfg(data, source)["input_size"]
+    elif task == "detection":
+        source = open_detection(data, masks=finds_masks(config.model.name))
+        cfg = detection_cfg(data, source)
+        own = data.crop_size or source.image_size
+        shape = (3, *(own or _landscape(cfg["image_size"], cfg["max_size"])))
+    else:
+        source = open_segmentation(data)
+        shape = segmentation_cfg(data, source)["input_size"]
+    return Images(
+        number=len(source.train),
+        num_classes=len(source.class_names),
+        shape=shape,
+        told=f"found in {data.root}",
+    )
+
+
+def report(config: TrainConfig, *, summary: str, gpu: GpuName = "h100") -> str:
+    """What ``convattn train RECIPE --dry-run`` prints.
+
+    Args:
+        config: The run.
+        summary: What its recipe is, in a sentence.
+        gpu: One of ``GPUS``.
+
+    Raises:
+        ValueError: As :func:`forecast`.
+        FileNotFoundError: As :func:`forecast`.
+    """
+    machine = GPUS[gpu]
+    found = forecast(config, machine)
+    told = {
+        **dict(_settings(config)),
+        "images": _told_images(config, found.images),
+        "network": _told_network(config, found),
+        "steps": _told_steps(config, found),
+        "memory": _told_memory(config, found, machine),
+        "time": _told_time(config, found, machine),
+    }
+    width = max(map(len, told))
+    lines = [
+        textwrap.fill(
+            text,
+            width=100,
+            initial_indent=f"{name:<{width}}  ",
+            subsequent_indent=" " * (width + 2),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for name, text in told.items()
+        if text
+    ]
+    return "\n".join([f"{config.recipe}: {summary}", "", *lines, "", "Nothing was run."])
+
+
+def _settings(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """Every part of the configuration, with what in it is no default."""
+    default = TrainConfig()
+    parts = {
+        item.name: (getattr(config, item.name), getattr(default, item.name))
+        for item in dataclasses.fields(config)
+    }
+    whole = {name: pair for name, pair in parts.items() if dataclasses.is_dataclass(pair[0])}
+    for name, (part, other) in whole.items():
+        pairs = {
+            item.name: (getattr(part, item.name), getattr(other, item.name))
+            for item in dataclasses.fields(part)
+        }
+        yield name, _differing(pairs)
+    rest = {name: pair for name, pair in parts.items() if name not in whole and name != "recipe"}
+    yield "run", _differing(rest)
+
+
+def _differing(pairs: dict[str, tuple[Any, Any]]) -> str:
+    told = (f"{name} {_short(value)}" for name, (value, other) in pairs.items() if value != other)
+    return ", ".join(told)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_short(item)}" for name, item in value.items())
+    if isinstance(value, tuple):
+        return " ".join(map(_short, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _told_images(config: TrainConfig, images: Images) -> str:
+    number = "an unknown number" if images.number is None else f"{images.number:,}"
+    return (
+        f"{config.data.name}, {number} for training, {images.num_classes:,} classes ({images.told})"
+    )
+
+
+def _told_network(config: TrainConfig, found: Forecast) -> str:
+    model = config.model
+    start = "random weights"
+    if model.pretrained:
+        start = "its released weights"
+    if model.checkpoint is not None:
+        there = "" if Path(model.checkpoint).exists() else ", which is not there"
+        start = f"{model.checkpoint}{there}"
+    return (
+        f"{model.title}, {found.counts.parameters / 1e6:.2f} M parameters, "
+        f"{found.counts.macs / 1e9:.3g} G multiply-adds for an image of "
+        f"{by(found.images.shape[1:])}; starts from {start}"
+    )
+
+
+def _told_steps(config: TrainConfig, found: Forecast) -> str:
+    devices = f"{found.devices} GPU{'s' if found.devices > 1 else ''}"
+    auto = " (devices is auto: give --devices)" if config.devices == "auto" else ""
+    parts = f", in {config.accumulate} parts" if config.accumulate > 1 else ""
+    batch = (
+        f"{config.data.batch_size:,} images, {found.part:,} at once on each of {devices}"
+        f"{parts}{auto}"
+    )
+    if found.steps_per_epoch is None:
+        return f"{config.epochs} epochs of unknown length, of {batch}"
+    total = config.epochs * found.steps_per_epoch
+    return f"{config.epochs} epochs x {found.steps_per_epoch:,} = {total:,} steps of {batch}"
+
+
+def _told_memory(config: TrainConfig, found: Forecast, gpu: Gpu) -> str:
+    room = _USABLE * gpu.memory * 2**30
+    told = (
+        f"about {_gib(found.memory)} a GPU, estimated: {_gib(found.state_bytes)} for weights, "
+        f"gradients and the optimiser, {_gib(found.image_bytes)} an image"
+    )
+    if found.memory <= room:
+        return f"{told}; {gpu.title} has {gpu.memory} GiB: it fits"
+    return f"{told}; {gpu.title} has {gpu.memory} GiB: too little{_advice(config, found, room)}"
+
+
+def _advice(config: TrainConfig, found: Forecast, room: float) -> str:
+    """In how many parts the batch fits."""
+    share = config.data.batch_size // found.devices
+    fitting = int((room - found.state_bytes) // found.image_bytes)
+    parts = (number for number in range(1, share + 1) if share % number == 0)
+    accumulate = next((number for number in parts if share // number <= fitting), None)
+    return "" if accumulate is None else f", --accumulate {accumulate} would do"
+
+
+def _told_time(config: TrainConfig, found: Forecast, gpu: Gpu) -> str:
+    rate = found.devices / found.image_seconds
+    assumed = (
+        f"assuming {_UTILISATION:.0%} of the peak rate, {_BYTES_MOVED} bytes to and from memory "
+        "for each number that a convolution makes at 16 bits (both fitted to what PatchConvNet's "
+        f"authors measured on a V100), and {_TRAINING_OVER_FORWARD} forward passes a training "
+        "step; without tests, and without waiting for images or, as small networks do, for "
+        "kernels to start"
+    )
+    told = f"{rate:,.0f} images a second on {found.devices} x {gpu.title}"
+    if config.precision == "bf16-mixed" and not gpu.has_bfloat16:
+        told += ", which has no bfloat16: as fast as this with --precision 16-mixed"
+    if found.steps_per_epoch is None:
+        return f"{told}, estimated: {assumed}"
+    seconds = config.epochs * found.steps_per_epoch * config.data.batch_size / rate
+    return f"about {_duration(seconds)}, {told}, estimated: {assumed}"
+
+
+def _gib(size: float) -> str:
+    gib = size / 2**30
+    if gib < 1:
+        return f"{_three_digits(1024 * gib)} MiB"
+    return f"{_three_digits(gib)} GiB"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.2g} seconds"

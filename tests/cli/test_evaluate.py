@@ -1,0 +1,415 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from convattn.classification.predictions import PredictionsFile
+from convattn.cli import main
+from convattn.data import transform_of
+from convattn.data.imagenet import imagenet_wnids
+from convattn.explanation import figures
+
+WNIDS = imagenet_wnids()
+CFG = {
+    "input_size": (3, 16, 16),
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.2, 0.2, 0.2),
+}
+
+
+class Quick(nn.Module):
+    """The mean colours of four quarters, and a linear layer."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+        self.pretrained_cfg = CFG
+        self.fc = nn.Linear(12, num_classes)
+
+    def forward(self, x):
+        return self.fc(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+@timm.models.register_model
+def quick_for_tests(pretrained=False, **arguments):
+    return Quick(arguments.get("num_classes", 1000))
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """An image a class, as in the validation set's folders; the names' numbers are 1 to 1000."""
+    root = tmp_path_factory.mktemp("imagenet")
+    generator = np.random.default_rng(0)
+    for number, wnid in enumerate(WNIDS):
+        folder = root / "val" / wnid
+        folder.mkdir(parents=True)
+        quarters = Image.fromarray(generator.integers(256, size=(2, 2, 3), dtype=np.uint8))
+        file = folder / f"ILSVRC2012_val_{number + 1:08d}.JPEG"
+        quarters.resize((18, 20), Image.Resampling.NEAREST).save(file, "PNG")
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, imagenet):
+    """Weights that are right about two thirds of the images, since a third of them is cut."""
+    transform = transform_of(CFG)
+    files = sorted(imagenet.rglob("*.JPEG"))
+    features = torch.stack(
+        [
+            nn.functional.adaptive_avg_pool2d(transform(Image.open(file)), 2).flatten()
+            for file in files
+        ]
+    )
+    model = Quick(1000)
+    with torch.no_grad():  # the nearest of the features, by the largest product less half a square
+        model.fc.weight.copy_(features * (torch.arange(1000) % 3 > 0)[:, None])
+        model.fc.bias.copy_(-model.fc.weight.square().sum(1) / 2)
+    file = tmp_path_factory.mktemp("weights") / "quick.pth"
+    torch.save(model.state_dict(), file)
+    return file
+
+
+def command(imagenet, weights, *more):
+    return [
+        *("evaluate", "quick_for_tests", "--data", "imagenet", "--data.root", str(imagenet)),
+        *("--weights", str(weights), "--data.num-test", "100", "--data.batch-size", "16"),
+        *("--device", "cpu", *more),
+    ]
+
+
+def rows_of(file):
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def fails(capsys, *arguments):
+    """The one line that a mistake leaves on stderr."""
+    assert main(list(arguments)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.fixture(scope="module")
+def whole(imagenet, weights, tmp_path_factory):
+    """The folder of a test that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    assert main(command(imagenet, weights, "--out", str(folder))) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _quick_drawing(whole, monkeypatch):
+    """The figure, a second each, is drawn once, by ``whole``; tests/explain looks at it."""
+
+    def draw(labels, taken, names, out, *, title):
+        out.write_bytes((whole / "confusion.png").read_bytes())
+
+    monkeypatch.setattr(figures, "draw_confusion", draw)
+
+
+def test_folder_holds_everything(whole):
+    assert sorted(file.name for file in whole.iterdir()) == [
+        "confusion.png",
+        "evaluation.json",
+        "evaluation_config.json",
+        "per_class.csv",
+        "predictions.csv",
+    ]
+
+
+def test_accuracy_is_that_of_the_predictions(whole, imagenet, weights):
+    model = Quick(1000)
+    model.load_state_dict(torch.load(weights))
+    transform = transform_of(CFG)
+    first, fifth = 0, 0
+    for row in rows_of(whole / "predictions.csv"):
+        label = WNIDS.index(Path(row["image"]).parent.name)
+        image = transform(Image.open(imagenet / row["image"]))
+        ranked = model(image[None])[0].argsort(descending=True).tolist()
+        first += ranked[0] == label
+        fifth += label in ranked[:5]
+    found = json.loads((whole / "evaluation.json").read_text())
+    assert (found["num_images"], found["num_classes"]) == (100, 1000)
+    assert 30 < first < 90
+    assert (found["top1"], found["top5"]) == (first / 100, fifth / 100)
+
+
+def test_real_accuracy_is_the_slow_loop(whole):
+    rows = rows_of(whole / "predictions.csv")
+    folder = Path(timm.__file__).parent / "data" / "_info"
+    real = json.loads((folder / "imagenet_real_labels.json").read_text())
+    numbers = [int(row["image"][-13:-5]) - 1 for row in rows]
+    right = [
+        int(row["rank1"]) in real[number]
+        for row, number in zip(rows, numbers, strict=True)
+        if real[number]
+    ]
+    found = json.loads((whole / "evaluation.json").read_text())
+    assert found["num_real"] == len(right) < 100
+    assert found["real_top1"] == sum(right) / len(right)
+
+
+def test_predictions_name_images_from_the_root(whole):
+    for row in rows_of(whole / "predictions.csv"):
+        label = int(row["label"])
+        assert row["image"] == f"val/{WNIDS[label]}/ILSVRC2012_val_{label + 1:08d}.JPEG"
+
+
+def test_classes_carry_id_and_name(whole):
+    row = rows_of(whole / "per_class.csv")[1]
+    assert (row["wnid"], row["name"]) == ("n01443537", "goldfish, Carassius auratus")
+
+
+def test_files_are_told(imagenet, weights, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(command(imagenet, weights, "--out", str(out))) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-4:] == [
+        str(out / name)
+        for name in ("evaluation.json", "per_class.csv", "confusion.png", "predictions.csv")
+    ]
+    assert "1,000 images; ImageNet's validation set has 50,000" in printed.err
+
+
+def test_model_by_name_gets_a_numbered_folder(imagenet, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(command(imagenet, weights, "--data.num-test", "5")) == 0
+    folders = sorted(str(file) for file in Path().glob("runs/evaluate/*/predictions.csv"))
+    assert folders == [
+        "runs/evaluate/quick_for_tests-2/predictions.csv",
+        "runs/evaluate/quick_for_tests/predictions.csv",
+    ]
+
+
+# --- a test that is killed
+
+
+class KilledError(BaseException):
+    """No handler of ours knows it."""
+
+
+def kill_after(monkeypatch, batches):
+    """The process dies when the rows of the next batch would be written."""
+    real = PredictionsFile.append
+    left = iter(range(batches))
+
+    def append(self, predictions):
+        if next(left, None) is None:
+            raise KilledError
+        real(self, predictions)
+
+    monkeypatch.setattr(PredictionsFile, "append", append)
+
+
+def kill(monkeypatch, arguments, batches):
+    with monkeypatch.context() as patch:
+        kill_after(patch, batches)
+        with pytest.raises(KilledError):
+            main(arguments)
+
+
+def without_speed(folder):
+    found = json.loads((folder / "evaluation.json").read_text())
+    del found["images_per_second"]
+    return found
+
+
+@pytest.mark.parametrize("torn", [b"", b"val/n0", b"val/n01440764/a.JPEG,1,0.123,1,2,3,4,5"])
+def test_killed_test_ends_as_if_it_never_had_been(
+    torn, whole, imagenet, weights, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "out"
+    kill(monkeypatch, command(imagenet, weights, "--out", str(folder)), 4)
+    with (folder / "predictions.part.csv").open("ab") as file:
+        file.write(torn)
+    assert not (folder / "evaluation.json").exists()
+    capsys.readouterr()
+    assert main(["evaluate", "--resume", str(folder)]) == 0
+    assert "goes on after 64 of 100 images" in capsys.readouterr().err
+    assert without_speed(folder) == without_speed(whole)
+    for name in ("predictions.csv", "per_class.csv", "evaluation_config.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert sorted(file.name for file in folder.iterdir()) == sorted(
+        file.name for file in whole.iterdir()
+    )
+
+
+def test_only_the_rest_is_computed(imagenet, weights, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    kill(monkeypatch, command(imagenet, weights, "--out", str(folder)), 6)
+    seen = []
+    forward = Quick.forward
+    monkeypatch.setattr(Quick, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
+    assert main(["evaluate", "--resume", str(folder)]) == 0
+    assert seen == [4]
+
+
+def test_resume_comes_first_and_alone(whole, capsys):
+    line = fails(capsys, "evaluate", str(whole), "--resume")
+    assert line.endswith("--resume takes no model and no data: convattn evaluate --resume FOLDER")
+
+
+def test_test_that_ended_is_not_resumed(whole, capsys):
+    assert "holds no test that was stopped" in fails(capsys, "evaluate", "--resume", str(whole))
+
+
+def test_resuming_takes_no_flags(whole, capsys):
+    line = fails(capsys, "evaluate", "--resume", str(whole), "--device", "cpu")
+    assert "takes no --device" in line
+
+
+def test_resuming_with_other_weights_is_refused(imagenet, weights, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(weights.read_bytes())
+    kill(monkeypatch, command(imagenet, file, "--out", str(tmp_path / "out")), 1)
+    torch.save(Quick(1000).state_dict(), file)
+    capsys.readouterr()
+    assert main(["evaluate", "--resume", str(tmp_path / "out")]) == 2
+    assert "was begun with weights_sha256" in capsys.readouterr().err
+
+
+def test_resuming_with_other_images_is_refused(imagenet, weights, tmp_path, monkeypatch, capsys):
+    data = tmp_path / "data"
+    for wnid in WNIDS:
+        (data / wnid).mkdir(parents=True)
+        for file in (imagenet / "val" / wnid).iterdir():
+            (data / wnid / file.name).symlink_to(file)
+    kill(monkeypatch, command(data, weights, "--out", str(tmp_path / "out")), 1)
+    with (tmp_path / "out" / "predictions.part.csv").open(newline="") as file:
+        fourth = list(csv.DictReader(file))[3]["image"]
+    moved = data / fourth
+    moved.rename(moved.with_name("ILSVRC2012_val_00040000.JPEG"))
+    capsys.readouterr()
+    assert main(["evaluate", "--resume", str(tmp_path / "out")]) == 2
+    assert "row 4 of" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(imagenet, weights, tmp_path, monkeypatch, capsys):
+    def interrupt(self, predictions):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PredictionsFile, "append", interrupt)
+    out = tmp_path / "out"
+    assert main(command(imagenet, weights, "--out", str(out))) == 130
+    assert f"convattn evaluate --resume {out}" in capsys.readouterr().err
+
+
+# --- runs
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    flags = [
+        *("--data.num-train", "32", "--data.num-test", "20", "--data.image-size", "32"),
+        *("--data.batch-size", "8", "--epochs", "1", "--accelerator", "cpu", "--devices", "1"),
+        *("--model.model-args", "embed_dim", "16", "depth", "1"),
+    ]
+    assert main(["train", "quickstart", *flags, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_runs_folder_gets_the_results_and_the_same_words_go_on(run, monkeypatch, capsys):
+    words = ["evaluate", str(run), "--device", "cpu"]
+    assert main(words) == 0
+    before, rows = without_speed(run), (run / "predictions.csv").read_bytes()
+    assert before["peak_in_box"] is not None
+    assert rows.splitlines()[0].endswith(b",peak_in_box,energy_in_box")
+    kill(monkeypatch, words, 1)
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "goes on after 8 of 20 images" in capsys.readouterr().err
+    assert without_speed(run) == before
+    assert (run / "predictions.csv").read_bytes() == rows
+    kill(monkeypatch, words, 1)
+    assert main([*words, "--data.num-test", "10"]) == 0
+    assert "goes on" not in capsys.readouterr().err
+
+
+# --- bad input
+
+
+def test_missing_classes_are_one_line_and_leave_nothing(imagenet, weights, tmp_path, capsys):
+    for wnid in WNIDS[:10]:
+        (tmp_path / "data" / "val" / wnid).mkdir(parents=True)
+        for file in (imagenet / "val" / wnid).iterdir():
+            (tmp_path / "data" / "val" / wnid / file.name).symlink_to(file)
+    out = tmp_path / "out"
+    words = [*command(tmp_path / "data", weights, "--out", str(out)), "--data.num-test", "9"]
+    line = fails(capsys, *words)
+    assert "10 of the 1,000 classes; missing: n01530575" in line
+    assert not out.exists()
+    assert main([*words, "--allow-missing-classes"]) == 0
+    printed = capsys.readouterr()
+    assert "classes with images" in printed.out
+    assert "9 of 1,000" in printed.out
+    assert "chooses among all of them" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--real", "x.json", "--data", "folder"], "--real is for imagenet; the data are folder"),
+        (["--allow-missing-classes"], "--allow-missing-classes is for imagenet; the data are"),
+        (["--data", "imagenet"], "imagenet needs root (--data.root)"),
+        (["--data", "imagenet", "--data.root", "nowhere"], "root=nowhere does not exist"),
+        (["--dtype", "float16"], "invalid choice 'float16'"),
+    ],
+)
+def test_mistake_is_one_line(words, expected, capsys):
+    assert expected in fails(capsys, "evaluate", "quick_for_tests", *words)
+
+
+def test_existing_folder_is_kept(whole, imagenet, weights, capsys):
+    line = fails(capsys, *command(imagenet, weights, "--out", str(whole)))
+    assert "never overwritten; give another --out, or go on" in line
+
+
+def test_network_of_other_classes_is_refused_before_anything_is_made(
+    imagenet, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    model = "patchconvnet_nano.cluttered_digits"
+    line = fails(capsys, "evaluate", model, "--data", "imagenet", "--data.root", str(imagenet))
+    assert "the model has 10 classes and the data 1000" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- number formats
+
+
+def test_bfloat16_is_nearly_the_same(whole, imagenet, weights, tmp_path):
+    out = tmp_path / "out"
+    words = command(imagenet, weights, "--out", str(out), "--dtype", "bfloat16", "--channels-last")
+    assert main(words) == 0
+    ours, exact = without_speed(out), without_speed(whole)
+    assert ours["loss"] != exact["loss"]
+    assert ours["loss"] == pytest.approx(exact["loss"], rel=0.05)
+
+
+# --- other data
+
+
+@pytest.mark.data
+def test_tiny_imagenet_is_tested_alike(data_dir, tmp_path, monkeypatch):
+    torch.save(Quick(40).state_dict(), tmp_path / "forty.pth")
+    words = [
+        *("evaluate", "quick_for_tests", "--weights", str(tmp_path / "forty.pth")),
+        *("--data", "tiny_imagenet", "--data.root", str(data_dir / "tiny_imagenet_40")),
+        *("--data.num-test", "200", "--data.batch-size", "32", "--out", str(tmp_path / "out")),
+    ]
+    kill(monkeypatch, words, 3)
+    assert main(["evaluate", "--resume", str(tmp_path / "out")]) == 0
+    rows = rows_of(tmp_path / "out" / "per_class.csv")
+    assert len(rows) == 40
+    assert sum(int(row["images"]) for row in rows) == 200
+    assert rows[0]["wnid"] == ""
