@@ -27,9 +27,9 @@ from convattn.classification.predictions import NUM_RANKS, Predictions
 from convattn.detection import DETECTORS, create_detector
 from convattn.detection.pyramid import FeatureLevels
 from convattn.explanation import attention_layers, attention_maps, energy_in_box, peak_in_box
+from convattn.modes import eval_mode
 from convattn.results import Findings, Rows, percentages, worst_class
 from convattn.segmentation import SEGMENTERS, create_segmenter
-from convattn.surgery.modes import evaluating
 from convattn.text import nearest
 from convattn.weights import (
     load_checked,
@@ -461,7 +461,7 @@ def predict_batches(
     model.to(device)
     looks = boxes is not None and bool(attention_layers(model))
     seen = 0
-    with evaluating(model):
+    with eval_mode(model):
         for images, labels in loader:
             there = None if boxes is None or not looks else boxes[seen : seen + len(images)]
             with (

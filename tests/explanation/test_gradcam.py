@@ -9,7 +9,8 @@ from torch import nn
 
 from convattn import augment
 from convattn.explanation.geometry import Grid
-from convattn.explanation.gradcam import cam_layers, grad_cam, undisturbed
+from convattn.explanation.gradcam import cam_layers, grad_cam
+from convattn.modes import frozen_eval_mode
 
 pytest.importorskip("pytorch_grad_cam", reason="needs the extra 'explain'")
 
@@ -249,7 +250,7 @@ def test_the_model_is_left_as_it_was_after_an_error(runs_before):
 
 def test_undisturbed_ends_training_of_every_module():
     model = disturbed_network()
-    with undisturbed(model):
+    with frozen_eval_mode(model):
         assert not any(module.training for module in model.modules())
         assert not any(parameter.requires_grad for parameter in model.parameters())
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
+from convattn.modes import eval_mode
 from convattn.results import Findings, Rows, percentages, worst_class
-from convattn.surgery.modes import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +210,7 @@ def evaluate_detection(
     # This process alone tests, whoever trained beside it.
     metrics = DetectionMetrics(class_names=class_names, has_masks=has_masks, gathered=False)
     start = time.perf_counter()
-    with evaluating(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for images, targets in loader:
             metrics.update(model([image.to(device) for image in images]), targets)
     seconds = time.perf_counter() - start

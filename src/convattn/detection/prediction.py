@@ -24,7 +24,7 @@ from convattn.detection.drawing import (
     sheet,
     tinted,
 )
-from convattn.surgery.modes import evaluating
+from convattn.modes import eval_mode
 
 _OPACITY = 0.5
 
@@ -149,7 +149,7 @@ def detect(model: nn.Module, image: Image.Image, *, threshold: float = 0.5) -> D
     cfg = cast(Any, model).pretrained_cfg
     device = next(model.parameters()).device
     pixels = to_dtype(pil_to_tensor(image.convert("RGB")), torch.float32, scale=True)
-    with evaluating(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         (found,) = model([pixels.to(device)])
     return Detections.of(
         found,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convattn.detection.pyramid import FeatureLevels
 from convattn.explanation.geometry import Grid, GridTracker
 from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.modes import eager_mode
 
 Queries = Sequence[tuple[int, int]] | Literal["mean"]
 
@@ -139,7 +140,7 @@ def capture_attention(
     handles = [module.register_forward_pre_hook(begin) for module in inputs]
     handles += [module.register_forward_pre_hook(record(name)) for name, module in chosen.items()]
     try:
-        with uncompiled(), grids:
+        with eager_mode(), grids:
             yield maps
     finally:
         for handle in handles:
@@ -161,15 +162,6 @@ def _weights(
     else:
         weights = layer.attention_weights(x, queries)
     return size, weights.unflatten(-1, size)
-
-
-def uncompiled() -> AbstractContextManager[Any]:
-    """Runs compiled code eagerly, since it would not call hooks."""
-    # Importing the compiler takes seconds, and without it nothing can have been compiled.
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -21,8 +21,9 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from convattn.explanation.capture import attention_layers
 from convattn.explanation.geometry import Grid
-from convattn.explanation.gradcam import cam_layers, grad_cam, undisturbed
+from convattn.explanation.gradcam import cam_layers, grad_cam
 from convattn.explanation.heatmap import attention_maps
+from convattn.modes import frozen_eval_mode
 
 METHODS: tuple[str, ...] = ("attention", "gradcam", "random", "centre")
 """What ``faithfulness`` can compare."""
@@ -158,7 +159,7 @@ def deletion_insertion(
             "one class number an image"
         )
     parts = []
-    with undisturbed(model), torch.no_grad():
+    with frozen_eval_mode(model), torch.no_grad():
         for start in range(0, len(images), batch_size):
             few = slice(start, start + batch_size)
             parts.append(_curves(model, images[few], heats[few], targets[few], num_steps))
@@ -352,7 +353,7 @@ def faithfulness(
     hits: list[Tensor] = []
     shares: list[Tensor] = []
     seen = 0
-    with undisturbed(model):
+    with frozen_eval_mode(model):
         for images, labels in loader:
             images, labels = images.to(device), labels.to(device)
             methods = _methods(model, images, methods)

@@ -9,8 +9,8 @@ which moves it by half a cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -19,10 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convattn.explanation.capture import uncompiled
 from convattn.explanation.geometry import Grid, GridTracker
 from convattn.layers import LearnedAggregation2d
-from convattn.surgery.modes import evaluating
+from convattn.modes import frozen_eval_mode
 
 
 def cam_layers(
@@ -56,7 +55,7 @@ def cam_layers(
         >>> layers[0] is model.blocks
         True
     """
-    with undisturbed(model), torch.inference_mode(False):
+    with frozen_eval_mode(model), torch.inference_mode(False):
         layer, channels_last, _, _ = _last_map(model, images[:1].detach().clone())
     return [layer], _channels_first if channels_last else None
 
@@ -92,34 +91,13 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor,
         >>> maps.shape, grid.stride
         (torch.Size([2, 8, 12]), (8.0, 8.0))
     """
-    with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+    with frozen_eval_mode(model), torch.inference_mode(False), torch.enable_grad():
         # Tensors made in inference mode cannot take part in a computation with gradients.
         images, targets = images.detach().clone(), targets.detach().clone()
         layer, channels_last, grid, logits = _last_map(model, images[:1])
         _check_targets(model, targets, len(images), logits)
         maps = _maps(model, layer, channels_last, images, targets)
     return torch.from_numpy(maps).to(images.device), grid
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters in the block; then everything is as it was.
-
-    Mode flags of every module, ``requires_grad`` and ``grad`` of every parameter come back, also
-    after an error. A compiled network runs eagerly in the block.
-
-    Args:
-        model: Any network.
-    """
-    states = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    try:
-        for parameter, _, _ in states:
-            parameter.requires_grad_(False).grad = None
-        with evaluating(model), uncompiled():
-            yield
-    finally:
-        for parameter, requires_grad, gradient in states:
-            parameter.requires_grad_(requires_grad).grad = gradient
 
 
 def _last_map(model: nn.Module, images: Tensor) -> tuple[nn.Module, bool, Grid, Tensor]:

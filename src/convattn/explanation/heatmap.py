@@ -27,7 +27,7 @@ from convattn.explanation.geometry import Grid
 from convattn.explanation.gradcam import grad_cam
 from convattn.explanation.images import ImageSource, Seen, View, read_image, see
 from convattn.layers import AAConv2d, LearnedAggregation2d
-from convattn.surgery.modes import evaluating
+from convattn.modes import eval_mode
 from convattn.text import nearest_few
 
 Method = Literal["auto", "attention", "gradcam"]
@@ -238,7 +238,7 @@ def explain_classes(
         )
     shown, seen, pixels = _prepared(model, image, view)
     point = None if query is None else _on_input(query, seen, shown)
-    with evaluating(model):
+    with eval_mode(model):
         with _refusal_told(model, pixels):
             if chosen == "gradcam":
                 with torch.no_grad():
@@ -400,7 +400,7 @@ def attention_through(
     shown, seen, pixels = _prepared(model, image, view)
     point = None if query is None else _on_input(query, seen, shown)
     size = (shown.height, shown.width)
-    with evaluating(model):
+    with eval_mode(model):
         _, maps, grids = _captured(model, pixels, names, point)
     return shown, {
         name: list(grids[name].heat(maps[name][0, :, 0].cpu(), size, seen.region).numpy())

@@ -16,7 +16,7 @@ from convattn.inference.blocks import KERNELS, Kernels, fold_blocks
 from convattn.inference.folding import fold_batch_norms
 from convattn.inference.int8 import quantize_int8
 from convattn.inference.processor import compiler_trouble, emulates
-from convattn.surgery.modes import hooks_of
+from convattn.modes import hooks_of
 from convattn.surgery.trace import check_network
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from convattn.kernels.patchconv_block.lean_block import lean_block
 from convattn.kernels.recompute import is_followed, made_anew
 from convattn.layers import LearnedAggregation2d
-from convattn.surgery.modes import hooks_of
+from convattn.modes import hooks_of
 from convattn.weights import (
     RELEASES,
     Release,

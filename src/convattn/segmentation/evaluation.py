@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from convattn.data.masks import IGNORED
+from convattn.modes import eval_mode
 from convattn.results import Findings, Rows, percentages, worst_class
 from convattn.segmentation.upernet import resized, sliding_window
-from convattn.surgery.modes import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ def evaluate_segmentation(
     # This process alone tests, whoever trained beside it.
     metrics = SegmentationMetrics(class_names=class_names, gathered=False).to(device)
     start = time.perf_counter()
-    with evaluating(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for images, masks in loader:
             metrics.update(
                 model,

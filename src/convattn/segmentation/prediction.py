@@ -31,8 +31,8 @@ from convattn.detection.drawing import (
     stacked,
     tinted,
 )
+from convattn.modes import eval_mode
 from convattn.segmentation.upernet import resized, sliding_window
-from convattn.surgery.modes import evaluating
 
 _OPACITY = 0.7
 
@@ -118,7 +118,7 @@ def segment(
     unknown = tv_tensors.Mask(torch.full((image.height, image.width), IGNORED))
     pixels, _ = prepare(tv_tensors.Image(image.convert("RGB")), unknown)
     batch = pixels[None].to(next(model.parameters()).device)
-    with evaluating(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         logits = model(batch) if window is None else sliding_window(model, batch, window)
         classes = resized(logits, (image.height, image.width)).argmax(1)[0]
     return Segmentation(

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from convattn.surgery.modes import evaluating
+from convattn.modes import eval_mode
 
 TRANSFORMER = (
     "the network is a transformer: it cuts the image into patches and attends to them already; "
@@ -306,7 +306,7 @@ def _run(
     """``what`` of the network in evaluation mode and an empty image; first on the meta device."""
     first = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0))
     dtype = first.dtype if first.dtype.is_floating_point else torch.float32
-    with torch.inference_mode(), evaluating(model):
+    with torch.inference_mode(), eval_mode(model):
         try:
             state = {
                 name: tensor.detach().to("meta")

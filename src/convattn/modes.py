@@ -1,0 +1,85 @@
+"""What is set on the modules of a network beside their weights: modes, frozen parameters, hooks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module is in the mode it was in.
+
+    Also after an error, and a network that is trained with some norms frozen keeps them frozen.
+
+    Args:
+        model: Any network.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with eval_mode(model):
+        ...     print(model.training)
+        False
+        >>> model.training
+        True
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def frozen_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and frozen parameters in the block; then everything is as it was.
+
+    Mode flags of every module, ``requires_grad`` and ``grad`` of every parameter come back, also
+    after an error. A compiled network runs eagerly in the block.
+
+    Args:
+        model: Any network.
+    """
+    states = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    try:
+        for parameter, _, _ in states:
+            parameter.requires_grad_(False).grad = None
+        with eval_mode(model), eager_mode():
+            yield
+    finally:
+        for parameter, requires_grad, gradient in states:
+            parameter.requires_grad_(requires_grad).grad = gradient
+
+
+def eager_mode() -> AbstractContextManager[Any]:
+    """Runs compiled code eagerly, since it would not call hooks."""
+    # Importing the compiler takes seconds, and without it nothing can have been compiled.
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    """Everything that is called when a module runs, forward or backward, beside itself.
+
+    Args:
+        module: One module, without those inside it.
+
+    Example:
+        >>> hooks_of(nn.Identity())
+        []
+    """
+    return [
+        *module._forward_hooks.values(),
+        *module._forward_pre_hooks.values(),
+        *module._backward_hooks.values(),
+        *module._backward_pre_hooks.values(),
+    ]
