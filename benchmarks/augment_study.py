@@ -27,11 +27,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convattn.classification.dataset import open_source, pretrained_cfg, test_batches
+from convattn.classification.dataset import open_data, pretrained_cfg, test_batches
+from convattn.classification.evaluation import evaluate_classification
 from convattn.config import AugmentConfig, TrainConfig
-from convattn.evaluate import augment_arguments, create_model, evaluate, load_run
 from convattn.recipes import RECIPES
-from convattn.train.run import resume, train
+from convattn.runs import Run
+from convattn.runs.build import augment_arguments, create_model
+from convattn.tasks import resume, train
 
 WAYS = {
     "unchanged": AugmentConfig(),
@@ -78,17 +80,17 @@ def continued(base: Path, root: Path, out: Path, way: AugmentConfig, seed: int) 
 
 def beginning(base: Path, way: AugmentConfig) -> tuple[nn.Module, float]:
     """The network before it is trained further, and its accuracy."""
-    config = TrainConfig.load(base / "config.json")
-    source = open_source(config.data, training=False)
+    config = Run.open(base).config
+    source = open_data(config.data, training=False)
     cfg = pretrained_cfg(config.data, source)
     model = create_model(
         config.model.name,
         num_classes=len(source.class_names),
         checkpoint=base,
-        augment=augment_arguments(dataclasses.asdict(way), cfg["input_size"]),
+        augment=augment_arguments(way, cfg["input_size"]),
     )
     loader, _ = test_batches(config.data, source, cfg)
-    return model, evaluate(model, loader, class_names=source.class_names).top1
+    return model, evaluate_classification(model, loader, class_names=source.class_names).top1
 
 
 def step_times(models: dict[str, nn.Module], batch: int = 128) -> dict[str, list[float]]:
@@ -172,8 +174,8 @@ def page(
             f"{statistics.median(ratios):.2f} ({ratios[len(ratios) // 4]:.2f} to "
             f"{ratios[-len(ratios) // 4]:.2f}) |"
         )
-    config = TrainConfig.load(folders["unchanged"][0] / "config.json")
-    base_config = TrainConfig.load(base / "config.json")
+    config = Run.open(folders["unchanged"][0]).config
+    base_config = Run.open(base).config
     return "\n".join(
         [
             "# A trained network, continued with attention",
@@ -215,7 +217,7 @@ def main() -> None:
     starts = {way: beginning(base, augment) for way, augment in WAYS.items()}
     before = {way: top1 for way, (_, top1) in starts.items()}
     sizes = {
-        way: sum(p.numel() for p in load_run(runs[0])[0].parameters())
+        way: sum(p.numel() for p in Run.open(runs[0]).load_model().parameters())
         for way, runs in folders.items()
     }
     seconds = step_times({way: model for way, (model, _) in starts.items()})

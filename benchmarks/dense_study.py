@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from convattn.evaluate import load_run
+from convattn.runs import Run
 
 HEAD = """# Dense networks with and without attention
 
@@ -54,7 +54,8 @@ def minutes(folder: Path) -> float:
 
 def row(recipe: str, folders: Sequence[Path]) -> str:
     """One recipe's line of the table."""
-    model, config = load_run(folders[0])
+    run = Run.open(folders[0])
+    model, config = run.load_model(), run.config
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     results = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
     shares = [
@@ -65,7 +66,7 @@ def row(recipe: str, folders: Sequence[Path]) -> str:
     seeds = sorted(json.loads((folder / "config.json").read_text())["seed"] for folder in folders)
     cells = (
         f"`{recipe}`",
-        config["model"]["backbone"],
+        config.model.backbone,
         f"{size:.2f} M",
         ", ".join(map(str, seeds)),
         "<br>".join(shares),

@@ -17,13 +17,13 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.transforms.v2.functional import to_pil_image
 
-from convattn.config import TrainConfig, finds_masks
-from convattn.data.dense_dataset import open_detection
+from convattn.detection import finds_masks
+from convattn.detection.dataset import open_data
 from convattn.detection.drawing import save_png, sheet
 from convattn.detection.prediction import detect
-from convattn.evaluate import load_run
 from convattn.explanation import attention_layers, capture_attention
 from convattn.explanation.figures import overlay
+from convattn.runs import Run
 
 ENLARGED = 5
 
@@ -58,9 +58,9 @@ def main() -> None:
     parser.add_argument("--layer", help="name of the layer; the last but one unless told")
     parser.add_argument("--count", type=int, default=6)
     options = parser.parse_args()
-    model, _ = load_run(options.run)
-    config = TrainConfig.load(options.run / "config.json")
-    source = open_detection(config.data, masks=finds_masks(config.model.name), training=False)
+    model = Run.open(options.run).load_model()
+    config = Run.open(options.run).config
+    source = open_data(config.data, masks=finds_masks(config.model.name), training=False)
     layer = options.layer or list(attention_layers(model))[-2]
     groups = []
     for pixels, _ in source.test:

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import convattn
-from convattn.classification.dataset import open_source, test_batches
-from convattn.config import TrainConfig
-from convattn.evaluate import load_run
+from convattn.classification.dataset import open_data, test_batches
+from convattn.runs import Run
 from side_by_side import forward, side_by_side, table
 
 HEAD = (
@@ -76,11 +75,11 @@ def cells(scores: Tensor, exact: Tensor, labels: Tensor) -> tuple[str, ...]:
 
 def run_rows(run: Path, batch_size: int, repeats: int) -> list[tuple[str, ...]]:
     """A row for each kind of number."""
-    config = TrainConfig.load(run / "config.json")
-    model, _ = load_run(run)
+    config = Run.open(run).config
+    model = Run.open(run).load_model()
     model.requires_grad_(False)
     loader, _ = test_batches(
-        config.data, open_source(config.data, training=False), model.pretrained_cfg
+        config.data, open_data(config.data, training=False), model.pretrained_cfg
     )
     labels = torch.cat([batch for _, batch in loader])
     optimised = {

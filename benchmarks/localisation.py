@@ -22,11 +22,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from convattn.classification.dataset import open_source, test_batches
+from convattn.classification.dataset import open_data, test_batches
 from convattn.config import TrainConfig
-from convattn.evaluate import load_run
 from convattn.explanation.faithfulness import Report, faithfulness
 from convattn.explanation.figures import plot_faithfulness
+from convattn.runs import Run
 
 NAMES = {
     "attention": "attention",
@@ -53,8 +53,8 @@ def name_of(config: TrainConfig) -> str:
 
 def measured(run: Path, config: TrainConfig, num_images: int) -> Report:
     """What the maps of a run's network are worth."""
-    model, _ = load_run(run)
-    source = open_source(config.data, training=False)
+    model = Run.open(run).load_model()
+    source = open_data(config.data, training=False)
     loader, boxes = test_batches(config.data, source, model.pretrained_cfg)
     if boxes is None:
         raise SystemExit(f"{run}: the boxes of {config.data.name} are not known")
@@ -151,7 +151,7 @@ def main() -> None:
     groups: dict[str, list[Report]] = {}
     seeds: dict[str, list[int]] = {}
     for run in arguments.runs:
-        config = TrainConfig.load(run / "config.json")
+        config = Run.open(run).config
         report = measured(run, config, arguments.num_images)
         groups.setdefault(name_of(config), []).append(report)
         seeds.setdefault(name_of(config), []).append(config.seed)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from convattn.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
-from convattn.train.run import train
+from convattn.tasks import train
 
 
 def subset(file: Path, images: Path, out: Path, count: int) -> Path:

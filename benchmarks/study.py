@@ -40,11 +40,12 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 
 from convattn.bench import count, take_turns
-from convattn.classification.dataset import open_source, test_batches
+from convattn.classification.dataset import open_data, test_batches
 from convattn.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from convattn.evaluate import augment_arguments, create_model, load_run
 from convattn.exceptions import InterruptedTraining
-from convattn.train.run import resume, train
+from convattn.runs import Run
+from convattn.runs.build import augment_arguments, create_model
+from convattn.tasks import resume, train
 from side_by_side import seconds, table
 
 PLAIN = "plain"
@@ -303,9 +304,9 @@ def recognised(folder: Path) -> np.ndarray:
     """Which test images the saved network gets right; kept beside it."""
     file = folder / "recognised.npy"
     if not file.exists():
-        model, _ = load_run(folder)
-        data = TrainConfig.load(folder / "config.json").data
-        source = open_source(data, training=False)
+        model = Run.open(folder).load_model()
+        data = Run.open(folder).config.data
+        source = open_data(data, training=False)
         loader, _ = test_batches(data, source, model.pretrained_cfg)
         with torch.inference_mode():
             right = [model(images).argmax(1) == labels for images, labels in loader]
@@ -328,7 +329,7 @@ def gather(data: str, networks: Sequence[Network], seeds: Sequence[int], runs: P
         for folder, one, mine in zip(folders, found, hits, strict=True):
             if abs(one["top1"] - mine.mean()) > 2e-3:
                 raise ValueError(f"{folder} says {one['top1']:.4f}, tested anew {mine.mean():.4f}")
-        model, _ = load_run(folders[0])
+        model = Run.open(folders[0]).load_model()
         counts = count(model, model.pretrained_cfg["input_size"])
         peaks = tuple(one["peak_in_box"] for one in found if one["peak_in_box"] is not None)
         rows.append(
@@ -381,11 +382,12 @@ def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Any:
 
 def step_ratios(data: Set, folder: Path, networks: Sequence[Network]) -> dict[str, list[float]]:
     """Times of training steps over the plain network's, the networks taking turns."""
-    trained, config = load_run(folder)
+    run = Run.open(folder)
+    trained, config = run.load_model(), run.config
     cfg = trained.pretrained_cfg
     device = "cuda" if data.config.accelerator == "gpu" else "cpu"
     torch.manual_seed(0)
-    batch = config["data"]["batch_size"]
+    batch = config.data.batch_size
     images = torch.randn(batch, *cfg["input_size"], device=device)
     images = images.to(memory_format=torch.channels_last)
     labels = torch.randint(cfg["num_classes"], (batch,), device=device)

@@ -15,7 +15,6 @@ from torchvision.models.resnet import BasicBlock
 
 import convattn
 from convattn.data import transform_of
-from convattn.evaluate import load_weights
 from convattn.export import (
     METADATA_FILE,
     TOLERANCE,
@@ -24,6 +23,7 @@ from convattn.export import (
     export_safetensors,
 )
 from convattn.layers import AAConv2d
+from convattn.runs.build import load_weights
 from convattn.segmentation import create_segmenter
 
 SIZES = [(64, 64), (75, 75), (48, 101)]

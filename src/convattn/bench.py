@@ -34,10 +34,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from convattn.evaluate import create_model, load_run
 from convattn.inference.processor import compiler_trouble, emulates
 from convattn.kernels.attention import is_out_of_memory
 from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.runs import Run, create_model
 from convattn.surgery.records import by, num_params
 from convattn.surgery.trace import trace
 
@@ -130,22 +130,18 @@ def model_subject(name: str, **arguments: Any) -> Subject:
 
     Args:
         name: In timm's registry.
-        arguments: As ``convattn.evaluate.create_model`` takes them, ``augment`` among them.
+        arguments: As ``convattn.runs.create_model`` takes them, ``augment`` among them.
     """
     return Subject(name=name, make=partial(create_model, name, **arguments))
 
 
-def run_subject(folder: Path) -> Subject:
+def run_subject(run: Run) -> Subject:
     """The classifier of a run folder.
 
     Args:
-        folder: What ``convattn train`` has made.
+        run: What ``convattn train`` has made.
     """
-    return Subject(name=folder.name, make=partial(_network_of_run, folder))
-
-
-def _network_of_run(folder: Path) -> nn.Module:
-    return load_run(folder)[0]
+    return Subject(name=run.folder.name, make=run.load_model)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a training run is: frozen dataclasses that a recipe fills and ``config.json`` keeps.
+"""What a run is: frozen dataclasses that a recipe fills and ``config.json`` keeps; no torch.
 
 They stop at the front door: models, transforms and optimisers take flat arguments.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from convattn.text import nearest
@@ -279,11 +280,11 @@ class TrainConfig:
                 f"{_nearest_multiple(self.data.batch_size, self.accumulate)}"
             )
 
-    def check_task(self, task: Literal["classification", "detection", "segmentation"]) -> None:
+    def check_task(self, task: str) -> None:
         """Refuse what has no meaning for a task.
 
         Args:
-            task: What the model is for.
+            task: What the model is for, a key of ``convattn.tasks.TASKS``.
 
         Raises:
             ValueError: If a field of another task was set.
@@ -320,40 +321,84 @@ class TrainConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str = "the configuration") -> TrainConfig:
+    def from_json(
+        cls, text: str, source: str = "the configuration", *, required: Sequence[str] = ()
+    ) -> TrainConfig:
         """Read back what ``to_json`` wrote.
 
         Args:
             text: The JSON text; a field that is left out keeps its default.
             source: Where the text came from, for error messages.
+            required: Fields that must not be left out, for example ``model.name``.
 
         Raises:
-            ValueError: If it is no JSON, or holds a field that does not exist or has a wrong type.
+            ValueError: If it is no JSON, lacks a field, or holds a field that does not exist or has
+                a wrong type.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{source} is not JSON: {error}; restore it from the run's backup or train anew"
-            ) from None
-        return _build(cls, values, source, "")
+        values = _parse(text, source)
+        config: TrainConfig = _build(cls, values, source, "")
+        for path in required:
+            found = values
+            for name in path.split("."):
+                if name not in found:
+                    raise ValueError(f"{source}: {path} is missing; {_RESTORE}")
+                found = found[name]
+        return config
 
-    @classmethod
-    def load(cls, path: Path) -> TrainConfig:
-        """Read a ``config.json``.
 
-        Args:
-            path: The file.
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is tested, on what, and where the results go."""
 
-        Raises:
-            FileNotFoundError: If there is none.
-            ValueError: If it cannot be understood.
-        """
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist; name a folder that `convattn train` has made"
-            )
-        return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+    weights: str | None = None
+    """Weights of a model that is given by name; None takes its released ones."""
+    device: str | None = None
+    """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format; bfloat16 is autocast's, over the weights as they are."""
+    channels_last: bool = False
+    """Keep kernels channels-last, which is faster on recent GPUs."""
+    window: tuple[int, int] | None = None
+    """Segmentation: height and width of the windows that images are cut into; None: whole."""
+    allow_missing_classes: bool = False
+    """ImageNet: test on the classes that are there; the network chooses among all it knows."""
+    real: str | None = None
+    """ImageNet: ReaL's real.json; None takes the one in data.root, else timm's copy."""
+    out: str | None = None
+    """Folder to make; None takes the run's own, for a model runs/evaluate/NAME or NAME-2 ..."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """How a trained network's predictions of images are made and kept."""
+
+    threshold: float = 0.5
+    """Detection: least score of what is drawn and written, from 0 to 1."""
+    window: tuple[int, int] | None = None
+    """Segmentation: height and width of the windows that images are cut into; None: whole."""
+    out: str | None = None
+    """Folder to make; None makes predicted, or predicted-2 where that is taken."""
+    device: str | None = None
+    """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold} must lie between 0 and 1")
+
+
+_RESTORE = "restore it from the run's backup or train anew"
+
+
+def _parse(text: str, source: str) -> Any:
+    """JSON's values; whatever is wrong with the text is one sentence."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except ValueError as error:  # a JSONDecodeError, or a number of thousands of digits
+        reason = str(error) if text.strip() else "it is empty"
+    raise ValueError(f"{source} is not JSON: {reason}; {_RESTORE}")
 
 
 def _build(cls: type[Any], values: Any, source: str, prefix: str) -> Any:
@@ -361,7 +406,7 @@ def _build(cls: type[Any], values: Any, source: str, prefix: str) -> Any:
     if not isinstance(values, dict):
         raise ValueError(
             f"{source}: {prefix.rstrip('.') or 'the whole'} must be an object of fields, "
-            f"got {values!r}"
+            f"got {reprlib.repr(values)}"
         )
     hints = typing.get_type_hints(cls)
     arguments = {}
@@ -381,7 +426,9 @@ def _build(cls: type[Any], values: Any, source: str, prefix: str) -> Any:
             value = tuple(value)
         if not _fits(value, hint):
             expected = hint.__name__ if isinstance(hint, type) else hint
-            raise ValueError(f"{source}: {prefix}{key} is {value!r}, expected {expected}")
+            raise ValueError(
+                f"{source}: {prefix}{key} is {reprlib.repr(value)}, expected {expected}"
+            )
         arguments[key] = value
     try:
         return cls(**arguments)
@@ -459,12 +506,3 @@ _UNUSED = {
     "segmentation": _OF_CLASSIFIERS | _OF_DETECTORS,
 }
 """Task -> the fields that it does not heed."""
-
-
-def finds_masks(model: str) -> bool:
-    """Whether a detector finds masks, too.
-
-    Args:
-        model: Its name.
-    """
-    return model.startswith("mask_rcnn")

@@ -1,4 +1,4 @@
-"""How a training can end early."""
+"""Errors that callers tell apart."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ class NonFiniteError(RuntimeError):
     """The loss or the weights are no longer numbers; the message says at which step."""
 
 
-class InterruptedTraining(RuntimeError):
-    """The user stopped the training; the message says what is left of it."""
+class Interrupted(RuntimeError):
+    """The user stopped long work; the message says how to go on with it."""

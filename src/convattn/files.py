@@ -1,15 +1,16 @@
-"""Files that are written whole or not at all, and the hashes that they are known by."""
+"""Files that are written whole or not at all, folders that are shared with nobody, hashes."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
-@contextmanager
+@contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A place to write a file to, which takes its name when all has gone well.
 
@@ -40,6 +41,53 @@ def replace_atomically(path: Path, content: bytes) -> None:
     """
     with written_whole(path) as part:
         part.write_bytes(content)
+
+
+def make_numbered_folder(folder: Path) -> Path:
+    """Make a folder, or where it is taken the first of its name with a number, from 2 on.
+
+    Args:
+        folder: The folder to make; its parents are made as well.
+
+    Returns:
+        The folder that was made; none is ever shared with another process.
+    """
+    for number in itertools.count(1):
+        free = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            free.mkdir(parents=True)
+            return free
+    raise AssertionError("the numbers have no end")
+
+
+def new_folder(wanted: str | None, usual: str) -> Path:
+    """Make the folder that is asked for, or the first free one of the usual name.
+
+    Args:
+        wanted: Asked for; None leaves the choice.
+        usual: The usual name.
+
+    Raises:
+        FileExistsError: If the folder that is asked for exists.
+    """
+    if wanted is None:
+        return make_numbered_folder(Path(usual))
+    folder = Path(wanted)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def unused_name(name: str, used: set[str]) -> str:
+    """The name, or the first numbered one that no file has yet, whatever the case.
+
+    Args:
+        name: Of a file, without its suffix.
+        used: Names that are taken, in folded case; the new one is added.
+    """
+    numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    free = next(one for one in numbered if one.casefold() not in used)
+    used.add(free.casefold())
+    return free
 
 
 def sha256_of(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""What is set on the modules of a network beside their weights: modes, frozen parameters, hooks."""
+"""How a network is run: modes, frozen parameters, hooks, and on which device."""
 
 from __future__ import annotations
 
@@ -83,3 +83,12 @@ def hooks_of(module: nn.Module) -> list[Any]:
         *module._backward_hooks.values(),
         *module._backward_pre_hooks.values(),
     ]
+
+
+def default_device(device: torch.device | str | None) -> torch.device:
+    """The device that is asked for, else the GPU if there is one.
+
+    Args:
+        device: A device or its name.
+    """
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

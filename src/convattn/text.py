@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable, Sequence
 
 
@@ -42,3 +44,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def report(message: str) -> None:
+    """Tell something on stderr, in one line.
+
+    Args:
+        message: What to tell.
+    """
+    # Processes that help the first one would only say the same again.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"convattn: {message}", file=sys.stderr)

@@ -9,7 +9,7 @@ import torch
 
 from convattn.cli import main
 from convattn.config import ModelConfig, TrainConfig
-from convattn.evaluate import load_run
+from convattn.runs import Run
 
 TINY = {"embed_dim": 16, "depth": 1}
 
@@ -60,7 +60,7 @@ def test_a_run_becomes_onnx_that_the_printed_lines_run(run, capsys, tmp_path):
     images = torch.randn(2, 3, 50, 70)
     names = {"images": images.numpy()}
     exec(snippet(how), names)
-    expected = load_run(run)[0](images)
+    expected = Run.open(run).load_model()(images)
     torch.testing.assert_close(torch.from_numpy(names["logits"]), expected, atol=1e-4, rtol=0)
     assert names["attention"].shape == (2, 1, 7, 9)
     told = onnxruntime.InferenceSession("run.onnx").get_modelmeta().custom_metadata_map
@@ -75,7 +75,7 @@ def test_a_run_becomes_a_program_that_the_printed_lines_run(run, capsys, tmp_pat
     printed = capsys.readouterr().out
     assert "48 x 32" in printed
     exec(snippet(printed.split("\n\n")[2]), names)
-    torch.testing.assert_close(names["logits"], load_run(run)[0](images))
+    torch.testing.assert_close(names["logits"], Run.open(run).load_model()(images))
 
 
 def test_a_model_by_name_takes_weights_from_a_file(capsys, tmp_path, monkeypatch):

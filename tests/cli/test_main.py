@@ -13,7 +13,8 @@ from PIL import Image
 from convattn import __version__, augment, plan
 from convattn.__main__ import main as module_main
 from convattn.cli import main
-from convattn.config import AugmentConfig, TrainConfig
+from convattn.config import AugmentConfig
+from convattn.runs import Run
 from convattn.train.classification import ClassificationTask
 
 BUNDLED = "patchconvnet_nano.cluttered_digits"
@@ -160,7 +161,7 @@ def test_ctrl_c_before_the_first_step_is_status_130(capsys, monkeypatch):
     def interrupt(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("convattn.train.run.train", interrupt)
+    monkeypatch.setattr("convattn.tasks.train", interrupt)
     assert "interrupted" in fails(capsys, "train", "quickstart", status=130)
 
 
@@ -269,7 +270,7 @@ def told_to_train(printed, monkeypatch):
     """The configuration that the printed command trains."""
     (command,) = re.findall(r"train it with:\n  convattn (.*)\n", printed)
     configs = []
-    monkeypatch.setattr("convattn.train.run.train", configs.append)
+    monkeypatch.setattr("convattn.tasks.train", configs.append)
     assert main(shlex.split(command)) == 0
     return configs[0]
 
@@ -301,7 +302,7 @@ def test_augment_tells_only_what_is_possible(capsys, monkeypatch):
 def test_augment_of_a_run_goes_on_from_its_weights(run, capsys, monkeypatch):
     assert main(["augment", str(run), "--conv", "blocks.*", "--num-heads", "2"]) == 0
     config = told_to_train(capsys.readouterr().out, monkeypatch)
-    before = TrainConfig.load(run / "config.json")
+    before = Run.open(run).config
     model = dataclasses.replace(before.model, checkpoint=str(run), num_classes=None)
     attention = AugmentConfig(conv=("blocks.*",), num_heads=2)
     assert config == dataclasses.replace(before, model=model, augment=attention, out=None)

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from convattn.cli import main
+from convattn.data import transform_of
 from convattn.data.scenes import cluttered_scenes
+from convattn.runs import Run
 
 NANO = ["--data.num-train", "8", "--data.num-test", "4", "--data.image-size", "48"]
 NANO += ["--data.batch-size", "4", "--epochs", "1", "--devices", "1", "--accelerator", "cpu"]
@@ -177,10 +180,53 @@ def camvid(folder):
     return folder
 
 
-def test_classifier_is_sent_to_explain(tmp_path, capsys):
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "classifier"
     flags = ["--data.num-train", "8", "--data.num-test", "4", "--data.image-size", "32"]
     flags += ["--data.batch-size", "4", "--epochs", "1", "--devices", "1", "--accelerator", "cpu"]
     assert main(["train", "quickstart", *flags, "--out", str(folder)]) == 0
-    capsys.readouterr()
-    assert "convattn explain" in fails(capsys, "predict", folder, "image.png")
+    return folder
+
+
+def test_classifier_gives_the_likeliest_classes_of_each_image(classifier, tmp_path, capsys):
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    for number, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (40 + number, 50), colour).save(folder / f"{number}.png")
+    assert main(["predict", str(classifier), str(folder), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    content = json.loads((out / "predictions.json").read_text())
+    assert [Path(one["image"]).name for one in content] == ["0.png", "1.png", "2.png"]
+    run = Run.open(classifier)
+    model, transform = run.load_model(), transform_of(run.pretrained_cfg)
+    for one in content:
+        with torch.no_grad():
+            shares = model(transform(Image.open(one["image"]))[None])[0].softmax(0)
+        assert [top["class"] for top in one["top"]] == [
+            str(label) for label in shares.argsort(descending=True)[:5].tolist()
+        ]
+        for top in one["top"]:
+            assert top["probability"] == pytest.approx(float(shares[int(top["class"])]), abs=1e-6)
+        assert f"{one['image']}  {one['top'][0]['class']}  " in printed
+
+
+def test_unreadable_images_among_others_are_told(classifier, tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    out = tmp_path / "out"
+    assert main(["predict", str(classifier), str(tmp_path), "--out", str(out)]) == 2
+    assert "broken.png cannot be read" in capsys.readouterr().err
+    assert len(json.loads((out / "predictions.json").read_text())) == 1
+
+
+def test_options_of_other_tasks_are_refused(classifier, detector, segmenter, tmp_path, capsys):
+    image = tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(image)
+    for run, flag, values in (
+        (classifier, "threshold", ["0.3"]),
+        (segmenter, "threshold", ["0.3"]),
+        (classifier, "window", ["9", "9"]),
+        (detector, "window", ["9", "9"]),
+    ):
+        assert f"--{flag} is for" in fails(capsys, "predict", run, image, f"--{flag}", *values)

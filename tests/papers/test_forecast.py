@@ -11,11 +11,11 @@ from convattn.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig,
 from convattn.papers.costs import (
     activation_bytes,
     count_macs,
-    create_network,
     training_state_bytes,
 )
 from convattn.papers.forecast import GPUS, forecast, report, seconds_per_image
 from convattn.recipes import RECIPES
+from convattn.tasks import build_network
 from convattn.weights import RELEASES
 
 MEASURED = {
@@ -140,7 +140,7 @@ def test_parameters_are_those_of_the_network_with_its_attention():
         model=ModelConfig(name="resnet10t"),
         augment=AugmentConfig(pool="attention", conv=("last-1-stages",)),
     )
-    built = create_network(config, num_classes=10, input_size=(64, 64))
+    built = build_network(config, num_classes=10, input_size=(64, 64))
     plain = timm.create_model("resnet10t", num_classes=10)
     counted = forecast(config, GPUS["h100"]).counts.parameters
     assert counted == sum(parameter.numel() for parameter in built.parameters())

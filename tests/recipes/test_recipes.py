@@ -12,22 +12,16 @@ import convattn.train.classification
 import convattn.train.detection
 import convattn.train.segmentation
 from convattn.data import Source, TensorImages, load_detection, load_segmentation
-from convattn.evaluate import create_model, task_of
 from convattn.papers.costs import create_network
 from convattn.recipes import RECIPES
+from convattn.runs.build import create_model
+from convattn.tasks import task_of
 from convattn.train.callbacks import Ema
 from convattn.train.classification import ClassificationJob
-from convattn.train.detection import DetectionJob
 from convattn.train.run import _quiet
-from convattn.train.segmentation import SegmentationJob
 from convattn.weights import RELEASES
 
 SIDE, BATCH, CLASSES = 64, 4, 10
-JOBS = {
-    "classification": ClassificationJob,
-    "detection": DetectionJob,
-    "segmentation": SegmentationJob,
-}
 _RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 16, 32, 64)}
 SMALL = {
     "patchconvnet": {"embed_dim": 16, "depth": 4},
@@ -135,16 +129,16 @@ def made_up(monkeypatch, sources):
     """Every data set is one of those."""
     monkeypatch.setattr(
         convattn.train.classification,
-        "open_source",
+        "open_data",
         lambda config: sources["classification"][config.name],
     )
     monkeypatch.setattr(
         convattn.train.detection,
-        "open_detection",
+        "open_data",
         lambda config, masks: sources["masks" if masks else "boxes"],
     )
     monkeypatch.setattr(
-        convattn.train.segmentation, "open_segmentation", lambda config: sources["segmentation"]
+        convattn.train.segmentation, "open_data", lambda config: sources["segmentation"]
     )
 
 
@@ -161,7 +155,7 @@ class Losses(L.Callback):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_takes_two_steps(name, made_up, tmp_path):
     config = small(RECIPES[name]())
-    job = JOBS[task_of(config.model.name)](config)
+    job = task_of(config.model.name).job(config)
     task = job.make_task(None)
     before = {key: value.clone() for key, value in task.model.named_parameters()}
     losses = Losses()

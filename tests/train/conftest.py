@@ -11,7 +11,8 @@ import pytest
 import convattn.train.classification
 import convattn.train.run
 from convattn.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
-from convattn.train.run import Run, train
+from convattn.tasks import train
+from convattn.train.run import TrainedRun
 
 TINY = TrainConfig(
     recipe="tiny",
@@ -60,7 +61,7 @@ def steady_columns(folder: Path) -> list[list[str]]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """The tiny run, trained without a stop; tests only read its folder."""
     run = train(tiny(tmp_path_factory.mktemp("runs") / "finished"))
     assert run is not None
@@ -102,8 +103,8 @@ def train_apart(start, tmp_path) -> Callable[[TrainConfig], None]:
         script.write_text(
             "from pathlib import Path\n"
             "from convattn.config import TrainConfig\n"
-            "from convattn.train.run import train\n"
-            f"train(TrainConfig.load(Path({str(written)!r})))\n"
+            "from convattn.tasks import train\n"
+            f"train(TrainConfig.from_json(Path({str(written)!r}).read_text()))\n"
         )
         process = start(str(script))
         _, errors = process.communicate(timeout=200)

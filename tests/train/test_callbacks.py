@@ -2,11 +2,11 @@ import pytest
 import torch
 from PIL import Image
 
+from convattn.classification.figures import draw_attention
 from convattn.data import cluttered_digits
-from convattn.evaluate import create_model
+from convattn.runs.build import create_model
 from convattn.train.callbacks import Ema, MetricsFile, read_metrics
 from convattn.train.classification import ClassificationTask
-from convattn.train.figures import draw_attention
 
 COLUMNS = ClassificationTask.curves.columns
 

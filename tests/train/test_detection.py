@@ -7,11 +7,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from convattn.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from convattn.evaluate import create_model, load_run
+from convattn.runs import Run
+from convattn.runs.build import create_model
 from convattn.surgery import new_parameters
+from convattn.tasks import resume, train
 from convattn.train.callbacks import read_metrics
 from convattn.train.detection import DetectionJob, DetectionTask
-from convattn.train.run import resume, train
 from tests.train.conftest import digest, steady_columns
 
 TINY = TrainConfig(
@@ -52,7 +53,7 @@ def finished(tmp_path_factory):
 
 def test_run_folder_shows_predictions_and_average_precision(finished):
     folder = finished.folder
-    assert finished.images == (folder / "curves.png", folder / "predictions.png")
+    assert finished.figures == (folder / "curves.png", folder / "predictions.png")
     with Image.open(folder / "predictions.png") as sheet:
         assert sheet.width > 1000
     last = read_metrics(folder / "metrics.csv")[-1]
@@ -62,8 +63,9 @@ def test_run_folder_shows_predictions_and_average_precision(finished):
 
 
 def test_loaded_run_finds_what_was_evaluated(finished):
-    model, config = load_run(finished.folder)
-    assert config["model"]["backbone"] == "resnet_nano"
+    run = Run.open(finished.folder)
+    model, config = run.load_model(), run.config
+    assert config.model.backbone == "resnet_nano"
     assert model.pretrained_cfg["label_names"] == list("0123456789")
     assert model.pretrained_cfg["category_ids"] == list(range(1, 11))
     assert model.transform.min_size == (48,)
@@ -139,7 +141,7 @@ def test_frozen_backbone_learns_by_its_attention_alone():
 def test_augmented_backbone_comes_back_from_its_run(tmp_path):
     augment = AugmentConfig(conv=("layer4.0.conv1",), num_heads=4)
     run = train(tiny(tmp_path / "run", augment=augment, epochs=1))
-    model, _ = load_run(run.folder)
+    model = Run.open(run.folder).load_model()
     assert new_parameters(model)
     assert "conv layer4.0.conv1" in (run.folder / "report.md").read_text()
 

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 import convattn.train.run
 from convattn.config import AugmentConfig, ModelConfig, TrainConfig
-from convattn.evaluate import load_run
-from convattn.exceptions import InterruptedTraining, NonFiniteError
+from convattn.exceptions import Interrupted, NonFiniteError
 from convattn.layers import AAConv2d
+from convattn.runs import Run
+from convattn.tasks import resume, train
 from convattn.train.callbacks import read_metrics
 from convattn.train.classification import ClassificationTask
-from convattn.train.run import resume, train
 from tests.train.conftest import TINY, digest, steady_columns, tiny
 
 pytestmark = pytest.mark.usefixtures("no_images")
@@ -49,7 +49,7 @@ def test_run_folder_holds_what_the_design_promises(finished):
 
 
 def test_config_of_the_folder_rebuilds_the_run(finished, tmp_path):
-    config = TrainConfig.load(finished.folder / "config.json")
+    config = Run.open(finished.folder).config
     again = train(replace(config, out=str(tmp_path / "again")))
     assert again is not None
     assert digest(again.folder) == digest(finished.folder)
@@ -100,8 +100,8 @@ def test_killed_run_resumes_to_the_same_weights_and_metrics(finished, start, tmp
     config.write_text(tiny(folder).to_json())
     code = (
         "import sys; from convattn.config import TrainConfig; "
-        "from convattn.train.run import train; train(TrainConfig.load(__import__('pathlib')"
-        f".Path({str(config)!r})))"
+        "from convattn.tasks import train; train(TrainConfig.from_json(__import__('pathlib')"
+        f".Path({str(config)!r}).read_text()))"
     )
     process = start("-c", code)
     checkpoint = folder / "checkpoints" / "last.ckpt"
@@ -146,7 +146,7 @@ def test_signal_leaves_a_checkpoint_and_says_how_to_resume(
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         at_step(patch, 10, interrupt)
-        with pytest.raises(InterruptedTraining, match=f"convattn train --resume {folder}"):
+        with pytest.raises(Interrupted, match=f"convattn train --resume {folder}"):
             train(tiny(folder, checkpoint_every=0))
     assert signal.getsignal(number) is handler
     assert torch.load(folder / "checkpoints" / "last.ckpt")["global_step"] == 11
@@ -333,7 +333,7 @@ IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 @torch.no_grad()
 def test_run_with_added_attention_reloads_by_itself(with_attention):
-    model, _ = load_run(with_attention)
+    model = Run.open(with_attention).load_model()
     file = with_attention / "checkpoints" / "last.ckpt"
     task = ClassificationTask.load_from_checkpoint(file, weights_only=True).eval()
     assert any(isinstance(module, AAConv2d) for module in model.modules())
@@ -341,7 +341,7 @@ def test_run_with_added_attention_reloads_by_itself(with_attention):
 
 
 def test_report_tells_which_attention_was_added(with_attention, without_attention):
-    ours, theirs = (load_run(folder)[0] for folder in (with_attention, without_attention))
+    ours, theirs = (Run.open(folder).load_model() for folder in (with_attention, without_attention))
     replaced = sum(isinstance(module, AAConv2d) for module in ours.modules())
     convs = sum(isinstance(module, torch.nn.Conv2d) for module in theirs.modules())
     more = sum(p.numel() for p in ours.parameters()) - sum(p.numel() for p in theirs.parameters())
@@ -357,7 +357,7 @@ def test_report_tells_which_attention_was_added(with_attention, without_attentio
 def test_attention_loses_nothing_of_what_was_learnt(without_attention, starts, tmp_path):
     model = ModelConfig(name="test_resnet", checkpoint=str(without_attention))
     config = residual_network(tmp_path / "run", model=model, augment=ATTENTION)
-    expected = load_run(without_attention)[0](IMAGES)
+    expected = Run.open(without_attention).load_model()(IMAGES)
     torch.testing.assert_close(starts(config)(IMAGES), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -365,7 +365,7 @@ def test_attention_loses_nothing_of_what_was_learnt(without_attention, starts, t
 def test_weights_with_attention_can_be_started_from(with_attention, starts, tmp_path):
     model = ModelConfig(name="test_resnet", checkpoint=str(with_attention))
     config = residual_network(tmp_path / "run", model=model, augment=ATTENTION)
-    assert torch.equal(starts(config)(IMAGES), load_run(with_attention)[0](IMAGES))
+    assert torch.equal(starts(config)(IMAGES), Run.open(with_attention).load_model()(IMAGES))
 
 
 def test_checkpoint_that_fits_neither_way_names_what_the_plain_network_lacks(finished, tmp_path):

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from convattn.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from convattn.evaluate import load_run
+from convattn.runs import Run
+from convattn.tasks import resume, train
 from convattn.train.callbacks import read_metrics
-from convattn.train.run import resume, train
 from convattn.train.segmentation import SegmentationJob, SegmentationTask
 from tests.train.conftest import digest, steady_columns
 
@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
 
 def test_run_folder_shows_predictions_and_overlap(finished):
     folder = finished.folder
-    assert finished.images == (folder / "curves.png", folder / "predictions.png")
+    assert finished.figures == (folder / "curves.png", folder / "predictions.png")
     with Image.open(folder / "predictions.png") as sheet:
         assert sheet.width > 1000
     last = read_metrics(folder / "metrics.csv")[-1]
@@ -59,7 +59,7 @@ def test_run_folder_shows_predictions_and_overlap(finished):
 
 
 def test_loaded_run_keeps_what_its_images_need(finished):
-    model, _ = load_run(finished.folder)
+    model = Run.open(finished.folder).load_model()
     cfg = model.pretrained_cfg
     assert cfg["label_names"][:2] == ["background", "0"]
     assert cfg["image_size"] is None

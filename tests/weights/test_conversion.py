@@ -6,8 +6,8 @@ import timm
 import torch
 
 import convattn  # noqa: F401  (registers the models)
-from convattn.evaluate import load_weights
 from convattn.files import sha256_of
+from convattn.runs.build import load_weights
 from convattn.weights import convert_weights, patchconvnet_from_released, read_weights
 from tests.weights.checkpoints import golden_network, write_checkpoint
 

@@ -9,7 +9,7 @@ import torch
 import torch.hub
 
 import convattn  # noqa: F401  (registers the models)
-from convattn.evaluate import create_model
+from convattn.runs.build import create_model
 from convattn.weights import RELEASES, cached_path, fetch, hash_file, read_weights
 from tests.weights.checkpoints import golden_network, write_checkpoint
 

@@ -3,7 +3,7 @@ import timm
 import torch
 from timm.models import adapt_input_conv
 
-from convattn.evaluate import create_model, load_weights
+from convattn.runs.build import create_model, load_weights
 from convattn.weights import patchconvnet_from_released
 from tests.weights.checkpoints import golden_network, write_checkpoint
 

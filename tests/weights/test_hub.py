@@ -7,7 +7,8 @@ import safetensors.torch
 import timm
 import torch
 
-from convattn.evaluate import create_model, load_run
+from convattn.runs import Run
+from convattn.runs.build import create_model
 
 
 def saved(model, folder):
@@ -51,7 +52,9 @@ def test_a_run_can_be_saved(tmp_path):
     safetensors.torch.save_file(
         model.state_dict(), run / "model.safetensors", {"pretrained_cfg": json.dumps(cfg)}
     )
-    back = timm.create_model(saved(load_run(run)[0], tmp_path / "hub"), pretrained=True).eval()
+    back = timm.create_model(
+        saved(Run.open(run).load_model(), tmp_path / "hub"), pretrained=True
+    ).eval()
     image = torch.randn(1, 3, 32, 32)
     assert torch.equal(back(image), model(image))
     assert back.pretrained_cfg["mean"] == [0.4] * 3

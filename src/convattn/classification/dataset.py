@@ -1,7 +1,4 @@
-"""Images to classify as a configuration wants them: opened, transformed, batched for a test.
-
-Knows no Lightning, so that ``convattn evaluate`` starts without it.
-"""
+"""Images to classify as a configuration wants them: opened, transformed, batched for a test."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ _SIZE_OF_VARYING_IMAGES = 224
 _CROP_OF_RESIZED_IMAGES = 0.875
 
 
-def open_source(config: DataConfig, *, training: bool = True) -> Source:
+def open_data(config: DataConfig, *, training: bool = True) -> Source:
     """The data set that a configuration names; its images are the same for every run's seed.
 
     Args:

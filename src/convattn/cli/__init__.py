@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from convattn.cli.words import INTERRUPTED, choose, fail
-from convattn.exceptions import InterruptedTraining, NonFiniteError
+from convattn.exceptions import Interrupted, NonFiniteError
 
 COMMANDS = {
     "list": "listing",
@@ -97,7 +97,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _status(error: Exception) -> int | None:
     """The exit status of an error that is the user's to mend, None for a fault of ours."""
-    if isinstance(error, InterruptedTraining):
+    if isinstance(error, Interrupted):
         return INTERRUPTED
     if isinstance(error, ValueError | OSError | NonFiniteError):
         return 2

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convattn.cli.targets import (
@@ -17,7 +16,7 @@ from convattn.cli.words import UsageError, as_flags, parse
 from convattn.config import AugmentConfig, TrainConfig
 
 if TYPE_CHECKING:
-    pass
+    from convattn.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +38,24 @@ def command(arguments: list[str]) -> int:
         arguments: Words behind the command.
     """
     prog = "convattn augment"
-    target, folder = find_target(AugmentOptions(), arguments, prog=prog, model="MODEL")
-    options = parse(AugmentOptions, AugmentOptions(), arguments[1:], prog=f"{prog} {target}")
-    if folder is not None and options.num_classes is not None:
+    target = find_target(AugmentOptions(), arguments, prog=prog, model="MODEL")
+    options = parse(AugmentOptions, AugmentOptions(), arguments[1:], prog=f"{prog} {target.name}")
+    if target.run is not None and options.num_classes is not None:
         raise UsageError("--num-classes goes with a model's name; a run has its own classes")
     names = [item.name for item in dataclasses.fields(AugmentConfig)]
     wanted = AugmentConfig(**{name: getattr(options, name) for name in names})
     if wanted.pool is None and not wanted.conv:
         wanted = dataclasses.replace(wanted, pool="attention", conv=("all",))
 
-    from convattn.evaluate import augment_arguments, load_run, plan_model
+    from convattn.runs import augment_arguments, plan_model
     from convattn.surgery import plan
 
-    asked = augment_arguments(dataclasses.asdict(wanted), options.input_size)
+    asked = augment_arguments(wanted, options.input_size)
     assert asked is not None
-    if folder is None:
-        found = plan_model(target, asked, num_classes=options.num_classes)
+    if target.run is None:
+        found = plan_model(target.name, asked, num_classes=options.num_classes)
     else:
-        found = plan(load_run(folder)[0], **asked)
+        found = plan(target.run.load_model(), **asked)
     if options.json:
         print(json.dumps(found.to_dict(), indent=2))
         return 0
@@ -67,10 +66,10 @@ def command(arguments: list[str]) -> int:
             pool=wanted.pool if found.pool.replaced else None,
             conv=wanted.conv if any(conv.replaced for conv in found.convs) else (),
         )
-        if folder is None:
-            print(f"\n{_how_to_train(target, possible, image_size=found.input_size[1])}")
+        if target.run is None:
+            print(f"\n{_how_to_train(target.name, possible, image_size=found.input_size[1])}")
         else:
-            print(f"\n{_how_to_train_run(folder, possible, image_size=options.input_size)}")
+            print(f"\n{_how_to_train_run(target.run, possible, image_size=options.input_size)}")
     return 0
 
 
@@ -92,14 +91,14 @@ def _how_to_train(name: str, augment: AugmentConfig, *, image_size: int) -> str:
     return _training_command(config, default)
 
 
-def _how_to_train_run(folder: Path, augment: AugmentConfig, *, image_size: int | None) -> str:
+def _how_to_train_run(run: Run, augment: AugmentConfig, *, image_size: int | None) -> str:
     """The command that trains a run's weights further, with attention."""
     from convattn.recipes import RECIPES
     from convattn.recipes.classification import finetune
 
-    config = TrainConfig.load(folder / "config.json")
+    config = run.config
     if config.augment.pool is not None or config.augment.conv:
-        return f"{folder} has been given attention already; add more in Python, by augment()"
+        return f"{run.folder} has been given attention already; add more in Python, by augment()"
     default = RECIPES.get(config.recipe, finetune)()
     if image_size is None:
         image_size = config.data.image_size
@@ -108,7 +107,7 @@ def _how_to_train_run(folder: Path, augment: AugmentConfig, *, image_size: int |
         recipe=default.recipe,
         data=dataclasses.replace(config.data, image_size=image_size),
         model=dataclasses.replace(
-            config.model, num_classes=None, pretrained=False, checkpoint=str(folder)
+            config.model, num_classes=None, pretrained=False, checkpoint=str(run.folder)
         ),
         augment=augment,
         out=None,

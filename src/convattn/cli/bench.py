@@ -7,14 +7,13 @@ import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from convattn.cli.targets import (
     AttentionOptions,
+    Target,
     check_free,
     find_target,
-    new_folder,
 )
 from convattn.cli.words import INTERRUPTED, UsageError, fail, parse, show_progress
 from convattn.config import Scalar
@@ -65,18 +64,18 @@ def command(arguments: list[str]) -> int:
         arguments: Words behind the command.
     """
     from convattn.bench import LAYERS, draw_costs, measure
-    from convattn.weights import replace_atomically
+    from convattn.files import new_folder, replace_atomically
 
     prog = "convattn bench"
     _check_no_dense_model(arguments, prog)
-    target, run = find_target(
+    target = find_target(
         BenchModelOptions(),
         arguments,
         prog=prog,
         model=f"MODEL|{'|'.join(LAYERS)}",
         others=LAYERS,
     )
-    subject, options = _subject(target, run, arguments[1:], prog=f"{prog} {target}")
+    subject, options = _subject(target, arguments[1:], prog=f"{prog} {target.name}")
     check_free(options.out)
 
     def progress(done: int, total: int, what: str) -> None:
@@ -115,35 +114,33 @@ def command(arguments: list[str]) -> int:
 
 
 def _check_no_dense_model(arguments: Sequence[str], prog: str) -> None:
-    from convattn.evaluate import task_of
+    from convattn.tasks import task_of
 
-    task = task_of(arguments[0]) if arguments else "classification"
-    if task != "classification":
+    task = task_of(arguments[0] if arguments else "")
+    if task.models:
         raise UsageError(
             f"{prog} is for networks that classify images, and for layers; {arguments[0]} does "
-            f"{task}: measure its backbone"
+            f"{task.name}: measure its backbone"
         )
 
 
-def _subject(
-    target: str, run: Path | None, words: list[str], *, prog: str
-) -> tuple[Subject, BenchOptions]:
+def _subject(target: Target, words: list[str], *, prog: str) -> tuple[Subject, BenchOptions]:
     """What is to be measured, and how."""
     from convattn.bench import LAYERS, layer_subject, model_subject, run_subject
-    from convattn.evaluate import augment_arguments
+    from convattn.runs import augment_arguments
 
-    if target in LAYERS:
-        kind = _layer_options(target, LAYERS[target])
+    if target.name in LAYERS:
+        kind = _layer_options(target.name, LAYERS[target.name])
         options = parse(kind, kind(), words, prog=prog)
-        return layer_subject(target, **dataclasses.asdict(cast(Any, options).args)), options
-    if run is not None:
+        return layer_subject(target.name, **dataclasses.asdict(cast(Any, options).args)), options
+    if target.run is not None:
         options = parse(BenchOptions, BenchOptions(), words, prog=prog)
-        return run_subject(run), options
+        return run_subject(target.run), options
     chosen = parse(BenchModelOptions, BenchModelOptions(), words, prog=prog)
     subject = model_subject(
-        target,
+        target.name,
         num_classes=chosen.num_classes,
-        augment=augment_arguments(dataclasses.asdict(chosen.augment), None),
+        augment=augment_arguments(chosen.augment, None),
         **chosen.model_args,
     )
     return subject, chosen

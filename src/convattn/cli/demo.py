@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from convattn.cli.targets import (
     Weights,
@@ -12,9 +10,6 @@ from convattn.cli.targets import (
     find_target,
 )
 from convattn.cli.words import parse
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +36,15 @@ def command(arguments: list[str]) -> int:
     """
     prog = "convattn demo"
     named = bool(arguments) and not arguments[0].startswith("-")
-    target: str | None = None
-    folder: Path | None = None
+    target = None
     if named:
-        target, folder = find_target(DemoOptions(), arguments, prog=prog, model="MODEL")
+        target = find_target(DemoOptions(), arguments, prog=prog, model="MODEL")
     options = parse(DemoOptions, DemoOptions(), arguments[named:], prog=prog)
-    check_weights(folder, options.weights)
+    check_weights(None if target is None else target.run, options.weights)
     from convattn.demo import launch
 
     launch(
-        target,
+        None if target is None else target.name,
         checkpoint=options.weights,
         num_classes=options.num_classes,
         host=options.host,

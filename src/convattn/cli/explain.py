@@ -16,10 +16,8 @@ from convattn.cli.targets import (
     Weights,
     check_free,
     check_weights,
-    data_of,
     find_images,
     find_target,
-    new_folder,
     with_data_name,
 )
 from convattn.cli.words import UsageError, fail, parse
@@ -83,35 +81,33 @@ def command(arguments: list[str]) -> int:
         arguments: Words behind the command.
     """
     prog = "convattn explain"
-    target, folder = find_target(
+    target = find_target(
         ExplainOptions(), arguments, prog=prog, model="MODEL", rest="IMAGE|FOLDER "
     )
     options = parse(
         ExplainOptions,
-        ExplainOptions(data=data_of(folder)),
+        ExplainOptions(data=target.data),
         with_data_name(arguments[1:]),
-        prog=f"{prog} {target}",
+        prog=f"{prog} {target.name}",
     )
-    check_weights(folder, options.weights)
+    check_weights(target.run, options.weights)
     if options.faithfulness == (options.image is not None):
         raise UsageError(
-            f"{prog} {target} takes an image or a folder of images, or else --faithfulness"
+            f"{prog} {target.name} takes an image or a folder of images, or else --faithfulness"
         )
     if options.target and options.top_k is not None:
         raise UsageError("--target and --top-k both choose classes; give one of them")
     check_free(options.out)
 
-    import torch
+    from convattn.modes import default_device
 
-    from convattn.evaluate import open_model
-
-    model = open_model(target, checkpoint=options.weights, num_classes=options.num_classes)
-    model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = target.load_model(checkpoint=options.weights, num_classes=options.num_classes)
+    model.to(default_device(options.device))
     if options.faithfulness:
-        return _test_faithfulness(model, target, folder, options)
+        return _test_faithfulness(model, target.name, target.folder, options)
     assert options.image is not None
     images = find_images(Path(options.image))
-    return _explain_images(model, target, images, options)
+    return _explain_images(model, target.name, images, options)
 
 
 def _explain_images(
@@ -124,10 +120,9 @@ def _explain_images(
     """
     import numpy as np
 
-    from convattn.evaluate import unused_name
     from convattn.explanation import attention_through, explain_classes
     from convattn.explanation.figures import FIGURE_SIDE, draw_explanations, draw_layers
-    from convattn.weights import replace_atomically
+    from convattn.files import new_folder, replace_atomically, unused_name
 
     sheet: list[list[Explanation]] = []
     told: list[dict[str, Any]] = []
@@ -204,12 +199,12 @@ def _test_faithfulness(
     model: nn.Module, name: str, folder: Path | None, options: ExplainOptions
 ) -> int:
     """Measure the maps on test images; a run keeps the report, a model's gets a new folder."""
-    from convattn.classification.dataset import open_source, test_batches
+    from convattn.classification.dataset import open_data, test_batches
     from convattn.explanation import faithfulness
     from convattn.explanation.figures import draw_faithfulness
-    from convattn.weights import replace_atomically
+    from convattn.files import new_folder, replace_atomically, written_whole
 
-    source = open_source(options.data, training=False)
+    source = open_data(options.data, training=False)
     loader, boxes = test_batches(
         options.data, source, cast(Mapping[str, Any], model.pretrained_cfg)
     )
@@ -238,9 +233,8 @@ def _test_faithfulness(
     if folder is None or options.out is not None:
         folder = new_folder(options.out, "explained")
     title = f"{Path(name).name} on {options.data.name}: do the maps tell the truth?"
-    drawing = folder / "faithfulness.tmp.png"
-    draw_faithfulness(report, drawing, title=title)
-    drawing.replace(folder / "faithfulness.png")
+    with written_whole(folder / "faithfulness.png") as drawing:
+        draw_faithfulness(report, drawing, title=title)
     text = f"# {title}\n\n{report.markdown()}\n![curves](faithfulness.png)\n"
     replace_atomically(folder / "faithfulness.md", text.encode())
     replace_atomically(folder / "faithfulness.json", report.to_json().encode())

@@ -70,24 +70,23 @@ def command(arguments: list[str]) -> int:
         arguments: Words behind the command.
     """
     prog = "convattn export"
-    target, folder = find_target(ExportOptions(), arguments, prog=prog, model="MODEL")
-    options = parse(ExportOptions, ExportOptions(), arguments[1:], prog=f"{prog} {target}")
-    check_weights(folder, options.weights)
-    if folder is not None and options.num_classes is not None:
+    target = find_target(ExportOptions(), arguments, prog=prog, model="MODEL")
+    options = parse(ExportOptions, ExportOptions(), arguments[1:], prog=f"{prog} {target.name}")
+    check_weights(target.run, options.weights)
+    if target.run is not None and options.num_classes is not None:
         raise UsageError("--num-classes goes with a model's name; a run has its own classes")
     for name, formats in _OPTIONS.items():
         if options.format not in formats and getattr(options, name):
             raise UsageError(f"--{name} is for {' and '.join(formats)}, not {options.format}")
     if options.size is not None and min(options.size) < 1:
         raise UsageError(f"--size {options.size[0]} {options.size[1]}: expected 1 pixel or more")
-    name = target if folder is None else folder.resolve().name
+    name = target.name if target.folder is None else target.folder.resolve().name
     out = options.out or f"{name}{_SUFFIXES[options.format]}"
     check_free(out)
 
-    from convattn.evaluate import open_model
     from convattn.export import TOLERANCE, export_onnx, export_program, export_safetensors
 
-    model = open_model(target, checkpoint=options.weights, num_classes=options.num_classes)
+    model = target.load_model(checkpoint=options.weights, num_classes=options.num_classes)
     if options.format == "onnx":
         exported = export_onnx(
             model, out, attention=options.attention, size=options.size, opset=options.opset

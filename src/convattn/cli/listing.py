@@ -44,10 +44,9 @@ def command(arguments: list[str]) -> int:
         tasks = _tasks_of_data()
         names, describe = list(tasks), lambda name: (name, ", ".join(tasks[name]))
     elif options.dense:
-        from convattn.detection import DETECTORS
-        from convattn.segmentation import SEGMENTERS
+        from convattn.tasks import TASKS
 
-        dense = DETECTORS | SEGMENTERS
+        dense = {name: made for task in TASKS.values() for name, made in task.models.items()}
         names, describe = list(dense), lambda name: (name, summary(dense[name]))
     else:
         from convattn import OUR_MODELS
@@ -66,18 +65,12 @@ def command(arguments: list[str]) -> int:
 
 def _tasks_of_data() -> dict[str, list[str]]:
     """Name of each data set -> what it can be used for."""
-    from convattn.data import DATASETS
-    from convattn.data.coco import DETECTION_DATASETS
-    from convattn.data.masks import SEGMENTATION_DATASETS
+    from convattn.tasks import TASKS
 
     tasks: dict[str, list[str]] = {}
-    for task, names in (
-        ("classification", DATASETS),
-        ("detection", DETECTION_DATASETS),
-        ("segmentation", SEGMENTATION_DATASETS),
-    ):
-        for name in names:
-            tasks.setdefault(name, []).append(task)
+    for task in TASKS.values():
+        for name in task.datasets:
+            tasks.setdefault(name, []).append(task.name)
     return tasks
 
 

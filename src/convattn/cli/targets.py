@@ -6,13 +6,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from convattn.cli.words import UsageError, parse
-from convattn.config import AugmentConfig, DataConfig, TrainConfig
+from convattn.config import AugmentConfig, DataConfig
 from convattn.text import nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from convattn.runs import Run
+    from convattn.tasks import Task
 
 Weights = Annotated[str | None, tyro.conf.arg(aliases=("--checkpoint",))]
 """Type of the option that names a file of weights."""
@@ -27,32 +33,52 @@ class AttentionOptions(AugmentConfig):
     freeze: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
 
 
-def task_of_run(folder: Path | None) -> str:
-    """What the network of a run does; a model's name is a classifier's.
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a command is about."""
 
-    Args:
-        folder: The run's, or None.
-    """
-    if folder is None:
-        return "classification"
-    from convattn.evaluate import task_of
+    name: str
+    """A run's folder, or a model's name."""
+    run: Run | None
+    """The run; None for a model by name."""
 
-    return task_of(TrainConfig.load(folder / "config.json").model.name)
+    @property
+    def folder(self) -> Path | None:
+        """The run's."""
+        return None if self.run is None else self.run.folder
 
+    @property
+    def task(self) -> Task:
+        """What a run does; a model's name is a classifier's."""
+        from convattn.tasks import TASKS, task_of
 
-def check_window(window: tuple[int, int] | None, target: str, task: str) -> None:
-    """Refuse windows where there is nothing to cut.
+        if self.run is None:
+            return TASKS["classification"]
+        return task_of(self.run.config.model.name)
 
-    Args:
-        window: Their height and width.
-        target: The run.
-        task: What it does.
+    @property
+    def data(self) -> DataConfig:
+        """The data set of a run, the default for a model's name."""
+        return DataConfig() if self.run is None else self.run.config.data
 
-    Raises:
-        UsageError: If they are given and it is not segmentation.
-    """
-    if window is not None and task != "segmentation":
-        raise UsageError(f"--window is for segmentation; {target} does {task}")
+    def load_model(
+        self, *, checkpoint: str | None = None, num_classes: int | None = None
+    ) -> nn.Module:
+        """The trained network, in evaluation mode.
+
+        Args:
+            checkpoint: Weights of a model that is given by name; None takes its released ones.
+            num_classes: Number of classes of those weights; None takes the model's own.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the weights are those of another model.
+        """
+        from convattn.runs import open_model
+
+        if self.run is not None:
+            return self.run.load_model()
+        return open_model(self.name, checkpoint=checkpoint, num_classes=num_classes)
 
 
 def check_free(out: str | None) -> None:
@@ -68,15 +94,6 @@ def check_free(out: str | None) -> None:
         raise UsageError(f"{out} exists and is never overwritten; give another --out")
 
 
-def data_of(folder: Path | None) -> DataConfig:
-    """The data set of a run, the default for a model's name.
-
-    Args:
-        folder: The run's, or None.
-    """
-    return DataConfig() if folder is None else TrainConfig.load(folder / "config.json").data
-
-
 def with_data_name(words: list[str]) -> list[str]:
     """``--data NAME`` as short for ``--data.name NAME``.
 
@@ -89,17 +106,17 @@ def with_data_name(words: list[str]) -> list[str]:
     ]
 
 
-def check_weights(folder: Path | None, weights: str | None) -> None:
+def check_weights(run: Run | None, weights: str | None) -> None:
     """Refuse weights beside a run's own.
 
     Args:
-        folder: The run's, or None.
+        run: The run, None for a model by name.
         weights: The file that was given.
 
     Raises:
         UsageError: If there are both.
     """
-    if folder is not None and weights is not None:
+    if run is not None and weights is not None:
         raise UsageError("--weights goes with a model's name; a run has its own weights")
 
 
@@ -112,8 +129,8 @@ def find_target(
     rest: str = "",
     dense: bool = False,
     others: Iterable[str] = (),
-) -> tuple[str, Path | None]:
-    """What a command is about, its first word: the run's folder, or None for a model's name.
+) -> Target:
+    """What a command is about, its first word: a run, whose configuration is read, or a model.
 
     Args:
         options: Default options, for the help.
@@ -126,6 +143,8 @@ def find_target(
 
     Raises:
         UsageError: If it is neither a run nor a name.
+        FileNotFoundError: If it is a folder and no run.
+        ValueError: If the run's configuration cannot be understood.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: {prog} RUN {rest}[OPTIONS]\n       {prog} {model} {rest}[OPTIONS]\n")
@@ -136,13 +155,15 @@ def find_target(
     if target.startswith("-"):
         raise UsageError(f"name a run folder or a model before {target}")
     if Path(target).is_dir():
-        task = task_of_run(Path(target))
-        if task != "classification" and not dense:
+        from convattn.runs import Run
+
+        found = Target(name=target, run=Run.open(target))
+        if found.task.models and not dense:
             raise UsageError(
-                f"{prog} is for networks that classify images; {target} does {task}: see "
-                f"convattn predict {target} IMAGE"
+                f"{prog} is for networks that classify images; {target} does {found.task.name}: "
+                f"see convattn predict {target} IMAGE"
             )
-        return target, Path(target)
+        return found
     import timm
 
     names = [*timm.list_models(), *timm.list_pretrained(), *others]
@@ -151,7 +172,7 @@ def find_target(
             f"{target!r} is neither a run folder nor a model; the nearest "
             f"{'name' if others else 'model'} is {nearest(target, names)!r}"
         )
-    return target, None
+    return Target(name=target, run=None)
 
 
 def find_images(path: Path) -> list[Path]:
@@ -171,22 +192,6 @@ def find_images(path: Path) -> list[Path]:
     if not found:
         raise UsageError(f"{path} holds no image; name a folder of .jpg, .png or similar files")
     return found
-
-
-def new_folder(wanted: str | None, usual: str) -> Path:
-    """Make the folder that is asked for, or the first free one of the usual name.
-
-    Args:
-        wanted: Asked for; None leaves the choice.
-        usual: The usual name.
-    """
-    from convattn.evaluate import make_numbered_folder
-
-    if wanted is None:
-        return make_numbered_folder(Path(usual))
-    folder = Path(wanted)
-    folder.mkdir(parents=True)
-    return folder
 
 
 @cache

@@ -11,7 +11,7 @@ from convattn.cli.words import UsageError, choose, parse, summary
 from convattn.config import TrainConfig
 
 if TYPE_CHECKING:
-    from convattn.train.run import Run
+    from convattn.train.run import TrainedRun
 
 
 TRAIN_HELP = """\
@@ -78,7 +78,7 @@ def command(arguments: list[str]) -> int:
         return 0
     if options.gpu is not None:
         raise UsageError("--gpu goes with --dry-run; a training takes the GPUs that are there")
-    from convattn.train.run import train
+    from convattn.tasks import train
 
     return _finish(train(options.config))
 
@@ -92,12 +92,12 @@ def _resume(arguments: list[str]) -> int:
             f"--resume goes on with RUN/config.json as it stands and takes no {words[2]}; edit "
             "that file if the data have moved"
         )
-    from convattn.train.run import resume
+    from convattn.tasks import resume
 
     return _finish(resume(words[1]))
 
 
-def _finish(run: Run | None) -> int:
+def _finish(run: TrainedRun | None) -> int:
     if run is not None:
         print(f"\n{run.result.table()}\n")
         for file in (*run.figures, run.folder / "report.md"):

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import os
 import re
 import shutil
 import sys
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from convattn.text import nearest
+from convattn.text import nearest, report
 
 T = TypeVar("T")
 
@@ -151,9 +150,7 @@ def fail(message: str, status: int) -> int:
         message: What is wrong.
         status: The exit status.
     """
-    # Processes that help the first one train would only say the same again.
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"convattn: {message}", file=sys.stderr)
+    report(message)
     return status
 
 

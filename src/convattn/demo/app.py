@@ -21,9 +21,9 @@ from torch import nn
 from convattn.demo import page
 from convattn.demo.network import Network, Query, as_shown, marked, open_device
 from convattn.demo.samples import Sample, digits, photographs
-from convattn.evaluate import open_model
 from convattn.explanation import read_image
 from convattn.explanation.heatmap import Method
+from convattn.runs import open_model
 
 BUNDLED = "patchconvnet_nano.cluttered_digits"
 """The model that is shown where none is named."""

@@ -43,6 +43,18 @@ DETECTORS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+_FIND_MASKS = frozenset({"mask_rcnn", "mask_rcnn_patchconvnet_s60", "mask_rcnn_patchconvnet_s120"})
+
+
+def finds_masks(name: str) -> bool:
+    """Whether a detector finds masks, too.
+
+    Args:
+        name: One of ``DETECTORS``.
+    """
+    return name in _FIND_MASKS
+
+
 def create_detector(name: str, *, num_classes: int, **arguments: Any) -> nn.Module:
     """A detector by its name.
 
@@ -87,6 +99,7 @@ __all__ = [
     "RetinaNet",
     "create_detector",
     "feature_levels",
+    "finds_masks",
     "mask_rcnn",
     "retinanet",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype, to_pil_image
 
+from convattn.data import UnreadableImageError
 from convattn.data.annotated import AnnotatedImages
 from convattn.detection.drawing import (
     class_colour,
@@ -24,6 +26,8 @@ from convattn.detection.drawing import (
     sheet,
     tinted,
 )
+from convattn.explanation.images import read_or_error
+from convattn.files import replace_atomically, unused_name
 from convattn.modes import eval_mode
 
 _OPACITY = 0.5
@@ -191,3 +195,64 @@ def draw_beside_truth(
 def _run_lengths(mask: Tensor) -> dict[str, Any]:
     encoded = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode()}
+
+
+def predict_images(
+    model: nn.Module, files: Sequence[Path], out: Path, *, threshold: float
+) -> Iterator[str | UnreadableImageError]:
+    """Find the objects on images, one after the other.
+
+    Every image gets a drawing ``NAME.png``. At the end ``predictions.json`` holds all that was
+    found in COCO's layout: ``images``, ``categories``, and ``annotations`` with a ``score`` each,
+    which COCO's evaluation takes as results. An image named by its COCO id keeps it, the others
+    are numbered.
+
+    Args:
+        model: A detector, as ``Run.load_model`` gives it.
+        files: The images.
+        out: A folder.
+        threshold: Least score of what is drawn and written, 0 to 1.
+
+    Yields:
+        What was found on each image, in a few words; or why it could not be read.
+    """
+    cfg: Any = model.pretrained_cfg
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    used: set[str] = set()
+    ids = _image_ids(files)
+    for file, image_id in zip(files, ids, strict=True):
+        image = read_or_error(file)
+        if isinstance(image, UnreadableImageError):
+            yield image
+            continue
+        found = detect(model, image, threshold=threshold)
+        found.draw(image).save(out / f"{unused_name(file.stem, used)}.png")
+        images.append(
+            {
+                "id": image_id,
+                "file_name": file.name,
+                "width": image.width,
+                "height": image.height,
+            }
+        )
+        annotations += found.to_coco(image_id)
+        yield f"{len(found.boxes)} objects"
+    for number, annotation in enumerate(annotations, 1):
+        annotation["id"] = number
+    categories = [
+        {"id": number, "name": name}
+        for number, name in zip(cfg["category_ids"], cfg["label_names"], strict=True)
+    ]
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    replace_atomically(out / "predictions.json", (json.dumps(content) + "\n").encode())
+
+
+def _image_ids(files: Sequence[Path]) -> list[int]:
+    """The images' COCO ids where all are named so, else their numbers from 1."""
+    stems = [file.stem for file in files]
+    if all(stem.isascii() and stem.isdigit() for stem in stems):
+        ids = [int(stem) for stem in stems]
+        if len(set(ids)) == len(ids):
+            return ids
+    return list(range(1, len(files) + 1))

@@ -76,6 +76,18 @@ def read_image(source: ImageSource) -> Image.Image:
     return _read_file(source, _UNNAMED)
 
 
+def read_or_error(file: Path) -> Image.Image | UnreadableImageError:
+    """``read_image``, where one unreadable file of several must not end the work.
+
+    Args:
+        file: An image.
+    """
+    try:
+        return read_image(file)
+    except UnreadableImageError as error:
+        return error
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a network is given of an image, and where that lies on the image.

@@ -6,7 +6,6 @@ need is what a small image's forward pass leaves behind on the CPU: it grows wit
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,11 +18,8 @@ from torch.utils.flop_counter import flop_registry
 
 from convattn.bench import Counts, count
 from convattn.config import TrainConfig
-from convattn.detection import MaskRCNN, RetinaNet, create_detector
-from convattn.evaluate import augment_arguments, create_model, task_of
-from convattn.segmentation import create_segmenter
-from convattn.train.optim import create_optimizer
-from convattn.train.task import optimizer_args
+from convattn.detection import MaskRCNN, RetinaNet
+from convattn.train.optim import create_optimizer, optimizer_args
 
 _SMALL = 64  # pixels; two of a network's coarsest positions
 _REGIONS, _MASKS = 1000, 100  # that a Mask R-CNN looks at in an image
@@ -50,36 +46,6 @@ class _Detector(nn.Module):
         boxes = heads.box_head(one.expand(_REGIONS, -1, 7, 7))
         masks = heads.mask_head(one.expand(_MASKS, -1, 14, 14))
         return [*heads.box_predictor(boxes), heads.mask_predictor(masks)]
-
-
-def create_network(
-    config: TrainConfig, *, num_classes: int, in_chans: int = 3, input_size: Sequence[int]
-) -> nn.Module:
-    """The network that a run trains, with random weights.
-
-    Args:
-        config: The run.
-        num_classes: Without the background.
-        in_chans: Channels of an image.
-        input_size: Height and width that attention is made for, where it is added.
-
-    Raises:
-        ValueError: If there is no such network, or it refuses its arguments.
-    """
-    model = config.model
-    given: dict[str, Any] = dict(model.model_args)
-    augment = augment_arguments(dataclasses.asdict(config.augment), tuple(input_size))
-    task = task_of(model.name)
-    if task == "classification":
-        return create_model(
-            model.name, num_classes=num_classes, in_chans=in_chans, augment=augment, **given
-        )
-    given |= {"backbone": model.backbone} if model.backbone is not None else {}
-    given |= {"backbone_args": model.backbone_args} if model.backbone_args else {}
-    given |= {"augment": augment} if augment is not None else {}
-    if task == "detection":
-        return create_detector(model.name, num_classes=num_classes + 1, **given)
-    return create_segmenter(model.name, num_classes=num_classes, **given)
 
 
 def count_network(model: nn.Module, input_size: tuple[int, int, int]) -> Counts:

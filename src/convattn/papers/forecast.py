@@ -17,23 +17,14 @@ import torch
 from torch import nn
 
 from convattn.bench import Counts
-from convattn.classification.dataset import open_source, pretrained_cfg
-from convattn.config import DataConfig, TrainConfig, finds_masks
-from convattn.data import DetectionSource, SegmentationSource, Source
-from convattn.data.dense_dataset import (
-    detection_cfg,
-    open_detection,
-    open_segmentation,
-    segmentation_cfg,
-)
-from convattn.evaluate import task_of
+from convattn.config import TrainConfig
 from convattn.papers.costs import (
     activation_bytes,
     count_network,
-    create_network,
     training_state_bytes,
 )
 from convattn.surgery.records import by
+from convattn.tasks import build_network, task_of
 
 GpuName = Literal["h100", "a100", "v100", "rtx4090"]
 
@@ -84,30 +75,6 @@ _UTILISATION = 0.5
 _BYTES_MOVED = 49
 _TRAINING_OVER_FORWARD = 3
 _USABLE = 0.9  # of a GPU's memory: the rest is CUDA's own and lost between tensors
-
-# Training images and classes as they were published, or are generated.
-_CLASSIFICATION = {
-    "cluttered_digits": (20_000, 10),
-    "cifar10": (50_000, 10),
-    "cifar100": (50_000, 100),
-    "fashion_mnist": (60_000, 10),
-    "imagenet": (1_281_167, 1000),
-    "tiny_imagenet": (100_000, 200),
-}
-_DETECTION = {"cluttered_digits": (4_000, 10), "coco": (118_287, 80)}
-_SEGMENTATION = {
-    "cluttered_digits": (4_000, 11),
-    "camvid": (367, 11),
-    "voc": (1_464, 21),
-    "ade20k": (20_210, 150),
-}
-_PUBLISHED = {
-    "classification": _CLASSIFICATION,
-    "detection": _DETECTION,
-    "segmentation": _SEGMENTATION,
-}
-_CLASSES_ASSUMED = {"classification": 1000, "detection": 80, "segmentation": 21}
-_SIZES = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 28, "tiny_imagenet": 64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +142,14 @@ def forecast(config: TrainConfig, gpu: Gpu) -> Forecast:
         ValueError: If the configuration and the data, or the data and the network do not fit.
         FileNotFoundError: If the data set's folder is named and not there, or incomplete.
     """
-    config.check_task(task_of(config.model.name))
+    config.check_task(task_of(config.model.name).name)
     images = _images(config)
     config.with_classes(images.num_classes)
     channels, *size = images.shape
 
     def network() -> nn.Module:
         with torch.device("meta"):
-            return create_network(
+            return build_network(
                 config, num_classes=images.num_classes, in_chans=channels, input_size=size
             )
 
@@ -213,58 +180,23 @@ def _images(config: TrainConfig) -> Images:
     data, task = config.data, task_of(config.model.name)
     generated = data.name == "cluttered_digits"
     if data.root is not None and not generated:
-        return _opened(config)
-    number, num_classes = _PUBLISHED[task].get(data.name, (None, None))
+        found = task.contents(config)
+        return Images(
+            number=found.num_train,
+            num_classes=found.num_classes,
+            shape=found.shape,
+            told=f"found in {data.root}",
+        )
+    number, num_classes = task.published.get(data.name, (None, None))
     told = "generated" if generated else "as published; give --data.root DIR"
     if num_classes is None:
-        num_classes = config.model.num_classes or _CLASSES_ASSUMED[task]
+        num_classes = config.model.num_classes or task.assumed_classes
         told = "assumed; give --data.root DIR"
     return Images(
         number=data.num_train or number,
         num_classes=num_classes,
-        shape=(1 if data.name == "fashion_mnist" else 3, *_seen(data, task)),
+        shape=(1 if data.name == "fashion_mnist" else 3, *task.assumed_size(data)),
         told=told,
-    )
-
-
-def _seen(data: DataConfig, task: str) -> tuple[int, int]:
-    """Height and width of what the network sees of images that are not there."""
-    if task == "classification":
-        usual = 64 if data.name == "cluttered_digits" else 224
-        side = data.image_size or _SIZES.get(data.name, usual)
-        return side, side
-    if data.crop_size is not None:
-        return data.crop_size
-    if data.name == "cluttered_digits":
-        return (data.image_size or 96,) * 2
-    return _landscape(data.image_size or 800, data.max_size)
-
-
-def _landscape(shorter: int, longest: int | None) -> tuple[int, int]:
-    """An image of 4 to 3, as most of COCO's are."""
-    return shorter, min(longest or shorter * 2, shorter * 4 // 3)
-
-
-def _opened(config: TrainConfig) -> Images:
-    """The images at ``data.root``."""
-    data, task = config.data, task_of(config.model.name)
-    source: Source | DetectionSource | SegmentationSource
-    if task == "classification":
-        source = open_source(dataclasses.replace(data, download=False))
-        shape = pretrained_cfg(data, source)["input_size"]
-    elif task == "detection":
-        source = open_detection(data, masks=finds_masks(config.model.name))
-        cfg = detection_cfg(data, source)
-        own = data.crop_size or source.image_size
-        shape = (3, *(own or _landscape(cfg["image_size"], cfg["max_size"])))
-    else:
-        source = open_segmentation(data)
-        shape = segmentation_cfg(data, source)["input_size"]
-    return Images(
-        number=len(source.train),
-        num_classes=len(source.class_names),
-        shape=shape,
-        told=f"found in {data.root}",
     )
 
 

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 
 from convattn.config import TrainConfig
-from convattn.papers.costs import count_macs, create_network
+from convattn.papers.costs import count_macs
 from convattn.papers.tables import HEADLINE, TABLES, Row, Table
+from convattn.runs import Run
 from convattn.surgery.records import num_params
+from convattn.tasks import build_network
 from convattn.text import aligned
 from convattn.weights import RELEASES, cached_path
 
@@ -237,7 +239,7 @@ def _count(row: Row) -> tuple[int, int]:
     """Parameters and multiply-adds."""
     size = _size(row)
     with torch.device("meta"):
-        network = create_network(
+        network = build_network(
             row.config, num_classes=_CLASSES[row.config.data.name], input_size=size
         )
     return num_params(network), count_macs(network, (3, *size))
@@ -270,7 +272,7 @@ def _read_tests(folder: Path) -> Iterator[_Test]:
         arguments = file.parent / "evaluation_config.json"
         evaluation = _read_json(file)
         if config.is_file():
-            run = TrainConfig.load(config)
+            run = Run.open(place).config
             yield _Test(folder=place, evaluation=evaluation, config=run)
         elif arguments.is_file():
             words = tuple(_read_json(arguments)["arguments"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_pil_image
 
+from convattn.data import UnreadableImageError
 from convattn.data.annotated import AnnotatedImages
 from convattn.data.dense_transforms import segmentation_test_transform
 from convattn.data.masks import IGNORED
@@ -31,6 +32,8 @@ from convattn.detection.drawing import (
     stacked,
     tinted,
 )
+from convattn.explanation.images import read_or_error
+from convattn.files import replace_atomically, unused_name
 from convattn.modes import eval_mode
 from convattn.segmentation.upernet import resized, sliding_window
 
@@ -173,3 +176,36 @@ def _stripes(height: int, width: int) -> NDArray[np.uint8]:
     rows, columns = np.ogrid[:height, :width]
     dark = (rows + columns) // 8 % 2 == 0
     return np.where(dark[..., None], np.uint8(0), np.uint8(120)).repeat(3, -1)
+
+
+def predict_images(
+    model: nn.Module, files: Sequence[Path], out: Path, *, window: tuple[int, int] | None
+) -> Iterator[str | UnreadableImageError]:
+    """Find the class of every pixel of images, one after the other.
+
+    Every image gets a drawing ``NAME.png`` and a mask ``NAME_mask.png``, whose pixels are the
+    classes' numbers and whose palette shows them. ``classes.txt`` names them, number 0 first.
+
+    Args:
+        model: A segmenter, as ``Run.load_model`` gives it.
+        files: The images.
+        out: A folder.
+        window: Height and width of the overlapping windows that images are cut into; None takes
+            them whole.
+
+    Yields:
+        What was found on each image, in a few words; or why it could not be read.
+    """
+    cfg: Any = model.pretrained_cfg
+    used: set[str] = set()
+    for file in files:
+        image = read_or_error(file)
+        if isinstance(image, UnreadableImageError):
+            yield image
+            continue
+        found = segment(model, image, window=window)
+        stem = unused_name(file.stem, used)
+        found.draw(image).save(out / f"{stem}.png")
+        found.mask().save(out / f"{unused_name(f'{stem}_mask', used)}.png")
+        yield ", ".join(f"{name} {share:.0%}" for name, share in found.largest(3))
+    replace_atomically(out / "classes.txt", ("\n".join(cfg["label_names"]) + "\n").encode())

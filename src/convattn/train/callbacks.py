@@ -23,10 +23,11 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from tqdm import tqdm
 
-from convattn.exceptions import InterruptedTraining, NonFiniteError
+from convattn.exceptions import Interrupted, NonFiniteError
+from convattn.files import replace_atomically
 from convattn.train.task import Curves
-from convattn.weights import replace_atomically
 
 
 class MetricsFile(Logger):
@@ -287,7 +288,7 @@ class Checkpoints(Callback):
 
     def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
         if self._stop:
-            raise InterruptedTraining(self._left())
+            raise Interrupted(self._left())
         self._stop = True
         if rank_zero_only.rank != 0:
             return
@@ -319,13 +320,13 @@ class Checkpoints(Callback):
         if stop or due or (self.every and step % self.every == 0):
             self.save(trainer)
         if stop:
-            raise InterruptedTraining(self._left())
+            raise Interrupted(self._left())
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save, and stop if asked to."""
         self.save(trainer)
         if trainer.strategy.reduce_boolean_decision(self._stop, all=False):
-            raise InterruptedTraining(self._left())
+            raise Interrupted(self._left())
 
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint to a file beside it, then move it into place.
@@ -401,37 +402,25 @@ class ProgressLine(Callback):
             return
         self._drawn = time.monotonic()
         step, metrics = trainer.global_step, self.metrics
-        done = step / self.num_steps
-        spent = self._drawn - self._start
-        left = spent * (self.num_steps - step) / max(1, step - self._first_step)
         epochs = trainer.max_epochs or 1
-        epoch = min(epochs, math.ceil(done * epochs))
-        parts = [
-            f"epoch {epoch:>{len(str(epochs))}}/{epochs}",
-            f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}",
-        ]
+        epoch = min(epochs, math.ceil(step / self.num_steps * epochs))
+        parts = []
         if metrics.last_loss is not None:
-            parts += [
-                f"loss {metrics.last_loss:.4f}",
-                f"{metrics.images_per_second:,.0f} images/s",
-            ]
+            parts.append(f"loss {metrics.last_loss:.4f}")
+            parts.append(f"{metrics.images_per_second:,.0f} images/s")
         if metrics.last_test is not None and metrics.last_test[0] == step:
             name = next(iter(metrics.curves.shares.values()))
             parts.append(f"test {name} {metrics.last_test[1]:.1%}")
-        parts.append(f"{_clock(spent)} < {_clock(left)} left")
-        text = f"{done:4.0%} " + _bar(done) + "  " + "  ".join(parts)
+        text = tqdm.format_meter(
+            step,
+            self.num_steps,
+            self._drawn - self._start,
+            initial=self._first_step,
+            prefix=f"epoch {epoch}/{epochs}",
+            postfix=", ".join(parts),
+            bar_format="{l_bar}{bar:20}| step {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
         if self.stream.isatty():
             columns = shutil.get_terminal_size().columns - 1
             text = "\r" + text[:columns].ljust(columns)
         print(text, end=end, file=self.stream, flush=True)
-
-
-def _bar(done: float, width: int = 20) -> str:
-    full = round(done * width)
-    return "█" * full + "░" * (width - full)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

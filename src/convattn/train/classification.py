@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,31 +12,25 @@ import torchmetrics
 from torch import Tensor, nn
 
 from convattn.classification.dataset import (
-    open_source,
+    open_data,
     pretrained_cfg,
     test_batches,
     training_transform,
 )
+from convattn.classification.evaluation import ClassificationResult, evaluate_classification
+from convattn.classification.figures import draw_attention
 from convattn.config import TrainConfig
 from convattn.data import batch_mix, transform_of
-from convattn.evaluate import (
-    Result,
-    augment_arguments,
-    create_model,
-    evaluate,
-    plan_model,
-)
 from convattn.explanation import attention_layers
+from convattn.runs import augment_arguments, create_model, plan_model
 from convattn.surgery import freeze as freeze_all_but
 from convattn.train.datamodule import TrainingData
-from convattn.train.figures import draw_attention
+from convattn.train.optim import optimizer_args, schedule_args
 from convattn.train.seeding import seed_all
 from convattn.train.task import (
     Curves,
     TrainingTask,
     describe_augment,
-    optimizer_args,
-    schedule_args,
 )
 from convattn.weights import classifier_names
 
@@ -188,7 +181,7 @@ class ClassificationJob:
 
     def __init__(self, config: TrainConfig) -> None:
         config.check_task("classification")
-        self.source = source = open_source(config.data)
+        self.source = source = open_data(config.data)
         self.config = config.with_classes(len(source.class_names))
         cfg = pretrained_cfg(config.data, source)
         self.data = TrainingData(
@@ -199,7 +192,7 @@ class ClassificationJob:
             seed=config.seed,
             accumulate=config.accumulate,
         )
-        self._augment = augment_arguments(dataclasses.asdict(config.augment), cfg["input_size"])
+        self._augment = augment_arguments(config.augment, cfg["input_size"])
 
     def make_task(self, checkpoint: Path | None) -> ClassificationTask:
         """The classifier at its random start, or with the weights of ``checkpoint``.
@@ -249,7 +242,9 @@ class ClassificationJob:
         parameters = f"{(found.params_after - found.params) / 1e6:+.2f} M parameters"
         return describe_augment(augment, *([convs] if augment.conv else []), parameters)
 
-    def show(self, model: nn.Module, folder: Path, *, title: str) -> tuple[Result, Sequence[Path]]:
+    def show(
+        self, model: nn.Module, folder: Path, *, title: str
+    ) -> tuple[ClassificationResult, Sequence[Path]]:
         """Test the saved classifier and draw where it looks.
 
         Args:
@@ -259,7 +254,7 @@ class ClassificationJob:
         """
         source, config = self.source, self.config
         loader, boxes = test_batches(config.data, source, self.data.cfg)
-        result = evaluate(model, loader, class_names=source.class_names, boxes=boxes)
+        result = evaluate_classification(model, loader, class_names=source.class_names, boxes=boxes)
         if not attention_layers(model):
             return result, ()
         dataset = loader.dataset

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,18 +11,17 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from convattn.config import TrainConfig
-from convattn.data.dense_dataset import as_lists
+from convattn.data.batches import collate_lists
 from convattn.detection.pyramid import FeatureLevels
-from convattn.evaluate import augment_arguments, create_dense_model
+from convattn.runs import augment_arguments, create_dense_model
 from convattn.surgery import freeze as freeze_all_but
 from convattn.train.datamodule import TrainingData
+from convattn.train.optim import optimizer_args, schedule_args
 from convattn.train.seeding import seed_all
 from convattn.train.task import (
     Curves,
     TrainingTask,
     describe_augment,
-    optimizer_args,
-    schedule_args,
 )
 
 
@@ -122,10 +120,10 @@ class DenseJob(Generic[Task]):
             cfg=cfg,
             seed=config.seed,
             accumulate=config.accumulate,
-            collate=as_lists,
+            collate=collate_lists,
         )
         self._task = task
-        self._augment = augment_arguments(dataclasses.asdict(config.augment), cfg["input_size"])
+        self._augment = augment_arguments(config.augment, cfg["input_size"])
 
     def make_task(self, checkpoint: Path | None) -> Task:
         """The model at its random start, or with the weights of ``checkpoint``.

@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from convattn.config import TrainConfig, finds_masks
-from convattn.data.dense_dataset import detection_batches, detection_cfg, open_detection
+from convattn.config import TrainConfig
 from convattn.data.dense_transforms import detection_test_transform, detection_train_transform
+from convattn.detection import finds_masks
+from convattn.detection.dataset import open_data, pretrained_cfg, test_batches
 from convattn.detection.evaluation import DetectionMetrics, evaluate_detection
 from convattn.detection.prediction import draw_beside_truth
 from convattn.results import Findings
@@ -89,8 +90,8 @@ class DetectionJob(DenseJob[DetectionTask]):
     def __init__(self, config: TrainConfig) -> None:
         config.check_task("detection")
         self.curves = detection_curves(config.model.name)
-        self.source = source = open_detection(config.data, masks=finds_masks(config.model.name))
-        cfg = detection_cfg(config.data, source)
+        self.source = source = open_data(config.data, masks=finds_masks(config.model.name))
+        cfg = pretrained_cfg(config.data, source)
         transform = detection_train_transform(
             image_size=cfg["image_size"],
             max_size=cfg["max_size"],
@@ -119,7 +120,7 @@ class DetectionJob(DenseJob[DetectionTask]):
         """
         result = evaluate_detection(
             model,
-            detection_batches(self.config.data, self.source),
+            test_batches(self.config.data, self.source),
             class_names=self.source.class_names,
             has_masks=self.source.has_masks,
         )

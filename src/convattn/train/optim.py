@@ -10,6 +10,7 @@ import timm.scheduler
 import torch
 from torch import nn
 
+from convattn.config import TrainConfig
 from convattn.surgery import new_parameters
 from convattn.text import nearest
 
@@ -125,3 +126,40 @@ def create_schedule(
         updates_per_epoch=steps_per_epoch,
     )
     return created
+
+
+def optimizer_args(config: TrainConfig) -> dict[str, Any]:
+    """Arguments of ``create_optimizer``.
+
+    Args:
+        config: The run.
+    """
+    optim = config.optim
+    return {
+        "opt": optim.opt,
+        "lr": optim.lr,
+        "weight_decay": optim.weight_decay,
+        "momentum": optim.momentum,
+        "betas": optim.betas,
+        "opt_args": optim.opt_args,
+        "layer_decay": optim.layer_decay,
+        "new_lr_scale": config.augment.lr_scale,
+    }
+
+
+def schedule_args(config: TrainConfig) -> dict[str, Any]:
+    """Arguments of ``create_schedule`` but for the lengths.
+
+    Args:
+        config: The run.
+    """
+    optim = config.optim
+    return {
+        "schedule": optim.schedule,
+        "warmup_epochs": optim.warmup_epochs,
+        "warmup_lr": optim.warmup_lr,
+        "min_lr": optim.min_lr,
+        "decay_rate": optim.decay_rate,
+        "decay_epochs": optim.decay_epochs,
+        "decay_milestones": optim.decay_milestones,
+    }

@@ -9,7 +9,7 @@ import pickle
 import shlex
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from convattn.config import ModelConfig, TrainConfig
-from convattn.evaluate import load_run, make_numbered_folder, task_of
-from convattn.exceptions import InterruptedTraining, NonFiniteError
+from convattn.exceptions import Interrupted, NonFiniteError
+from convattn.files import make_numbered_folder, replace_atomically
 from convattn.results import Findings
+from convattn.runs import Run
 from convattn.train.callbacks import (
     Checkpoints,
     Ema,
@@ -35,14 +36,13 @@ from convattn.train.callbacks import (
     ProgressLine,
     TrainingMetrics,
 )
-from convattn.train.classification import ClassificationJob
-from convattn.train.figures import draw_curves
+from convattn.train.curves import draw_curves
 from convattn.train.task import Job, TrainingTask
-from convattn.weights import replace_atomically, tensor_differences
+from convattn.weights import tensor_differences
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainedRun:
     """A finished training."""
 
     folder: Path
@@ -53,11 +53,12 @@ class Run:
     """``curves.png`` and what the task shows besides."""
 
 
-def train(config: TrainConfig) -> Run | None:
+def train(config: TrainConfig, open_job: Callable[[TrainConfig], Job]) -> TrainedRun | None:
     """Train a network and leave a run folder.
 
     Args:
         config: The whole run; ``num_classes`` None is taken from the data.
+        open_job: Opens the data and says what is trained on them: a task's ``job``.
 
     Returns:
         The finished run; None in the processes that only help.
@@ -66,10 +67,10 @@ def train(config: TrainConfig) -> Run | None:
         ValueError: If the configuration, the data or the weights to start from do not fit.
         FileExistsError: If ``config.out`` exists.
         NonFiniteError: If the loss or a weight is no number any more.
-        InterruptedTraining: If the user stopped it.
+        Interrupted: If the user stopped it.
     """
     with _deterministic(config.deterministic):
-        job = _job(config)
+        job = open_job(config)
         checkpoint = config.model.checkpoint
         task = job.make_task(None if checkpoint is None else Path(checkpoint))
         folder = _new_folder(config)
@@ -78,33 +79,33 @@ def train(config: TrainConfig) -> Run | None:
         return _fit(job, task, folder, checkpoint=None)
 
 
-def resume(folder: str | os.PathLike[str]) -> Run | None:
+def resume(run: Run, open_job: Callable[[TrainConfig], Job]) -> TrainedRun | None:
     """Go on with a run that was stopped or killed; it ends as if it never had been.
 
     Args:
-        folder: The run folder.
+        run: The run.
+        open_job: Opens the data and says what is trained on them: a task's ``job``.
 
     Returns:
         The finished run; None in the processes that only help.
 
     Raises:
-        FileNotFoundError: If the folder is no run or has no checkpoint.
+        FileNotFoundError: If the run has no checkpoint.
         ValueError: If the run has ended, or its files do not fit each other.
     """
-    path = Path(folder)
-    config = TrainConfig.load(path / "config.json")
-    if (path / "report.md").exists():
+    path, config = run.folder, run.config
+    if run.has_ended:
         raise ValueError(
             f"{path} has ended: nothing is left to resume; to train its weights further start a "
             f"new run with --model.checkpoint {path}"
         )
-    file = path / "checkpoints" / "last.ckpt"
+    file = run.checkpoint
     if not file.is_file():
         raise FileNotFoundError(
             f"{path} has no checkpoint yet; train anew with `convattn train {config.recipe}`"
         )
     with _deterministic(config.deterministic):
-        job = _job(config)
+        job = open_job(config)
         task = job.make_task(None)
         step = _check_checkpoint(file, task)
         if rank_zero_only.rank == 0:
@@ -112,21 +113,9 @@ def resume(folder: str | os.PathLike[str]) -> Run | None:
         return _fit(job, task, path, checkpoint=file)
 
 
-def _job(config: TrainConfig) -> Job:
-    """The training that a model's name stands for."""
-    kind = task_of(config.model.name)
-    if kind == "detection":
-        from convattn.train.detection import DetectionJob
-
-        return DetectionJob(config)
-    if kind == "segmentation":
-        from convattn.train.segmentation import SegmentationJob
-
-        return SegmentationJob(config)
-    return ClassificationJob(config)
-
-
-def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None) -> Run | None:
+def _fit(
+    job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None
+) -> TrainedRun | None:
     config, data = job.config, job.data
     metrics = TrainingMetrics(
         log_every=config.log_every,
@@ -173,7 +162,7 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
         started = time.monotonic()
         try:
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
-        except (InterruptedTraining, NonFiniteError) as error:
+        except (Interrupted, NonFiniteError) as error:
             saved = checkpoints.saved_step is not None or checkpoint is not None
             raise type(error)(f"{error}; {_advice(error, folder, saved=saved)}") from None
         seconds = time.monotonic() - started
@@ -243,22 +232,22 @@ def _save_weights(file: Path, weights: Mapping[str, Tensor], cfg: Mapping[str, A
     replace_atomically(file, content)
 
 
-def _show(job: Job, folder: Path, *, seconds: float) -> Run:
+def _show(job: Job, folder: Path, *, seconds: float) -> TrainedRun:
     """Test what was saved, as anyone would load it, and draw the figures and write the report."""
     config = job.config
-    model, _ = load_run(folder)
+    model = Run.open(folder).load_model()
     title = f"{config.recipe}: {config.model.title} on {config.data.name}"
     curves = folder / "curves.png"
     draw_curves(folder / "metrics.csv", curves, curves=job.curves, title=title)
     result, figures = job.show(model, folder, title=title)
     replace_atomically(folder / "evaluation.json", result.to_json().encode())
-    run = Run(folder=folder, result=result, figures=(curves, *figures))
+    run = TrainedRun(folder=folder, result=result, figures=(curves, *figures))
     report = _report(config, run, seconds, augmented=job.augmented)
     replace_atomically(folder / "report.md", report.encode())
     return run
 
 
-def _report(config: TrainConfig, run: Run, seconds: float, *, augmented: str) -> str:
+def _report(config: TrainConfig, run: TrainedRun, seconds: float, *, augmented: str) -> str:
     """``report.md``."""
     result, folder = run.result, shlex.quote(str(run.folder))
     optim, data = config.optim, config.data

@@ -10,14 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from convattn.config import TrainConfig
-from convattn.data.dense_dataset import (
-    open_segmentation,
-    segmentation_batches,
-    segmentation_cfg,
-)
 from convattn.data.dense_transforms import segmentation_test_transform, segmentation_train_transform
 from convattn.results import Findings
 from convattn.segmentation import segmentation_loss
+from convattn.segmentation.dataset import open_data, pretrained_cfg, test_batches
 from convattn.segmentation.evaluation import SegmentationMetrics, evaluate_segmentation
 from convattn.segmentation.prediction import draw_beside_truth
 from convattn.train.dense import DenseJob, DenseTask
@@ -89,14 +85,14 @@ class SegmentationJob(DenseJob[SegmentationTask]):
 
     def __init__(self, config: TrainConfig) -> None:
         config.check_task("segmentation")
-        self.source = source = open_segmentation(config.data)
+        self.source = source = open_data(config.data)
         same_size = source.image_size is not None and config.data.scale_jitter is None
         if config.data.crop_size is None and not same_size:
             raise ValueError(
                 f"the training images of {config.data.name} differ in size, and those of a batch "
                 "must not: give data.crop_size, for example 512 512"
             )
-        cfg = segmentation_cfg(config.data, source)
+        cfg = pretrained_cfg(config.data, source)
         seen = {"image_size": cfg["image_size"], "mean": source.mean, "std": source.std}
         transform = segmentation_train_transform(
             **seen,
@@ -125,7 +121,7 @@ class SegmentationJob(DenseJob[SegmentationTask]):
         """
         result = evaluate_segmentation(
             model,
-            segmentation_batches(self.config.data, self.source, self.data.cfg),
+            test_batches(self.config.data, self.source, self.data.cfg),
             class_names=self.source.class_names,
         )
         out = folder / "predictions.png"

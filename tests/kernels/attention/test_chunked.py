@@ -14,8 +14,10 @@ from tests.watching import LargestTensor
 SIDES = st.integers(1, 7)
 
 
-def draw(height, width, *, batch=2, heads=3, dim=4, v_dim=2, dtype=torch.float64, scale=1.0):
-    generator = torch.Generator().manual_seed(0)
+def draw(
+    height, width, *, batch=2, heads=3, dim=4, v_dim=2, dtype=torch.float64, scale=1.0, seed=0
+):
+    generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -67,14 +69,21 @@ def test_no_positions():
 @pytest.mark.parametrize("widened_below", [0, 10**6])
 @pytest.mark.parametrize("scale", [30.0, 300.0])
 def test_sharp_attention(scale, widened_below, monkeypatch):
+    """Over many draws: in one, plain rounding may happen to be ten times better, or worse."""
     monkeypatch.setattr(chunked, "_WIDENED_BELOW", widened_below)
-    inputs = draw(6, 7, scale=scale, dtype=torch.float32)
-    exact = with_gradients(plain_on((6, 7)), [t.double() for t in inputs])
-    ours = with_gradients(chunked_on((6, 7)), inputs)
-    theirs = with_gradients(plain_on((6, 7)), inputs)
-    for low, other, high in zip(ours, theirs, exact, strict=True):
-        error, allowed = (low - high).norm(), (other - high).norm()
-        assert error <= 10 * allowed + 1e-6 * high.norm()
+    errors, allowed = [], []
+    for seed in range(20):
+        inputs = draw(6, 7, scale=scale, dtype=torch.float32, seed=seed)
+        exact = with_gradients(plain_on((6, 7)), [t.double() for t in inputs])
+        ours = with_gradients(chunked_on((6, 7)), inputs)
+        theirs = with_gradients(plain_on((6, 7)), inputs)
+        for rows, found in ((errors, ours), (allowed, theirs)):
+            off = [
+                (low - high).norm() / high.norm() for low, high in zip(found, exact, strict=True)
+            ]
+            rows.append(torch.stack(off).detach())
+    mean_error, mean_allowed = (torch.stack(rows).mean(0) for rows in (errors, allowed))
+    assert (mean_error <= 2 * mean_allowed + 1e-6).all()
 
 
 def test_a_sharp_map_beside_others():

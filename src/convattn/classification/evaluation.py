@@ -1,0 +1,226 @@
+"""How good a classifier is, and whether its attention lies on the object."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convattn.classification.predictions import NUM_RANKS, Predictions
+from convattn.explanation import attention_layers, attention_maps, energy_in_box, peak_in_box
+from convattn.modes import default_device, eval_mode
+from convattn.results import Findings, Rows, percentages, worst_class
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationResult(Findings):
+    """What ``evaluate_classification`` found; shares lie between 0 and 1."""
+
+    num_classes: int
+    """Classes that the network tells apart."""
+    loss: float
+    """Mean cross-entropy in nats."""
+    top1: float
+    """Share of images whose class is the most likely one."""
+    top5: float
+    """Share of images whose class is among the five most likely ones."""
+    real_top1: float | None
+    """Share of images whose most likely class is one of ImageNet-ReaL's; None without them."""
+    num_real: int
+    """Images that ImageNet-ReaL has classes for."""
+    per_class: dict[str, float]
+    """top1 of each class; a class without images is left out."""
+    peak_in_box: float | None
+    """Share of images whose attention peaks inside the object's box; None without box or map."""
+    energy_in_box: float | None
+    """Mean share of the attention that lies inside the box; None without box or map."""
+    images_per_second: float
+    """Images a second, loading included."""
+
+    def rows(self) -> Rows:
+        """Names and values for people."""
+        shares = {
+            "attention peak inside the object's box": self.peak_in_box,
+            "attention inside the object's box": self.energy_in_box,
+        }
+        return [
+            ("images", f"{self.num_images:,}"),
+            *self._classes_tested(),
+            *percentages({"top-1": self.top1, "top-5": self.top5}),
+            *percentages({f"ImageNet-ReaL top-1, {self.num_real:,} images": self.real_top1}),
+            ("cross-entropy", f"{self.loss:.4f}"),
+            *percentages(shares),
+            *worst_class(self.per_class),
+            ("images a second", f"{self.images_per_second:,.0f}"),
+        ]
+
+    def _classes_tested(self) -> Rows:
+        """How many classes have images, where some have none."""
+        tested = len(self.per_class)
+        if tested == self.num_classes:
+            return []
+        return [("classes with images", f"{tested:,} of {self.num_classes:,}")]
+
+
+def predict_batches(
+    model: nn.Module,
+    loader: Iterable[Sequence[Tensor]],
+    *,
+    num_classes: int,
+    boxes: Tensor | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Predictions]:
+    """What a classifier says of the images, a batch at a time.
+
+    Until the last batch is taken the model is in evaluation mode; it stays on ``device``.
+
+    Args:
+        model: The classifier.
+        loader: Batches of normalised images (B, C, H, W) and class numbers (B,), in order.
+        num_classes: Classes of the data.
+        boxes: The object of each image, in the loader's order and in pixels of what the model
+            sees: (N, 4), xmin, ymin, xmax, ymax, the maxima one past the object.
+        device: Where to compute; None takes the GPU if there is one.
+        dtype: Number format; bfloat16 is autocast's over the weights as they are.
+
+    Raises:
+        ValueError: If the model has another number of classes than the data.
+    """
+    device = default_device(device)
+    model.to(device)
+    looks = boxes is not None and bool(attention_layers(model))
+    seen = 0
+    with eval_mode(model):
+        for images, labels in loader:
+            there = None if boxes is None or not looks else boxes[seen : seen + len(images)]
+            with (
+                torch.inference_mode(),
+                torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+            ):
+                predictions = _predict(model, images.to(device), labels, there, num_classes)
+            yield predictions
+            seen += len(images)
+
+
+def _predict(
+    model: nn.Module, images: Tensor, labels: Tensor, boxes: Tensor | None, num_classes: int
+) -> Predictions:
+    peaks = energies = None
+    if boxes is None:
+        logits = model(images)
+    else:
+        logits, maps, grid = attention_maps(model, images)
+        boxes = boxes.to(images.device)
+        peaks = peak_in_box(maps, boxes, grid).cpu()
+        energies = energy_in_box(maps, boxes, grid).double().cpu()
+    check_num_classes(logits.shape[1], num_classes)
+    logits = logits.float()
+    losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
+    return Predictions(
+        labels=labels.cpu(),
+        classes=logits.topk(min(NUM_RANKS, num_classes), dim=1).indices.cpu(),
+        losses=losses.double().cpu(),
+        peaks=peaks,
+        energies=energies,
+    )
+
+
+def check_num_classes(model: int, data: int) -> None:
+    """Refuse a network for other classes than the data's.
+
+    Args:
+        model: Number of the network's outputs.
+        data: Number of the data's classes.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if model != data:
+        raise ValueError(
+            f"the model has {model} classes and the data {data}; name the data that it was trained "
+            "on, or train it on these"
+        )
+
+
+def summarize(
+    predictions: Predictions,
+    *,
+    class_names: Sequence[str],
+    real: Sequence[Sequence[int]] | None = None,
+    images_per_second: float,
+) -> ClassificationResult:
+    """Sum up what a classifier said.
+
+    Args:
+        predictions: Of all images.
+        class_names: Name of each class number; no two are the same.
+        real: The ImageNet-ReaL classes of each image; one with none is left out there.
+        images_per_second: Images a second that it took.
+    """
+    right = predictions.right
+    hits, counts = (
+        torch.bincount(labels, minlength=len(class_names)).tolist()
+        for labels in (predictions.labels[right[:, 0]], predictions.labels)
+    )
+    firsts = predictions.classes[:, 0].tolist()
+    known = [first in these for first, these in zip(firsts, real or (), strict=False) if these]
+    peaks, energies = predictions.peaks, predictions.energies
+    return ClassificationResult(
+        num_images=len(predictions),
+        num_classes=len(class_names),
+        loss=math.fsum(predictions.losses.tolist()) / len(predictions),
+        top1=sum(hits) / len(predictions),
+        top5=int(right.any(1).sum()) / len(predictions),
+        real_top1=sum(known) / len(known) if known else None,
+        num_real=len(known),
+        per_class={
+            name: hit / count
+            for name, hit, count in zip(class_names, hits, counts, strict=True)
+            if count
+        },
+        peak_in_box=None if peaks is None else int(peaks.sum()) / len(peaks),
+        energy_in_box=None if energies is None else math.fsum(energies.tolist()) / len(energies),
+        images_per_second=images_per_second,
+    )
+
+
+def evaluate_classification(
+    model: nn.Module,
+    loader: Iterable[Sequence[Tensor]],
+    *,
+    class_names: Sequence[str],
+    boxes: Tensor | None = None,
+    device: torch.device | str | None = None,
+) -> ClassificationResult:
+    """Test a classifier; the model is left as it was, but on ``device``.
+
+    Args:
+        model: The classifier.
+        loader: Batches of normalised images (B, C, H, W) and class numbers (B,), in order.
+        class_names: Name of each class number.
+        boxes: The object of each image, in the loader's order and in pixels of what the model
+            sees: (N, 4), xmin, ymin, xmax, ymax, the maxima one past the object.
+        device: Where to compute; None takes the GPU if there is one.
+
+    Raises:
+        ValueError: If the model has another number of classes than the data, or there is no data.
+    """
+    start = time.perf_counter()
+    batches = predict_batches(
+        model, loader, num_classes=len(class_names), boxes=boxes, device=device
+    )
+    parts = list(batches)
+    if not parts:
+        raise ValueError("there is no image to evaluate; name a data set with test images")
+    predictions = Predictions.cat(parts)
+    return summarize(
+        predictions,
+        class_names=class_names,
+        images_per_second=len(predictions) / (time.perf_counter() - start),
+    )

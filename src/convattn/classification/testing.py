@@ -1,0 +1,271 @@
+"""A classifier's test that can be stopped and gone on with, and the files that it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from timm.data import resolve_data_config
+from torch import nn
+from tqdm import tqdm
+
+from convattn.classification.dataset import open_data, test_batches
+from convattn.classification.evaluation import (
+    ClassificationResult,
+    check_num_classes,
+    predict_batches,
+    summarize,
+)
+from convattn.classification.predictions import Predictions, PredictionsFile, per_class_table
+from convattn.config import EvaluateConfig
+from convattn.data import ImageFiles, Source, TensorImages, load_imagenet_validation
+from convattn.data.sources import drawn, existing_root
+from convattn.exceptions import Interrupted
+from convattn.explanation import figures
+from convattn.files import new_folder, replace_atomically, written_whole
+from convattn.modes import default_device
+from convattn.text import report
+
+_PROG = "convattn evaluate"
+_SETTINGS = "evaluation_config.json"
+_STOPPED = "predictions.part.csv"
+"""The rows of a test that goes on; it becomes predictions.csv at the very end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Test:
+    """What a classifier is tested on."""
+
+    source: Source
+    wnids: Sequence[str] | None = None
+    real: Sequence[Sequence[int]] | None = None
+    notes: Sequence[str] = ()
+
+
+def stopped_test(folder: Path) -> list[str]:
+    """The words of the command line that began a test which was stopped.
+
+    Args:
+        folder: Where it keeps its rows.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not (folder / _STOPPED).is_file() or not (folder / _SETTINGS).is_file():
+        raise ValueError(
+            f"{folder} holds no test that was stopped (no {_STOPPED}); name the folder that "
+            f"`{_PROG}` told"
+        )
+    words: list[str] = _read_settings(folder)["arguments"]
+    return words
+
+
+class LoadModel(Protocol):
+    """Loads the network that is tested."""
+
+    def __call__(self, *, num_classes: int | None = None, in_chans: int | None = None) -> nn.Module:
+        """The trained network; classes and channels are those of the data, None its own."""
+        ...
+
+
+def run_test(
+    name: str,
+    load: LoadModel,
+    options: EvaluateConfig,
+    arguments: Sequence[str],
+    *,
+    run_folder: Path | None = None,
+    stopped: Path | None = None,
+) -> tuple[ClassificationResult, Sequence[Path]]:
+    """Test a classifier, or go on with its test; the rows are on the disk while it runs.
+
+    Args:
+        name: Of the run or the model.
+        load: Loads it.
+        options: What is tested, on what, and where the results go.
+        arguments: The command line's words, kept so that ``--resume`` can repeat them.
+        run_folder: Folder of the run; None for a model by name.
+        stopped: Folder of a test that was stopped.
+
+    Returns:
+        What was found, and the files that hold it.
+
+    Raises:
+        ValueError: If network and data do not fit, or the test that was stopped was another one.
+        FileNotFoundError: If there are no such weights or data.
+        Interrupted: If the user stopped it.
+    """
+    model, test = _open(load, options, is_run=run_folder is not None)
+    images = test.source.test
+    check_num_classes(cast(Any, model).num_classes, len(test.source.class_names))
+    settings = {
+        "arguments": _without_out(arguments),
+        "device": str(default_device(options.device)),
+        "weights_sha256": _digest(model),
+        "transform": _transform(model),
+        "batch_size": options.data.batch_size,
+        "num_images": len(images),
+    }
+    for note in test.notes:
+        report(note)
+    if stopped is not None:
+        _check_same(stopped, settings)
+    own = None if options.out else run_folder
+    folder = stopped or own or new_folder(options.out, f"runs/evaluate/{name}")
+    part = folder / _STOPPED
+    if not part.is_file() or _read_settings(folder) != settings:
+        part.unlink(missing_ok=True)
+        replace_atomically(folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+        part.touch()
+    file = PredictionsFile(part, _names(images, options.data.root))
+    try:
+        predictions, speed = _predict(model, test.source, options, file)
+    except KeyboardInterrupt:
+        again = f"{_PROG} --resume {shlex.quote(str(folder))}"
+        raise Interrupted(f"interrupted; go on with: {again}") from None
+    title = f"{Path(name).name} on {options.data.name}"
+    return _finish(folder, predictions, speed, test, title=title)
+
+
+def _without_out(arguments: Sequence[str]) -> list[str]:
+    """The words that say what is tested, not where the results go."""
+    words = [word for word in arguments if not word.startswith("--out=")]
+    if "--out" in words:
+        place = words.index("--out")
+        del words[place : place + 2]
+    return words
+
+
+def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with another test than the one that was stopped."""
+    before = _read_settings(folder)
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{folder} was begun with {name} {before.get(name)}, which now is {value}; bring "
+                "that back, or test anew into another folder"
+            )
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    file = folder / _SETTINGS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _digest(model: nn.Module) -> str:
+    """SHA-256 of names and values of all tensors."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _transform(model: nn.Module) -> dict[str, Any]:
+    """What is done to an image, in timm's words and JSON's types."""
+    return json.loads(json.dumps(resolve_data_config(pretrained_cfg=model.pretrained_cfg)))
+
+
+def _names(images: TensorImages | ImageFiles, root: str | None) -> list[str]:
+    if not isinstance(images, ImageFiles):
+        return [str(number) for number in range(len(images))]
+    return [os.path.relpath(path, Path(root or ".").expanduser()) for path in images.paths]
+
+
+def _open(load: LoadModel, options: EvaluateConfig, *, is_run: bool) -> tuple[nn.Module, _Test]:
+    if options.data.name == "imagenet":
+        return _open_imagenet(load, options, is_run=is_run)
+    source = open_data(options.data, training=False)
+    num_classes = None if options.weights is None else len(source.class_names)
+    return load(num_classes=num_classes, in_chans=source.in_chans), _Test(source=source)
+
+
+def _open_imagenet(
+    load: LoadModel, options: EvaluateConfig, *, is_run: bool
+) -> tuple[nn.Module, _Test]:
+    """A model by name is taken for one of ImageNet's 1,000 classes, a run for one of its own."""
+    root = existing_root("imagenet", options.data.root, download=False)
+    model = load(num_classes=1000 if options.weights else None)
+    cfg = cast(Mapping[str, Any], model.pretrained_cfg)
+    found = load_imagenet_validation(
+        root,
+        class_names=cfg["label_names"] if is_run else None,
+        allow_missing_classes=options.allow_missing_classes,
+        real=options.real,
+    )
+    if options.data.num_test is not None:
+        count = len(found.images)
+        found = found.select(drawn(count, options.data.num_test, 0, "imagenet: num_test"))
+    source = Source(
+        name="imagenet",
+        class_names=found.class_names,
+        train=found.images.select(torch.arange(0)),
+        test=found.images,
+        image_size=None,
+        in_chans=3,
+        mean=cfg["mean"],
+        std=cfg["std"],
+    )
+    return model, _Test(source=source, wnids=found.wnids, real=found.real, notes=found.notes)
+
+
+def _predict(
+    model: nn.Module, source: Source, options: EvaluateConfig, file: PredictionsFile
+) -> tuple[Predictions, float]:
+    """All predictions, those that the file has already among them, and images a second."""
+    labels, total = source.test.labels, len(source.test)
+    before = file.rewind(labels, options.data.batch_size)
+    parts = [] if before is None else [before]
+    start = sum(map(len, parts))
+    rest = dataclasses.replace(source, test=source.test.select(torch.arange(start, total)))
+    loader, boxes = test_batches(options.data, rest, cast(Mapping[str, Any], model.pretrained_cfg))
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if start:
+        report(f"goes on after {start:,} of {total:,} images")
+    started = time.monotonic()
+    with tqdm(total=total, initial=start, unit=" images", leave=True, disable=None) as progress:
+        for batch in predict_batches(
+            model,
+            loader,
+            num_classes=len(source.class_names),
+            boxes=boxes,
+            device=options.device,
+            dtype=getattr(torch, options.dtype),
+        ):
+            file.append(batch)
+            parts.append(batch)
+            progress.update(len(batch))
+    speed = (total - start) / max(1e-9, time.monotonic() - started)
+    return Predictions.cat(parts), speed
+
+
+def _finish(
+    folder: Path, predictions: Predictions, speed: float, test: _Test, *, title: str
+) -> tuple[ClassificationResult, Sequence[Path]]:
+    """Write what was found; the rows get their name last, and with it the test ends."""
+    names = test.source.class_names
+    result = summarize(predictions, class_names=names, real=test.real, images_per_second=speed)
+    replace_atomically(folder / "evaluation.json", result.to_json().encode())
+    table = per_class_table(predictions, names, test.wnids)
+    replace_atomically(folder / "per_class.csv", table.encode())
+    with written_whole(folder / "confusion.png") as drawing:
+        figures.draw_confusion(
+            predictions.labels.numpy(),
+            predictions.classes[:, 0].numpy(),
+            names,
+            drawing,
+            title=f"{title}: {result.top1:.1%} right",
+        )
+    (folder / _STOPPED).replace(folder / "predictions.csv")
+    files = ("evaluation.json", "per_class.csv", "confusion.png", "predictions.csv")
+    return result, [folder / name for name in files]

@@ -1,0 +1,47 @@
+"""Batches of images whose sizes differ, and what of a data set was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from convattn.config import DataConfig
+from convattn.data.annotated import describe_skipped
+from convattn.text import report
+
+
+def collate_lists(items: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    """A batch of images whose sizes or numbers of objects differ.
+
+    Args:
+        items: Images and truths.
+    """
+    images, truths = zip(*items, strict=True)
+    return list(images), list(truths)
+
+
+def list_batches(config: DataConfig, images: Dataset[Any]) -> DataLoader[Any]:
+    """The images in order: batches of lists.
+
+    Args:
+        config: Size of a batch and number of workers.
+        images: Gives images and truths.
+    """
+    return DataLoader(
+        images,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        collate_fn=collate_lists,
+    )
+
+
+def report_skipped(skipped: Mapping[str, int]) -> None:
+    """Tell on stderr what was left out of a data set.
+
+    Args:
+        skipped: Reason -> how often.
+    """
+    if skipped:
+        report(describe_skipped(skipped))

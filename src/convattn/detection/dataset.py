@@ -1,0 +1,84 @@
+"""Images to detect objects on as a configuration wants them: opened, batched for a test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from convattn.config import DataConfig
+from convattn.data.batches import list_batches, report_skipped
+from convattn.data.coco import DetectionSource, load_detection
+from convattn.data.dense_transforms import detection_test_transform
+
+_SHORTER_SIDE = 800
+_LONGEST_OVER_SHORTER = 5 / 3
+
+
+def open_data(config: DataConfig, *, masks: bool, training: bool = True) -> DetectionSource:
+    """The detection data set that a configuration names; what it leaves out is told on stderr.
+
+    Args:
+        config: Name, place and size of the data set.
+        masks: Whether the objects' masks are needed.
+        training: Whether the training images are wanted; else there is but one of them.
+
+    Raises:
+        ValueError: If there is no such data set, its files are not what they should be, or it has
+            no masks where they are needed.
+        FileNotFoundError: If its files are missing.
+    """
+    source = load_detection(
+        config.name,
+        root=config.root,
+        image_size=config.image_size,
+        num_train=config.num_train if training else 1,
+        num_test=config.num_test,
+        annotations=config.annotations,
+        masks=masks,
+        bad_annotations=config.bad_annotations,
+        empty_images=config.empty_images,
+    )
+    if masks and not source.has_masks:
+        raise ValueError(
+            f"{config.name} has boxes and no masks, which this detector needs; name annotations "
+            "with masks (--data.annotations), or train a retinanet"
+        )
+    report_skipped(source.skipped)
+    return source
+
+
+def pretrained_cfg(config: DataConfig, source: DetectionSource) -> dict[str, Any]:
+    """What a detector trained on these images needs of a test image.
+
+    Args:
+        config: How images are resized.
+        source: The data set.
+    """
+    own = source.image_size
+    longest = config.max_size
+    if config.image_size is not None or own is None:
+        shorter = config.image_size or _SHORTER_SIDE
+        longest = longest or int(shorter * _LONGEST_OVER_SHORTER)
+    else:
+        shorter, longest = min(own), longest or max(own)
+    return {
+        "num_classes": len(source.class_names),
+        "input_size": (3, shorter, shorter),
+        "image_size": shorter,
+        "max_size": longest,
+        "mean": source.mean,
+        "std": source.std,
+        "label_names": source.class_names,
+        "category_ids": source.category_ids,
+    }
+
+
+def test_batches(config: DataConfig, source: DetectionSource) -> DataLoader[Any]:
+    """The test images in order: lists of images, 0 to 1 and of their own sizes, and of truths.
+
+    Args:
+        config: Size of a batch and number of workers.
+        source: The data set.
+    """
+    return list_batches(config, source.test.with_transform(detection_test_transform()))

@@ -1,0 +1,72 @@
+"""Images to segment as a configuration wants them: opened, batched for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from convattn.config import DataConfig
+from convattn.data.batches import list_batches, report_skipped
+from convattn.data.dense_transforms import segmentation_test_transform
+from convattn.data.masks import SegmentationSource, load_segmentation
+
+_SHORTER_SIDE = 512
+
+
+def open_data(config: DataConfig, *, training: bool = True) -> SegmentationSource:
+    """The segmentation data set that a configuration names; what it leaves out is told on stderr.
+
+    Args:
+        config: Name, place and size of the data set.
+        training: Whether the training images are wanted; else there is but one of them.
+
+    Raises:
+        ValueError: If there is no such data set, or its files are not what they should be.
+        FileNotFoundError: If its files are missing.
+    """
+    source = load_segmentation(
+        config.name,
+        root=config.root,
+        image_size=config.image_size,
+        num_train=config.num_train if training else 1,
+        num_test=config.num_test,
+        bad_annotations=config.bad_annotations,
+    )
+    report_skipped(source.skipped)
+    return source
+
+
+def pretrained_cfg(config: DataConfig, source: SegmentationSource) -> dict[str, Any]:
+    """What a segmenter trained on these images needs of a test image.
+
+    Args:
+        config: How images are resized.
+        source: The data set.
+    """
+    seen = config.crop_size or source.image_size or (_SHORTER_SIDE,) * 2
+    return {
+        "num_classes": len(source.class_names),
+        "input_size": (3, *seen),
+        "image_size": None if source.image_size is not None else config.image_size,
+        "mean": source.mean,
+        "std": source.std,
+        "label_names": source.class_names,
+    }
+
+
+def test_batches(
+    config: DataConfig, source: SegmentationSource, cfg: Mapping[str, Any]
+) -> DataLoader[Any]:
+    """The test images in order, as the model sees them, and their masks: lists of both.
+
+    Args:
+        config: Size of a batch and number of workers.
+        source: The data set.
+        cfg: The ``pretrained_cfg`` of the model.
+    """
+    transform = segmentation_test_transform(
+        image_size=cfg["image_size"], mean=tuple(cfg["mean"]), std=tuple(cfg["std"])
+    )
+    return list_batches(config, source.test.with_transform(transform))

@@ -1,0 +1,496 @@
+"""The door that all tasks keep: open data, build, train, test, predict, describe.
+
+A task is a room, ``convattn.classification``, ``.detection`` or ``.segmentation``; which of them a
+network is for, its name tells. Whoever needs something that differs between tasks asks here.
+
+Rooms are entered only when something is asked of them: each needs an extra of its own, and training
+needs Lightning.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from torch import nn
+
+from convattn.config import DataConfig, EvaluateConfig, PredictConfig, TrainConfig
+from convattn.data import (
+    DATASETS,
+    DETECTION_DATASETS,
+    SEGMENTATION_DATASETS,
+    UnreadableImageError,
+)
+from convattn.detection import DETECTORS, create_detector, finds_masks
+from convattn.files import replace_atomically
+from convattn.results import Findings
+from convattn.runs import Run, augment_arguments, create_model, open_model
+from convattn.segmentation import SEGMENTERS, create_segmenter
+
+if TYPE_CHECKING:
+    from convattn.train.run import TrainedRun
+    from convattn.train.task import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a data set holds for training."""
+
+    num_train: int
+    """Training images."""
+    num_classes: int
+    """Without the background."""
+    shape: tuple[int, int, int]
+    """(C, H, W) of what the network sees."""
+
+
+class Task(ABC):
+    """What networks of one kind are for, and how each step of their lives is done."""
+
+    name: ClassVar[str]
+    """One word."""
+    models: ClassVar[Mapping[str, Any]]
+    """Networks of our own that are no timm models, by name."""
+    datasets: ClassVar[Sequence[str]]
+    """Names of the data sets that it can be trained on."""
+    published: ClassVar[Mapping[str, tuple[int, int]]]
+    """Data set -> training images and classes, as published or generated."""
+    assumed_classes: ClassVar[int]
+    """Number of classes of a data set that nobody has described."""
+
+    @abstractmethod
+    def contents(self, config: TrainConfig) -> Contents:
+        """Open the data of a run and count them.
+
+        Raises:
+            ValueError: If they are not what they should be.
+            FileNotFoundError: If they are missing.
+        """
+
+    @abstractmethod
+    def assumed_size(self, data: DataConfig) -> tuple[int, int]:
+        """Height and width of what the network would see of data that are not there."""
+
+    @abstractmethod
+    def build(
+        self, config: TrainConfig, *, num_classes: int, in_chans: int, augment: Any
+    ) -> nn.Module:
+        """The network of a run with random weights; ``num_classes`` without the background.
+
+        Raises:
+            ValueError: If there is no such network, or it refuses its arguments.
+        """
+
+    @abstractmethod
+    def job(self, config: TrainConfig) -> Job:
+        """The training of a run: its data, its Lightning task, how its results are shown.
+
+        Raises:
+            ValueError: If the configuration and the data do not fit.
+        """
+
+    @abstractmethod
+    def test(
+        self,
+        target: str,
+        run: Run | None,
+        options: EvaluateConfig,
+        arguments: Sequence[str],
+        *,
+        stopped: Path | None = None,
+    ) -> tuple[Findings, Sequence[Path]]:
+        """Test a trained network: what was found, and the files that hold it.
+
+        Args:
+            target: A run's folder or a model's name.
+            run: The run, None for a model by name.
+            options: What is tested, on what, and where the results go.
+            arguments: The command line's words, for a test that is gone on with.
+            stopped: Folder of a test that was stopped.
+
+        Raises:
+            ValueError: If network and data do not fit.
+            FileNotFoundError: If there are no such weights or data.
+        """
+
+    @abstractmethod
+    def predict(
+        self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
+    ) -> Iterator[str | UnreadableImageError]:
+        """Predict images one after the other and leave files in the folder ``out``.
+
+        Yields:
+            What was found on each, in a few words; or why it could not be read.
+        """
+
+    def check_options(self, options: EvaluateConfig | PredictConfig, target: str) -> None:
+        """Refuse an option that another task heeds and this one does not.
+
+        Args:
+            options: Of a command.
+            target: What the command is about, for the error.
+
+        Raises:
+            ValueError: If one was given.
+        """
+        kind = EvaluateConfig if isinstance(options, EvaluateConfig) else PredictConfig
+        default = kind()
+        for option, task in _HEEDED_BY[kind].items():
+            if task != self.name and getattr(options, option) != getattr(default, option):
+                flag = option.replace("_", "-")
+                raise ValueError(f"--{flag} is for {task}; {target} does {self.name}")
+
+
+class Classification(Task):
+    """The class of an image."""
+
+    name = "classification"
+    models: ClassVar[Mapping[str, Any]] = {}
+    datasets = tuple(DATASETS)
+    published: ClassVar[Mapping[str, tuple[int, int]]] = {
+        "cluttered_digits": (20_000, 10),
+        "cifar10": (50_000, 10),
+        "cifar100": (50_000, 100),
+        "fashion_mnist": (60_000, 10),
+        "imagenet": (1_281_167, 1000),
+        "tiny_imagenet": (100_000, 200),
+    }
+    assumed_classes = 1000
+    _sizes: ClassVar[Mapping[str, int]] = {
+        "cluttered_digits": 64,
+        "cifar10": 32,
+        "cifar100": 32,
+        "fashion_mnist": 28,
+        "tiny_imagenet": 64,
+    }
+
+    def contents(self, config: TrainConfig) -> Contents:
+        """Open the data of a run and count them; nothing is downloaded."""
+        from convattn.classification.dataset import open_data, pretrained_cfg
+
+        source = open_data(replace(config.data, download=False))
+        return Contents(
+            num_train=len(source.train),
+            num_classes=len(source.class_names),
+            shape=pretrained_cfg(config.data, source)["input_size"],
+        )
+
+    def assumed_size(self, data: DataConfig) -> tuple[int, int]:
+        """Height and width of what the network would see of data that are not there."""
+        side = data.image_size or self._sizes.get(data.name, 224)
+        return side, side
+
+    def build(
+        self, config: TrainConfig, *, num_classes: int, in_chans: int, augment: Any
+    ) -> nn.Module:
+        """The classifier of a run with random weights."""
+        own: dict[str, Any] = dict(config.model.model_args)
+        return create_model(
+            config.model.name, num_classes=num_classes, in_chans=in_chans, augment=augment, **own
+        )
+
+    def job(self, config: TrainConfig) -> Job:
+        """The training of a classifier."""
+        from convattn.train.classification import ClassificationJob
+
+        return ClassificationJob(config)
+
+    def test(
+        self,
+        target: str,
+        run: Run | None,
+        options: EvaluateConfig,
+        arguments: Sequence[str],
+        *,
+        stopped: Path | None = None,
+    ) -> tuple[Findings, Sequence[Path]]:
+        """Test a classifier, or go on with its test."""
+        from convattn.classification.testing import run_test
+
+        def load(*, num_classes: int | None = None, in_chans: int | None = None) -> nn.Module:
+            if run is not None:
+                return run.load_model()
+            return open_model(
+                target, checkpoint=options.weights, num_classes=num_classes, in_chans=in_chans
+            )
+
+        folder = None if run is None else run.folder
+        return run_test(target, load, options, arguments, run_folder=folder, stopped=stopped)
+
+    def predict(
+        self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
+    ) -> Iterator[str | UnreadableImageError]:
+        """The likeliest classes of each image."""
+        from convattn.classification.prediction import predict_images
+
+        return predict_images(model, files, out)
+
+
+class Detection(Task):
+    """Objects, their boxes, and of some networks their masks."""
+
+    name = "detection"
+    models = DETECTORS
+    datasets = tuple(DETECTION_DATASETS)
+    published: ClassVar[Mapping[str, tuple[int, int]]] = {
+        "cluttered_digits": (4_000, 10),
+        "coco": (118_287, 80),
+    }
+    assumed_classes = 80
+
+    def contents(self, config: TrainConfig) -> Contents:
+        """Open the data of a run and count them."""
+        from convattn.detection.dataset import open_data, pretrained_cfg
+
+        source = open_data(config.data, masks=finds_masks(config.model.name))
+        cfg = pretrained_cfg(config.data, source)
+        own = config.data.crop_size or source.image_size
+        return Contents(
+            num_train=len(source.train),
+            num_classes=len(source.class_names),
+            shape=(3, *(own or _landscape(cfg["image_size"], cfg["max_size"]))),
+        )
+
+    def assumed_size(self, data: DataConfig) -> tuple[int, int]:
+        """Height and width of what the network would see of data that are not there."""
+        return _assumed_dense_size(data)
+
+    def build(
+        self, config: TrainConfig, *, num_classes: int, in_chans: int, augment: Any
+    ) -> nn.Module:
+        """The detector of a run with random weights."""
+        arguments = _dense_arguments(config, augment)
+        # torchvision's detectors count the background
+        return create_detector(config.model.name, num_classes=num_classes + 1, **arguments)
+
+    def job(self, config: TrainConfig) -> Job:
+        """The training of a detector."""
+        from convattn.train.detection import DetectionJob
+
+        return DetectionJob(config)
+
+    def test(
+        self,
+        target: str,
+        run: Run | None,
+        options: EvaluateConfig,
+        arguments: Sequence[str],
+        *,
+        stopped: Path | None = None,
+    ) -> tuple[Findings, Sequence[Path]]:
+        """Test a detector."""
+        from convattn.detection.dataset import open_data, test_batches
+        from convattn.detection.evaluation import evaluate_detection
+
+        assert run is not None
+        model = run.load_model()
+        masks = finds_masks(run.config.model.name)
+        source = open_data(options.data, masks=masks, training=False)
+        _check_classes(run, source.class_names, options.data.name)
+        result = evaluate_detection(
+            model,
+            test_batches(options.data, source),
+            class_names=source.class_names,
+            has_masks=masks,
+            device=options.device,
+        )
+        return result, [_write_result(run, result)]
+
+    def predict(
+        self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
+    ) -> Iterator[str | UnreadableImageError]:
+        """The objects on each image."""
+        from convattn.detection.prediction import predict_images
+
+        return predict_images(model, files, out, threshold=options.threshold)
+
+
+class Segmentation(Task):
+    """The class of every pixel."""
+
+    name = "segmentation"
+    models = SEGMENTERS
+    datasets = tuple(SEGMENTATION_DATASETS)
+    published: ClassVar[Mapping[str, tuple[int, int]]] = {
+        "cluttered_digits": (4_000, 11),
+        "camvid": (367, 11),
+        "voc": (1_464, 21),
+        "ade20k": (20_210, 150),
+    }
+    assumed_classes = 21
+
+    def contents(self, config: TrainConfig) -> Contents:
+        """Open the data of a run and count them."""
+        from convattn.segmentation.dataset import open_data, pretrained_cfg
+
+        source = open_data(config.data)
+        return Contents(
+            num_train=len(source.train),
+            num_classes=len(source.class_names),
+            shape=pretrained_cfg(config.data, source)["input_size"],
+        )
+
+    def assumed_size(self, data: DataConfig) -> tuple[int, int]:
+        """Height and width of what the network would see of data that are not there."""
+        return _assumed_dense_size(data)
+
+    def build(
+        self, config: TrainConfig, *, num_classes: int, in_chans: int, augment: Any
+    ) -> nn.Module:
+        """The segmenter of a run with random weights."""
+        arguments = _dense_arguments(config, augment)
+        return create_segmenter(config.model.name, num_classes=num_classes, **arguments)
+
+    def job(self, config: TrainConfig) -> Job:
+        """The training of a segmenter."""
+        from convattn.train.segmentation import SegmentationJob
+
+        return SegmentationJob(config)
+
+    def test(
+        self,
+        target: str,
+        run: Run | None,
+        options: EvaluateConfig,
+        arguments: Sequence[str],
+        *,
+        stopped: Path | None = None,
+    ) -> tuple[Findings, Sequence[Path]]:
+        """Test a segmenter."""
+        from convattn.segmentation.dataset import open_data, test_batches
+        from convattn.segmentation.evaluation import evaluate_segmentation
+
+        assert run is not None
+        model = run.load_model()
+        source = open_data(options.data, training=False)
+        _check_classes(run, source.class_names, options.data.name)
+        result = evaluate_segmentation(
+            model,
+            test_batches(options.data, source, cast(Mapping[str, Any], model.pretrained_cfg)),
+            class_names=source.class_names,
+            window=options.window,
+            device=options.device,
+        )
+        return result, [_write_result(run, result)]
+
+    def predict(
+        self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
+    ) -> Iterator[str | UnreadableImageError]:
+        """The class of every pixel of each image."""
+        from convattn.segmentation.prediction import predict_images
+
+        return predict_images(model, files, out, window=options.window)
+
+
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (Classification(), Detection(), Segmentation())
+}
+"""Every task by its name."""
+
+_HEEDED_BY: Mapping[type, Mapping[str, str]] = {
+    EvaluateConfig: {
+        "window": "segmentation",
+        "dtype": "classification",
+        "channels_last": "classification",
+        "allow_missing_classes": "classification",
+        "real": "classification",
+        "out": "classification",
+    },
+    PredictConfig: {"window": "segmentation", "threshold": "detection"},
+}
+"""Options of a command -> each that a single task heeds, and which."""
+
+
+def task_of(model: str) -> Task:
+    """What a network is for, by its name.
+
+    Args:
+        model: Of a detector, a segmenter, or a classifier of timm's.
+    """
+    dense = (task for task in TASKS.values() if model in task.models)
+    return next(dense, TASKS["classification"])
+
+
+def build_network(
+    config: TrainConfig, *, num_classes: int, in_chans: int = 3, input_size: Sequence[int]
+) -> nn.Module:
+    """The network that a run trains, with random weights.
+
+    Args:
+        config: The run.
+        num_classes: Without the background.
+        in_chans: Channels of an image.
+        input_size: Height and width that attention is made for, where it is added.
+
+    Raises:
+        ValueError: If there is no such network, or it refuses its arguments.
+    """
+    augment = augment_arguments(config.augment, tuple(input_size))
+    task = task_of(config.model.name)
+    return task.build(config, num_classes=num_classes, in_chans=in_chans, augment=augment)
+
+
+def train(config: TrainConfig) -> TrainedRun | None:
+    """Train a network and leave a run folder, see ``convattn.train.run.train``.
+
+    Args:
+        config: The whole run.
+    """
+    from convattn.train import run
+
+    return run.train(config, task_of(config.model.name).job)
+
+
+def resume(folder: str | Path) -> TrainedRun | None:
+    """Go on with a run that was stopped or killed, see ``convattn.train.run.resume``.
+
+    Args:
+        folder: The run folder.
+    """
+    from convattn.train import run
+
+    found = Run.open(folder)
+    return run.resume(found, task_of(found.config.model.name).job)
+
+
+def _dense_arguments(config: TrainConfig, augment: Any) -> dict[str, Any]:
+    given = {
+        "backbone": config.model.backbone,
+        "backbone_args": config.model.backbone_args or None,
+        "augment": augment,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return {**config.model.model_args, **chosen}
+
+
+def _assumed_dense_size(data: DataConfig) -> tuple[int, int]:
+    if data.crop_size is not None:
+        return data.crop_size
+    if data.name == "cluttered_digits":
+        return (data.image_size or 96,) * 2
+    return _landscape(data.image_size or 800, data.max_size)
+
+
+def _landscape(shorter: int, longest: int | None) -> tuple[int, int]:
+    """An image of 4 to 3, as most of COCO's are."""
+    return shorter, min(longest or shorter * 2, shorter * 4 // 3)
+
+
+def _check_classes(run: Run, class_names: Sequence[str], data: str) -> None:
+    """Refuse data of other classes than the network's."""
+    known = run.pretrained_cfg["label_names"]
+    if list(known) != list(class_names):
+        raise ValueError(
+            f"{run.folder} knows {len(known)} classes, {', '.join(known[:3])} ..., and {data} has "
+            f"{len(class_names)}, {', '.join(class_names[:3])} ...; name data with the same "
+            "classes in the same order"
+        )
+
+
+def _write_result(run: Run, result: Findings) -> Path:
+    file = run.folder / "evaluation.json"
+    replace_atomically(file, result.to_json().encode())
+    return file
