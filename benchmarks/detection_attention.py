@@ -19,11 +19,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from convattn.config import TrainConfig, finds_masks
 from convattn.data.dense_dataset import open_detection
-from convattn.detection.drawing import save_png, sheet
 from convattn.detection.prediction import detect
+from convattn.drawing import save_png, sheet
 from convattn.evaluate import load_run
 from convattn.explanation import attention_layers, capture_attention
-from convattn.explanation.figures import overlay
+from convattn.explanation.overlay import overlay
 
 ENLARGED = 5
 

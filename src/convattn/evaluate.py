@@ -25,26 +25,25 @@ from torch import Tensor, nn
 from convattn import surgery
 from convattn.classification.predictions import NUM_RANKS, Predictions
 from convattn.detection import DETECTORS, create_detector
-from convattn.detection.pyramid import FeatureLevels
 from convattn.explanation import attention_layers, attention_maps, energy_in_box, peak_in_box
+from convattn.models.pyramid import FeatureLevels
 from convattn.modes import eval_mode
-from convattn.results import Findings, Rows, percentages, worst_class
+from convattn.results import Results, Rows, percentages, worst_class
 from convattn.segmentation import SEGMENTERS, create_segmenter
-from convattn.text import nearest
+from convattn.text import nearest, one_line
 from convattn.weights import (
+    adapt_classifier,
+    adapt_input_channels,
     load_checked,
-    one_line,
-    other_model,
+    mismatch_error,
     read_metadata,
     read_weights,
     tensor_differences,
-    with_own_channels,
-    with_own_classes,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result(Findings):
+class Result(Results):
     """What ``evaluate`` found; shares lie between 0 and 1."""
 
     num_classes: int
@@ -154,7 +153,7 @@ def create_model(
     def fits() -> str:
         theirs = weights
         if own_classifier:
-            theirs = with_own_channels(model, with_own_classes(model, weights))
+            theirs = adapt_input_channels(model, adapt_classifier(model, weights))
         differences = tensor_differences(theirs, model.state_dict())
         if not differences:
             model.load_state_dict(theirs)
@@ -163,7 +162,7 @@ def create_model(
     differences = fits()
     if augment is None:
         if differences:
-            raise other_model(file, weights, differences)
+            raise mismatch_error(file, weights, differences)
         return model
     surgery.augment(model, inplace=True, **augment)
     if differences and fits():

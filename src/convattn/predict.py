@@ -10,12 +10,11 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from convattn.data import UnreadableImageError
+from convattn.data import UnreadableImageError, read_image
 from convattn.detection.prediction import detect
 from convattn.evaluate import unused_name
-from convattn.explanation import read_image
+from convattn.files import replace_atomically
 from convattn.segmentation.prediction import segment
-from convattn.weights import replace_atomically
 
 
 def predict_objects(

@@ -10,8 +10,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_pil_image
 
 from convattn.data.annotated import AnnotatedImages
-from convattn.detection.drawing import class_colour, legend
 from convattn.detection.prediction import Detections, detect, draw_beside_truth
+from convattn.drawing import class_colour, legend
 
 NAMES, IDS = ("cat", "dog", "owl"), (17, 18, 90)
 SIZE = (40, 60)

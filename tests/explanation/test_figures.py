@@ -7,7 +7,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from convattn.explanation import attention_through, explain_classes
-from convattn.explanation.figures import draw_confusion, draw_explanations, draw_layers, overlay
+from convattn.explanation.figures import draw_confusion, draw_explanations, draw_layers
+from convattn.explanation.overlay import overlay
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch import nn
 
 import convattn
 from convattn import AAConv2d, augment, capture_attention
-from convattn.data import cluttered_digits
+from convattn.data import generate_cluttered_digits
 from convattn.explanation import attention_maps, attention_through, class_names, explain_classes
 from convattn.explanation.heatmap import find_class
 from convattn.layers import LearnedAggregation2d
@@ -22,7 +22,7 @@ def bundled():
 
 @pytest.fixture(scope="module")
 def digits():
-    return cluttered_digits(200, split="test")
+    return generate_cluttered_digits(200, split="test")
 
 
 def digit(digits, bundled, *, side):

@@ -65,7 +65,7 @@ def command(arguments: list[str]) -> int:
         arguments: Words behind the command.
     """
     from convattn.bench import LAYERS, draw_costs, measure
-    from convattn.weights import replace_atomically
+    from convattn.files import replace_atomically
 
     prog = "convattn bench"
     _check_no_dense_model(arguments, prog)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from convattn.classification.predictions import Predictions, PredictionsFile
     from convattn.data import ImageFiles, Source, TensorImages
-    from convattn.results import Findings
+    from convattn.results import Results
 
 _PROG = "convattn evaluate"
 _SETTINGS = "evaluation_config.json"
@@ -85,7 +85,7 @@ def command(arguments: list[str]) -> int:
     if run is None or task == "classification":
         return _test_classifier(target, run, options, arguments)
 
-    from convattn.weights import replace_atomically
+    from convattn.files import replace_atomically
 
     result = _evaluate_dense(run, task, options)
     print(result.table())
@@ -166,7 +166,7 @@ def _test_classifier(
     """Test, or go on with the test in the folder ``stopped``."""
     from convattn.classification.predictions import PredictionsFile
     from convattn.evaluate import check_num_classes, chosen_device
-    from convattn.weights import replace_atomically
+    from convattn.files import replace_atomically
 
     model, test = _open(target, run, options)
     images = test.source.test
@@ -383,7 +383,7 @@ def _finish(
     from convattn.classification.predictions import per_class_table
     from convattn.evaluate import summarize
     from convattn.explanation.figures import draw_confusion
-    from convattn.weights import replace_atomically
+    from convattn.files import replace_atomically
 
     names = test.source.class_names
     result = summarize(predictions, class_names=names, real=test.real, images_per_second=speed)
@@ -405,7 +405,7 @@ def _finish(
         print(folder / name)
 
 
-def _evaluate_dense(folder: Path, task: str, options: EvaluateOptions) -> Findings:
+def _evaluate_dense(folder: Path, task: str, options: EvaluateOptions) -> Results:
     """Test a detector or segmenter; data of other classes than its own are refused."""
     from convattn.data import dense_dataset as inputs
     from convattn.evaluate import load_run

@@ -127,10 +127,10 @@ def _explain_images(
     from convattn.evaluate import unused_name
     from convattn.explanation import attention_through, explain_classes
     from convattn.explanation.figures import FIGURE_SIDE, draw_explanations, draw_layers
-    from convattn.weights import replace_atomically
+    from convattn.files import replace_atomically
 
     sheet: list[list[Explanation]] = []
-    told: list[dict[str, Any]] = []
+    explained: list[dict[str, Any]] = []
     used = {"sheet"}
     out: Path | None = None
     for number, file in enumerate(images, 1):
@@ -173,16 +173,16 @@ def _explain_images(
                 title=f"{file.name} through {Path(name).name}",
                 query=options.query,
             )
-        told.append({"image": str(file), "explanations": [one.to_dict() for one in found]})
+        explained.append({"image": str(file), "explanations": [one.to_dict() for one in found]})
         if len(sheet) < _MOST_ROWS:
             row = found[: _MOST_COLUMNS if found[0].class_specific else 1]
             sheet.append([one.shrunk(FIGURE_SIDE) for one in row])
         best = found[0].top[0]
         print(f"{number}/{len(images)}  {file}  {best.name}  {best.probability:.1%}", flush=True)
-    failed = len(images) - len(told)
+    failed = len(images) - len(explained)
     if out is None:
         raise UsageError(f"none of the {failed} files could be read as an image")
-    replace_atomically(out / "explanations.json", (json.dumps(told, indent=2) + "\n").encode())
+    replace_atomically(out / "explanations.json", (json.dumps(explained, indent=2) + "\n").encode())
     draw_explanations(sheet, out / "sheet.png", title=_sheet_title(sheet, name))
     print(f"\n{out / 'sheet.png'}")
     if failed:
@@ -205,9 +205,9 @@ def _test_faithfulness(
 ) -> int:
     """Measure the maps on test images; a run keeps the report, a model's gets a new folder."""
     from convattn.classification.dataset import open_source, test_batches
-    from convattn.explanation import faithfulness
+    from convattn.explanation import measure_faithfulness
     from convattn.explanation.figures import draw_faithfulness
-    from convattn.weights import replace_atomically
+    from convattn.files import replace_atomically
 
     source = open_source(options.data, training=False)
     loader, boxes = test_batches(
@@ -225,7 +225,7 @@ def _test_faithfulness(
             end = "\n" if done == total else ""
             print(f"\r{done:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
 
-    report = faithfulness(
+    report = measure_faithfulness(
         model,
         loader,
         boxes=boxes,

@@ -71,8 +71,8 @@ def command(arguments: list[str]) -> int:
 
     import torch
 
+    from convattn.data import read_image
     from convattn.evaluate import load_run
-    from convattn.explanation import read_image
     from convattn.predict import predict_classes, predict_objects
 
     images = find_images(Path(options.image))

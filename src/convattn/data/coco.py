@@ -19,9 +19,10 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault, Faults
-from convattn.data.images import UnreadableImageError, read_rgb
-from convattn.data.scenes import Scenes, cluttered_scenes
+from convattn.data.images import read_rgb
+from convattn.data.scenes import Scenes, generate_scenes
 from convattn.data.sources import drawn, existing_root
+from convattn.exceptions import UnreadableImageError
 from convattn.text import nearest
 
 DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "coco")
@@ -82,7 +83,7 @@ def load_detection(
 ) -> DetectionSource:
     """Open a data set for detection by name.
 
-    - ``cluttered_digits`` is generated (see ``cluttered_scenes``): 4,000 training and 500 test
+    - ``cluttered_digits`` is generated (see ``generate_scenes``): 4,000 training and 500 test
       images of 96 x 96 unless told otherwise. ``seed`` chooses the training images; the test
       images are always the same.
     - ``coco`` reads COCO's json, https://cocodataset.org/#format-data, in one of two layouts:
@@ -212,8 +213,8 @@ def draw_scenes(
 ) -> tuple[Scenes, Scenes]:
     """Training and test scenes: 4,000 and 500 of 96 x 96 unless told otherwise."""
     size = 96 if image_size is None else image_size
-    train = cluttered_scenes(4_000 if num_train is None else num_train, image_size=size, seed=seed)
-    test = cluttered_scenes(
+    train = generate_scenes(4_000 if num_train is None else num_train, image_size=size, seed=seed)
+    test = generate_scenes(
         500 if num_test is None else num_test, split="test", image_size=size, seed=_TEST_SEED
     )
     return train, test

@@ -69,7 +69,7 @@ class Scenes:
         return label_of[self.instances[index].long()]
 
 
-def cluttered_scenes(
+def generate_scenes(
     num_images: int, *, split: Split = "train", image_size: int = 96, seed: int = 0
 ) -> Scenes:
     """Up to five handwritten digits an image, on a photograph, among fragments of other digits.
@@ -99,7 +99,7 @@ def cluttered_scenes(
         ModuleNotFoundError: If scikit-learn, of the ``train`` extra, is not installed.
 
     Example:
-        >>> scenes = cluttered_scenes(10, split="test")
+        >>> scenes = generate_scenes(10, split="test")
         >>> boxes, labels, masks = scenes.objects(0)
         >>> scenes.images.shape, len(boxes) == len(labels) == len(masks)
         (torch.Size([10, 3, 96, 96]), True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from convattn.data.cluttered_digits import cluttered_digits
+from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.imagenet import imagenet_names
 from convattn.data.images import ImageFiles, TensorImages, read_rgb
 from convattn.text import nearest
@@ -145,8 +145,10 @@ def _load_cluttered_digits(
     image_size: int | None, num_train: int | None, num_test: int | None, seed: int
 ) -> Source:
     size = 64 if image_size is None else image_size
-    train = cluttered_digits(20_000 if num_train is None else num_train, image_size=size, seed=seed)
-    test = cluttered_digits(
+    train = generate_cluttered_digits(
+        20_000 if num_train is None else num_train, image_size=size, seed=seed
+    )
+    test = generate_cluttered_digits(
         1_000 if num_test is None else num_test, split="test", image_size=size, seed=_TEST_SEED
     )
     return Source(

@@ -18,11 +18,11 @@ import gradio as gr
 from PIL import Image
 from torch import nn
 
+from convattn.data import read_image
 from convattn.demo import page
 from convattn.demo.network import Network, Query, as_shown, marked, open_device
 from convattn.demo.samples import Sample, digits, photographs
 from convattn.evaluate import open_model
-from convattn.explanation import read_image
 from convattn.explanation.heatmap import Method
 
 BUNDLED = "patchconvnet_nano.cluttered_digits"
@@ -48,7 +48,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _told(handler: Callable[P, R]) -> Callable[P, R]:
+def _show_errors(handler: Callable[P, R]) -> Callable[P, R]:
     """Our own sentences reach whoever asked; any other error only shows that it happened."""
 
     @functools.wraps(handler)
@@ -78,17 +78,17 @@ class Handlers:
         """What there is to choose from in a layer."""
         return [MEAN, *range(self.network.convs.get(layer or "", 0))]
 
-    @_told
+    @_show_errors
     def first(self, layer: str | None, head: str | int) -> Shown:
         """An image to begin with."""
         return self._show(self.samples[0].file, layer, head)
 
-    @_told
+    @_show_errors
     def sampled(self, layer: str | None, head: str | int, event: gr.EventData) -> Shown:
         """One of the samples was clicked."""
         return self._show(self.samples[event.sample].file, layer, head)
 
-    @_told
+    @_show_errors
     def picked(self, layer: str | None, head: str | int, event: gr.EventData) -> Shown:
         """A file was dropped, pasted or chosen."""
         file = base64.b64decode(event.image.partition(",")[2])
@@ -99,13 +99,13 @@ class Handlers:
             )
         return self._show(file, layer, head)
 
-    @_told
+    @_show_errors
     def chosen(self, file: bytes | None, event: gr.EventData) -> tuple[str, str]:
         """One of the classes was clicked."""
         look = self.network.look(_read(file), event.index)
         return page.classes(look), page.views(look)
 
-    @_told
+    @_show_errors
     def asked(
         self, file: bytes | None, layer: str, head: str | int, event: gr.EventData
     ) -> tuple[Query, str]:
@@ -113,7 +113,7 @@ class Handlers:
         query = (event.y, event.x)
         return query, self._answer(_read(file), layer, head, query)
 
-    @_told
+    @_show_errors
     def layer_chosen(
         self, file: bytes | None, layer: str, query: Query | None
     ) -> tuple[gr.Dropdown, str]:
@@ -121,14 +121,14 @@ class Handlers:
         heads = gr.Dropdown(self.heads(layer), value=MEAN)
         return heads, self._answer(_read(file), layer, MEAN, query)
 
-    @_told
+    @_show_errors
     def head_chosen(
         self, file: bytes | None, layer: str, head: str | int, query: Query | None
     ) -> str:
         """Another head."""
         return self._answer(_read(file), layer, head, query)
 
-    @_told
+    @_show_errors
     def explain(
         self, image: bytes | None, target: str, method: Method, opacity: float
     ) -> tuple[dict[str, Any], Image.Image]:
@@ -137,15 +137,15 @@ class Handlers:
         Returns the class explained, the five likeliest ones, and the image with its heat map.
         """
         found = self.network.explain(_read(image), target or None, method=method)
-        told = {
+        answer = {
             "explained": dataclasses.asdict(found.target),
             "classes": [dataclasses.asdict(one) for one in found.top],
             "method": found.method,
             "class_specific": found.class_specific,
         }
-        return told, as_shown(found).overlay(opacity=opacity)
+        return answer, as_shown(found).overlay(opacity=opacity)
 
-    @_told
+    @_show_errors
     def attend(
         self, image: bytes | None, y: int, x: int, layer: str, head: str, opacity: float
     ) -> Image.Image:

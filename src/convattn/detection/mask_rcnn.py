@@ -25,7 +25,7 @@ from convattn.detection.inputs import (
     check_numbers,
     checked_targets,
 )
-from convattn.detection.pyramid import FeaturePyramid, feature_levels
+from convattn.models.pyramid import FeaturePyramid, feature_levels
 
 _STRIDES = (4, 8, 16, 32)
 _BOX_SIDE = 7  # positions that a region is pooled to before its box is predicted

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype, to_pil_image
 
 from convattn.data.annotated import AnnotatedImages
-from convattn.detection.drawing import (
+from convattn.drawing import (
     class_colour,
     draw_box,
     magnified,

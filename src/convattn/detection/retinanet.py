@@ -23,7 +23,7 @@ from convattn.detection.inputs import (
     check_numbers,
     checked_targets,
 )
-from convattn.detection.pyramid import CoarserLevels, FeaturePyramid, feature_levels
+from convattn.models.pyramid import CoarserLevels, FeaturePyramid, feature_levels
 
 _HEAD_CONVS = 4  # of torchvision's head
 # Inferred. Heads from the paper's parameters: attention makes its detectors smaller, unlike its

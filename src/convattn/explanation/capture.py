@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from convattn.detection.pyramid import FeatureLevels
 from convattn.explanation.geometry import Grid, GridTracker
 from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.models.pyramid import FeatureLevels
 from convattn.modes import eager_mode
 
 Queries = Sequence[tuple[int, int]] | Literal["mean"]

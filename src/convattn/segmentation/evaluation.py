@@ -14,12 +14,12 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from convattn.data.masks import IGNORED
 from convattn.modes import eval_mode
-from convattn.results import Findings, Rows, percentages, worst_class
+from convattn.results import Results, Rows, percentages, worst_class
 from convattn.segmentation.upernet import resized, sliding_window
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationResult(Findings):
+class SegmentationResult(Results):
     """What ``evaluate_segmentation`` found; shares lie between 0 and 1.
 
     All of them come from the counts of the whole set, and none is a mean over images. One that is

@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from convattn.data.annotated import AnnotatedImages
 from convattn.data.dense_transforms import segmentation_test_transform
 from convattn.data.masks import IGNORED
-from convattn.detection.drawing import (
+from convattn.drawing import (
     BLACK,
     WHITE,
     Colour,

@@ -16,7 +16,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from convattn.data.masks import IGNORED
-from convattn.detection.pyramid import FeatureLevels, feature_levels
+from convattn.models.pyramid import FeatureLevels, feature_levels
 
 _AUXILIARY_LEVEL = 2  # stride 16 of 4, 8, 16, 32
 

@@ -10,7 +10,15 @@ from torch import nn
 from convattn.layers.rel_pos import Position
 from convattn.surgery.convs import conv_plans
 from convattn.surgery.pools import pool_plan
-from convattn.surgery.records import ConvFilter, ConvPlan, Plan, Pool, PoolPlan, Wish, num_params
+from convattn.surgery.records import (
+    AugmentOptions,
+    ConvFilter,
+    ConvPlan,
+    Plan,
+    Pool,
+    PoolPlan,
+    num_params,
+)
 from convattn.surgery.trace import check_network, trace_usual
 
 
@@ -66,33 +74,22 @@ def plan(
         >>> [conv.name for conv in found.convs if conv.replaced][:2]
         ['layer3.0.conv1', 'layer3.0.conv2']
     """
-    wish = Wish(
-        pool=pool,
-        conv=conv,
-        num_heads=num_heads,
-        qk_ratio=qk_ratio,
-        v_ratio=v_ratio,
-        min_head_dim=min_head_dim,
-        position=position,
-        attn_downsample=attn_downsample,
-        pool_heads=pool_heads,
-        mlp_ratio=mlp_ratio,
-        pool_name=pool_name,
-        classifier_name=classifier_name,
-        preserve=preserve,
-    )
-    return read(model, input_size, wish, count_macs=True)
+    options = AugmentOptions.of(locals())
+    return make_plan(model, input_size, options, count_macs=True)
 
 
-def read(
-    model: nn.Module, input_size: int | Sequence[int] | None, wish: Wish, *, count_macs: bool
+def make_plan(
+    model: nn.Module,
+    input_size: int | Sequence[int] | None,
+    options: AugmentOptions,
+    *,
+    count_macs: bool,
 ) -> Plan:
-    """The plan of a wish.
+    """The plan of what these options ask for.
 
     Args:
         model: The network.
         input_size: As in ``plan``.
-        wish: What was asked for.
         count_macs: Count the network's multiply-adds, which takes longest; else they are 0.
 
     Raises:
@@ -100,8 +97,8 @@ def read(
     """
     check_network(model, "augment")
     run = trace_usual(model, input_size, count_macs=count_macs)
-    convs = conv_plans(model, run, wish)
-    pool = pool_plan(model, run, wish)
+    convs = conv_plans(model, run, options)
+    pool = pool_plan(model, run, options)
     params = num_params(model)
     parts: list[ConvPlan | PoolPlan] = [*convs, pool]
     return Plan(
@@ -109,7 +106,7 @@ def read(
         input_size=run.input_size,
         pool=pool,
         convs=tuple(convs),
-        preserve=wish.preserve,
+        preserve=options.preserve,
         params=params,
         params_after=params + sum(part.params_after - part.params for part in parts),
         macs=run.macs,

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from convattn.exceptions import InterruptedTraining, NonFiniteError
+from convattn.files import replace_atomically
 from convattn.train.task import Curves
-from convattn.weights import replace_atomically
 
 
 class MetricsFile(Logger):

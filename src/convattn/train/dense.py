@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from convattn.config import TrainConfig
 from convattn.data.dense_dataset import as_lists
-from convattn.detection.pyramid import FeatureLevels
 from convattn.evaluate import augment_arguments, create_dense_model
+from convattn.models.pyramid import FeatureLevels
 from convattn.surgery import freeze as freeze_all_but
 from convattn.train.datamodule import TrainingData
 from convattn.train.seeding import seed_all

@@ -14,7 +14,7 @@ from convattn.data.dense_dataset import detection_batches, detection_cfg, open_d
 from convattn.data.dense_transforms import detection_test_transform, detection_train_transform
 from convattn.detection.evaluation import DetectionMetrics, evaluate_detection
 from convattn.detection.prediction import draw_beside_truth
-from convattn.results import Findings
+from convattn.results import Results
 from convattn.train.dense import DenseJob, DenseTask
 from convattn.train.task import Curves
 
@@ -107,9 +107,7 @@ class DetectionJob(DenseJob[DetectionTask]):
             task=DetectionTask,
         )
 
-    def show(
-        self, model: nn.Module, folder: Path, *, title: str
-    ) -> tuple[Findings, Sequence[Path]]:
+    def show(self, model: nn.Module, folder: Path, *, title: str) -> tuple[Results, Sequence[Path]]:
         """Test the saved detector and draw what it finds beside the truth.
 
         Args:

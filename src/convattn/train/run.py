@@ -27,7 +27,8 @@ from torch.utils import deterministic
 from convattn.config import ModelConfig, TrainConfig
 from convattn.evaluate import load_run, make_numbered_folder, task_of
 from convattn.exceptions import InterruptedTraining, NonFiniteError
-from convattn.results import Findings
+from convattn.files import replace_atomically
+from convattn.results import Results
 from convattn.train.callbacks import (
     Checkpoints,
     Ema,
@@ -38,7 +39,7 @@ from convattn.train.callbacks import (
 from convattn.train.classification import ClassificationJob
 from convattn.train.figures import draw_curves
 from convattn.train.task import Job, TrainingTask
-from convattn.weights import replace_atomically, tensor_differences
+from convattn.weights import tensor_differences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Run:
 
     folder: Path
     """The run folder."""
-    result: Findings
+    result: Results
     """Of the saved weights on the test images."""
     figures: tuple[Path, ...]
     """``curves.png`` and what the task shows besides."""

@@ -16,7 +16,7 @@ from convattn.data.dense_dataset import (
     segmentation_cfg,
 )
 from convattn.data.dense_transforms import segmentation_test_transform, segmentation_train_transform
-from convattn.results import Findings
+from convattn.results import Results
 from convattn.segmentation import segmentation_loss
 from convattn.segmentation.evaluation import SegmentationMetrics, evaluate_segmentation
 from convattn.segmentation.prediction import draw_beside_truth
@@ -113,9 +113,7 @@ class SegmentationJob(DenseJob[SegmentationTask]):
             task=SegmentationTask,
         )
 
-    def show(
-        self, model: nn.Module, folder: Path, *, title: str
-    ) -> tuple[Findings, Sequence[Path]]:
+    def show(self, model: nn.Module, folder: Path, *, title: str) -> tuple[Results, Sequence[Path]]:
         """Test the saved segmenter and draw what it finds beside the truth.
 
         Args:

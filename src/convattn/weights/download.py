@@ -9,7 +9,8 @@ from pathlib import Path
 import torch.hub
 
 from convattn.files import record_hash, written_whole
-from convattn.weights.reading import one_line, read_weights
+from convattn.text import one_line
+from convattn.weights.reading import read_weights
 
 
 def cached_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:

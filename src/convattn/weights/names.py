@@ -117,7 +117,7 @@ def patchconvnet_to_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tens
     return out
 
 
-def under_our_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def remap_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A PatchConvNet as released under our names; any other state dict as it is.
 
     Args:
