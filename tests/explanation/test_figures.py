@@ -32,7 +32,7 @@ def test_the_hottest_place_has_the_hottest_colour(image):
 
 def test_what_was_not_seen_is_dark(image):
     heat = np.ones((40, 60), np.float32)
-    shown = np.asarray(overlay(image, heat, seen=(20, -5, 50, 45))).astype(float)
+    shown = np.asarray(overlay(image, heat, region=(20, -5, 50, 45))).astype(float)
     own = np.asarray(image).astype(float)
     for columns in (slice(0, 20), slice(50, 60)):
         np.testing.assert_allclose(shown[:, columns], 0.35 * own[:, columns], atol=0.51)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,6 +203,8 @@ def _test_faithfulness(
     model: nn.Module, name: str, folder: Path | None, options: ExplainOptions
 ) -> int:
     """Measure the maps on test images; a run keeps the report, a model's gets a new folder."""
+    from tqdm import tqdm
+
     from convattn.classification.dataset import open_source, test_batches
     from convattn.explanation import measure_faithfulness
     from convattn.explanation.figures import draw_faithfulness
@@ -220,21 +221,17 @@ def _test_faithfulness(
             "the data that it was trained on by --data"
         )
 
-    def progress(done: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done == total else ""
-            print(f"\r{done:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
-
-    report = measure_faithfulness(
-        model,
-        loader,
-        boxes=boxes,
-        methods=None if options.method == "auto" else [options.method, "random", "centre"],
-        num_steps=options.num_steps,
-        seed=options.seed,
-        device=options.device,
-        progress=progress,
-    )
+    with tqdm(total=total, unit=" images", disable=None) as bar:
+        report = measure_faithfulness(
+            model,
+            loader,
+            boxes=boxes,
+            methods=None if options.method == "auto" else [options.method, "random", "centre"],
+            num_steps=options.num_steps,
+            seed=options.seed,
+            device=options.device,
+            progress=lambda done: bar.update(done - bar.n),
+        )
     if folder is None or options.out is not None:
         folder = new_folder(options.out, "explained")
     title = f"{Path(name).name} on {options.data.name}: do the maps tell the truth?"

@@ -49,7 +49,6 @@ def generate_cluttered_digits(
 
     Args:
         num_images: How many, at least 1.
-        split: ``"train"`` or ``"test"``.
         image_size: Side of the square images in pixels, at least 32; everything scales with it.
         seed: Any integer from 0.
 

@@ -594,62 +594,51 @@ def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]
     ``{"size": [H, W], "counts": ...}``, as whole numbers or packed into a text.
 
     Raises:
-        ModuleNotFoundError: If there are polygons and faster-coco-eval, of the ``detection`` extra,
-            is not installed.
+        ModuleNotFoundError: If faster-coco-eval, of the ``detection`` extra, is not installed.
 
     Example:
         >>> decode_mask({"size": [2, 3], "counts": [1, 2, 3]}, 2, 3)
         array([[0, 1, 0],
                [1, 0, 0]], dtype=uint8)
     """
+    coco_mask = _import_coco_mask()
     if isinstance(segmentation, list):
-        return _fill_polygons(segmentation, height, width)
-    lengths = _run_lengths(segmentation["counts"])
-    pixels = np.repeat(np.arange(len(lengths)) % 2, lengths).astype(np.uint8)
-    return pixels.reshape(width, height).T
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects(segmentation, height, width)
+    pixels: NDArray[np.uint8] = coco_mask.decode([segmentation])[:, :, 0]
+    return pixels
 
 
-def _fill_polygons(polygons: list[list[float]], height: int, width: int) -> NDArray[np.uint8]:
+def _import_coco_mask() -> Any:
     try:
-        from faster_coco_eval import mask as coco_mask
+        from faster_coco_eval import mask_api_new_cpp
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "masks of polygons need faster-coco-eval: pip install 'convattn[detection]'",
+            "masks need faster-coco-eval: pip install 'convattn[detection]'",
             name="faster_coco_eval",
         ) from error
-    filled: NDArray[np.uint8] = coco_mask.decode(
-        coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    )
-    return filled
+    return mask_api_new_cpp
 
 
-def _run_lengths(counts: list[int] | str) -> NDArray[np.int64]:
+def _run_lengths(segmentation: dict[str, Any]) -> NDArray[np.int64]:
     """Lengths of the runs of 0 and 1 in turn, the first of 0.
 
-    A text holds them as COCO's maskApi.c packs them: each the difference from the one before the
-    last, in characters of five bits, the lowest first, and a sixth that says that more follow.
-
     Raises:
-        ValueError: If they are none.
+        ValueError: If they are none; it begins with "has".
     """
-    if isinstance(counts, list):
-        lengths = np.asarray(counts)
-        if lengths.dtype.kind != "i" or lengths.ndim != 1:
-            raise ValueError("has run lengths that are no whole numbers")
-        return lengths
-    codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError("has a text as its mask that is no packed run lengths")
-    last = np.flatnonzero(codes & 32 == 0)
-    first = np.concatenate([[0], last[:-1] + 1])
-    places = np.arange(len(codes)) - np.repeat(first, last - first + 1)
-    if places.max() > 10:
-        raise ValueError("has a text as its mask that is no packed run lengths")
-    lengths = np.add.reduceat((codes & 31) << 5 * places, first)
-    # The highest bit of the last character is the sign.
-    lengths -= (codes[last] >> 4 & 1) << 5 * (places[last] + 1)
-    lengths[1::2] = lengths[1::2].cumsum()
-    lengths[2::2] = lengths[2::2].cumsum()
+    counts = segmentation["counts"]
+    if isinstance(counts, str):
+        try:
+            (plain,) = _import_coco_mask().toUncompressedRLE([segmentation])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                "has a text as its mask that is no packed run lengths of the image"
+            ) from error
+        counts = np.asarray(plain["counts"], np.int64)
+    lengths = np.asarray(counts)
+    if lengths.dtype.kind != "i" or lengths.ndim != 1:
+        raise ValueError("has run lengths that are no whole numbers")
     return lengths
 
 
@@ -694,7 +683,7 @@ def _check_runs(segmentation: dict[str, Any], height: int, width: int) -> None:
             f"has a mask of size {segmentation.get('size')}; expected that of the image, "
             f"[{height}, {width}]"
         )
-    lengths = _run_lengths(segmentation["counts"])
+    lengths = _run_lengths(segmentation)
     possible = (lengths >= 0) & (lengths <= height * width)
     if not possible.all() or lengths.sum() != height * width:
         raise ValueError(

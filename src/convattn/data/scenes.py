@@ -86,7 +86,6 @@ def generate_scenes(
 
     Args:
         num_images: How many, at least 1.
-        split: ``"train"`` or ``"test"``.
         image_size: Side of the square images in pixels, at least 48; everything scales with it.
         seed: Any integer from 0.
 

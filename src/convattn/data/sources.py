@@ -168,7 +168,6 @@ def existing_root(name: str, root: str | Path | None, download: bool) -> Path:
 
     Args:
         name: Of the data set, for errors.
-        root: What was given.
         download: Whether it will be filled.
 
     Raises:

@@ -20,7 +20,7 @@ from torch import nn
 
 from convattn.data import read_image
 from convattn.demo import page
-from convattn.demo.network import Network, Query, as_shown, marked, open_device
+from convattn.demo.network import Network, Query, mark_pixel, open_device, resize_for_display
 from convattn.demo.samples import Sample, digits, photographs
 from convattn.evaluate import open_model
 from convattn.explanation.heatmap import Method
@@ -63,12 +63,7 @@ def _show_errors(handler: Callable[P, R]) -> Callable[P, R]:
 
 
 class Handlers:
-    """What happens on the page and through its API.
-
-    Args:
-        network: The network that is shown.
-        samples: Images to try.
-    """
+    """What happens on the page and through its API."""
 
     def __init__(self, network: Network, samples: Sequence[Sample]) -> None:
         self.network = network
@@ -102,8 +97,8 @@ class Handlers:
     @_show_errors
     def chosen(self, file: bytes | None, event: gr.EventData) -> tuple[str, str]:
         """One of the classes was clicked."""
-        look = self.network.look(_read(file), event.index)
-        return page.classes(look), page.views(look)
+        explanations = self.network.explain_all(_read(file), event.index)
+        return page.classes(explanations), page.views(explanations)
 
     @_show_errors
     def asked(
@@ -143,7 +138,7 @@ class Handlers:
             "method": found.method,
             "class_specific": found.class_specific,
         }
-        return answer, as_shown(found).overlay(opacity=opacity)
+        return answer, resize_for_display(found).overlay(opacity=opacity)
 
     @_show_errors
     def attend(
@@ -157,13 +152,15 @@ class Handlers:
             raise ValueError(f"head={head!r}; expected the number of a head, or {MEAN}")
         number = None if head == MEAN else int(head)
         found = self.network.attend(_read(image), layer, number, (y, x))
-        return marked(as_shown(found).overlay(opacity=opacity), (y, x), found.image.size)
+        return mark_pixel(
+            resize_for_display(found).overlay(opacity=opacity), (y, x), found.image.size
+        )
 
     def _show(self, file: bytes, layer: str | None, head: str | int) -> Shown:
         image = _read(file)
-        look = self.network.look(image)
+        explanations = self.network.explain_all(image)
         answer = self._answer(image, layer, head, None)
-        return file, None, page.classes(look), page.views(look), answer
+        return file, None, page.classes(explanations), page.views(explanations), answer
 
     def _answer(
         self, image: Image.Image, layer: str | None, head: str | int, query: Query | None
@@ -197,7 +194,6 @@ def launch(
         num_classes: Number of classes of that checkpoint; None takes the model's own.
         host: Address to listen on; ``0.0.0.0`` lets other machines in.
         port: Port to listen on; None takes the first free one from 7860 on.
-        open_browser: Open the page in the browser.
 
     Raises:
         FileNotFoundError: If there is no such run or checkpoint.
@@ -223,10 +219,8 @@ def start(
     """Serve a page in the background; its ``close()`` ends that.
 
     Args:
-        blocks: What ``build`` has made.
         host: Address to listen on.
         port: Port to listen on; None takes the first free one from 7860 on.
-        open_browser: Open the page in the browser.
 
     Returns:
         The page's address.

@@ -54,8 +54,6 @@ def in_full_precision(module: nn.Module, args: Any, output: Any) -> Any:
     autocast would be half.
 
     Args:
-        module: The head.
-        args: Its inputs.
         output: Tensors, or lists, tuples or dictionaries of them.
     """
     if isinstance(output, Tensor):

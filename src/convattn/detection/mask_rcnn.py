@@ -86,7 +86,6 @@ def mask_rcnn(
         backbone: The name, with or without a ``.tag``.
         num_classes: Classes and the background.
         pretrained: Load the backbone's released weights.
-        backbone_args: Arguments of the backbone.
         augment: Arguments of ``convattn.augment`` for the backbone's convolutions.
         channels: Channels of the pyramid, of strides 4 to 64.
         box_channels: Channels of the two layers that classify a region.

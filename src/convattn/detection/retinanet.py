@@ -109,7 +109,6 @@ def retinanet(
         backbone: The name, with or without a ``.tag``.
         num_classes: Classes and the background.
         pretrained: Load the backbone's released weights.
-        backbone_args: Arguments of the backbone.
         augment: Arguments of ``convattn.augment`` for the backbone's convolutions.
         channels: Channels of pyramid and head.
         min_level: First level; level n has stride 2^n.

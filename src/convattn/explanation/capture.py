@@ -47,7 +47,6 @@ def named_layers(
     """The layers of ours with these names.
 
     Args:
-        model: Any network.
         names: As ``attention_layers`` has them; None takes all, at least one.
 
     Raises:

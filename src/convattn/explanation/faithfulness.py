@@ -133,7 +133,6 @@ def deletion_insertion(
     and is left as it was.
 
     Args:
-        model: The classifier.
         images: (B, C, H, W), normalised, on the model's device.
         heats: (B, H, W).
         targets: The class of each image, (B,).
@@ -323,7 +322,6 @@ def measure_faithfulness(
     is left as it was, but on ``device``.
 
     Args:
-        model: The classifier.
         loader: Batches of normalised images (B, C, H, W) and class numbers (B,), in order.
         boxes: The object of each image, in the loader's order and in pixels of what the model
             sees: (N, 4), xmin, ymin, xmax, ymax, the maxima one past the object.

@@ -36,8 +36,6 @@ def draw_explanations(
 
     Args:
         rows: An image's explanations each, at least one.
-        out: The PNG to write.
-        title: Stands above.
     """
     columns = 2 + max(map(len, rows))
     aspects = [row[0].image.height / row[0].image.width for row in rows]
@@ -79,10 +77,7 @@ def draw_layers(
     """One image through all attention layers: a row a layer, the mean and every head.
 
     Args:
-        image: The original.
         layers: By name the heat maps of its heads, see ``attention_through``.
-        out: The PNG to write.
-        title: Stands above.
         query: y and x of the pixel that looks, marked by a cross; None: all look.
     """
     columns = 1 + max(map(len, layers.values()))
@@ -139,13 +134,7 @@ def _short(name: str) -> str:
 
 
 def draw_faithfulness(report: Report, out: Path, *, title: str) -> None:
-    """Curves of deletion and insertion; where boxes are known, pointing game and energy as bars.
-
-    Args:
-        report: What ``measure_faithfulness`` found.
-        out: The PNG to write.
-        title: Stands above.
-    """
+    """Curves of deletion and insertion; where boxes are known, pointing game and energy as bars."""
     width = 9.0 if report.box_share is None else 14.0
     figure = Figure(figsize=(width, 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -238,8 +227,6 @@ def draw_confusion(
         labels: Right class of each image, (N,).
         taken: Class that it was taken for, (N,).
         names: Name of each class number.
-        out: The PNG to write.
-        title: Stands above.
     """
     classes = np.unique(labels)
     place = np.full(len(names), len(classes))

@@ -113,11 +113,7 @@ class Explanation:
         return self.of(image)
 
     def of(self, image: Image.Image) -> Explanation:
-        """The same of this image at another size.
-
-        Args:
-            image: The image, resized.
-        """
+        """The same of this image at another size."""
         across, down = (new / old for new, old in zip(image.size, self.image.size, strict=True))
         left, top, right, bottom = self.region
         region = (left * across, top * down, right * across, bottom * down)
@@ -146,7 +142,6 @@ def explain(
     alone shows how much each place of its last such layer is looked at.
 
     Args:
-        model: A classifier.
         image: A path, an open file, a PIL image, a tensor (C, H, W) of bytes or of 0..1, or an
             array (H, W, C).
         target: The class: its name, or its number; None explains the likeliest one. Names are
@@ -206,15 +201,8 @@ def explain_classes(
     """Where a network looks on an image for each of several classes, see ``explain``.
 
     Args:
-        model: A classifier.
-        image: As ``explain`` takes it.
         targets: Names or numbers of classes; None takes the ``top_k`` likeliest ones.
         top_k: How many, where no classes are named.
-        method: As ``explain`` takes it.
-        view: As ``explain`` takes it.
-        layer: As ``explain`` takes it.
-        head: As ``explain`` takes it.
-        query: As ``explain`` takes it.
 
     Returns:
         One explanation a class, in their order.
@@ -384,9 +372,7 @@ def attention_through(
 
     Args:
         model: A network with AAConv2d layers.
-        image: As ``explain`` takes it.
         query: y and x of a pixel of the image, which looks; None takes the mean of all.
-        view: As ``explain`` takes it.
 
     Returns:
         The image, and by name of the layer one heat map on it a head, (H, W) each.
@@ -437,11 +423,7 @@ def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:
 
 
 def num_heads(layer: AAConv2d | LearnedAggregation2d) -> int:
-    """Attention heads of a layer.
-
-    Args:
-        layer: A layer of ours.
-    """
+    """Attention heads of a layer."""
     return layer.num_heads if isinstance(layer, AAConv2d) else layer.attn.num_heads
 
 
@@ -537,7 +519,6 @@ def find_attention_layer(
     """The layer whose attention says where a network looks, with its name.
 
     Args:
-        model: A network with attention.
         layer: Its name; None takes the last pool, or without one the last attention convolution.
 
     Raises:

@@ -48,7 +48,6 @@ def preprocess(image: Image.Image, cfg: Mapping[str, Any], view: View = "auto") 
     Args:
         image: In RGB, as ``read_image`` gives it; converted for networks of one channel.
         cfg: The network's ``pretrained_cfg``; what it lacks is timm's default.
-        view: ``"auto"``, ``"crop"`` or ``"whole"``.
 
     Raises:
         ValueError: If there is no such view, the network takes neither grey nor RGB, or the

@@ -127,7 +127,6 @@ def upernet(
         backbone: The name, with or without a ``.tag``.
         num_classes: Classes, at most 255.
         pretrained: Load the backbone's released weights.
-        backbone_args: Arguments of the backbone.
         augment: Arguments of ``convattn.augment`` for the backbone's convolutions.
         channels: Of the decoder's maps; 512 as mmsegmentation's UPerNet has them in the papers'
             tables, where segmentation_models_pytorch's default is 256.

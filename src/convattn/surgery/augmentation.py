@@ -173,7 +173,6 @@ def augmented_conv(conv: nn.Conv2d, *, same_padding: bool = False, **attention: 
     and has a bias only if ``conv`` had one. A subclass, as of standardised weights, stays one.
 
     Args:
-        conv: What it replaces.
         same_padding: Make ceil(input / stride) positions whatever ``conv.padding`` says.
         **attention: The attention words of AAConv2d.
 
@@ -189,11 +188,11 @@ def augmented_conv(conv: nn.Conv2d, *, same_padding: bool = False, **attention: 
     )
     if layer.conv is not None:
         kept = layer.conv.out_channels
-        layer.conv = conv if kept == conv.out_channels else _narrowed(conv, kept)
+        layer.conv = conv if kept == conv.out_channels else _keep_first_filters(conv, kept)
     return layer
 
 
-def _narrowed(conv: nn.Conv2d, kept: int) -> nn.Conv2d:
+def _keep_first_filters(conv: nn.Conv2d, kept: int) -> nn.Conv2d:
     """The convolution with its first filters, of every group as many; a subclass stays one."""
     index = torch.arange(conv.out_channels).unflatten(0, (conv.groups, -1))
     index = index[:, : kept // conv.groups].flatten()

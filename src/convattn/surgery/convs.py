@@ -24,12 +24,8 @@ _ONE_BY_ONE = "1x1, not a spatial convolution; name it to have it replaced all t
 _Sizes = tuple[tuple[int, int], tuple[int, int]]
 
 
-def conv_plans(model: nn.Module, run: Trace, options: AugmentOptions) -> list[ConvPlan]:
+def plan_convs(model: nn.Module, run: Trace, options: AugmentOptions) -> list[ConvPlan]:
     """What becomes of every convolution of a network.
-
-    Args:
-        model: The network.
-        run: What it did.
 
     Raises:
         ValueError: If what was asked for names nothing in it.

@@ -8,8 +8,8 @@ from typing import Literal
 from torch import nn
 
 from convattn.layers.rel_pos import Position
-from convattn.surgery.convs import conv_plans
-from convattn.surgery.pools import pool_plan
+from convattn.surgery.convs import plan_convs
+from convattn.surgery.pools import plan_pool
 from convattn.surgery.records import (
     AugmentOptions,
     ConvFilter,
@@ -49,19 +49,6 @@ def plan(
         model: Any convolutional network.
         input_size: The image's side, (H, W) or (C, H, W) in pixels; None takes the model's
             ``pretrained_cfg``, as timm's have, or 224 x 224.
-        pool: As in ``augment``.
-        conv: As in ``augment``.
-        num_heads: As in ``augment``.
-        qk_ratio: As in ``augment``.
-        v_ratio: As in ``augment``.
-        min_head_dim: As in ``augment``.
-        position: As in ``augment``.
-        attn_downsample: As in ``augment``.
-        pool_heads: As in ``augment``.
-        mlp_ratio: As in ``augment``.
-        pool_name: As in ``augment``.
-        classifier_name: As in ``augment``.
-        preserve: As in ``augment``.
 
     Raises:
         ValueError: If the model cannot be read, or an argument names nothing in it.
@@ -88,7 +75,6 @@ def make_plan(
     """The plan of what these options ask for.
 
     Args:
-        model: The network.
         input_size: As in ``plan``.
         count_macs: Count the network's multiply-adds, which takes longest; else they are 0.
 
@@ -97,8 +83,8 @@ def make_plan(
     """
     check_network(model, "augment")
     run = trace_usual(model, input_size, count_macs=count_macs)
-    convs = conv_plans(model, run, options)
-    pool = pool_plan(model, run, options)
+    convs = plan_convs(model, run, options)
+    pool = plan_pool(model, run, options)
     params = num_params(model)
     parts: list[ConvPlan | PoolPlan] = [*convs, pool]
     return Plan(

@@ -20,12 +20,8 @@ _AVERAGES = frozenset({"mean", "adaptive_avg_pool2d", "avg_pool2d"})
 _EXAMPLE = "self.pool = nn.AdaptiveAvgPool2d(1) in __init__ and self.pool(x).flatten(1) in forward"
 
 
-def pool_plan(model: nn.Module, run: Trace, options: AugmentOptions) -> PoolPlan:
+def plan_pool(model: nn.Module, run: Trace, options: AugmentOptions) -> PoolPlan:
     """What becomes of a network's pool and of the classifier on it.
-
-    Args:
-        model: The network.
-        run: What it did.
 
     Raises:
         ValueError: If what was asked for names nothing in it.

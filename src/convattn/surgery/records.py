@@ -248,11 +248,7 @@ class Plan:
 
 
 def num_params(module: nn.Module | None) -> int:
-    """Parameters of a module, or of none.
-
-    Args:
-        module: The module.
-    """
+    """Parameters of a module, or of none."""
     return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
 
 

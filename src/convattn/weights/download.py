@@ -17,7 +17,6 @@ def cached_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Pa
     """Where a released file lies on this machine, or would lie.
 
     Args:
-        url: Its address.
         cache_dir: The folder; None takes PyTorch's, which ``TORCH_HOME`` moves.
     """
     folder = Path(torch.hub.get_dir(), "checkpoints") if cache_dir is None else Path(cache_dir)
@@ -31,7 +30,6 @@ def fetch(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     on.
 
     Args:
-        url: Its address.
         cache_dir: As in :func:`cached_path`.
 
     Raises:

@@ -19,9 +19,7 @@ def load_checked(model: nn.Module, file: Path, weights: Mapping[str, Tensor]) ->
     """Fill a network with tensors of exactly its names and shapes.
 
     Args:
-        model: The network.
         file: Where they come from, for the error.
-        weights: The tensors.
 
     Raises:
         ValueError: If a name or a shape differs; the network is then as before.

@@ -59,9 +59,6 @@ def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
 def read_metadata(file: Path) -> dict[str, str]:
     """What a file tells beside its tensors; nothing if it is no ``.safetensors``.
 
-    Args:
-        file: The file.
-
     Raises:
         ValueError: If it is damaged.
     """
@@ -168,8 +165,6 @@ def mismatch_error(file: Path, weights: Mapping[str, Tensor], differences: str) 
     """The error for weights of another network, with the network that they are of if it is known.
 
     Args:
-        file: Their file.
-        weights: The tensors.
         differences: From those of the model.
     """
     name = architecture_of(weights)
