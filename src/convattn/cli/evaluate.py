@@ -275,10 +275,10 @@ def _open_imagenet(
     import torch
 
     from convattn.data import load_imagenet_validation
-    from convattn.data.sources import Source, drawn, existing_root
+    from convattn.data.sources import Source, draw_indices, find_root
     from convattn.evaluate import open_model
 
-    root = existing_root("imagenet", options.data.root, download=False)
+    root = find_root("imagenet", options.data.root, download=False)
     model = open_model(
         target, checkpoint=options.weights, num_classes=1000 if options.weights else None
     )
@@ -291,7 +291,7 @@ def _open_imagenet(
     )
     if options.data.num_test is not None:
         count = len(found.images)
-        found = found.select(drawn(count, options.data.num_test, 0, "imagenet: num_test"))
+        found = found.select(draw_indices(count, options.data.num_test, 0, "imagenet: num_test"))
     source = Source(
         name="imagenet",
         class_names=found.class_names,

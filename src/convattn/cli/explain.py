@@ -175,7 +175,7 @@ def _explain_images(
         explained.append({"image": str(file), "explanations": [one.to_dict() for one in found]})
         if len(sheet) < _MOST_ROWS:
             row = found[: _MOST_COLUMNS if found[0].class_specific else 1]
-            sheet.append([one.shrunk(FIGURE_SIDE) for one in row])
+            sheet.append([one.shrink(FIGURE_SIDE) for one in row])
         best = found[0].top[0]
         print(f"{number}/{len(images)}  {file}  {best.name}  {best.probability:.1%}", flush=True)
     failed = len(images) - len(explained)

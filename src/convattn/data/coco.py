@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault, Faults
 from convattn.data.images import read_rgb
 from convattn.data.scenes import Scenes, generate_scenes
-from convattn.data.sources import drawn, existing_root
+from convattn.data.sources import draw_indices, find_root
 from convattn.exceptions import UnreadableImageError
 from convattn.text import nearest
 
@@ -140,7 +140,7 @@ def load_detection(
         raise ValueError(f"empty_images={empty_images!r}; expected 'keep', 'skip' or 'error'")
     if name == "cluttered_digits":
         return _load_scenes(image_size, num_train, num_test, masks, seed)
-    folder = existing_root("coco", root, download=False)
+    folder = find_root("coco", root, download=False)
     source = _load_coco(
         folder, annotations or "instances", masks, Faults(bad_annotations), empty_images
     )
@@ -154,7 +154,7 @@ def load_detection(
 def _part(images: DetectionImages, number: int | None, seed: int, what: str) -> DetectionImages:
     if number is None:
         return images
-    return images.select(drawn(len(images), number, seed, what))
+    return images.select(draw_indices(len(images), number, seed, what))
 
 
 # --- generated scenes

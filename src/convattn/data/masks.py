@@ -20,7 +20,7 @@ from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault,
 from convattn.data.coco import SCENES_MEAN, SCENES_STD, draw_scenes, scene_names
 from convattn.data.images import read_rgb
 from convattn.data.scenes import Scenes
-from convattn.data.sources import drawn, existing_root, first_word, read_table
+from convattn.data.sources import draw_indices, find_root, first_word, read_table
 from convattn.exceptions import UnreadableImageError
 from convattn.text import nearest
 
@@ -127,7 +127,7 @@ def load_segmentation(
         )
     if name == "cluttered_digits":
         return _load_scenes(image_size, num_train, num_test, seed)
-    folder = existing_root(name, root, download=False)
+    folder = find_root(name, root, download=False)
     faults = Faults(bad_annotations)
     layout = _LAYOUTS[name](folder, faults)
     faults.settle()
@@ -153,7 +153,7 @@ def _images(
     images = AnnotatedImages(pairs, reader, [image for image, _ in pairs])
     if number is None:
         return images
-    return images.select(drawn(len(images), number, seed, what))
+    return images.select(draw_indices(len(images), number, seed, what))
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def load_source(
         )
     if name == "cluttered_digits":
         return _load_cluttered_digits(image_size, num_train, num_test, seed)
-    folder = existing_root(name, root, download)
+    folder = find_root(name, root, download)
     if name == "tiny_imagenet":
         return _load_tiny_imagenet(folder, num_train, num_test, seed)
     if name == "folder":
@@ -163,7 +163,7 @@ def _load_cluttered_digits(
     )
 
 
-def existing_root(name: str, root: str | Path | None, download: bool) -> Path:
+def find_root(name: str, root: str | Path | None, download: bool) -> Path:
     """The folder of a data set, which may be missing only if it is going to be downloaded.
 
     Args:
@@ -191,10 +191,10 @@ def _draw(
     """A random part of the images, in their own order."""
     if number is None:
         return images
-    return images.select(drawn(len(images), number, seed, what))
+    return images.select(draw_indices(len(images), number, seed, what))
 
 
-def drawn(available: int, number: int, seed: int, what: str) -> Tensor:
+def draw_indices(available: int, number: int, seed: int, what: str) -> Tensor:
     """Which images are drawn, (number,) ascending.
 
     Args:
@@ -495,7 +495,9 @@ def _load_tiny_imagenet(
 def _unpack(packed: _PackedImages, number: int | None, seed: int, what: str) -> TensorImages:
     """The drawn images, decoded."""
     available = len(packed.files)
-    chosen = torch.arange(available) if number is None else drawn(available, number, seed, what)
+    chosen = (
+        torch.arange(available) if number is None else draw_indices(available, number, seed, what)
+    )
     images: NDArray[np.uint8] | None = None
     for row, index in enumerate(chosen.tolist()):
         file = packed.files[index]

@@ -146,9 +146,9 @@ def resize_for_display(found: Explanation) -> Explanation:
     image = found.image
     by = _ENLARGED_SIDE // max(image.size)
     if by < 2:
-        return found.shrunk(SHOWN_SIDE)
+        return found.shrink(SHOWN_SIDE)
     larger = (by * image.width, by * image.height)
-    return found.of(image.resize(larger, Image.Resampling.NEAREST))
+    return found.with_image(image.resize(larger, Image.Resampling.NEAREST))
 
 
 def mark_pixel(image: Image.Image, query: Query | None, size: tuple[int, int]) -> Image.Image:

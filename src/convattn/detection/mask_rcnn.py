@@ -17,7 +17,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from convattn.detection.anchors import LevelAnchors, in_full_precision
+from convattn.detection.anchors import LevelAnchors, cast_to_full_precision
 from convattn.detection.inputs import (
     DetectorTransform,
     Targets,
@@ -136,7 +136,7 @@ def mask_rcnn(
     model.rpn.register_forward_hook(_never_no_proposal)
     heads = (model.rpn.head, model.roi_heads.box_predictor, model.roi_heads.mask_predictor)
     for head in heads:
-        head.register_forward_hook(in_full_precision)
+        head.register_forward_hook(cast_to_full_precision)
     return model
 
 

@@ -15,7 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from convattn.detection.anchors import LevelAnchors, in_full_precision
+from convattn.detection.anchors import LevelAnchors, cast_to_full_precision
 from convattn.detection.inputs import (
     DetectorTransform,
     Targets,
@@ -173,7 +173,7 @@ def retinanet(
             for conv in part.conv.modules():
                 if isinstance(conv, nn.Conv2d):
                     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    head.register_forward_hook(in_full_precision)
+    head.register_forward_hook(cast_to_full_precision)
     model = RetinaNet(pyramid, num_classes, anchor_generator=anchors, head=head, **kwargs)
     model.transform = DetectorTransform(
         min_size, max_size, image_mean or IMAGENET_DEFAULT_MEAN, image_std or IMAGENET_DEFAULT_STD

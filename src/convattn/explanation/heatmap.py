@@ -97,10 +97,10 @@ class Explanation:
             opacity: 0 shows the image alone.
             max_side: The longer side in pixels at most; None keeps the image's size.
         """
-        shown = self if max_side is None else self.shrunk(max_side)
+        shown = self if max_side is None else self.shrink(max_side)
         return overlay(shown.image, shown.heat, opacity=opacity, region=shown.region)
 
-    def shrunk(self, max_side: int) -> Explanation:
+    def shrink(self, max_side: int) -> Explanation:
         """The same of a smaller image, its proportions kept.
 
         Args:
@@ -110,9 +110,9 @@ class Explanation:
             return self
         image = self.image.copy()
         image.thumbnail((max_side, max_side))
-        return self.of(image)
+        return self.with_image(image)
 
-    def of(self, image: Image.Image) -> Explanation:
+    def with_image(self, image: Image.Image) -> Explanation:
         """The same of this image at another size."""
         across, down = (new / old for new, old in zip(image.size, self.image.size, strict=True))
         left, top, right, bottom = self.region

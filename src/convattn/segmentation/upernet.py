@@ -104,10 +104,10 @@ class UPerNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(B, C, H, W) -> (B, num_classes, H, W), in training two of them."""
         maps = self.levels(x)
-        logits = resized(self.head(self.decoder([x, x, *maps])), x.shape[2:])
+        logits = resize_logits(self.head(self.decoder([x, x, *maps])), x.shape[2:])
         if not self.training:
             return logits
-        return logits, resized(self.aux_head(maps[_AUXILIARY_LEVEL]), x.shape[2:])
+        return logits, resize_logits(self.aux_head(maps[_AUXILIARY_LEVEL]), x.shape[2:])
 
 
 def upernet(
@@ -258,7 +258,7 @@ def sliding_window(
     return total / count
 
 
-def resized(logits: Tensor, size: Sequence[int]) -> Tensor:
+def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Logits at another size, bilinear as in mmsegmentation.
 
     Args:
