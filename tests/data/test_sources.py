@@ -493,7 +493,10 @@ def without(name):
         ),
         ({name: column[:0] for name, column in parquet_rows().items()}, "FILE holds no rows"),
         (changed("image", 2, None), "row 2 .from 0. of FILE holds no image"),
-        (changed("image", 1, {"bytes": None, "path": "a"}), "row 1 .from 0. of FILE holds no pict"),
+        (
+            changed("image", 1, {"bytes": None, "path": "a"}),
+            "row 1 .from 0. of FILE holds no image",
+        ),
         (
             changed("image", 3, {"bytes": b"no image", "path": "a"}),
             "row 3 .from 0. of FILE cannot be read as an image .*: replace or remove this row",

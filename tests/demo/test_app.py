@@ -21,11 +21,12 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import convattn
+from convattn.data import read_image
 from convattn.demo import build, launch, page, start
 from convattn.demo.app import MEAN, Handlers
 from convattn.demo.network import ImageExplanations, Network, mark_pixel, resize_for_display
 from convattn.demo.samples import digits, photographs
-from convattn.explanation import Explanation, Prediction, explain, read_image
+from convattn.explanation import Explanation, Prediction, explain
 from tests.demo import GRADIO_WARNINGS
 from tests.demo.images import READABLE, RGB, UNREADABLE, encoded
 
