@@ -19,10 +19,10 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from convattn.detection import finds_masks
 from convattn.detection.dataset import open_data
-from convattn.detection.drawing import save_png, sheet
 from convattn.detection.prediction import detect
+from convattn.drawing import draw_sheet, save_png
 from convattn.explanation import attention_layers, capture_attention
-from convattn.explanation.figures import overlay
+from convattn.explanation.overlay import overlay
 from convattn.runs import Run
 
 ENLARGED = 5
@@ -83,7 +83,7 @@ def main() -> None:
             break
     captions = ("found", "attention of all positions", "attention of the circle")
     title = f"{config.model.title} on {config.data.name}, {layer.split('.model.')[-1]}"
-    save_png(sheet(groups, captions, title), options.out)
+    save_png(draw_sheet(groups, captions, title), options.out)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from convattn.classification.dataset import open_data, test_batches
 from convattn.config import TrainConfig
-from convattn.explanation.faithfulness import Report, faithfulness
+from convattn.explanation.faithfulness import Report, measure_faithfulness
 from convattn.explanation.figures import plot_faithfulness
 from convattn.runs import Run
 
@@ -62,7 +62,7 @@ def measured(run: Path, config: TrainConfig, num_images: int) -> Report:
     def progress(done: int) -> None:
         print(f"\r{run}: {done} images", end="", flush=True)
 
-    report = faithfulness(
+    report = measure_faithfulness(
         model,
         first(loader, num_images),
         boxes=boxes[:num_images],

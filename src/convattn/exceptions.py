@@ -1,6 +1,18 @@
-"""Errors that callers tell apart."""
+"""Errors that callers tell apart: images that cannot be read, work that ends early."""
 
 from __future__ import annotations
+
+
+class UnreadableImageError(ValueError):
+    """A file that should hold an image does not: the message names it and what to do.
+
+    A DataLoader's worker process sends an exception on with its traceback put before the message.
+    The message of this one is the sentence alone, wherever it was raised.
+    """
+
+    def __str__(self) -> str:
+        name = f"{type(self).__module__}.{type(self).__qualname__}: "
+        return super().__str__().strip().splitlines()[-1].removeprefix(name)
 
 
 class NonFiniteError(RuntimeError):

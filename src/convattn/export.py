@@ -25,7 +25,7 @@ from torch.export import Dim, ExportedProgram
 
 from convattn import __version__
 from convattn.explanation.capture import attention_layers
-from convattn.explanation.heatmap import class_names, looking_layer, pretrained_cfg
+from convattn.explanation.heatmap import class_names, find_attention_layer, pretrained_cfg
 from convattn.files import written_whole
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.surgery.trace import check_network
@@ -257,7 +257,7 @@ def _network(model: nn.Module, attention: bool) -> nn.Module:
             f"{type(network).__name__} has no attention whose maps could be an output; leave "
             "attention out, or give it some with convattn.augment(model, pool='attention')"
         )
-    layer, _ = looking_layer(network)
+    layer, _ = find_attention_layer(network)
     return _WithAttention(network, layer)
 
 

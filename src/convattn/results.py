@@ -13,7 +13,7 @@ Rows = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings(ABC):
+class Results(ABC):
     """What a test found; shares lie between 0 and 1."""
 
     num_images: int

@@ -26,7 +26,7 @@ from convattn.data import (
 )
 from convattn.detection import DETECTORS, create_detector, finds_masks
 from convattn.files import replace_atomically
-from convattn.results import Findings
+from convattn.results import Results
 from convattn.runs import Run, augment_arguments, create_model, open_model
 from convattn.segmentation import SEGMENTERS, create_segmenter
 
@@ -101,7 +101,7 @@ class Task(ABC):
         arguments: Sequence[str],
         *,
         stopped: Path | None = None,
-    ) -> tuple[Findings, Sequence[Path]]:
+    ) -> tuple[Results, Sequence[Path]]:
         """Test a trained network: what was found, and the files that hold it.
 
         Args:
@@ -206,7 +206,7 @@ class Classification(Task):
         arguments: Sequence[str],
         *,
         stopped: Path | None = None,
-    ) -> tuple[Findings, Sequence[Path]]:
+    ) -> tuple[Results, Sequence[Path]]:
         """Test a classifier, or go on with its test."""
         from convattn.classification.testing import run_test
 
@@ -280,7 +280,7 @@ class Detection(Task):
         arguments: Sequence[str],
         *,
         stopped: Path | None = None,
-    ) -> tuple[Findings, Sequence[Path]]:
+    ) -> tuple[Results, Sequence[Path]]:
         """Test a detector."""
         from convattn.detection.dataset import open_data, test_batches
         from convattn.detection.evaluation import evaluate_detection
@@ -358,7 +358,7 @@ class Segmentation(Task):
         arguments: Sequence[str],
         *,
         stopped: Path | None = None,
-    ) -> tuple[Findings, Sequence[Path]]:
+    ) -> tuple[Results, Sequence[Path]]:
         """Test a segmenter."""
         from convattn.segmentation.dataset import open_data, test_batches
         from convattn.segmentation.evaluation import evaluate_segmentation
@@ -490,7 +490,7 @@ def _check_classes(run: Run, class_names: Sequence[str], data: str) -> None:
         )
 
 
-def _write_result(run: Run, result: Findings) -> Path:
+def _write_result(run: Run, result: Results) -> Path:
     file = run.folder / "evaluation.json"
     replace_atomically(file, result.to_json().encode())
     return file

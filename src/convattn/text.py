@@ -12,7 +12,6 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """The one of ``names`` that is spelt most like ``name``.
 
     Args:
-        name: What was given.
         names: What would have been right; at least one.
 
     Example:
@@ -26,10 +25,14 @@ def nearest_few(name: str, names: Iterable[str]) -> list[str]:
     """The three of ``names`` that are spelt most like ``name``, the nearest first.
 
     Args:
-        name: What was given.
         names: What would have been right; fewer than three give all.
     """
     return difflib.get_close_matches(name, list(names), n=3, cutoff=0.0)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split())
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

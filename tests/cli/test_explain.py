@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from convattn.cli import main
-from convattn.data import cluttered_digits
+from convattn.data import generate_cluttered_digits
 
 BUNDLED = "patchconvnet_nano.cluttered_digits"
 
@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
     """Images in folders: two digits of one name, a panorama, a broken file and a text."""
     top = tmp_path_factory.mktemp("images")
     (top / "more").mkdir()
-    digits = cluttered_digits(2, split="test").images.permute(0, 2, 3, 1).numpy()
+    digits = generate_cluttered_digits(2, split="test").images.permute(0, 2, 3, 1).numpy()
     Image.fromarray(digits[0]).save(top / "digit.png")
     Image.fromarray(digits[1]).save(top / "more" / "digit.png")
     Image.new("RGB", (300, 90), (90, 120, 30)).save(top / "wide.jpg")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from convattn.cli import main
 from convattn.data import transform_of
-from convattn.data.scenes import cluttered_scenes
+from convattn.data.scenes import generate_scenes
 from convattn.runs import Run
 
 NANO = ["--data.num-train", "8", "--data.num-test", "4", "--data.image-size", "48"]
@@ -41,7 +41,7 @@ def segmenter(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     top = tmp_path_factory.mktemp("images")
-    scenes = cluttered_scenes(2, split="test", image_size=64).images.permute(0, 2, 3, 1).numpy()
+    scenes = generate_scenes(2, split="test", image_size=64).images.permute(0, 2, 3, 1).numpy()
     (top / "more").mkdir()
     Image.fromarray(scenes[0]).save(top / "scene.png")
     Image.fromarray(scenes[1]).resize((90, 50)).save(top / "more" / "scene.jpg")

@@ -5,7 +5,8 @@ import torch
 import torch.hub
 
 from convattn.cli import main
-from convattn.weights import RELEASES, cached_path, fetch, hash_file, read_weights
+from convattn.files import hash_file
+from convattn.weights import RELEASES, cached_path, fetch, read_weights
 from tests.weights.checkpoints import golden_network, released_tensors, write_checkpoint
 
 

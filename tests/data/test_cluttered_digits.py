@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from convattn.data import cluttered_digits
+from convattn.data import generate_cluttered_digits
 
 # The function hides its module in the package.
 module = import_module("convattn.data.cluttered_digits")
@@ -26,7 +26,7 @@ def equal(one, other):
 
 
 def test_shapes_and_kinds():
-    digits = cluttered_digits(5, image_size=48)
+    digits = generate_cluttered_digits(5, image_size=48)
     assert digits.images.shape == (5, 3, 48, 48)
     assert digits.images.dtype == torch.uint8
     assert digits.labels.shape == (5,)
@@ -60,11 +60,13 @@ def test_more_images_append():
 
 
 def test_cached_set_is_shared():
-    assert cluttered_digits(12, seed=3) is cluttered_digits(12, split="train", seed=3)
+    assert generate_cluttered_digits(12, seed=3) is generate_cluttered_digits(
+        12, split="train", seed=3
+    )
 
 
 def test_box_is_tight_around_the_mask():
-    digits = cluttered_digits(200)
+    digits = generate_cluttered_digits(200)
     for mask, box in zip(digits.masks.numpy(), digits.boxes.tolist(), strict=True):
         rows, columns = np.nonzero(mask)
         assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -109,7 +111,7 @@ def test_digit_lies_on_top_and_fragments_keep_out_of_its_box(monkeypatch):
 
 
 def test_digit_stands_out_from_what_lies_around_it():
-    digits = cluttered_digits(300)
+    digits = generate_cluttered_digits(300)
     luminance = digits.images.float().mean(1) / 255
     masks = digits.masks.float().unsqueeze(1)
     # Beyond the soft rim, before the next fragment.
@@ -122,7 +124,7 @@ def test_digit_stands_out_from_what_lies_around_it():
 def test_labels_are_those_of_the_visible_digit():
     originals = load_digits()
     known = (torch.from_numpy(originals.images) > 8).float()
-    digits = cluttered_digits(200, split="test")
+    digits = generate_cluttered_digits(200, split="test")
 
     def look(mask):
         rows, columns = torch.nonzero(mask, as_tuple=True)
@@ -143,7 +145,7 @@ def test_digits_scale_with_the_image():
     heights = [
         (digits.boxes[:, 3] - digits.boxes[:, 1]).float().mean() / size
         for size in (32, 100)
-        for digits in [cluttered_digits(100, image_size=size)]
+        for digits in [generate_cluttered_digits(100, image_size=size)]
     ]
     assert max(heights) / min(heights) < 1.1
 
@@ -208,7 +210,7 @@ def test_place_squares_equals_the_slow_loop():
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        cluttered_digits(**arguments)
+        generate_cluttered_digits(**arguments)
 
 
 def test_missing_scikit_learn_names_the_command(monkeypatch):

@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 
 from convattn.data import DETECTION_DATASETS, UnreadableImageError, describe_skipped, load_detection
 from convattn.data.coco import _check_segmentation, decode_mask
-from convattn.data.scenes import cluttered_scenes
+from convattn.data.scenes import generate_scenes
 
 # pycocotools decodes into arrays in the way of NumPy 1.
 NUMPY_1 = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -477,7 +477,7 @@ def test_scenes_as_a_source():
     assert source.class_names == tuple("0123456789")
     assert source.category_ids == tuple(range(1, 11))
     assert source.has_masks
-    scenes = cluttered_scenes(130, image_size=64, seed=2)
+    scenes = generate_scenes(130, image_size=64, seed=2)
     for index in range(20):
         image, target = source.train[index]
         boxes, labels, masks = scenes.objects(index)
@@ -491,7 +491,7 @@ def test_scenes_as_a_source():
 
 def test_mean_and_deviation_of_the_scenes():
     source = load_detection("cluttered_digits", num_train=300, num_test=1)
-    pixels = cluttered_scenes(300).images.float() / 255
+    pixels = generate_scenes(300).images.float() / 255
     assert pixels.mean((0, 2, 3)).tolist() == pytest.approx(source.mean, abs=0.03)
     assert pixels.std((0, 2, 3)).tolist() == pytest.approx(source.std, abs=0.03)
 

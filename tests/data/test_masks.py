@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from convattn.data import SEGMENTATION_DATASETS, UnreadableImageError, load_segmentation
-from convattn.data.scenes import cluttered_scenes
+from convattn.data.scenes import generate_scenes
 
 HEIGHT, WIDTH = 6, 8
 FILES = [name for name in SEGMENTATION_DATASETS if name != "cluttered_digits"]
@@ -265,7 +265,7 @@ def test_scenes_as_a_source():
     assert (len(source.train), len(source.test)) == (30, 12)
     assert source.class_names == ("background", *"0123456789")
     assert source.image_size == (64, 64)
-    scenes = cluttered_scenes(30, image_size=64, seed=2)
+    scenes = generate_scenes(30, image_size=64, seed=2)
     for index, (image, mask) in enumerate(source.train.select(torch.arange(10))):
         assert torch.equal(image, scenes.images[index])
         assert torch.equal(mask, scenes.semantic(index))

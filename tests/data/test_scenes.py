@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from convattn.data.cluttered_digits import load_material, paint
-from convattn.data.scenes import MAX_DIGITS, cluttered_scenes
+from convattn.data.scenes import MAX_DIGITS, generate_scenes
 
 module = import_module("convattn.data.scenes")
 
@@ -21,11 +21,11 @@ def equal(one, other):
 
 @pytest.fixture(scope="module")
 def scenes():
-    return cluttered_scenes(600)
+    return generate_scenes(600)
 
 
 def test_shapes_and_kinds():
-    scenes = cluttered_scenes(5, image_size=64)
+    scenes = generate_scenes(5, image_size=64)
     boxes, labels, masks = scenes.objects(0)
     count = len(labels)
     assert (scenes.images.shape, scenes.images.dtype) == ((5, 3, 64, 64), torch.uint8)
@@ -53,7 +53,7 @@ def test_more_images_append():
 
 
 def test_cached_set_is_shared():
-    assert cluttered_scenes(12, seed=3) is cluttered_scenes(12, split="train", seed=3)
+    assert generate_scenes(12, seed=3) is generate_scenes(12, split="train", seed=3)
 
 
 def test_boxes_are_tight_around_the_masks(scenes):
@@ -169,7 +169,7 @@ def test_digits_stand_out_from_what_lies_around_them(scenes):
 def test_digits_scale_with_the_image():
     heights = []
     for size in (48, 144):
-        boxes = cluttered_scenes(100, image_size=size).boxes.flatten(0, 1)
+        boxes = generate_scenes(100, image_size=size).boxes.flatten(0, 1)
         height = (boxes[:, 3] - boxes[:, 1]).float()
         heights.append(height[height > 0].mean() / size)
     assert max(heights) / min(heights) < 1.1
@@ -186,4 +186,4 @@ def test_digits_scale_with_the_image():
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        cluttered_scenes(**arguments)
+        generate_scenes(**arguments)

@@ -21,11 +21,12 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import convattn
+from convattn.data import read_image
 from convattn.demo import build, launch, page, start
 from convattn.demo.app import MEAN, Handlers
-from convattn.demo.network import Look, Network, as_shown, marked
+from convattn.demo.network import ImageExplanations, Network, mark_pixel, resize_for_display
 from convattn.demo.samples import digits, photographs
-from convattn.explanation import Explanation, Prediction, explain, read_image
+from convattn.explanation import Explanation, Prediction, explain
 from tests.demo import GRADIO_WARNINGS
 from tests.demo.images import READABLE, RGB, UNREADABLE, encoded
 
@@ -112,7 +113,7 @@ def test_another_class_changes_both_where_each_has_its_token():
 
 
 def test_the_chosen_class_is_marked(of_digits):
-    second = of_digits.network.look(RGB).prediction.top[1].index
+    second = of_digits.network.explain_all(RGB).prediction.top[1].index
     classes, _ = of_digits.chosen(encoded(RGB), event(index=second))
     pressed = [part for part in classes.split("<button")[1:] if "aria-pressed='true'" in part]
     assert [f"data-class='{second}'" in one for one in pressed] == [True]
@@ -127,7 +128,7 @@ def test_a_network_without_attention_shows_gradcam_alone_and_says_so():
 
 def test_a_network_without_a_map_for_gradcam_says_why():
     found = Network(bundled()).explain(RGB)
-    views = page.views(Look(found, "No Grad-CAM: the images are too small."))
+    views = page.views(ImageExplanations(found, "No Grad-CAM: the images are too small."))
     assert len(stages(views)) == 1
     assert "No Grad-CAM: the images are too small." in views
 
@@ -157,7 +158,7 @@ def test_another_head_has_its_own_answer(of_convs):
 
 
 def test_the_ring_lies_round_the_pixel():
-    ring = np.asarray(marked(Image.new("RGB", (400, 200)), (10, 30), (80, 40)))
+    ring = np.asarray(mark_pixel(Image.new("RGB", (400, 200)), (10, 30), (80, 40)))
     rows, columns = ring.any(2).nonzero()
     assert rows.mean() == pytest.approx(10.5 * 5, abs=0.6)
     assert columns.mean() == pytest.approx(30.5 * 5, abs=0.6)
@@ -169,11 +170,11 @@ def test_the_ring_lies_round_the_pixel():
 )
 def test_an_image_is_shown_at_a_useful_size_in_its_own_shape(size, shown):
     found = Network(bundled()).explain(Image.new("RGB", size))
-    assert as_shown(found).image.size == shown
+    assert resize_for_display(found).image.size == shown
 
 
 def test_what_was_seen_grows_with_the_image():
-    found = as_shown(Network(bundled()).explain(Image.new("RGB", (96, 64))))
+    found = resize_for_display(Network(bundled()).explain(Image.new("RGB", (96, 64))))
     assert found.region == (80.0, 0.0, 400.0, 320.0)
 
 
@@ -181,8 +182,8 @@ def test_names_of_classes_are_text_not_html():
     found = Network(bundled()).explain(RGB)
     evil = Prediction(0, "<img src=x onerror=alert(1)>", 1.0)
     shown = Explanation(**{**vars(found), "target": evil, "top": (evil,)})
-    look = Look(shown, shown)
-    assert "<img src=x" not in page.classes(look) + page.views(look)
+    explanations = ImageExplanations(shown, shown)
+    assert "<img src=x" not in page.classes(explanations) + page.views(explanations)
 
 
 def test_samples_are_of_the_kind_that_the_network_knows():
@@ -292,7 +293,7 @@ def test_the_api_answers_as_explain_does(served, tmp_path, name):
     assert [one["name"] for one in told["classes"]] == [one.name for one in found.top]
     assert told["classes"][0]["probability"] == pytest.approx(found.top[0].probability)
     with Image.open(overlay) as image:
-        assert image.size == as_shown(found).image.size
+        assert image.size == resize_for_display(found).image.size
 
 
 def test_the_api_explains_the_class_that_it_is_asked_for(served, tmp_path):
@@ -301,7 +302,9 @@ def test_the_api_explains_the_class_that_it_is_asked_for(served, tmp_path):
     told, overlay = served.client.predict(
         handle_file(path), target="7", method="gradcam", opacity=1, api_name="/explain"
     )
-    expected = as_shown(explain(bundled(), path, "7", method="gradcam")).overlay(opacity=1)
+    expected = resize_for_display(explain(bundled(), path, "7", method="gradcam")).overlay(
+        opacity=1
+    )
     assert (told["explained"]["name"], told["method"]) == ("7", "gradcam")
     with Image.open(overlay) as image:
         assert np.array_equal(np.asarray(image), np.asarray(expected))
@@ -332,7 +335,7 @@ def test_attend_answers_for_a_pixel_a_layer_and_a_head(served_convs, tmp_path):
     )
     network = Network(untrained("aa_wide_resnet_nano"))
     found = network.attend(read_image(path), "layer2.0.conv1", 0, (8, 50))
-    expected = marked(as_shown(found).overlay(opacity=0.7), (8, 50), (64, 64))
+    expected = mark_pixel(resize_for_display(found).overlay(opacity=0.7), (8, 50), (64, 64))
     with Image.open(overlay) as image:
         assert np.array_equal(np.asarray(image), np.asarray(expected))
 

@@ -9,7 +9,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 import convattn
-from convattn.detection import DETECTORS, create_detector, mask_rcnn
+from convattn.detection import DETECTORS, create_detector
+from convattn.detection.mask_rcnn import mask_rcnn
 from tests.detection.images import BATCHES, BOXES, HEIGHT, WIDTH, image, losses, target
 
 SMALL = {

@@ -10,8 +10,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_pil_image
 
 from convattn.data.annotated import AnnotatedImages
-from convattn.detection.drawing import class_colour, legend
 from convattn.detection.prediction import Detections, detect, draw_beside_truth
+from convattn.drawing import class_colour, draw_legend
 
 NAMES, IDS = ("cat", "dog", "owl"), (17, 18, 90)
 SIZE = (40, 60)
@@ -191,7 +191,7 @@ def test_a_label_at_the_right_edge_moves_inside():
 
 def test_a_legend_has_a_square_of_every_class():
     colours = {f"class {index}": class_colour(index) for index in range(30)}
-    pixels = np.asarray(legend(colours, 400)).reshape(-1, 3)
+    pixels = np.asarray(draw_legend(colours, 400)).reshape(-1, 3)
     assert {tuple(pixel) for pixel in pixels.tolist()} >= set(colours.values())
 
 

@@ -11,7 +11,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import _default_anchorgen
 
 import convattn
-from convattn.detection import DETECTORS, create_detector, retinanet
+from convattn.detection import DETECTORS, create_detector
+from convattn.detection.retinanet import retinanet
 from tests.detection.images import BATCHES, BOXES, HEIGHT, WIDTH, image, losses, target
 
 SMALL = {

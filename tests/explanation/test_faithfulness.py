@@ -13,7 +13,7 @@ from convattn.explanation.faithfulness import (
     Score,
     deletion_insertion,
     energy_in_box,
-    faithfulness,
+    measure_faithfulness,
     peak_in_box,
 )
 from convattn.explanation.geometry import Grid
@@ -300,7 +300,7 @@ def in_batches(images, labels, size):
 def report(number=6, batch=4, model=None, **arguments):
     batches = in_batches(*random_images(number), batch)
     arguments = {"num_steps": 4, "device": "cpu", **arguments}
-    return faithfulness(model or Net(), batches, **arguments)
+    return measure_faithfulness(model or Net(), batches, **arguments)
 
 
 def numbers(result):
@@ -334,7 +334,7 @@ def test_a_network_with_attention_alone_leaves_grad_cam_out():
     torch.manual_seed(0)
     model = timm.create_model("patchconvnet_nano", num_classes=3, embed_dim=16, depth=1, in_chans=1)
     batches = in_batches(*random_images(2, size=8), 2)
-    result = faithfulness(model, batches, num_steps=1, device="cpu")
+    result = measure_faithfulness(model, batches, num_steps=1, device="cpu")
     assert list(result.methods) == ["attention", "random", "centre"]
 
 
@@ -411,7 +411,7 @@ def test_boxes_are_asked_of_the_true_class_and_curves_of_the_predicted(monkeypat
     monkeypatch.setattr(MODULE, "deletion_insertion", curves)
     images = torch.randn(2, 1, 16, 16)
     box = torch.tensor([[12, 0, 16, 16], [0, 0, 4, 16]])  # what classes 2 and 0 look at
-    result = faithfulness(
+    result = measure_faithfulness(
         Says(), [(images, torch.tensor([2, 0]))], boxes=box, methods=["gradcam"], device="cpu"
     )
     assert result.methods["gradcam"].pointing.mean == 1
@@ -455,7 +455,7 @@ def test_mean_curve_has_the_area_that_is_reported():
 def test_top1_is_the_share_of_right_classes():
     images, _ = random_images(6)
     labels = torch.tensor([1, 1, 0, 2, 1, 0])
-    result = faithfulness(
+    result = measure_faithfulness(
         Says(), in_batches(images, labels, 4), methods=["centre"], num_steps=1, device="cpu"
     )
     assert (result.num_images, result.top1) == (6, 0.5)

@@ -9,7 +9,7 @@ from torch import nn
 
 import convattn
 from convattn import AAConv2d, augment, capture_attention
-from convattn.data import cluttered_digits
+from convattn.data import generate_cluttered_digits
 from convattn.explanation import attention_maps, attention_through, class_names, explain_classes
 from convattn.explanation.heatmap import find_class
 from convattn.layers import LearnedAggregation2d
@@ -22,7 +22,7 @@ def bundled():
 
 @pytest.fixture(scope="module")
 def digits():
-    return cluttered_digits(200, split="test")
+    return generate_cluttered_digits(200, split="test")
 
 
 def digit(digits, bundled, *, side):
@@ -83,12 +83,12 @@ def test_a_crop_of_a_larger_image_is_scaled_back(bundled, digits):
 
 def test_shrunk_it_is_the_same_on_a_smaller_image(bundled):
     found = convattn.explain(bundled, Image.new("RGB", (300, 200), (9, 80, 200)))
-    small = found.shrunk(150)
+    small = found.shrink(150)
     assert small.image.size == (150, 100)
     assert small.region == tuple(edge / 2 for edge in found.region)
     blocks = found.heat.reshape(100, 2, 150, 2).mean((1, 3))
     np.testing.assert_allclose(small.heat, blocks, atol=0.02 * found.heat.max())
-    assert found.shrunk(300) is found
+    assert found.shrink(300) is found
     assert found.overlay(max_side=150).size == (150, 100)
 
 

@@ -9,7 +9,7 @@ from timm.data import resolve_data_config
 from timm.layers import drop_path
 from torch.utils.flop_counter import FlopCounterMode
 
-from convattn.data import cluttered_digits
+from convattn.data import generate_cluttered_digits
 from convattn.models.patchconvnet import PatchConvBlock, PatchConvNet
 from convattn.weights import patchconvnet_from_released
 from tests.watching import HeldTensors
@@ -155,7 +155,7 @@ def test_wrong_arguments_are_named(options, message):
 def test_the_bundled_network_reaches_what_its_card_says():
     model = timm.create_model("patchconvnet_nano.cluttered_digits", pretrained=True).eval()
     cfg = model.pretrained_cfg
-    digits = cluttered_digits(400, split="test")
+    digits = generate_cluttered_digits(400, split="test")
     mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():
         predicted = model((digits.images / 255 - mean) / std).argmax(1)

@@ -7,7 +7,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_pil_image
 
 from convattn.data.annotated import AnnotatedImages
-from convattn.detection.drawing import class_colour
+from convattn.drawing import class_colour
 from convattn.segmentation.prediction import Segmentation, draw_beside_truth, segment
 
 NAMES = ("background", "cat", "dog")

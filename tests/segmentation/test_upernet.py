@@ -8,15 +8,15 @@ from torch import nn
 from torchvision import tv_tensors
 
 import convattn
-from convattn.detection.pyramid import FeatureLevels, feature_levels
+from convattn.models.pyramid import FeatureLevels, feature_levels
 from convattn.segmentation import (
     SEGMENTERS,
     UPerNet,
     create_segmenter,
     segmentation_loss,
     sliding_window,
-    upernet,
 )
+from convattn.segmentation.upernet import upernet
 
 SMALL = {"channels": 8, "aux_channels": 8}
 

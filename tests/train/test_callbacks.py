@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from convattn.classification.figures import draw_attention
-from convattn.data import cluttered_digits
+from convattn.data import generate_cluttered_digits
 from convattn.runs.build import create_model
 from convattn.train.callbacks import Ema, MetricsFile, read_metrics
 from convattn.train.classification import ClassificationTask
@@ -55,7 +55,7 @@ def test_average_is_the_slow_loop():
 
 def test_attention_page_shows_images_of_any_shape(tmp_path):
     model = create_model("patchconvnet_nano", embed_dim=16, depth=1, num_classes=10)
-    digits = cluttered_digits(5, image_size=48)
+    digits = generate_cluttered_digits(5, image_size=48)
     images = digits.images[..., :32] / 255
     out = tmp_path / "attention.png"
     draw_attention(

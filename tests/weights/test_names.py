@@ -9,7 +9,7 @@ from convattn.weights import (
     architecture_of,
     patchconvnet_from_released,
     patchconvnet_to_released,
-    under_our_names,
+    remap_keys,
 )
 from tests.weights.checkpoints import LISTING
 
@@ -65,7 +65,7 @@ def test_other_networks_are_no_published_architecture(name, words):
 def test_other_networks_keep_their_names():
     with torch.device("meta"):
         state = timm.create_model("vit_tiny_patch16_224").state_dict()  # has a cls_token, too
-    assert list(under_our_names(state)) == list(state)
+    assert list(remap_keys(state)) == list(state)
 
 
 @pytest.mark.parametrize("kind", [{}, {"class_tokens": True}])

@@ -5,9 +5,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from convattn.files import record_hash
+from convattn.files import hash_file, record_hash
 from convattn.weights import (
-    hash_file,
     patchconvnet_from_released,
     read_weights,
 )

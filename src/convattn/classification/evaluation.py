@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from convattn.classification.predictions import NUM_RANKS, Predictions
 from convattn.explanation import attention_layers, attention_maps, energy_in_box, peak_in_box
 from convattn.modes import default_device, eval_mode
-from convattn.results import Findings, Rows, percentages, worst_class
+from convattn.results import Results, Rows, percentages, worst_class
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationResult(Findings):
+class ClassificationResult(Results):
     """What ``evaluate_classification`` found; shares lie between 0 and 1."""
 
     num_classes: int

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from convattn.explanation import attention_maps
-from convattn.explanation.figures import overlay
+from convattn.explanation.overlay import overlay
 
 
 def draw_attention(

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 from convattn.data import UnreadableImageError
-from convattn.explanation import Prediction, class_names, see
+from convattn.data.reading import read_or_error
+from convattn.explanation import Prediction, class_names, preprocess
 from convattn.explanation.heatmap import pretrained_cfg
-from convattn.explanation.images import read_or_error
 from convattn.files import replace_atomically
 from convattn.modes import eval_mode
 
@@ -31,7 +31,7 @@ def classify(model: nn.Module, image: Image.Image) -> list[Prediction]:
         ValueError: If the network takes neither grey nor RGB.
     """
     weight = next(model.parameters())
-    pixels = see(image, pretrained_cfg(model), "crop").pixels.to(weight.device, weight.dtype)
+    pixels = preprocess(image, pretrained_cfg(model), "crop").pixels.to(weight.device, weight.dtype)
     with eval_mode(model), torch.inference_mode():
         shares = model(pixels[None])[0].float().softmax(0)
     names = class_names(model, len(shares))

@@ -28,7 +28,7 @@ from convattn.classification.evaluation import (
 from convattn.classification.predictions import Predictions, PredictionsFile, per_class_table
 from convattn.config import EvaluateConfig
 from convattn.data import ImageFiles, Source, TensorImages, load_imagenet_validation
-from convattn.data.sources import drawn, existing_root
+from convattn.data.sources import draw_indices, find_root
 from convattn.exceptions import Interrupted
 from convattn.explanation import figures
 from convattn.files import new_folder, replace_atomically, written_whole
@@ -193,7 +193,7 @@ def _open_imagenet(
     load: LoadModel, options: EvaluateConfig, *, is_run: bool
 ) -> tuple[nn.Module, _Test]:
     """A model by name is taken for one of ImageNet's 1,000 classes, a run for one of its own."""
-    root = existing_root("imagenet", options.data.root, download=False)
+    root = find_root("imagenet", options.data.root, download=False)
     model = load(num_classes=1000 if options.weights else None)
     cfg = cast(Mapping[str, Any], model.pretrained_cfg)
     found = load_imagenet_validation(
@@ -204,7 +204,7 @@ def _open_imagenet(
     )
     if options.data.num_test is not None:
         count = len(found.images)
-        found = found.select(drawn(count, options.data.num_test, 0, "imagenet: num_test"))
+        found = found.select(draw_indices(count, options.data.num_test, 0, "imagenet: num_test"))
     source = Source(
         name="imagenet",
         class_names=found.class_names,

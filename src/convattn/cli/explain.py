@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +124,7 @@ def _explain_images(
     from convattn.files import new_folder, replace_atomically, unused_name
 
     sheet: list[list[Explanation]] = []
-    told: list[dict[str, Any]] = []
+    explained: list[dict[str, Any]] = []
     used = {"sheet"}
     out: Path | None = None
     for number, file in enumerate(images, 1):
@@ -168,16 +167,16 @@ def _explain_images(
                 title=f"{file.name} through {Path(name).name}",
                 query=options.query,
             )
-        told.append({"image": str(file), "explanations": [one.to_dict() for one in found]})
+        explained.append({"image": str(file), "explanations": [one.to_dict() for one in found]})
         if len(sheet) < _MOST_ROWS:
             row = found[: _MOST_COLUMNS if found[0].class_specific else 1]
-            sheet.append([one.shrunk(FIGURE_SIDE) for one in row])
+            sheet.append([one.shrink(FIGURE_SIDE) for one in row])
         best = found[0].top[0]
         print(f"{number}/{len(images)}  {file}  {best.name}  {best.probability:.1%}", flush=True)
-    failed = len(images) - len(told)
+    failed = len(images) - len(explained)
     if out is None:
         raise UsageError(f"none of the {failed} files could be read as an image")
-    replace_atomically(out / "explanations.json", (json.dumps(told, indent=2) + "\n").encode())
+    replace_atomically(out / "explanations.json", (json.dumps(explained, indent=2) + "\n").encode())
     draw_explanations(sheet, out / "sheet.png", title=_sheet_title(sheet, name))
     print(f"\n{out / 'sheet.png'}")
     if failed:
@@ -199,8 +198,10 @@ def _test_faithfulness(
     model: nn.Module, name: str, folder: Path | None, options: ExplainOptions
 ) -> int:
     """Measure the maps on test images; a run keeps the report, a model's gets a new folder."""
+    from tqdm import tqdm
+
     from convattn.classification.dataset import open_data, test_batches
-    from convattn.explanation import faithfulness
+    from convattn.explanation import measure_faithfulness
     from convattn.explanation.figures import draw_faithfulness
     from convattn.files import new_folder, replace_atomically, written_whole
 
@@ -215,21 +216,17 @@ def _test_faithfulness(
             "the data that it was trained on by --data"
         )
 
-    def progress(done: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done == total else ""
-            print(f"\r{done:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
-
-    report = faithfulness(
-        model,
-        loader,
-        boxes=boxes,
-        methods=None if options.method == "auto" else [options.method, "random", "centre"],
-        num_steps=options.num_steps,
-        seed=options.seed,
-        device=options.device,
-        progress=progress,
-    )
+    with tqdm(total=total, unit=" images", disable=None) as bar:
+        report = measure_faithfulness(
+            model,
+            loader,
+            boxes=boxes,
+            methods=None if options.method == "auto" else [options.method, "random", "centre"],
+            num_steps=options.num_steps,
+            seed=options.seed,
+            device=options.device,
+            progress=lambda done: bar.update(done - bar.n),
+        )
     if folder is None or options.out is not None:
         folder = new_folder(options.out, "explained")
     title = f"{Path(name).name} on {options.data.name}: do the maps tell the truth?"

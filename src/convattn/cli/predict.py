@@ -38,7 +38,7 @@ def command(arguments: list[str]) -> int:
         raise UsageError(f"{target!r} is no run folder; name one that `convattn train` has made")
     options = parse(PredictOptions, PredictOptions(), arguments[1:], prog=f"{prog} {target}")
 
-    from convattn.explanation import read_image
+    from convattn.data import read_image
     from convattn.files import new_folder
     from convattn.modes import default_device
     from convattn.runs import Run

@@ -32,8 +32,8 @@ def command(arguments: list[str]) -> int:
             raise UsageError(
                 f"{flag} {file}: there is no folder {Path(file).parent}; make it first"
             )
+    from convattn.files import replace_atomically
     from convattn.papers.reproduce import standings, to_json, to_markdown, to_text
-    from convattn.weights import replace_atomically
 
     found = standings([Path(folder) for folder in options.runs], progress=_show)
     show_progress("")

@@ -85,7 +85,8 @@ def _list(wanted: str | None) -> None:
 
 
 def _show(given: str) -> None:
-    from convattn.weights import RELEASES, hash_file
+    from convattn.files import hash_file
+    from convattn.weights import RELEASES
 
     name, cfg = _named(given)
     file, size, release = _file(cfg), cfg.input_size[1], RELEASES.get(name)

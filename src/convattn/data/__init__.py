@@ -1,7 +1,7 @@
 """Data: sets of labelled images by name, and what is done to the images before a network."""
 
 from convattn.data.annotated import AnnotatedImages, describe_skipped
-from convattn.data.cluttered_digits import cluttered_digits
+from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.coco import DETECTION_DATASETS, DetectionSource, load_detection
 from convattn.data.dense_transforms import (
     detection_test_transform,
@@ -10,11 +10,13 @@ from convattn.data.dense_transforms import (
     segmentation_train_transform,
 )
 from convattn.data.imagenet import ImageNetValidation, load_imagenet_validation
-from convattn.data.images import ImageFiles, TensorImages, UnreadableImageError
+from convattn.data.images import ImageFiles, TensorImages
 from convattn.data.masks import SEGMENTATION_DATASETS, SegmentationSource, load_segmentation
-from convattn.data.scenes import Scenes, cluttered_scenes
+from convattn.data.reading import ImageSource, read_image
+from convattn.data.scenes import Scenes, generate_scenes
 from convattn.data.sources import DATASETS, Source, load_source
 from convattn.data.transforms import batch_mix, eval_transform, train_transform, transform_of
+from convattn.exceptions import UnreadableImageError
 
 __all__ = [
     "DATASETS",
@@ -24,22 +26,24 @@ __all__ = [
     "DetectionSource",
     "ImageFiles",
     "ImageNetValidation",
+    "ImageSource",
     "Scenes",
     "SegmentationSource",
     "Source",
     "TensorImages",
     "UnreadableImageError",
     "batch_mix",
-    "cluttered_digits",
-    "cluttered_scenes",
     "describe_skipped",
     "detection_test_transform",
     "detection_train_transform",
     "eval_transform",
+    "generate_cluttered_digits",
+    "generate_scenes",
     "load_detection",
     "load_imagenet_validation",
     "load_segmentation",
     "load_source",
+    "read_image",
     "segmentation_test_transform",
     "segmentation_train_transform",
     "train_transform",

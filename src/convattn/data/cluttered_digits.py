@@ -27,7 +27,7 @@ _GLYPH = 32  # side that the 8 x 8 digits are enlarged to, once
 _LUMINANCE = (0.299, 0.587, 0.114)
 
 
-def cluttered_digits(
+def generate_cluttered_digits(
     num_images: int, *, split: Split = "train", image_size: int = 64, seed: int = 0
 ) -> TensorImages:
     """One handwritten digit an image, on a photograph, among fragments of other digits.
@@ -49,7 +49,6 @@ def cluttered_digits(
 
     Args:
         num_images: How many, at least 1.
-        split: ``"train"`` or ``"test"``.
         image_size: Side of the square images in pixels, at least 32; everything scales with it.
         seed: Any integer from 0.
 
@@ -62,7 +61,7 @@ def cluttered_digits(
         ModuleNotFoundError: If scikit-learn, of the ``train`` extra, is not installed.
 
     Example:
-        >>> digits = cluttered_digits(100, split="test")
+        >>> digits = generate_cluttered_digits(100, split="test")
         >>> digits.images.shape, digits.boxes.shape
         (torch.Size([100, 3, 64, 64]), torch.Size([100, 4]))
     """

@@ -19,9 +19,10 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault, Faults
-from convattn.data.images import UnreadableImageError, read_rgb
-from convattn.data.scenes import Scenes, cluttered_scenes
-from convattn.data.sources import drawn, existing_root
+from convattn.data.images import read_rgb
+from convattn.data.scenes import Scenes, generate_scenes
+from convattn.data.sources import draw_indices, find_root
+from convattn.exceptions import UnreadableImageError
 from convattn.text import nearest
 
 DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "coco")
@@ -82,7 +83,7 @@ def load_detection(
 ) -> DetectionSource:
     """Open a data set for detection by name.
 
-    - ``cluttered_digits`` is generated (see ``cluttered_scenes``): 4,000 training and 500 test
+    - ``cluttered_digits`` is generated (see ``generate_scenes``): 4,000 training and 500 test
       images of 96 x 96 unless told otherwise. ``seed`` chooses the training images; the test
       images are always the same.
     - ``coco`` reads COCO's json, https://cocodataset.org/#format-data, in one of two layouts:
@@ -139,7 +140,7 @@ def load_detection(
         raise ValueError(f"empty_images={empty_images!r}; expected 'keep', 'skip' or 'error'")
     if name == "cluttered_digits":
         return _load_scenes(image_size, num_train, num_test, masks, seed)
-    folder = existing_root("coco", root, download=False)
+    folder = find_root("coco", root, download=False)
     source = _load_coco(
         folder, annotations or "instances", masks, Faults(bad_annotations), empty_images
     )
@@ -153,7 +154,7 @@ def load_detection(
 def _part(images: DetectionImages, number: int | None, seed: int, what: str) -> DetectionImages:
     if number is None:
         return images
-    return images.select(drawn(len(images), number, seed, what))
+    return images.select(draw_indices(len(images), number, seed, what))
 
 
 # --- generated scenes
@@ -212,8 +213,8 @@ def draw_scenes(
 ) -> tuple[Scenes, Scenes]:
     """Training and test scenes: 4,000 and 500 of 96 x 96 unless told otherwise."""
     size = 96 if image_size is None else image_size
-    train = cluttered_scenes(4_000 if num_train is None else num_train, image_size=size, seed=seed)
-    test = cluttered_scenes(
+    train = generate_scenes(4_000 if num_train is None else num_train, image_size=size, seed=seed)
+    test = generate_scenes(
         500 if num_test is None else num_test, split="test", image_size=size, seed=_TEST_SEED
     )
     return train, test
@@ -593,62 +594,51 @@ def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]
     ``{"size": [H, W], "counts": ...}``, as whole numbers or packed into a text.
 
     Raises:
-        ModuleNotFoundError: If there are polygons and faster-coco-eval, of the ``detection`` extra,
-            is not installed.
+        ModuleNotFoundError: If faster-coco-eval, of the ``detection`` extra, is not installed.
 
     Example:
         >>> decode_mask({"size": [2, 3], "counts": [1, 2, 3]}, 2, 3)
         array([[0, 1, 0],
                [1, 0, 0]], dtype=uint8)
     """
+    coco_mask = _import_coco_mask()
     if isinstance(segmentation, list):
-        return _fill_polygons(segmentation, height, width)
-    lengths = _run_lengths(segmentation["counts"])
-    pixels = np.repeat(np.arange(len(lengths)) % 2, lengths).astype(np.uint8)
-    return pixels.reshape(width, height).T
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects(segmentation, height, width)
+    pixels: NDArray[np.uint8] = coco_mask.decode([segmentation])[:, :, 0]
+    return pixels
 
 
-def _fill_polygons(polygons: list[list[float]], height: int, width: int) -> NDArray[np.uint8]:
+def _import_coco_mask() -> Any:
     try:
-        from faster_coco_eval import mask as coco_mask
+        from faster_coco_eval import mask_api_new_cpp
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "masks of polygons need faster-coco-eval: pip install 'convattn[detection]'",
+            "masks need faster-coco-eval: pip install 'convattn[detection]'",
             name="faster_coco_eval",
         ) from error
-    filled: NDArray[np.uint8] = coco_mask.decode(
-        coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    )
-    return filled
+    return mask_api_new_cpp
 
 
-def _run_lengths(counts: list[int] | str) -> NDArray[np.int64]:
+def _run_lengths(segmentation: dict[str, Any]) -> NDArray[np.int64]:
     """Lengths of the runs of 0 and 1 in turn, the first of 0.
 
-    A text holds them as COCO's maskApi.c packs them: each the difference from the one before the
-    last, in characters of five bits, the lowest first, and a sixth that says that more follow.
-
     Raises:
-        ValueError: If they are none.
+        ValueError: If they are none; it begins with "has".
     """
-    if isinstance(counts, list):
-        lengths = np.asarray(counts)
-        if lengths.dtype.kind != "i" or lengths.ndim != 1:
-            raise ValueError("has run lengths that are no whole numbers")
-        return lengths
-    codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError("has a text as its mask that is no packed run lengths")
-    last = np.flatnonzero(codes & 32 == 0)
-    first = np.concatenate([[0], last[:-1] + 1])
-    places = np.arange(len(codes)) - np.repeat(first, last - first + 1)
-    if places.max() > 10:
-        raise ValueError("has a text as its mask that is no packed run lengths")
-    lengths = np.add.reduceat((codes & 31) << 5 * places, first)
-    # The highest bit of the last character is the sign.
-    lengths -= (codes[last] >> 4 & 1) << 5 * (places[last] + 1)
-    lengths[1::2] = lengths[1::2].cumsum()
-    lengths[2::2] = lengths[2::2].cumsum()
+    counts = segmentation["counts"]
+    if isinstance(counts, str):
+        try:
+            (plain,) = _import_coco_mask().toUncompressedRLE([segmentation])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                "has a text as its mask that is no packed run lengths of the image"
+            ) from error
+        counts = np.asarray(plain["counts"], np.int64)
+    lengths = np.asarray(counts)
+    if lengths.dtype.kind != "i" or lengths.ndim != 1:
+        raise ValueError("has run lengths that are no whole numbers")
     return lengths
 
 
@@ -693,7 +683,7 @@ def _check_runs(segmentation: dict[str, Any], height: int, width: int) -> None:
             f"has a mask of size {segmentation.get('size')}; expected that of the image, "
             f"[{height}, {width}]"
         )
-    lengths = _run_lengths(segmentation["counts"])
+    lengths = _run_lengths(segmentation)
     possible = (lengths >= 0) & (lengths <= height * width)
     if not possible.all() or lengths.sum() != height * width:
         raise ValueError(

@@ -10,20 +10,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from convattn.exceptions import UnreadableImageError
+
 Transform = Callable[[Any], Tensor]
 """Turns an image, or a batch of them, into normalised floats: see ``convattn.data.transforms``."""
-
-
-class UnreadableImageError(ValueError):
-    """A file that should hold an image does not: the message names it and what to do.
-
-    A DataLoader's worker process sends an exception on with its traceback put before the message.
-    The message of this one is the sentence alone, wherever it was raised.
-    """
-
-    def __str__(self) -> str:
-        name = f"{type(self).__module__}.{type(self).__qualname__}: "
-        return super().__str__().strip().splitlines()[-1].removeprefix(name)
 
 
 class TensorImages(Dataset[tuple[Tensor, int]]):

@@ -18,9 +18,10 @@ from torchvision.transforms.v2 import functional as F
 
 from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault, Faults
 from convattn.data.coco import SCENES_MEAN, SCENES_STD, draw_scenes, scene_names
-from convattn.data.images import UnreadableImageError, read_rgb
+from convattn.data.images import read_rgb
 from convattn.data.scenes import Scenes
-from convattn.data.sources import drawn, existing_root, first_word, read_table
+from convattn.data.sources import draw_indices, find_root, first_word, read_table
+from convattn.exceptions import UnreadableImageError
 from convattn.text import nearest
 
 SEGMENTATION_DATASETS: tuple[str, ...] = ("cluttered_digits", "masks", "camvid", "ade20k", "voc")
@@ -78,7 +79,7 @@ def load_segmentation(
 ) -> SegmentationSource:
     """Open a data set for segmentation by name.
 
-    - ``cluttered_digits`` is generated (see ``cluttered_scenes``): 4,000 training and 500 test
+    - ``cluttered_digits`` is generated (see ``generate_scenes``): 4,000 training and 500 test
       images of 96 x 96 unless told otherwise; background and ten digits. ``seed`` chooses the
       training images; the test images are always the same.
     - ``masks`` reads ``root/images/train/x.jpg`` with ``root/masks/train/x.png``, the same for val
@@ -126,7 +127,7 @@ def load_segmentation(
         )
     if name == "cluttered_digits":
         return _load_scenes(image_size, num_train, num_test, seed)
-    folder = existing_root(name, root, download=False)
+    folder = find_root(name, root, download=False)
     faults = Faults(bad_annotations)
     layout = _LAYOUTS[name](folder, faults)
     faults.settle()
@@ -152,7 +153,7 @@ def _images(
     images = AnnotatedImages(pairs, reader, [image for image, _ in pairs])
     if number is None:
         return images
-    return images.select(drawn(len(images), number, seed, what))
+    return images.select(draw_indices(len(images), number, seed, what))
 
 
 @dataclass(frozen=True)

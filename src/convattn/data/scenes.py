@@ -69,7 +69,7 @@ class Scenes:
         return label_of[self.instances[index].long()]
 
 
-def cluttered_scenes(
+def generate_scenes(
     num_images: int, *, split: Split = "train", image_size: int = 96, seed: int = 0
 ) -> Scenes:
     """Up to five handwritten digits an image, on a photograph, among fragments of other digits.
@@ -86,7 +86,6 @@ def cluttered_scenes(
 
     Args:
         num_images: How many, at least 1.
-        split: ``"train"`` or ``"test"``.
         image_size: Side of the square images in pixels, at least 48; everything scales with it.
         seed: Any integer from 0.
 
@@ -99,7 +98,7 @@ def cluttered_scenes(
         ModuleNotFoundError: If scikit-learn, of the ``train`` extra, is not installed.
 
     Example:
-        >>> scenes = cluttered_scenes(10, split="test")
+        >>> scenes = generate_scenes(10, split="test")
         >>> boxes, labels, masks = scenes.objects(0)
         >>> scenes.images.shape, len(boxes) == len(labels) == len(masks)
         (torch.Size([10, 3, 96, 96]), True)

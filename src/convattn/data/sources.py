@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from convattn.data.cluttered_digits import cluttered_digits
+from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.imagenet import imagenet_names
 from convattn.data.images import ImageFiles, TensorImages, read_rgb
 from convattn.text import nearest
@@ -123,7 +123,7 @@ def load_source(
         )
     if name == "cluttered_digits":
         return _load_cluttered_digits(image_size, num_train, num_test, seed)
-    folder = existing_root(name, root, download)
+    folder = find_root(name, root, download)
     if name == "tiny_imagenet":
         return _load_tiny_imagenet(folder, num_train, num_test, seed)
     if name == "folder":
@@ -145,8 +145,10 @@ def _load_cluttered_digits(
     image_size: int | None, num_train: int | None, num_test: int | None, seed: int
 ) -> Source:
     size = 64 if image_size is None else image_size
-    train = cluttered_digits(20_000 if num_train is None else num_train, image_size=size, seed=seed)
-    test = cluttered_digits(
+    train = generate_cluttered_digits(
+        20_000 if num_train is None else num_train, image_size=size, seed=seed
+    )
+    test = generate_cluttered_digits(
         1_000 if num_test is None else num_test, split="test", image_size=size, seed=_TEST_SEED
     )
     return Source(
@@ -161,12 +163,11 @@ def _load_cluttered_digits(
     )
 
 
-def existing_root(name: str, root: str | Path | None, download: bool) -> Path:
+def find_root(name: str, root: str | Path | None, download: bool) -> Path:
     """The folder of a data set, which may be missing only if it is going to be downloaded.
 
     Args:
         name: Of the data set, for errors.
-        root: What was given.
         download: Whether it will be filled.
 
     Raises:
@@ -190,10 +191,10 @@ def _draw(
     """A random part of the images, in their own order."""
     if number is None:
         return images
-    return images.select(drawn(len(images), number, seed, what))
+    return images.select(draw_indices(len(images), number, seed, what))
 
 
-def drawn(available: int, number: int, seed: int, what: str) -> Tensor:
+def draw_indices(available: int, number: int, seed: int, what: str) -> Tensor:
     """Which images are drawn, (number,) ascending.
 
     Args:
@@ -494,7 +495,9 @@ def _load_tiny_imagenet(
 def _unpack(packed: _PackedImages, number: int | None, seed: int, what: str) -> TensorImages:
     """The drawn images, decoded."""
     available = len(packed.files)
-    chosen = torch.arange(available) if number is None else drawn(available, number, seed, what)
+    chosen = (
+        torch.arange(available) if number is None else draw_indices(available, number, seed, what)
+    )
     images: NDArray[np.uint8] | None = None
     for row, index in enumerate(chosen.tolist()):
         file = packed.files[index]

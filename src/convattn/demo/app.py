@@ -18,10 +18,10 @@ import gradio as gr
 from PIL import Image
 from torch import nn
 
+from convattn.data import read_image
 from convattn.demo import page
-from convattn.demo.network import Network, Query, as_shown, marked, open_device
+from convattn.demo.network import Network, Query, mark_pixel, open_device, resize_for_display
 from convattn.demo.samples import Sample, digits, photographs
-from convattn.explanation import read_image
 from convattn.explanation.heatmap import Method
 from convattn.runs import open_model
 
@@ -48,7 +48,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _told(handler: Callable[P, R]) -> Callable[P, R]:
+def _show_errors(handler: Callable[P, R]) -> Callable[P, R]:
     """Our own sentences reach whoever asked; any other error only shows that it happened."""
 
     @functools.wraps(handler)
@@ -63,12 +63,7 @@ def _told(handler: Callable[P, R]) -> Callable[P, R]:
 
 
 class Handlers:
-    """What happens on the page and through its API.
-
-    Args:
-        network: The network that is shown.
-        samples: Images to try.
-    """
+    """What happens on the page and through its API."""
 
     def __init__(self, network: Network, samples: Sequence[Sample]) -> None:
         self.network = network
@@ -78,17 +73,17 @@ class Handlers:
         """What there is to choose from in a layer."""
         return [MEAN, *range(self.network.convs.get(layer or "", 0))]
 
-    @_told
+    @_show_errors
     def first(self, layer: str | None, head: str | int) -> Shown:
         """An image to begin with."""
         return self._show(self.samples[0].file, layer, head)
 
-    @_told
+    @_show_errors
     def sampled(self, layer: str | None, head: str | int, event: gr.EventData) -> Shown:
         """One of the samples was clicked."""
         return self._show(self.samples[event.sample].file, layer, head)
 
-    @_told
+    @_show_errors
     def picked(self, layer: str | None, head: str | int, event: gr.EventData) -> Shown:
         """A file was dropped, pasted or chosen."""
         file = base64.b64decode(event.image.partition(",")[2])
@@ -99,13 +94,13 @@ class Handlers:
             )
         return self._show(file, layer, head)
 
-    @_told
+    @_show_errors
     def chosen(self, file: bytes | None, event: gr.EventData) -> tuple[str, str]:
         """One of the classes was clicked."""
-        look = self.network.look(_read(file), event.index)
-        return page.classes(look), page.views(look)
+        explanations = self.network.explain_all(_read(file), event.index)
+        return page.classes(explanations), page.views(explanations)
 
-    @_told
+    @_show_errors
     def asked(
         self, file: bytes | None, layer: str, head: str | int, event: gr.EventData
     ) -> tuple[Query, str]:
@@ -113,7 +108,7 @@ class Handlers:
         query = (event.y, event.x)
         return query, self._answer(_read(file), layer, head, query)
 
-    @_told
+    @_show_errors
     def layer_chosen(
         self, file: bytes | None, layer: str, query: Query | None
     ) -> tuple[gr.Dropdown, str]:
@@ -121,14 +116,14 @@ class Handlers:
         heads = gr.Dropdown(self.heads(layer), value=MEAN)
         return heads, self._answer(_read(file), layer, MEAN, query)
 
-    @_told
+    @_show_errors
     def head_chosen(
         self, file: bytes | None, layer: str, head: str | int, query: Query | None
     ) -> str:
         """Another head."""
         return self._answer(_read(file), layer, head, query)
 
-    @_told
+    @_show_errors
     def explain(
         self, image: bytes | None, target: str, method: Method, opacity: float
     ) -> tuple[dict[str, Any], Image.Image]:
@@ -137,15 +132,15 @@ class Handlers:
         Returns the class explained, the five likeliest ones, and the image with its heat map.
         """
         found = self.network.explain(_read(image), target or None, method=method)
-        told = {
+        answer = {
             "explained": dataclasses.asdict(found.target),
             "classes": [dataclasses.asdict(one) for one in found.top],
             "method": found.method,
             "class_specific": found.class_specific,
         }
-        return told, as_shown(found).overlay(opacity=opacity)
+        return answer, resize_for_display(found).overlay(opacity=opacity)
 
-    @_told
+    @_show_errors
     def attend(
         self, image: bytes | None, y: int, x: int, layer: str, head: str, opacity: float
     ) -> Image.Image:
@@ -157,13 +152,15 @@ class Handlers:
             raise ValueError(f"head={head!r}; expected the number of a head, or {MEAN}")
         number = None if head == MEAN else int(head)
         found = self.network.attend(_read(image), layer, number, (y, x))
-        return marked(as_shown(found).overlay(opacity=opacity), (y, x), found.image.size)
+        return mark_pixel(
+            resize_for_display(found).overlay(opacity=opacity), (y, x), found.image.size
+        )
 
     def _show(self, file: bytes, layer: str | None, head: str | int) -> Shown:
         image = _read(file)
-        look = self.network.look(image)
+        explanations = self.network.explain_all(image)
         answer = self._answer(image, layer, head, None)
-        return file, None, page.classes(look), page.views(look), answer
+        return file, None, page.classes(explanations), page.views(explanations), answer
 
     def _answer(
         self, image: Image.Image, layer: str | None, head: str | int, query: Query | None
@@ -197,7 +194,6 @@ def launch(
         num_classes: Number of classes of that checkpoint; None takes the model's own.
         host: Address to listen on; ``0.0.0.0`` lets other machines in.
         port: Port to listen on; None takes the first free one from 7860 on.
-        open_browser: Open the page in the browser.
 
     Raises:
         FileNotFoundError: If there is no such run or checkpoint.
@@ -223,10 +219,8 @@ def start(
     """Serve a page in the background; its ``close()`` ends that.
 
     Args:
-        blocks: What ``build`` has made.
         host: Address to listen on.
         port: Port to listen on; None takes the first free one from 7860 on.
-        open_browser: Open the page in the browser.
 
     Returns:
         The page's address.

@@ -23,7 +23,7 @@ Query = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageExplanations:
     """One image explained in every way that the network allows."""
 
     attention: Explanation | None
@@ -77,7 +77,7 @@ class Network:
         pool = f"learned aggregation, {cells}, {same}"
         return f"{pool}; {convs}" if self.convs else pool
 
-    def look(self, image: Image.Image, target: Target | None = None) -> Look:
+    def explain_all(self, image: Image.Image, target: Target | None = None) -> ImageExplanations:
         """Attention and Grad-CAM of one class.
 
         Args:
@@ -88,12 +88,14 @@ class Network:
             ValueError: If the class is unknown, or the network can show nothing of this image.
         """
         if not self.has_attention:
-            return Look(None, self.explain(image, target))
+            return ImageExplanations(None, self.explain(image, target))
         attention = self.explain(image, target)
         try:
-            return Look(attention, self.explain(image, attention.target.index, method="gradcam"))
+            return ImageExplanations(
+                attention, self.explain(image, attention.target.index, method="gradcam")
+            )
         except ValueError as error:
-            return Look(attention, f"No Grad-CAM: {error}.")
+            return ImageExplanations(attention, f"No Grad-CAM: {error}.")
 
     def explain(
         self, image: Image.Image, target: Target | None = None, *, method: Method = "auto"
@@ -136,23 +138,20 @@ def open_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def as_shown(found: Explanation) -> Explanation:
+def resize_for_display(found: Explanation) -> Explanation:
     """The same explanation of the image at a size to look at, its proportions kept.
 
     A small image grows by whole pixels: what is seen is what the network was given.
-
-    Args:
-        found: What ``explain`` has found.
     """
     image = found.image
     by = _ENLARGED_SIDE // max(image.size)
     if by < 2:
-        return found.shrunk(SHOWN_SIDE)
+        return found.shrink(SHOWN_SIDE)
     larger = (by * image.width, by * image.height)
-    return found.of(image.resize(larger, Image.Resampling.NEAREST))
+    return found.with_image(image.resize(larger, Image.Resampling.NEAREST))
 
 
-def marked(image: Image.Image, query: Query | None, size: tuple[int, int]) -> Image.Image:
+def mark_pixel(image: Image.Image, query: Query | None, size: tuple[int, int]) -> Image.Image:
     """An image with a ring round a pixel.
 
     Args:

@@ -13,7 +13,7 @@ from html import escape
 
 from PIL import Image
 
-from convattn.demo.network import Look, Query, as_shown, marked
+from convattn.demo.network import ImageExplanations, Query, mark_pixel, resize_for_display
 from convattn.demo.samples import Sample
 from convattn.explanation import Explanation
 
@@ -135,18 +135,13 @@ def heading(name: str, description: str) -> str:
     """The top of the page.
 
     Args:
-        name: The model's.
         description: What attention it has.
     """
     return f"<div class='name'><h1>{escape(name)}</h1><p>{escape(description)}</p></div>"
 
 
 def chooser(samples: Sequence[Sample]) -> str:
-    """Where an image is dropped or picked.
-
-    Args:
-        samples: Images to try.
-    """
+    """Where an image is dropped or picked."""
     buttons = "".join(
         f"<button type='button' data-sample='{number}' title='{escape(one.label)}'>"
         f"<img src='{_thumbnail(one)}' alt='Try {escape(one.label)}'></button>"
@@ -160,13 +155,9 @@ def chooser(samples: Sequence[Sample]) -> str:
     )
 
 
-def classes(look: Look) -> str:
-    """The likeliest classes; a click explains one.
-
-    Args:
-        look: What was found.
-    """
-    found = look.prediction
+def classes(explanations: ImageExplanations) -> str:
+    """The likeliest classes; a click explains one."""
+    found = explanations.prediction
     rows = "".join(
         f"<button type='button' data-class='{one.index}' "
         f"aria-pressed='{str(one.index == found.target.index).lower()}'>"
@@ -177,31 +168,28 @@ def classes(look: Look) -> str:
     return f"<div class='classes'><h3>Taken for</h3>{rows}</div>"
 
 
-def views(look: Look) -> str:
-    """Attention beside Grad-CAM.
-
-    Args:
-        look: What was found.
-    """
-    name = escape(look.prediction.target.name)
+def views(explanations: ImageExplanations) -> str:
+    """Attention beside Grad-CAM."""
+    name = escape(explanations.prediction.target.name)
     figures = []
-    if look.attention is not None:
-        specific = look.attention.class_specific
+    if explanations.attention is not None:
+        specific = explanations.attention.class_specific
         text = f"for class {name}." if specific else "The map is the same for every class."
-        figures.append(_figure(look.attention, f"<b>Attention</b> {text}"))
-    if isinstance(look.gradcam, Explanation):
-        alone = "" if look.attention is not None else " This network has no attention to show."
-        figures.append(_figure(look.gradcam, f"<b>Grad-CAM</b> for class {name}.{alone}"))
+        figures.append(_figure(explanations.attention, f"<b>Attention</b> {text}"))
+    if isinstance(explanations.gradcam, Explanation):
+        alone = (
+            "" if explanations.attention is not None else " This network has no attention to show."
+        )
+        figures.append(_figure(explanations.gradcam, f"<b>Grad-CAM</b> for class {name}.{alone}"))
     else:
-        figures.append(f"<p class='note'>{escape(look.gradcam)}</p>")
-    return _grid(figures, look.prediction)
+        figures.append(f"<p class='note'>{escape(explanations.gradcam)}</p>")
+    return _grid(figures, explanations.prediction)
 
 
 def answer(found: Explanation, query: Query | None) -> str:
     """What an attention convolution looks at; a click asks for another pixel.
 
     Args:
-        found: Its attention.
         query: The pixel that looks, None for the mean over all.
     """
     text = (
@@ -220,9 +208,9 @@ def _grid(figures: Sequence[str], found: Explanation, kind: str = "") -> str:
 
 def _figure(found: Explanation, caption: str, query: Query | None = None) -> str:
     """The image, its heat over it at an opacity that the browser mixes, and a caption."""
-    shown, size = as_shown(found), found.image.size
+    shown, size = resize_for_display(found), found.image.size
     below, above = (
-        data_url(marked(shown.overlay(opacity=opacity), query, size)) for opacity in (0, 1)
+        data_url(mark_pixel(shown.overlay(opacity=opacity), query, size)) for opacity in (0, 1)
     )
     return (
         f"<figure><div class='stage' data-width='{size[0]}' data-height='{size[1]}'>"

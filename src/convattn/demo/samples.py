@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from convattn.data import cluttered_digits
+from convattn.data import generate_cluttered_digits
 
 _DRAWN = 100  # digits, among which each of the ten occurs
 _PHOTOGRAPHS = ("a temple roof", "a flower")
@@ -30,7 +30,7 @@ class Sample:
 @cache
 def digits() -> tuple[Sample, ...]:
     """One cluttered digit of each class, of the test images."""
-    drawn = cluttered_digits(_DRAWN, split="test")
+    drawn = generate_cluttered_digits(_DRAWN, split="test")
     labels = drawn.labels.tolist()
     return tuple(
         Sample(f"a {digit}", _png(drawn.images[labels.index(digit)].permute(1, 2, 0).numpy()))

@@ -47,19 +47,17 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def in_full_precision(module: nn.Module, args: Any, output: Any) -> Any:
+def cast_to_full_precision(module: nn.Module, args: Any, output: Any) -> Any:
     """A forward hook that hands out a head's predictions in float32 at least.
 
     Boxes are decoded, and losses computed, in the precision of the predictions, which under
     autocast would be half.
 
     Args:
-        module: The head.
-        args: Its inputs.
         output: Tensors, or lists, tuples or dictionaries of them.
     """
     if isinstance(output, Tensor):
         return output.to(_at_least_float32(output.dtype))
     if isinstance(output, dict):
-        return {name: in_full_precision(module, args, part) for name, part in output.items()}
-    return [in_full_precision(module, args, part) for part in output]
+        return {name: cast_to_full_precision(module, args, part) for name, part in output.items()}
+    return [cast_to_full_precision(module, args, part) for part in output]

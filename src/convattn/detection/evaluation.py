@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
 from convattn.modes import eval_mode
-from convattn.results import Findings, Rows, percentages, worst_class
+from convattn.results import Results, Rows, percentages, worst_class
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionResult(Findings):
+class DetectionResult(Results):
     """What ``evaluate_detection`` found.
 
     Precisions and recalls lie between 0 and 1; one that is not defined, since there is no object of

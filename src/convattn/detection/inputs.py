@@ -70,11 +70,9 @@ def checked_targets(
     """Looks the targets over, and leaves out crowds and what training does not need.
 
     Args:
-        images: The images.
         targets: Boxes and labels, and masks if needed, an image; with ``iscrowd``, those that are
             true are left out.
         num_classes: Classes and the background.
-        masks: Whether masks are needed.
 
     Returns:
         ``boxes``, ``labels`` and with ``masks`` ``masks`` of each image, as plain tensors.

@@ -17,7 +17,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from convattn.detection.anchors import LevelAnchors, in_full_precision
+from convattn.detection.anchors import LevelAnchors, cast_to_full_precision
 from convattn.detection.inputs import (
     DetectorTransform,
     Targets,
@@ -25,7 +25,7 @@ from convattn.detection.inputs import (
     check_numbers,
     checked_targets,
 )
-from convattn.detection.pyramid import FeaturePyramid, feature_levels
+from convattn.models.pyramid import FeaturePyramid, feature_levels
 
 _STRIDES = (4, 8, 16, 32)
 _BOX_SIDE = 7  # positions that a region is pooled to before its box is predicted
@@ -86,7 +86,6 @@ def mask_rcnn(
         backbone: The name, with or without a ``.tag``.
         num_classes: Classes and the background.
         pretrained: Load the backbone's released weights.
-        backbone_args: Arguments of the backbone.
         augment: Arguments of ``convattn.augment`` for the backbone's convolutions.
         channels: Channels of the pyramid, of strides 4 to 64.
         box_channels: Channels of the two layers that classify a region.
@@ -137,7 +136,7 @@ def mask_rcnn(
     model.rpn.register_forward_hook(_never_no_proposal)
     heads = (model.rpn.head, model.roi_heads.box_predictor, model.roi_heads.mask_predictor)
     for head in heads:
-        head.register_forward_hook(in_full_precision)
+        head.register_forward_hook(cast_to_full_precision)
     return model
 
 

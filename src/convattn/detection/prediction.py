@@ -17,16 +17,16 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype, to_pil
 
 from convattn.data import UnreadableImageError
 from convattn.data.annotated import AnnotatedImages
-from convattn.detection.drawing import (
+from convattn.data.reading import read_or_error
+from convattn.drawing import (
     class_colour,
     draw_box,
-    magnified,
-    readable,
+    draw_sheet,
+    enlarge_for_labels,
+    magnify,
     save_png,
-    sheet,
-    tinted,
+    tint,
 )
-from convattn.explanation.images import read_or_error
 from convattn.files import replace_atomically, unused_name
 from convattn.modes import eval_mode
 
@@ -90,7 +90,7 @@ class Detections:
             image: The one that they were found in. A small one comes back as a multiple of its
                 size, so that labels can be read.
         """
-        canvas, times = readable(image)
+        canvas, times = enlarge_for_labels(image)
         # The surest ones come last, and lie on top.
         order = range(len(self.labels)) if self.scores is None else self.scores.argsort().tolist()
         colours = [class_colour(label - 1) for label in self.labels.tolist()]
@@ -98,9 +98,9 @@ class Detections:
             layer = np.zeros((image.height, image.width), np.int64)
             for k in order:
                 layer[self.masks[k].numpy()] = k + 1
-            shown = magnified(layer, times)
+            shown = magnify(layer, times)
             palette = np.array([(0, 0, 0), *colours], np.uint8)
-            canvas = tinted(canvas, palette[shown], np.float32(_OPACITY) * (shown > 0))
+            canvas = tint(canvas, palette[shown], np.float32(_OPACITY) * (shown > 0))
         for k in order:
             draw_box(canvas, (times * self.boxes[k]).tolist(), colours[k], self._caption(k))
         return canvas
@@ -178,8 +178,6 @@ def draw_beside_truth(
         model: As in ``detect``.
         images: A data set without a transform: uint8 (3, H, W) and their truth.
         count: How many; a smaller data set gives all it has.
-        out: The PNG to write.
-        title: What stands above all.
         threshold: As in ``detect``.
     """
     cfg = cast(Any, model).pretrained_cfg
@@ -189,7 +187,7 @@ def draw_beside_truth(
         image = to_pil_image(pixels)
         found = detect(model, image, threshold=threshold)
         groups.append((Detections.of(target, **names).draw(image), found.draw(image)))
-    save_png(sheet(groups, ("truth", "prediction"), title), out)
+    save_png(draw_sheet(groups, ("truth", "prediction"), title), out)
 
 
 def _run_lengths(mask: Tensor) -> dict[str, Any]:

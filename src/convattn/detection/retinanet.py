@@ -15,7 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from convattn.detection.anchors import LevelAnchors, in_full_precision
+from convattn.detection.anchors import LevelAnchors, cast_to_full_precision
 from convattn.detection.inputs import (
     DetectorTransform,
     Targets,
@@ -23,7 +23,7 @@ from convattn.detection.inputs import (
     check_numbers,
     checked_targets,
 )
-from convattn.detection.pyramid import CoarserLevels, FeaturePyramid, feature_levels
+from convattn.models.pyramid import CoarserLevels, FeaturePyramid, feature_levels
 
 _HEAD_CONVS = 4  # of torchvision's head
 # Inferred. Heads from the paper's parameters: attention makes its detectors smaller, unlike its
@@ -109,7 +109,6 @@ def retinanet(
         backbone: The name, with or without a ``.tag``.
         num_classes: Classes and the background.
         pretrained: Load the backbone's released weights.
-        backbone_args: Arguments of the backbone.
         augment: Arguments of ``convattn.augment`` for the backbone's convolutions.
         channels: Channels of pyramid and head.
         min_level: First level; level n has stride 2^n.
@@ -174,7 +173,7 @@ def retinanet(
             for conv in part.conv.modules():
                 if isinstance(conv, nn.Conv2d):
                     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    head.register_forward_hook(in_full_precision)
+    head.register_forward_hook(cast_to_full_precision)
     model = RetinaNet(pyramid, num_classes, anchor_generator=anchors, head=head, **kwargs)
     model.transform = DetectorTransform(
         min_size, max_size, image_mean or IMAGENET_DEFAULT_MEAN, image_std or IMAGENET_DEFAULT_STD

@@ -1,7 +1,6 @@
 """Where a network looks, and whether its map tells the truth.
 
-``convattn.explain`` is the function; import this package's parts by
-``from convattn.explanation import ...``.
+``explain`` is its door.
 """
 
 from convattn.explanation.capture import AttentionMaps, attention_layers, capture_attention
@@ -9,7 +8,7 @@ from convattn.explanation.faithfulness import (
     Report,
     deletion_insertion,
     energy_in_box,
-    faithfulness,
+    measure_faithfulness,
     peak_in_box,
 )
 from convattn.explanation.geometry import Grid, GridTracker, cell_centres
@@ -23,7 +22,7 @@ from convattn.explanation.heatmap import (
     explain,
     explain_classes,
 )
-from convattn.explanation.images import read_image, see
+from convattn.explanation.preprocessing import preprocess
 
 __all__ = [
     "AttentionMaps",
@@ -43,9 +42,8 @@ __all__ = [
     "energy_in_box",
     "explain",
     "explain_classes",
-    "faithfulness",
     "grad_cam",
+    "measure_faithfulness",
     "peak_in_box",
-    "read_image",
-    "see",
+    "preprocess",
 ]

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from convattn.detection.pyramid import FeatureLevels
 from convattn.explanation.geometry import Grid, GridTracker
 from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.models.pyramid import FeatureLevels
 from convattn.modes import eager_mode
 
 Queries = Sequence[tuple[int, int]] | Literal["mean"]
@@ -47,7 +47,6 @@ def named_layers(
     """The layers of ours with these names.
 
     Args:
-        model: Any network.
         names: As ``attention_layers`` has them; None takes all, at least one.
 
     Raises:

@@ -26,7 +26,7 @@ from convattn.explanation.heatmap import attention_maps
 from convattn.modes import frozen_eval_mode
 
 METHODS: tuple[str, ...] = ("attention", "gradcam", "random", "centre")
-"""What ``faithfulness`` can compare."""
+"""What ``measure_faithfulness`` can compare."""
 
 _TIES = 0
 """Seed of the order among pixels of equal heat."""
@@ -133,7 +133,6 @@ def deletion_insertion(
     and is left as it was.
 
     Args:
-        model: The classifier.
         images: (B, C, H, W), normalised, on the model's device.
         heats: (B, H, W).
         targets: The class of each image, (B,).
@@ -245,7 +244,7 @@ _COLUMNS = ("pointing", "energy", "deletion", "insertion")
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What ``faithfulness`` found."""
+    """What ``measure_faithfulness`` found."""
 
     num_images: int
     """Images looked at."""
@@ -265,7 +264,7 @@ class Report:
         """The report as cells for people, its head first; without boxes their columns are out."""
         columns = _COLUMNS if self.box_share is not None else _COLUMNS[2:]
         body = [
-            [name, *(_told(getattr(scores, column), column) for column in columns)]
+            [name, *(_format_score(getattr(scores, column), column) for column in columns)]
             for name, scores in self.methods.items()
         ]
         return [["map", *columns], *body]
@@ -274,10 +273,10 @@ class Report:
         """The report as a small table for people, with standard errors."""
         rows = self.rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [f"{self.num_images:,} images, top-1 {self.top1:.2%}{self._box()}", ""]
+        lines = [f"{self.num_images:,} images, top-1 {self.top1:.2%}{self._format_box()}", ""]
         for name, *cells in rows:
-            told = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-            lines.append("  ".join([f"{name:<{widths[0]}}", *told]))
+            padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+            lines.append("  ".join([f"{name:<{widths[0]}}", *padded]))
         lines += [
             f"empty maps of {name}: {scores.num_empty:,}"
             for name, scores in self.methods.items()
@@ -291,17 +290,17 @@ class Report:
         rows = [head, ["---"] * len(head), *body]
         return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
-    def _box(self) -> str:
+    def _format_box(self) -> str:
         return "" if self.box_share is None else f", boxes cover {self.box_share:.2%}"
 
 
-def _told(score: Score, column: str) -> str:
+def _format_score(score: Score, column: str) -> str:
     if column in ("pointing", "energy"):
         return f"{100 * score.mean:.1f} ± {100 * score.error:.1f} %"
     return f"{score.mean:.3f} ± {score.error:.3f}"
 
 
-def faithfulness(
+def measure_faithfulness(
     model: nn.Module,
     loader: Iterable[Sequence[Tensor]],
     *,
@@ -323,7 +322,6 @@ def faithfulness(
     is left as it was, but on ``device``.
 
     Args:
-        model: The classifier.
         loader: Batches of normalised images (B, C, H, W) and class numbers (B,), in order.
         boxes: The object of each image, in the loader's order and in pixels of what the model
             sees: (N, 4), xmin, ymin, xmax, ymax, the maxima one past the object.
@@ -342,7 +340,8 @@ def faithfulness(
         >>> import timm
         >>> model = timm.create_model("patchconvnet_nano", num_classes=10)
         >>> batch = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
-        >>> report = faithfulness(model, [batch], methods=["attention", "centre"], device="cpu")
+        >>> methods = ["attention", "centre"]
+        >>> report = measure_faithfulness(model, [batch], methods=methods, device="cpu")
         >>> list(report.methods), report.num_images
         (['attention', 'centre'], 4)
     """
@@ -352,12 +351,12 @@ def faithfulness(
     found: dict[str, list[dict[str, Tensor]]] = {}
     hits: list[Tensor] = []
     shares: list[Tensor] = []
-    seen = 0
+    num_images = 0
     with frozen_eval_mode(model):
         for images, labels in loader:
             images, labels = images.to(device), labels.to(device)
-            methods = _methods(model, images, methods)
-            there = None if boxes is None else _boxes_of(boxes, seen, len(images)).to(device)
+            methods = _choose_methods(model, images, methods)
+            there = None if boxes is None else _boxes_of(boxes, num_images, len(images)).to(device)
             with torch.no_grad():
                 predicted = model(images).argmax(1)
             for name in methods:
@@ -367,17 +366,17 @@ def faithfulness(
             hits.append(predicted == labels)
             if there is not None:
                 shares.append(_shares_of(there, (images.shape[2], images.shape[3])))
-            seen += len(images)
+            num_images += len(images)
             if progress is not None:
-                progress(seen)
-    if seen < 2 or (boxes is not None and len(boxes) != seen):
+                progress(num_images)
+    if num_images < 2 or (boxes is not None and len(boxes) != num_images):
         given = "" if boxes is None else f" and {len(boxes)} boxes"
         raise ValueError(
-            f"the loader gives {seen} images{given}; give at least two images, and a box for "
+            f"the loader gives {num_images} images{given}; give at least two images, and a box for "
             "each or none at all"
         )
     return Report(
-        num_images=seen,
+        num_images=num_images,
         top1=float(torch.cat(hits).float().mean()),
         box_share=float(torch.cat(shares).mean()) if shares else None,
         methods={name: _scores(found[name]) for name in METHODS if name in found},
@@ -454,7 +453,9 @@ def _scores(batches: Sequence[dict[str, Tensor]]) -> Scores:
     )
 
 
-def _methods(model: nn.Module, images: Tensor, wanted: Sequence[str] | None) -> Sequence[str]:
+def _choose_methods(
+    model: nn.Module, images: Tensor, wanted: Sequence[str] | None
+) -> Sequence[str]:
     """The methods asked for, checked; or all that the network can."""
     if wanted is None:
         return _possible_methods(model, images)

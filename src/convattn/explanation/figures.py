@@ -1,4 +1,4 @@
-"""Images of what the rest of this package finds; the only file here that needs matplotlib."""
+"""Images of what the rest of this package finds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -16,10 +15,9 @@ from PIL import Image
 
 from convattn.explanation.faithfulness import Report
 from convattn.explanation.heatmap import Explanation
+from convattn.explanation.overlay import overlay
 
-_SHARE_OF_COLD = 0.3  # of the hottest place's opacity
 _NAMES = {"attention": "attention", "gradcam": "Grad-CAM"}
-_UNSEEN = 0.35  # brightness of what the network did not see
 _MOST_NAMED, _MOST_CELLS, _MOST_PAIRS = 40, 500, 20  # of a confusion matrix
 FIGURE_SIDE = 480
 """Pixels of the longer side that an image in a figure is drawn with at most."""
@@ -31,41 +29,6 @@ _METHOD_COLOURS = {
 }
 
 
-def overlay(
-    image: Image.Image,
-    heat: NDArray[np.float32],
-    *,
-    opacity: float = 0.7,
-    seen: tuple[float, float, float, float] | None = None,
-) -> Image.Image:
-    """An image with a heat map over it, the hotter the clearer, its own colours fading to grey.
-
-    Args:
-        image: RGB.
-        heat: (H, W) of the image, not negative; drawn relative to its highest value.
-        opacity: Of the hottest place, between 0, the image alone, and 1.
-        seen: Left, top, right, bottom in pixels; what lies outside is dark. None: all was seen.
-
-    Raises:
-        ValueError: If the opacity is out of its range.
-    """
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity={opacity}; expected 0, the image alone, to 1")
-    relative = (heat / max(float(heat.max()), 1e-12))[..., None]
-    own = np.asarray(image, np.float32) / 255
-    grey = 0.25 + 0.6 * own.mean(-1, keepdims=True)
-    faded = own + opacity * (grey - own)
-    share = opacity * (_SHARE_OF_COLD + (1 - _SHARE_OF_COLD) * relative)
-    colours = colormaps["inferno"](relative[..., 0])[..., :3]
-    shown = (1 - share) * faded + share * colours
-    if seen is not None:
-        left, top, right, bottom = seen
-        y, x = np.arange(image.height) + 0.5, np.arange(image.width) + 0.5
-        inside = ((top <= y) & (y <= bottom))[:, None] & ((left <= x) & (x <= right))
-        shown = np.where(inside[..., None], shown, _UNSEEN * own)
-    return Image.fromarray((255 * shown).round().astype(np.uint8))
-
-
 def draw_explanations(
     rows: Sequence[Sequence[Explanation]], out: Path, *, title: str | None = None
 ) -> None:
@@ -73,8 +36,6 @@ def draw_explanations(
 
     Args:
         rows: An image's explanations each, at least one.
-        out: The PNG to write.
-        title: Stands above.
     """
     columns = 2 + max(map(len, rows))
     aspects = [row[0].image.height / row[0].image.width for row in rows]
@@ -116,10 +77,7 @@ def draw_layers(
     """One image through all attention layers: a row a layer, the mean and every head.
 
     Args:
-        image: The original.
         layers: By name the heat maps of its heads, see ``attention_through``.
-        out: The PNG to write.
-        title: Stands above.
         query: y and x of the pixel that looks, marked by a cross; None: all look.
     """
     columns = 1 + max(map(len, layers.values()))
@@ -176,13 +134,7 @@ def _short(name: str) -> str:
 
 
 def draw_faithfulness(report: Report, out: Path, *, title: str) -> None:
-    """Curves of deletion and insertion; where boxes are known, pointing game and energy as bars.
-
-    Args:
-        report: What ``faithfulness`` found.
-        out: The PNG to write.
-        title: Stands above.
-    """
+    """Curves of deletion and insertion; where boxes are known, pointing game and energy as bars."""
     width = 9.0 if report.box_share is None else 14.0
     figure = Figure(figsize=(width, 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -275,8 +227,6 @@ def draw_confusion(
         labels: Right class of each image, (N,).
         taken: Class that it was taken for, (N,).
         names: Name of each class number.
-        out: The PNG to write.
-        title: Stands above.
     """
     classes = np.unique(labels)
     place = np.full(len(names), len(classes))

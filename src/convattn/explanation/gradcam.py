@@ -72,7 +72,6 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor,
     map only, so that the memory is that of a run without them.
 
     Args:
-        model: A convolutional classifier.
         images: (B, C, H, W), normalised, on the model's device.
         targets: The class of each image, (B,).
 

@@ -17,6 +17,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
+from convattn.data import ImageSource, read_image
 from convattn.explanation.capture import (
     Queries,
     attention_layers,
@@ -25,7 +26,8 @@ from convattn.explanation.capture import (
 )
 from convattn.explanation.geometry import Grid
 from convattn.explanation.gradcam import grad_cam
-from convattn.explanation.images import ImageSource, Seen, View, read_image, see
+from convattn.explanation.overlay import overlay
+from convattn.explanation.preprocessing import Preprocessed, View, preprocess
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.modes import eval_mode
 from convattn.text import nearest_few
@@ -95,12 +97,10 @@ class Explanation:
             opacity: 0 shows the image alone.
             max_side: The longer side in pixels at most; None keeps the image's size.
         """
-        from convattn.explanation.figures import overlay
+        shown = self if max_side is None else self.shrink(max_side)
+        return overlay(shown.image, shown.heat, opacity=opacity, region=shown.region)
 
-        shown = self if max_side is None else self.shrunk(max_side)
-        return overlay(shown.image, shown.heat, opacity=opacity, seen=shown.region)
-
-    def shrunk(self, max_side: int) -> Explanation:
+    def shrink(self, max_side: int) -> Explanation:
         """The same of a smaller image, its proportions kept.
 
         Args:
@@ -110,14 +110,10 @@ class Explanation:
             return self
         image = self.image.copy()
         image.thumbnail((max_side, max_side))
-        return self.of(image)
+        return self.with_image(image)
 
-    def of(self, image: Image.Image) -> Explanation:
-        """The same of this image at another size.
-
-        Args:
-            image: The image, resized.
-        """
+    def with_image(self, image: Image.Image) -> Explanation:
+        """The same of this image at another size."""
         across, down = (new / old for new, old in zip(image.size, self.image.size, strict=True))
         left, top, right, bottom = self.region
         region = (left * across, top * down, right * across, bottom * down)
@@ -146,7 +142,6 @@ def explain(
     alone shows how much each place of its last such layer is looked at.
 
     Args:
-        model: A classifier.
         image: A path, an open file, a PIL image, a tensor (C, H, W) of bytes or of 0..1, or an
             array (H, W, C).
         target: The class: its name, or its number; None explains the likeliest one. Names are
@@ -206,15 +201,8 @@ def explain_classes(
     """Where a network looks on an image for each of several classes, see ``explain``.
 
     Args:
-        model: A classifier.
-        image: As ``explain`` takes it.
         targets: Names or numbers of classes; None takes the ``top_k`` likeliest ones.
         top_k: How many, where no classes are named.
-        method: As ``explain`` takes it.
-        view: As ``explain`` takes it.
-        layer: As ``explain`` takes it.
-        head: As ``explain`` takes it.
-        query: As ``explain`` takes it.
 
     Returns:
         One explanation a class, in their order.
@@ -231,20 +219,20 @@ def explain_classes(
     """
     if method not in ("auto", "attention", "gradcam"):
         raise ValueError(f"method={method!r}; expected auto, attention or gradcam")
-    chosen = _method(model, method)
+    chosen = _choose_method(model, method)
     if chosen == "gradcam" and (layer is not None or head is not None or query is not None):
         raise ValueError(
             "layer, head and query choose among attention, and Grad-CAM has none; leave them out"
         )
-    shown, seen, pixels = _prepared(model, image, view)
-    point = None if query is None else _on_input(query, seen, shown)
+    shown, prepared, pixels = _preprocess(model, image, view)
+    point = None if query is None else _on_input(query, prepared, shown)
     with eval_mode(model):
-        with _refusal_told(model, pixels):
+        with _describe_refusal(model, pixels):
             if chosen == "gradcam":
                 with torch.no_grad():
                     logits = model(pixels)
             else:
-                logits, per_token, grid = _looks(model, pixels, layer, head, point)
+                logits, per_token, grid = _run_with_attention(model, pixels, layer, head, point)
         if logits.ndim != 2:
             raise ValueError(
                 f"the network gives a result of shape {tuple(logits.shape)}; expected logits of "
@@ -252,12 +240,12 @@ def explain_classes(
             )
         names = class_names(model, logits.shape[1])
         order = logits[0].argsort(descending=True).tolist()
-        wanted = _wanted(targets, top_k, names, order)
+        wanted = _class_numbers(targets, top_k, names, order)
         numbers = torch.tensor(wanted, device=pixels.device)
         if chosen == "gradcam":
             maps, grid = grad_cam(model, pixels.expand(len(wanted), -1, -1, -1), numbers)
         else:
-            maps = _of_classes(per_token.expand(len(wanted), -1, -1, -1), numbers)
+            maps = _select_classes(per_token.expand(len(wanted), -1, -1, -1), numbers)
     probabilities = logits[0].float().softmax(0).tolist()
 
     def prediction(index: int) -> Prediction:
@@ -272,7 +260,7 @@ def explain_classes(
             class_specific=chosen == "gradcam" or per_token.shape[1] > 1,
             map=one,
             grid=grid,
-            region=seen.region,
+            region=prepared.region,
         )
         for index, one in zip(wanted, maps.float().cpu(), strict=True)
     ]
@@ -311,13 +299,15 @@ def attention_maps(
     logits, maps = [], []
     for start in range(0, len(images), _IMAGES_AT_ONCE):
         few = slice(start, start + _IMAGES_AT_ONCE)
-        found, per_token, grid = _looks(model, images[few], layer, head, query)
+        found, per_token, grid = _run_with_attention(model, images[few], layer, head, query)
         logits.append(found)
-        maps.append(_of_classes(per_token, found.argmax(1) if targets is None else targets[few]))
+        maps.append(
+            _select_classes(per_token, found.argmax(1) if targets is None else targets[few])
+        )
     return torch.cat(logits), torch.cat(maps), grid
 
 
-def _looks(
+def _run_with_attention(
     model: nn.Module,
     images: Tensor,
     layer: str | None,
@@ -325,7 +315,7 @@ def _looks(
     query: tuple[float, float] | None,
 ) -> tuple[Tensor, Tensor, Grid]:
     """The logits, the attention of every token (B, tokens, h, w), and where its cells lie."""
-    name, found = looking_layer(model, layer)
+    name, found = find_attention_layer(model, layer)
     if head is not None and not 0 <= head < num_heads(found):
         raise ValueError(
             f"head={head}, but {name} has {num_heads(found)}; give a number from 0 to "
@@ -336,19 +326,19 @@ def _looks(
             f"query={query} asks what a position looks at, but in {name} a learned token looks, "
             "not a position; name an attention convolution as layer, or leave query out"
         )
-    logits, per_head, grids = _captured(model, images, [name], query)
+    logits, per_head, grids = _capture(model, images, [name], query)
     per_token = per_head[name].mean(1) if head is None else per_head[name][:, head]
     return logits, per_token, grids[name]
 
 
-def _of_classes(per_token: Tensor, classes: Tensor) -> Tensor:
+def _select_classes(per_token: Tensor, classes: Tensor) -> Tensor:
     """The map of each image's class, (B, h, w), its sum 1; a single token serves all classes."""
     token = classes if per_token.shape[1] > 1 else torch.zeros_like(classes)
     maps = per_token[torch.arange(len(token), device=token.device), token]
     return maps / maps.sum((1, 2), keepdim=True)
 
 
-def _captured(
+def _capture(
     model: nn.Module, images: Tensor, names: Sequence[str], query: tuple[float, float] | None
 ) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Grid]]:
     """The logits, each layer's attention (B, heads, tokens, h, w), and where its cells lie.
@@ -382,9 +372,7 @@ def attention_through(
 
     Args:
         model: A network with AAConv2d layers.
-        image: As ``explain`` takes it.
         query: y and x of a pixel of the image, which looks; None takes the mean of all.
-        view: As ``explain`` takes it.
 
     Returns:
         The image, and by name of the layer one heat map on it a head, (H, W) each.
@@ -397,13 +385,13 @@ def attention_through(
         raise ValueError(
             f"{type(model).__name__} has no convolution with attention; explain() shows its pool"
         )
-    shown, seen, pixels = _prepared(model, image, view)
-    point = None if query is None else _on_input(query, seen, shown)
+    shown, prepared, pixels = _preprocess(model, image, view)
+    point = None if query is None else _on_input(query, prepared, shown)
     size = (shown.height, shown.width)
     with eval_mode(model):
-        _, maps, grids = _captured(model, pixels, names, point)
+        _, maps, grids = _capture(model, pixels, names, point)
     return shown, {
-        name: list(grids[name].heat(maps[name][0, :, 0].cpu(), size, seen.region).numpy())
+        name: list(grids[name].heat(maps[name][0, :, 0].cpu(), size, prepared.region).numpy())
         for name in names
     }
 
@@ -435,11 +423,7 @@ def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:
 
 
 def num_heads(layer: AAConv2d | LearnedAggregation2d) -> int:
-    """Attention heads of a layer.
-
-    Args:
-        layer: A layer of ours.
-    """
+    """Attention heads of a layer."""
     return layer.num_heads if isinstance(layer, AAConv2d) else layer.attn.num_heads
 
 
@@ -487,16 +471,18 @@ def find_class(target: Target, names: Sequence[str]) -> int:
     )
 
 
-def _prepared(model: nn.Module, image: ImageSource, view: View) -> tuple[Image.Image, Seen, Tensor]:
+def _preprocess(
+    model: nn.Module, image: ImageSource, view: View
+) -> tuple[Image.Image, Preprocessed, Tensor]:
     """The image, what the network sees of it, and that as a batch of one, ready for it."""
     shown = read_image(image)
-    seen = see(shown, pretrained_cfg(model), view)
+    prepared = preprocess(shown, pretrained_cfg(model), view)
     weight = next(model.parameters())
-    return shown, seen, seen.pixels.unsqueeze(0).to(weight.device, weight.dtype)
+    return shown, prepared, prepared.pixels.unsqueeze(0).to(weight.device, weight.dtype)
 
 
 @contextmanager
-def _refusal_told(model: nn.Module, pixels: Tensor) -> Iterator[None]:
+def _describe_refusal(model: nn.Module, pixels: Tensor) -> Iterator[None]:
     """Whether the network takes such an image at all, its first run shows."""
     try:
         yield
@@ -508,7 +494,7 @@ def _refusal_told(model: nn.Module, pixels: Tensor) -> Iterator[None]:
         ) from error
 
 
-def _wanted(
+def _class_numbers(
     targets: Sequence[Target] | None, top_k: int, names: Sequence[str], order: Sequence[int]
 ) -> list[int]:
     """The numbers of the classes to explain."""
@@ -521,19 +507,18 @@ def _wanted(
     return [find_class(one, names) for one in targets]
 
 
-def _method(model: nn.Module, method: Method) -> Literal["attention", "gradcam"]:
+def _choose_method(model: nn.Module, method: Method) -> Literal["attention", "gradcam"]:
     if method != "auto":
         return method
     return "attention" if attention_layers(model) else "gradcam"
 
 
-def looking_layer(
+def find_attention_layer(
     model: nn.Module, layer: str | None = None
 ) -> tuple[str, AAConv2d | LearnedAggregation2d]:
     """The layer whose attention says where a network looks, with its name.
 
     Args:
-        model: A network with attention.
         layer: Its name; None takes the last pool, or without one the last attention convolution.
 
     Raises:
@@ -545,10 +530,12 @@ def looking_layer(
     return name, layers[name]
 
 
-def _on_input(point: tuple[float, float], seen: Seen, image: Image.Image) -> tuple[float, float]:
+def _on_input(
+    point: tuple[float, float], prepared: Preprocessed, image: Image.Image
+) -> tuple[float, float]:
     """Where a pixel of the image lies on the network's input, in its pixels."""
     y, x = point
-    left, top, right, bottom = seen.region
+    left, top, right, bottom = prepared.region
     if not (max(top, 0) <= y < min(bottom, image.height)) or not (
         max(left, 0) <= x < min(right, image.width)
     ):
@@ -558,7 +545,7 @@ def _on_input(point: tuple[float, float], seen: Seen, image: Image.Image) -> tup
             f"{max(left, 0):.0f} to {min(right, image.width):.0f}; choose a pixel there, or "
             "view='whole'"
         )
-    height, width = seen.pixels.shape[1:]
+    height, width = prepared.pixels.shape[1:]
     return (
         (y + 0.5 - top) / (bottom - top) * height,
         (x + 0.5 - left) / (right - left) * width,

@@ -32,12 +32,12 @@ from convattn.modes import hooks_of
 from convattn.weights import (
     RELEASES,
     Release,
+    adapt_classifier,
+    adapt_input_channels,
     fetch,
     load_checked,
     read_weights,
-    under_our_names,
-    with_own_channels,
-    with_own_classes,
+    remap_keys,
 )
 
 Norm = Literal["layernorm", "batchnorm"]
@@ -406,7 +406,7 @@ class PatchConvNet(nn.Module):
             ValueError: If it is damaged or of another network.
         """
         file, weights = read_weights(Path(checkpoint_path))
-        load_checked(self, file, with_own_channels(self, checkpoint_filter_fn(weights, self)))
+        load_checked(self, file, adapt_input_channels(self, checkpoint_filter_fn(weights, self)))
 
     def forward_intermediates(
         self,
@@ -500,7 +500,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: PatchConvNet) -> dic
         state_dict: Tensors with our names, or as released by the authors; also under ``model``.
         model: What they are for.
     """
-    weights = under_our_names(state_dict.get("model", state_dict))
+    weights = remap_keys(state_dict.get("model", state_dict))
     if not model.global_pool:
         return {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
     if model.num_classes == cast(Mapping[str, Any], model.pretrained_cfg)["num_classes"]:
@@ -508,7 +508,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: PatchConvNet) -> dic
     head, token = model.head, weights.get("head.token")
     if isinstance(head, LearnedAggregation2d) and not model.num_classes and token is not None:
         head.token = nn.Parameter(head.token.new_empty(token.shape))
-    return with_own_classes(model, weights)
+    return adapt_classifier(model, weights)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

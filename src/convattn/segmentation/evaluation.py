@@ -14,12 +14,12 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from convattn.data.masks import IGNORED
 from convattn.modes import eval_mode
-from convattn.results import Findings, Rows, percentages, worst_class
-from convattn.segmentation.upernet import resized, sliding_window
+from convattn.results import Results, Rows, percentages, worst_class
+from convattn.segmentation.upernet import resize_logits, sliding_window
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationResult(Findings):
+class SegmentationResult(Results):
     """What ``evaluate_segmentation`` found; shares lie between 0 and 1.
 
     All of them come from the counts of the whole set, and none is a mean over images. One that is
@@ -119,7 +119,7 @@ class SegmentationMetrics(MulticlassConfusionMatrix):
                 f"a mask has class {mask[mask != IGNORED].max()} and the data has classes 0 to "
                 f"{num_classes - 1}; give pixels without a class {IGNORED}"
             )
-        logits = resized(logits.float(), mask.shape[1:])
+        logits = resize_logits(logits.float(), mask.shape[1:])
         super().update(logits, mask)
         self.loss += F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum")
         self.num_images += 1

@@ -19,23 +19,23 @@ from convattn.data import UnreadableImageError
 from convattn.data.annotated import AnnotatedImages
 from convattn.data.dense_transforms import segmentation_test_transform
 from convattn.data.masks import IGNORED
-from convattn.detection.drawing import (
+from convattn.data.reading import read_or_error
+from convattn.drawing import (
     BLACK,
     WHITE,
     Colour,
     class_colour,
-    legend,
-    magnified,
-    readable,
+    draw_legend,
+    draw_sheet,
+    enlarge_for_labels,
+    magnify,
     save_png,
-    sheet,
-    stacked,
-    tinted,
+    stack_images,
+    tint,
 )
-from convattn.explanation.images import read_or_error
 from convattn.files import replace_atomically, unused_name
 from convattn.modes import eval_mode
-from convattn.segmentation.upernet import resized, sliding_window
+from convattn.segmentation.upernet import resize_logits, sliding_window
 
 _OPACITY = 0.7
 
@@ -66,14 +66,14 @@ class Segmentation:
         Args:
             image: The one that was looked at. A small one comes back as a multiple of its size.
         """
-        canvas, times = readable(image)
-        classes = magnified(self.classes.numpy(), times)
+        canvas, times = enlarge_for_labels(image)
+        classes = magnify(self.classes.numpy(), times)
         colours = _palette(self.class_names)[classes]
         opacity = np.full(classes.shape, _OPACITY, np.float32)
         ignored = classes == IGNORED
         colours[ignored] = _stripes(*classes.shape)[ignored]
         opacity[ignored] = 1
-        return tinted(canvas, colours, opacity)
+        return tint(canvas, colours, opacity)
 
     def draw(self, image: Image.Image) -> Image.Image:
         """The overlay above a legend of the classes that are there.
@@ -84,7 +84,9 @@ class Segmentation:
         colours = dict(zip(self.class_names, _colours(self.class_names), strict=True))
         present = [self.class_names[k] for k in self.classes.unique().tolist() if k != IGNORED]
         shown = self.overlay(image)
-        return stacked(shown, legend({name: colours[name] for name in present}, shown.width))
+        return stack_images(
+            shown, draw_legend({name: colours[name] for name in present}, shown.width)
+        )
 
     def mask(self) -> Image.Image:
         """An image of mode "P" whose values are the classes, in the colours of ``draw``."""
@@ -123,7 +125,7 @@ def segment(
     batch = pixels[None].to(next(model.parameters()).device)
     with eval_mode(model), torch.inference_mode():
         logits = model(batch) if window is None else sliding_window(model, batch, window)
-        classes = resized(logits, (image.height, image.width)).argmax(1)[0]
+        classes = resize_logits(logits, (image.height, image.width)).argmax(1)[0]
     return Segmentation(
         classes=classes.to("cpu", torch.uint8), class_names=tuple(cfg["label_names"])
     )
@@ -138,8 +140,6 @@ def draw_beside_truth(
         model: As in ``segment``.
         images: A data set without a transform: uint8 (3, H, W) and the class of every pixel.
         count: How many; a smaller data set gives all it has.
-        out: The PNG to write.
-        title: What stands above all.
     """
     class_names = tuple(cast(Any, model).pretrained_cfg["label_names"])
     groups, present = [], set[int]()
@@ -150,11 +150,11 @@ def draw_beside_truth(
         )
         found = segment(model, image)
         present |= {*truth.classes.unique().tolist(), *found.classes.unique().tolist()}
-        groups.append((readable(image)[0], truth.overlay(image), found.overlay(image)))
-    whole = sheet(groups, ("image", "truth", "prediction"), title)
+        groups.append((enlarge_for_labels(image)[0], truth.overlay(image), found.overlay(image)))
+    whole = draw_sheet(groups, ("image", "truth", "prediction"), title)
     colours = _colours(class_names)
     names = {class_names[k]: colours[k] for k in sorted(present - {IGNORED})}
-    save_png(stacked(whole, legend(names, whole.width)), out)
+    save_png(stack_images(whole, draw_legend(names, whole.width)), out)
 
 
 def _colours(class_names: Sequence[str]) -> list[Colour]:

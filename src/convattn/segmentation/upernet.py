@@ -16,7 +16,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from convattn.data.masks import IGNORED
-from convattn.detection.pyramid import FeatureLevels, feature_levels
+from convattn.models.pyramid import FeatureLevels, feature_levels
 
 _AUXILIARY_LEVEL = 2  # stride 16 of 4, 8, 16, 32
 
@@ -104,10 +104,10 @@ class UPerNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(B, C, H, W) -> (B, num_classes, H, W), in training two of them."""
         maps = self.levels(x)
-        logits = resized(self.head(self.decoder([x, x, *maps])), x.shape[2:])
+        logits = resize_logits(self.head(self.decoder([x, x, *maps])), x.shape[2:])
         if not self.training:
             return logits
-        return logits, resized(self.aux_head(maps[_AUXILIARY_LEVEL]), x.shape[2:])
+        return logits, resize_logits(self.aux_head(maps[_AUXILIARY_LEVEL]), x.shape[2:])
 
 
 def upernet(
@@ -127,7 +127,6 @@ def upernet(
         backbone: The name, with or without a ``.tag``.
         num_classes: Classes, at most 255.
         pretrained: Load the backbone's released weights.
-        backbone_args: Arguments of the backbone.
         augment: Arguments of ``convattn.augment`` for the backbone's convolutions.
         channels: Of the decoder's maps; 512 as mmsegmentation's UPerNet has them in the papers'
             tables, where segmentation_models_pytorch's default is 256.
@@ -259,7 +258,7 @@ def sliding_window(
     return total / count
 
 
-def resized(logits: Tensor, size: Sequence[int]) -> Tensor:
+def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Logits at another size, bilinear as in mmsegmentation.
 
     Args:

@@ -15,8 +15,8 @@ from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.layers.rel_pos import Position
 from convattn.surgery.adapters import AggregationPool, TokenClassifier
 from convattn.surgery.convs import attention_layer
-from convattn.surgery.planning import read
-from convattn.surgery.records import ConvFilter, Plan, Pool, PoolPlan, Wish
+from convattn.surgery.planning import make_plan
+from convattn.surgery.records import AugmentOptions, ConvFilter, Plan, Pool, PoolPlan
 from convattn.surgery.trace import check_runs
 
 
@@ -100,23 +100,9 @@ def augment(
         raise ValueError(
             "augment() was asked for nothing; give pool='attention', conv='last-3-stages' or both"
         )
-    wish = Wish(
-        pool=pool,
-        conv=conv,
-        num_heads=num_heads,
-        qk_ratio=qk_ratio,
-        v_ratio=v_ratio,
-        min_head_dim=min_head_dim,
-        position=position,
-        attn_downsample=attn_downsample,
-        pool_heads=pool_heads,
-        mlp_ratio=mlp_ratio,
-        pool_name=pool_name,
-        classifier_name=classifier_name,
-        preserve=preserve,
-    )
-    found = read(model, input_size, wish, count_macs=False)
-    _check_replaces(found, wish)
+    options = AugmentOptions.of(locals())
+    found = make_plan(model, input_size, options, count_macs=False)
+    _check_replaces(found, options)
     model = model if inplace else copy.deepcopy(model)
     undo = _Undo(model)
     for item in found.convs:
@@ -126,7 +112,7 @@ def augment(
                 item.name, augmented_conv(old, same_padding=item.same_padding, **item.attention)
             )
     if found.pool.replaced:
-        _replace_pool(undo, found.pool, wish)
+        _replace_pool(undo, found.pool, options)
     try:
         check_runs(model, found.input_size)
     except ValueError as error:
@@ -140,8 +126,8 @@ def augment(
     return model
 
 
-def _check_replaces(found: Plan, wish: Wish) -> None:
-    pool, conv = wish.pool, wish.conv
+def _check_replaces(found: Plan, options: AugmentOptions) -> None:
+    pool, conv = options.pool, options.conv
     if pool is not None and found.pool.reason is not None:
         raise ValueError(f"pool={pool!r} cannot be done: {found.pool.reason}")
     if conv is None:
@@ -187,7 +173,6 @@ def augmented_conv(conv: nn.Conv2d, *, same_padding: bool = False, **attention: 
     and has a bias only if ``conv`` had one. A subclass, as of standardised weights, stays one.
 
     Args:
-        conv: What it replaces.
         same_padding: Make ceil(input / stride) positions whatever ``conv.padding`` says.
         **attention: The attention words of AAConv2d.
 
@@ -203,11 +188,11 @@ def augmented_conv(conv: nn.Conv2d, *, same_padding: bool = False, **attention: 
     )
     if layer.conv is not None:
         kept = layer.conv.out_channels
-        layer.conv = conv if kept == conv.out_channels else _narrowed(conv, kept)
+        layer.conv = conv if kept == conv.out_channels else _keep_first_filters(conv, kept)
     return layer
 
 
-def _narrowed(conv: nn.Conv2d, kept: int) -> nn.Conv2d:
+def _keep_first_filters(conv: nn.Conv2d, kept: int) -> nn.Conv2d:
     """The convolution with its first filters, of every group as many; a subclass stays one."""
     index = torch.arange(conv.out_channels).unflatten(0, (conv.groups, -1))
     index = index[:, : kept // conv.groups].flatten()
@@ -222,25 +207,25 @@ def _narrowed(conv: nn.Conv2d, kept: int) -> nn.Conv2d:
     return narrowed
 
 
-def _replace_pool(undo: _Undo, item: PoolPlan, wish: Wish) -> None:
+def _replace_pool(undo: _Undo, item: PoolPlan, options: AugmentOptions) -> None:
     assert item.name is not None
     assert item.in_features is not None
     model = undo.model
     like = _neighbour(model, item)
-    per_class = wish.pool == "class-attention"
+    per_class = options.pool == "class-attention"
     aggregation = LearnedAggregation2d(
         item.in_features,
         item.tokens if per_class else 0,
-        num_heads=wish.pool_heads,
+        num_heads=options.pool_heads,
         class_tokens=per_class,
-        mlp_ratio=wish.mlp_ratio,
-        residual=wish.preserve,
+        mlp_ratio=options.mlp_ratio,
+        residual=options.preserve,
         device=like.device,
         dtype=like.dtype,
     )
     aggregation.fc = nn.Identity()
     old = model.get_submodule(item.name)
-    kept = None if item.average or not wish.preserve else old
+    kept = None if item.average or not options.preserve else old
     place = AggregationPool(aggregation, pool=kept, keepdim=item.keepdim)
     if item.place == "instead":
         undo.replace(item.name, place)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from convattn.layers import AAConv2d, LearnedAggregation2d
-from convattn.surgery.records import NOT_ASKED, ConvFilter, ConvPlan, Wish, by, num_params
+from convattn.surgery.records import NOT_ASKED, AugmentOptions, ConvFilter, ConvPlan, by, num_params
 from convattn.surgery.trace import TRANSFORMER, Call, Trace, is_transformer
 from convattn.text import nearest_few
 
@@ -24,13 +24,8 @@ _ONE_BY_ONE = "1x1, not a spatial convolution; name it to have it replaced all t
 _Sizes = tuple[tuple[int, int], tuple[int, int]]
 
 
-def conv_plans(model: nn.Module, run: Trace, wish: Wish) -> list[ConvPlan]:
+def plan_convs(model: nn.Module, run: Trace, options: AugmentOptions) -> list[ConvPlan]:
     """What becomes of every convolution of a network.
-
-    Args:
-        model: The network.
-        run: What it did.
-        wish: What was asked for.
 
     Raises:
         ValueError: If what was asked for names nothing in it.
@@ -56,7 +51,7 @@ def conv_plans(model: nn.Module, run: Trace, wish: Wish) -> list[ConvPlan]:
         name: None if found is None else _stage(run.input_size, found[1])
         for name, found in sizes.items()
     }
-    chosen = _chosen(model, wish.conv, convs, obstacles, stages)
+    chosen = _chosen(model, options.conv, convs, obstacles, stages)
     plans = []
     for name, module in convs.items():
         reason = obstacles[name]
@@ -69,7 +64,7 @@ def conv_plans(model: nn.Module, run: Trace, wish: Wish) -> list[ConvPlan]:
                 sizes[name],
                 stages[name],
                 reason,
-                wish,
+                options,
                 asked=name in chosen,
                 num_calls=len(calls.get(name, [])),
             )
@@ -201,7 +196,7 @@ def _conv_plan(
     sizes: _Sizes | None,
     stage: int | None,
     reason: str | None,
-    wish: Wish,
+    options: AugmentOptions,
     *,
     asked: bool,
     num_calls: int,
@@ -217,21 +212,21 @@ def _conv_plan(
     if reason is None:
         assert sizes is not None
         same = bool(_same_padding(conv, sizes))
-        downsample = _downsample(wish.attn_downsample, stage, sizes[1])
+        downsample = _downsample(options.attn_downsample, stage, sizes[1])
         # The tables keep the map's resolution where attention runs on a smaller one: the only
         # convention found that gives the paper's parameters (docs/models.md).
         words = {
-            "num_heads": wish.num_heads,
-            "qk_ratio": wish.qk_ratio,
-            "v_ratio": wish.v_ratio,
-            "min_head_dim": wish.min_head_dim,
-            "position": wish.position,
-            "residual": wish.preserve,
+            "num_heads": options.num_heads,
+            "qk_ratio": options.qk_ratio,
+            "v_ratio": options.v_ratio,
+            "min_head_dim": options.min_head_dim,
+            "position": options.position,
+            "residual": options.preserve,
             "feat_size": (sizes[1][0] * downsample, sizes[1][1] * downsample),
             "attn_downsample": downsample,
         }
         try:
-            if not wish.preserve:
+            if not options.preserve:
                 _check_narrowing(conv)
             with torch.device("meta"):
                 layer = attention_layer(conv, same_padding=same, **words)

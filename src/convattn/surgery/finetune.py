@@ -12,11 +12,7 @@ from convattn.layers import AAConv2d, LearnedAggregation2d
 
 
 def new_parameters(model: nn.Module) -> set[str]:
-    """Names of the parameters that attention brought: all of its layers' but the convolutions'.
-
-    Args:
-        model: An augmented network.
-    """
+    """Names of the parameters that attention brought: all of its layers' but the convolutions'."""
     names = set()
     for prefix, module in model.named_modules():
         if isinstance(module, AAConv2d | LearnedAggregation2d):
@@ -37,7 +33,6 @@ def param_groups(
     are not decayed; frozen ones are left out.
 
     Args:
-        model: An augmented network.
         lr: Learning rate of the old parameters.
         new_lr_scale: The new ones' learning rate over the old ones'.
         weight_decay: Weight decay of matrices and kernels.
@@ -84,7 +79,6 @@ def freeze(model: nn.Module, *, trainable: Sequence[str] = ()) -> None:
     ``model.train()`` would undo that: call ``freeze`` after it.
 
     Args:
-        model: An augmented network.
         trainable: Names of further modules that go on learning, such as a new classifier.
 
     Raises:

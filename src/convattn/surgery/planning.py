@@ -8,9 +8,17 @@ from typing import Literal
 from torch import nn
 
 from convattn.layers.rel_pos import Position
-from convattn.surgery.convs import conv_plans
-from convattn.surgery.pools import pool_plan
-from convattn.surgery.records import ConvFilter, ConvPlan, Plan, Pool, PoolPlan, Wish, num_params
+from convattn.surgery.convs import plan_convs
+from convattn.surgery.pools import plan_pool
+from convattn.surgery.records import (
+    AugmentOptions,
+    ConvFilter,
+    ConvPlan,
+    Plan,
+    Pool,
+    PoolPlan,
+    num_params,
+)
 from convattn.surgery.trace import check_network, trace_usual
 
 
@@ -41,19 +49,6 @@ def plan(
         model: Any convolutional network.
         input_size: The image's side, (H, W) or (C, H, W) in pixels; None takes the model's
             ``pretrained_cfg``, as timm's have, or 224 x 224.
-        pool: As in ``augment``.
-        conv: As in ``augment``.
-        num_heads: As in ``augment``.
-        qk_ratio: As in ``augment``.
-        v_ratio: As in ``augment``.
-        min_head_dim: As in ``augment``.
-        position: As in ``augment``.
-        attn_downsample: As in ``augment``.
-        pool_heads: As in ``augment``.
-        mlp_ratio: As in ``augment``.
-        pool_name: As in ``augment``.
-        classifier_name: As in ``augment``.
-        preserve: As in ``augment``.
 
     Raises:
         ValueError: If the model cannot be read, or an argument names nothing in it.
@@ -66,33 +61,21 @@ def plan(
         >>> [conv.name for conv in found.convs if conv.replaced][:2]
         ['layer3.0.conv1', 'layer3.0.conv2']
     """
-    wish = Wish(
-        pool=pool,
-        conv=conv,
-        num_heads=num_heads,
-        qk_ratio=qk_ratio,
-        v_ratio=v_ratio,
-        min_head_dim=min_head_dim,
-        position=position,
-        attn_downsample=attn_downsample,
-        pool_heads=pool_heads,
-        mlp_ratio=mlp_ratio,
-        pool_name=pool_name,
-        classifier_name=classifier_name,
-        preserve=preserve,
-    )
-    return read(model, input_size, wish, count_macs=True)
+    options = AugmentOptions.of(locals())
+    return make_plan(model, input_size, options, count_macs=True)
 
 
-def read(
-    model: nn.Module, input_size: int | Sequence[int] | None, wish: Wish, *, count_macs: bool
+def make_plan(
+    model: nn.Module,
+    input_size: int | Sequence[int] | None,
+    options: AugmentOptions,
+    *,
+    count_macs: bool,
 ) -> Plan:
-    """The plan of a wish.
+    """The plan of what these options ask for.
 
     Args:
-        model: The network.
         input_size: As in ``plan``.
-        wish: What was asked for.
         count_macs: Count the network's multiply-adds, which takes longest; else they are 0.
 
     Raises:
@@ -100,8 +83,8 @@ def read(
     """
     check_network(model, "augment")
     run = trace_usual(model, input_size, count_macs=count_macs)
-    convs = conv_plans(model, run, wish)
-    pool = pool_plan(model, run, wish)
+    convs = plan_convs(model, run, options)
+    pool = plan_pool(model, run, options)
     params = num_params(model)
     parts: list[ConvPlan | PoolPlan] = [*convs, pool]
     return Plan(
@@ -109,7 +92,7 @@ def read(
         input_size=run.input_size,
         pool=pool,
         convs=tuple(convs),
-        preserve=wish.preserve,
+        preserve=options.preserve,
         params=params,
         params_after=params + sum(part.params_after - part.params for part in parts),
         macs=run.macs,

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convattn.layers import LearnedAggregation2d
-from convattn.surgery.records import NOT_ASKED, PoolPlan, Wish, num_params
+from convattn.surgery.records import NOT_ASKED, AugmentOptions, PoolPlan, num_params
 from convattn.surgery.trace import TRANSFORMER, Call, Trace, Value, is_transformer
 from convattn.text import nearest_few
 
@@ -20,31 +20,26 @@ _AVERAGES = frozenset({"mean", "adaptive_avg_pool2d", "avg_pool2d"})
 _EXAMPLE = "self.pool = nn.AdaptiveAvgPool2d(1) in __init__ and self.pool(x).flatten(1) in forward"
 
 
-def pool_plan(model: nn.Module, run: Trace, wish: Wish) -> PoolPlan:
+def plan_pool(model: nn.Module, run: Trace, options: AugmentOptions) -> PoolPlan:
     """What becomes of a network's pool and of the classifier on it.
-
-    Args:
-        model: The network.
-        run: What it did.
-        wish: What was asked for.
 
     Raises:
         ValueError: If what was asked for names nothing in it.
     """
     modules = dict(model.named_modules())
     for word, name in (
-        ("pool_name", wish.pool_name),
-        ("classifier_name", wish.classifier_name),
+        ("pool_name", options.pool_name),
+        ("classifier_name", options.classifier_name),
     ):
         if name is not None and name not in modules:
             near = nearest_few(name, filter(None, modules))
             raise ValueError(f"{word}={name!r} names no module; the nearest are {', '.join(near)}")
-    found = _find_pool(modules, run, wish.pool_name)
-    classifier = wish.classifier_name or _find_classifier(modules, run)
-    per_class = wish.pool == "class-attention"
+    found = _find_pool(modules, run, options.pool_name)
+    classifier = options.classifier_name or _find_classifier(modules, run)
+    per_class = options.pool == "class-attention"
     reason = found.reason
     tokens = 1
-    if wish.pool is None:
+    if options.pool is None:
         reason = NOT_ASKED
     elif reason is None and per_class:
         tokens, reason = _class_tokens(modules, run, classifier)
@@ -56,10 +51,10 @@ def pool_plan(model: nn.Module, run: Trace, wish: Wish) -> PoolPlan:
                 layer = LearnedAggregation2d(
                     found.in_features,
                     tokens if per_class else 0,
-                    num_heads=wish.pool_heads,
+                    num_heads=options.pool_heads,
                     class_tokens=per_class,
-                    mlp_ratio=wish.mlp_ratio,
-                    residual=wish.preserve,
+                    mlp_ratio=options.mlp_ratio,
+                    residual=options.preserve,
                 )
                 layer.fc = nn.Identity()
         except ValueError as error:
@@ -75,7 +70,7 @@ def pool_plan(model: nn.Module, run: Trace, wish: Wish) -> PoolPlan:
             layer.pool(image)
         macs_after += counter.get_total_flops() // 2
         macs_after += (tokens - 1) * _macs_between(modules, run, found.pooled, classifier)
-        memory = 4 * math.prod(found.feat_size) * (found.in_features + wish.pool_heads * tokens)
+        memory = 4 * math.prod(found.feat_size) * (found.in_features + options.pool_heads * tokens)
     return PoolPlan(
         name=found.name,
         layer=found.layer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import nn
 
@@ -21,8 +21,8 @@ _NOT_PRESERVED = "preserve=False: the papers' layers as they stand; the logits c
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What ``augment`` was asked for, its arguments as they stand there."""
+class AugmentOptions:
+    """What ``augment`` and ``plan`` are asked for; their docstrings say what each means."""
 
     pool: Pool | None
     conv: ConvFilter | None
@@ -37,6 +37,11 @@ class Wish:
     pool_name: str | None
     classifier_name: str | None
     preserve: bool
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """Those among a function's arguments, as its ``locals()`` hold them."""
+        return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})
 
     def __post_init__(self) -> None:
         if self.pool not in (None, "attention", "class-attention"):
@@ -243,11 +248,7 @@ class Plan:
 
 
 def num_params(module: nn.Module | None) -> int:
-    """Parameters of a module, or of none.
-
-    Args:
-        module: The module.
-    """
+    """Parameters of a module, or of none."""
     return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
 
 

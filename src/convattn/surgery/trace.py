@@ -106,12 +106,7 @@ class Trace:
 
 
 def is_transformer(model: nn.Module, run: Trace) -> bool:
-    """Whether a network attends, and has no convolution whose windows overlap.
-
-    Args:
-        model: The network.
-        run: What it did.
-    """
+    """Whether a network attends, and has no convolution whose windows overlap."""
     return any(value.op in _ATTENTION_OPS for value in run.values) and not any(
         kernel > stride
         for conv in model.modules()
@@ -190,7 +185,6 @@ def trace(model: nn.Module, input_size: tuple[int, int, int], *, count_macs: boo
     computes runs where it is, on an empty image.
 
     Args:
-        model: The network.
         input_size: (C, H, W) of an image.
         count_macs: Count multiply-adds, which takes longest; else they are 0.
 
@@ -223,7 +217,6 @@ def trace_usual(
     """:func:`trace` on an image of the network's usual size.
 
     Args:
-        model: The network.
         input_size: A side, (H, W) or (C, H, W) of an image; None takes the usual one.
         count_macs: As in :func:`trace`.
 
@@ -238,10 +231,9 @@ def trace_usual(
 
 
 def check_network(model: nn.Module, task: str) -> None:
-    """Refuse what is no network that can be taken apart.
+    """Refuse what is no network that can be traced.
 
     Args:
-        model: What was given.
         task: What was to be done with it, as in "augment".
 
     Raises:
@@ -270,7 +262,6 @@ def check_runs(model: nn.Module, input_size: tuple[int, int, int]) -> None:
     """Run a network once and forget it.
 
     Args:
-        model: The network.
         input_size: (C, H, W) of an image.
 
     Raises:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from convattn.config import TrainConfig
 from convattn.data.batches import collate_lists
-from convattn.detection.pyramid import FeatureLevels
+from convattn.models.pyramid import FeatureLevels
 from convattn.runs import augment_arguments, create_dense_model
 from convattn.surgery import freeze as freeze_all_but
 from convattn.train.datamodule import TrainingData

@@ -15,7 +15,7 @@ from convattn.detection import finds_masks
 from convattn.detection.dataset import open_data, pretrained_cfg, test_batches
 from convattn.detection.evaluation import DetectionMetrics, evaluate_detection
 from convattn.detection.prediction import draw_beside_truth
-from convattn.results import Findings
+from convattn.results import Results
 from convattn.train.dense import DenseJob, DenseTask
 from convattn.train.task import Curves
 
@@ -108,9 +108,7 @@ class DetectionJob(DenseJob[DetectionTask]):
             task=DetectionTask,
         )
 
-    def show(
-        self, model: nn.Module, folder: Path, *, title: str
-    ) -> tuple[Findings, Sequence[Path]]:
+    def show(self, model: nn.Module, folder: Path, *, title: str) -> tuple[Results, Sequence[Path]]:
         """Test the saved detector and draw what it finds beside the truth.
 
         Args:

@@ -27,7 +27,7 @@ from torch.utils import deterministic
 from convattn.config import ModelConfig, TrainConfig
 from convattn.exceptions import Interrupted, NonFiniteError
 from convattn.files import make_numbered_folder, replace_atomically
-from convattn.results import Findings
+from convattn.results import Results
 from convattn.runs import Run
 from convattn.train.callbacks import (
     Checkpoints,
@@ -47,7 +47,7 @@ class TrainedRun:
 
     folder: Path
     """The run folder."""
-    result: Findings
+    result: Results
     """Of the saved weights on the test images."""
     figures: tuple[Path, ...]
     """``curves.png`` and what the task shows besides."""

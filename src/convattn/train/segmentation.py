@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convattn.config import TrainConfig
 from convattn.data.dense_transforms import segmentation_test_transform, segmentation_train_transform
-from convattn.results import Findings
+from convattn.results import Results
 from convattn.segmentation import segmentation_loss
 from convattn.segmentation.dataset import open_data, pretrained_cfg, test_batches
 from convattn.segmentation.evaluation import SegmentationMetrics, evaluate_segmentation
@@ -109,9 +109,7 @@ class SegmentationJob(DenseJob[SegmentationTask]):
             task=SegmentationTask,
         )
 
-    def show(
-        self, model: nn.Module, folder: Path, *, title: str
-    ) -> tuple[Findings, Sequence[Path]]:
+    def show(self, model: nn.Module, folder: Path, *, title: str) -> tuple[Results, Sequence[Path]]:
         """Test the saved segmenter and draw what it finds beside the truth.
 
         Args:

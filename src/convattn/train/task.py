@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from convattn.config import AugmentConfig, TrainConfig
-from convattn.results import Findings
+from convattn.results import Results
 from convattn.train.datamodule import TrainingData
 from convattn.train.optim import create_optimizer, create_schedule
 from convattn.train.seeding import derive_seed, seed_all
@@ -83,9 +83,7 @@ class Job(Protocol):
         """What attention the network was given, in a line."""
         ...
 
-    def show(
-        self, model: nn.Module, folder: Path, *, title: str
-    ) -> tuple[Findings, Sequence[Path]]:
+    def show(self, model: nn.Module, folder: Path, *, title: str) -> tuple[Results, Sequence[Path]]:
         """Test the saved network and draw what it sees: the result and the figures."""
         ...
 

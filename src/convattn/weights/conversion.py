@@ -16,7 +16,7 @@ from torch import Tensor
 
 from convattn.files import sha256_of, written_whole
 from convattn.weights.names import architecture_of, patchconvnet_to_released
-from convattn.weights.reading import other_model, read_metadata, read_weights, tensor_differences
+from convattn.weights.reading import mismatch_error, read_metadata, read_weights, tensor_differences
 from convattn.weights.releases import RELEASES
 
 _SUFFIXES = (".safetensors", ".pth")
@@ -97,5 +97,5 @@ def _checked_cfg(name: str, file: Path, tensors: Mapping[str, Tensor]) -> dict[s
         network = timm.create_model(name, num_classes=num_classes, in_chans=in_chans)
     differences = tensor_differences(tensors, network.state_dict())
     if differences:
-        raise other_model(file, tensors, differences)
+        raise mismatch_error(file, tensors, differences)
     return cfg | {"num_classes": num_classes, "input_size": (in_chans, *cfg["input_size"][1:])}

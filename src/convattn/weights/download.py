@@ -9,14 +9,14 @@ from pathlib import Path
 import torch.hub
 
 from convattn.files import record_hash, written_whole
-from convattn.weights.reading import one_line, read_weights
+from convattn.text import one_line
+from convattn.weights.reading import read_weights
 
 
 def cached_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Where a released file lies on this machine, or would lie.
 
     Args:
-        url: Its address.
         cache_dir: The folder; None takes PyTorch's, which ``TORCH_HOME`` moves.
     """
     folder = Path(torch.hub.get_dir(), "checkpoints") if cache_dir is None else Path(cache_dir)
@@ -30,7 +30,6 @@ def fetch(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     on.
 
     Args:
-        url: Its address.
         cache_dir: As in :func:`cached_path`.
 
     Raises:

@@ -10,7 +10,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from convattn.layers import LearnedAggregation2d
-from convattn.weights.reading import other_model, tensor_differences
+from convattn.weights.reading import mismatch_error, tensor_differences
 
 _IMAGE_CHANNELS = 3  # of every released network
 
@@ -19,16 +19,14 @@ def load_checked(model: nn.Module, file: Path, weights: Mapping[str, Tensor]) ->
     """Fill a network with tensors of exactly its names and shapes.
 
     Args:
-        model: The network.
         file: Where they come from, for the error.
-        weights: The tensors.
 
     Raises:
         ValueError: If a name or a shape differs; the network is then as before.
     """
     differences = tensor_differences(weights, model.state_dict())
     if differences:
-        raise other_model(file, weights, differences)
+        raise mismatch_error(file, weights, differences)
     model.load_state_dict(weights)
 
 
@@ -44,7 +42,7 @@ def classifier_names(model: nn.Module) -> list[str]:
     return [name for name, module in modules if any(module is one for one in classifiers)]
 
 
-def with_own_classes(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def adapt_classifier(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights for a network of other classes.
 
     The classifier, and class tokens, are the network's own where those of the weights have another
@@ -65,7 +63,7 @@ def with_own_classes(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[st
     return found
 
 
-def with_own_channels(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def adapt_input_channels(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights for a network whose images have other channels than three.
 
     The first convolution's weights are summed for one channel, and repeated for others, as timm

@@ -117,12 +117,8 @@ def patchconvnet_to_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tens
     return out
 
 
-def under_our_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A PatchConvNet as released under our names; any other state dict as it is.
-
-    Args:
-        tensors: A state dict.
-    """
+def remap_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A PatchConvNet as released under our names; any other state dict as it is."""
     return patchconvnet_from_released(tensors) if _OWN_TO_THEM in tensors else dict(tensors)
 
 

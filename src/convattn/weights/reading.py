@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from convattn.files import check_hash
-from convattn.weights.names import architecture_of, under_our_names
+from convattn.text import one_line
+from convattn.weights.names import architecture_of, remap_keys
 
 _HOLDERS = ("state_dict", "model")  # Lightning's and timm's; the PatchConvNets' authors'
 _PREFIX = "model."  # of Lightning's checkpoints
@@ -51,15 +52,12 @@ def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
         )
     check_hash(file)
     if file.suffix == ".safetensors":
-        return file, under_our_names(_read_safetensors(file))
-    return file, under_our_names(_state_dict(_read_torch(file), file))
+        return file, remap_keys(_read_safetensors(file))
+    return file, remap_keys(_state_dict(_read_torch(file), file))
 
 
 def read_metadata(file: Path) -> dict[str, str]:
     """What a file tells beside its tensors; nothing if it is no ``.safetensors``.
-
-    Args:
-        file: The file.
 
     Raises:
         ValueError: If it is damaged.
@@ -163,12 +161,10 @@ def tensor_differences(
     return f"{len(lines)} tensors differ: " + ", ".join(lines[:show]) + rest
 
 
-def other_model(file: Path, weights: Mapping[str, Tensor], differences: str) -> ValueError:
+def mismatch_error(file: Path, weights: Mapping[str, Tensor], differences: str) -> ValueError:
     """The error for weights of another network, with the network that they are of if it is known.
 
     Args:
-        file: Their file.
-        weights: The tensors.
         differences: From those of the model.
     """
     name = architecture_of(weights)
@@ -179,15 +175,6 @@ def other_model(file: Path, weights: Mapping[str, Tensor], differences: str) -> 
     return ValueError(
         f"{file} holds another model or another number of classes: {differences}; create {known}"
     )
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, without line breaks.
-
-    Args:
-        error: The error.
-    """
-    return " ".join(str(error).split())
 
 
 def _shape(tensor: Tensor) -> str:

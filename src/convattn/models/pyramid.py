@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from convattn import surgery
+from convattn.surgery import augment
 from convattn.text import nearest
 
 
@@ -193,7 +193,7 @@ def _augmented(name: str, model: nn.Module, arguments: Mapping[str, Any]) -> nn.
             "alone, for instance conv='last-3-stages'"
         )
     try:
-        return surgery.augment(model, inplace=True, **arguments)
+        return augment(model, inplace=True, **arguments)
     except TypeError as error:
         raise ValueError(f"augment of backbone {name!r}: {error}") from error
 

@@ -1,34 +1,26 @@
-"""Images from anywhere, read safely and upright, and what a network sees of them."""
+"""Images from anywhere, read safely and upright."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
-from timm.data import resolve_data_config
-from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor
-from torchvision.transforms import Compose, InterpolationMode
-from torchvision.transforms.functional import resize as resize_tensor
 
-from convattn.data import UnreadableImageError, transform_of
+from convattn.exceptions import UnreadableImageError
 
 ImageSource = str | Path | BinaryIO | Image.Image | Tensor | NDArray[Any]
-View = Literal["auto", "crop", "whole"]
 
 MAX_PIXELS = 2**27
 """More are refused before they are decoded: as RGB so many fill 512 MiB, and reading holds up to
 three copies. Room for a camera's 100 million, but for no bomb of few bytes and gigabytes."""
 
-_LONGEST_SEEN_WHOLE = 16  # times the shorter side; already 16 times the cells of a square
 # EPS is a program, which Ghostscript runs; IPTC wraps a file of any kind and size.
 _LEFT_OUT = ("EPS", "IPTC")
 _UNNAMED = "the image"
@@ -86,67 +78,6 @@ def read_or_error(file: Path) -> Image.Image | UnreadableImageError:
         return read_image(file)
     except UnreadableImageError as error:
         return error
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a network is given of an image, and where that lies on the image.
-
-    Attributes:
-        pixels: (C, H, W), normalised.
-        region: Left, top, right and bottom of what ``pixels`` covers, in pixels of the image;
-            beyond its edges where the transform pads.
-    """
-
-    pixels: Tensor
-    region: tuple[float, float, float, float]
-
-
-def see(image: Image.Image, cfg: Mapping[str, Any], view: View = "auto") -> Seen:
-    """What a network sees of an image.
-
-    ``"crop"`` is the transform that the network is tested with, to the bit. ``"whole"`` is the
-    same without its crop: all of the image, at the scale that the network was trained for, so
-    of another size than ``input_size``. ``"auto"`` is the crop, except of an image at least twice
-    as long as wide or wide as long, of which a square crop hides more than half; networks with
-    ``fixed_input_size`` are always given the crop.
-
-    Args:
-        image: In RGB, as ``read_image`` gives it; converted for networks of one channel.
-        cfg: The network's ``pretrained_cfg``; what it lacks is timm's default.
-        view: ``"auto"``, ``"crop"`` or ``"whole"``.
-
-    Raises:
-        ValueError: If there is no such view, the network takes neither grey nor RGB, or the
-            image is so long and thin that the resized one would fill the memory or vanish.
-
-    Example:
-        >>> cfg = {"input_size": (3, 64, 64), "crop_pct": 1.0}
-        >>> see(Image.new("RGB", (300, 100)), cfg, "crop").region
-        (100.0, 0.0, 200.0, 100.0)
-    """
-    if view not in get_args(View):
-        raise ValueError(f"view={view!r}; expected one of {', '.join(get_args(View))}")
-    channels = _checked_channels(cfg)
-    transform = transform_of(cfg)
-    resize, crop, *finish = transform.pil.transforms
-    resized = _resized(image.size, resize)
-    whole = view == "whole" or (view == "auto" and _is_panorama(image, cfg))
-    if whole and max(image.size) > _LONGEST_SEEN_WHOLE * min(image.size):
-        raise ValueError(
-            f"an image of {_times(image.size)} pixels is too long to be seen whole, at most "
-            f"{_LONGEST_SEEN_WHOLE} times its shorter side; crop it first"
-        )
-    _check_resized(image.size, resized)
-    if channels == 1:
-        image = image.convert("L")
-    if whole:
-        region = (0.0, 0.0, float(image.width), float(image.height))
-        return Seen(Compose(finish)(resize(image)), region)
-    height, width = crop.size
-    left, right = _kept_by_centre_crop(image.width, resized[0], width)
-    top, bottom = _kept_by_centre_crop(image.height, resized[1], height)
-    return Seen(transform(image), (left, top, right, bottom))
 
 
 def _read_path(path: Path, name: str) -> Image.Image:
@@ -210,11 +141,13 @@ def _most_pixels(image: ImageFile.ImageFile) -> int:
 
 def _check_number_of_pixels(size: tuple[int, int], name: str, most: int = MAX_PIXELS) -> None:
     if min(size) < 1:
-        raise UnreadableImageError(f"{name} is {_times(size)} pixels; expected at least 1 x 1")
+        raise UnreadableImageError(
+            f"{name} is {size[0]} x {size[1]} pixels; expected at least 1 x 1"
+        )
     if size[0] * size[1] > most:
         raise UnreadableImageError(
-            f"{name} is too large: {_times(size)} pixels, where at most {most / 1e6:.0f} million "
-            "are read; make it smaller"
+            f"{name} is too large: {size[0]} x {size[1]} pixels, where at most "
+            f"{most / 1e6:.0f} million are read; make it smaller"
         )
 
 
@@ -294,59 +227,3 @@ def _unreadable(name: str, reason: str) -> UnreadableImageError:
         f"{name} cannot be read: {reason.rstrip('.')}; give a whole image in a common format, "
         "for example PNG or JPEG"
     )
-
-
-def _checked_channels(cfg: Mapping[str, Any]) -> int:
-    resolved = resolve_data_config(pretrained_cfg=dict(cfg))
-    channels, mean = resolved["input_size"][0], resolved["mean"]
-    if channels not in (1, 3):
-        raise ValueError(
-            f"the network takes {channels} channels, where an image has 3, or 1 of grey; give "
-            "the network a tensor of your own"
-        )
-    if len(mean) != channels:
-        raise ValueError(
-            f"the network's configuration has input_size={tuple(resolved['input_size'])} and "
-            f"mean={tuple(mean)}; expected one mean and one std a channel"
-        )
-    return int(channels)
-
-
-def _is_panorama(image: Image.Image, cfg: Mapping[str, Any]) -> bool:
-    return max(image.size) >= 2 * min(image.size) and not cfg.get("fixed_input_size")
-
-
-def _resized(size: tuple[int, int], resize: Any) -> tuple[int, int]:
-    """Width and height that ``resize``, timm's or torchvision's, gives an image of ``size``."""
-    # Of a tensor without memory: so the rules stay theirs.
-    probe = torch.empty(1, size[1], size[0], device="meta")
-    if isinstance(resize, ResizeKeepRatio):
-        height, width = resize.get_params(probe, resize.size, resize.longest)
-    else:
-        height, width = resize_tensor(probe, resize.size, InterpolationMode.NEAREST).shape[1:]
-    return width, height
-
-
-def _check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
-    # Pillow resizes the width first: between its two steps stands the new width by the old height.
-    largest = resized[0] * max(resized[1], size[1])
-    if min(resized) < 1 or largest > MAX_PIXELS:
-        raise ValueError(
-            f"an image of {_times(size)} pixels is too long and thin to be resized to "
-            f"{_times(resized)}; crop it first"
-        )
-
-
-def _kept_by_centre_crop(length: int, resized: int, cropped: int) -> tuple[float, float]:
-    """Where a centre crop, or padding, of a resized side starts and ends on the image's side.
-
-    To whole resized pixels, rounded as torchvision's ``center_crop`` and timm's
-    ``center_crop_or_pad`` do.
-    """
-    pad = (cropped - resized) // 2
-    start = -pad if cropped > resized else round((resized - cropped) / 2)
-    return start * length / resized, (start + cropped) * length / resized
-
-
-def _times(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"

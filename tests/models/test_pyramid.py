@@ -11,7 +11,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import convattn
-from convattn.detection.pyramid import CoarserLevels, FeaturePyramid, feature_levels
+from convattn.models.pyramid import CoarserLevels, FeaturePyramid, feature_levels
 
 STRIDES = (4, 8, 16, 32)
 BACKBONES = {

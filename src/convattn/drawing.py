@@ -46,7 +46,7 @@ def class_colour(index: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def readable(image: Image.Image) -> tuple[Image.Image, int]:
+def enlarge_for_labels(image: Image.Image) -> tuple[Image.Image, int]:
     """A copy in RGB, large enough for labels, and how many times the image's size it has.
 
     Args:
@@ -57,8 +57,8 @@ def readable(image: Image.Image) -> tuple[Image.Image, int]:
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST), times
 
 
-def magnified(values: NDArray[Number], times: int) -> NDArray[Number]:
-    """Each of some values (H, W) as a square, as ``readable`` does with pixels.
+def magnify(values: NDArray[Number], times: int) -> NDArray[Number]:
+    """Each of some values (H, W) as a square, as ``enlarge_for_labels`` does with pixels.
 
     Args:
         values: (H, W).
@@ -67,7 +67,7 @@ def magnified(values: NDArray[Number], times: int) -> NDArray[Number]:
     return values.repeat(times, 0).repeat(times, 1)
 
 
-def tinted(
+def tint(
     image: Image.Image, colours: NDArray[np.uint8], opacity: NDArray[np.float32]
 ) -> Image.Image:
     """Translucent colours on an image.
@@ -91,7 +91,6 @@ def draw_box(image: Image.Image, box: Sequence[float], colour: Colour, text: str
         image: In RGB; drawn on.
         box: xmin, ymin, xmax, ymax in pixels, the maxima one past the object.
         colour: Of box and label.
-        text: What the label says.
     """
     draw, font = ImageDraw.Draw(image), _font(max(image.size) // 32)
     xmin, ymin, xmax, ymax = (round(edge) for edge in box)
@@ -106,7 +105,7 @@ def draw_box(image: Image.Image, box: Sequence[float], colour: Colour, text: str
     draw.text((left + 2, top), text, _readable_on(colour), font)
 
 
-def legend(colours: Mapping[str, Colour], width: int) -> Image.Image:
+def draw_legend(colours: Mapping[str, Colour], width: int) -> Image.Image:
     """Names beside squares of their colours, in as many lines as they need.
 
     Args:
@@ -126,7 +125,7 @@ def legend(colours: Mapping[str, Colour], width: int) -> Image.Image:
     return image
 
 
-def stacked(*images: Image.Image) -> Image.Image:
+def stack_images(*images: Image.Image) -> Image.Image:
     """Images of one width, one below the other.
 
     Args:
@@ -135,7 +134,7 @@ def stacked(*images: Image.Image) -> Image.Image:
     return Image.fromarray(np.concatenate([np.asarray(image) for image in images]))
 
 
-def sheet(
+def draw_sheet(
     groups: Sequence[Sequence[Image.Image]], captions: Sequence[str], title: str
 ) -> Image.Image:
     """Groups of images that belong together, two groups a line.
@@ -143,7 +142,6 @@ def sheet(
     Args:
         groups: The images of each group; at least one group.
         captions: What stands above the first, second, ... image of every group.
-        title: What stands above all.
     """
     assert groups
     a_line = min(_GROUPS_A_LINE, len(groups))

@@ -1,0 +1,147 @@
+"""Run folders: what ``convattn train`` has made, opened by whoever reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from convattn.config import TrainConfig
+from convattn.runs.build import build_trained, create_model, load_weights, needs_backbone
+from convattn.weights import read_metadata
+
+_CONFIG = "config.json"
+# What no run can be rebuilt without; other fields that are left out keep their defaults.
+_REQUIRED = ("model", "model.name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder and its configuration: the only reader of ``config.json``."""
+
+    folder: Path
+    """The folder."""
+    config: TrainConfig
+    """What was or is being trained."""
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Run:
+        """Read the configuration of a run; its training need not have ended.
+
+        Args:
+            folder: What ``convattn train`` has made.
+
+        Raises:
+            FileNotFoundError: If the folder is no run.
+            ValueError: If its configuration cannot be understood; says what is wrong with it.
+        """
+        path = Path(folder)
+        file = path / _CONFIG
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{path} is no run folder, it has no {_CONFIG}: {file} does not exist; name a "
+                "folder that `convattn train` has made"
+            )
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{file} is not text in UTF-8 ({error.reason} at byte {error.start}); restore it "
+                "from the run's backup or train anew"
+            ) from None
+        config = TrainConfig.from_json(text, str(file), required=_REQUIRED)
+        if config.model.backbone is None and needs_backbone(config.model.name):
+            raise ValueError(
+                f"{file}: model.backbone is missing, which {config.model.name} needs; restore it "
+                "from the run's backup or train anew"
+            )
+        return cls(folder=path, config=config)
+
+    @property
+    def weights(self) -> Path:
+        """The trained weights.
+
+        Raises:
+            FileNotFoundError: If the training has not ended.
+        """
+        file = self.folder / "model.safetensors"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{self.folder} has no {file.name} yet: its training has not ended; go on with "
+                f"`convattn train --resume {self.folder}`"
+            )
+        return file
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where training keeps its last checkpoint."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether training and the test after it have ended."""
+        return (self.folder / "report.md").exists()
+
+    @property
+    def pretrained_cfg(self) -> Mapping[str, Any]:
+        """What the trained network needs of an image, and its classes' names, in timm's words."""
+        found = json.loads(read_metadata(self.weights).get("pretrained_cfg", "{}"))
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"{self.weights}: its pretrained_cfg is {type(found).__name__}, expected an object "
+                "of fields; restore the file from the run's backup or train anew"
+            )
+        return found
+
+    def load_model(self) -> nn.Module:
+        """The trained network, in evaluation mode, on the CPU.
+
+        Its ``pretrained_cfg`` holds the size, mean, standard deviation, interpolation and crop that
+        images need, and the names of the classes under ``label_names``, as timm's models do.
+
+        Raises:
+            FileNotFoundError: If the training has not ended.
+            ValueError: If its files contradict each other.
+        """
+        config, weights, cfg = self.config, self.weights, self.pretrained_cfg
+        try:
+            model = build_trained(config.model, cfg=cfg, augment=config.augment)
+        except ValueError as error:
+            raise ValueError(f"{self.folder / _CONFIG}: {error}") from error
+        load_weights(model, weights)
+        return model
+
+
+def open_model(
+    target: str,
+    *,
+    checkpoint: str | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+) -> nn.Module:
+    """The trained model of a run folder or of a name, in evaluation mode.
+
+    Args:
+        target: A run folder, or a name in timm's registry.
+        checkpoint: Weights of a model that is given by name; None takes its released ones.
+        num_classes: Number of classes of that checkpoint; None takes the model's own.
+        in_chans: Channels of the images of a model that is given by name; None takes its own.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no such model, or its weights are those of another.
+    """
+    if Path(target).is_dir():
+        return Run.open(target).load_model()
+    return create_model(
+        target,
+        pretrained=checkpoint is None,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        num_classes=num_classes,
+        in_chans=in_chans,
+    ).eval()

@@ -1,0 +1,68 @@
+"""How the package hangs together: what hides what, what imports what, what an import costs."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import convattn
+
+SOURCES = Path(convattn.__file__).parent
+MODULES = {
+    ".".join(("convattn", *file.relative_to(SOURCES).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): file
+    for file in SOURCES.rglob("*.py")
+}
+EXTRAS = ("lightning", "tyro", "matplotlib", "gradio", "onnx", "sklearn", "torchmetrics")
+
+
+def imports_of(name):
+    """The modules of ours that a module imports, at its top or inside its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively"
+            parts = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {part if part in MODULES else node.module for part in parts}
+    return found & (MODULES.keys() - {name})
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name, file in MODULES.items() if file.stem == "__init__")
+)
+def test_no_package_hides_a_module_of_its_own(name):
+    package = importlib.import_module(name)
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name != "__main__":
+            expected = importlib.import_module(f"{name}.{module.name}")
+            assert getattr(package, module.name) is expected
+
+
+def test_imports_make_no_circle_not_even_lazy_ones():
+    try:
+        TopologicalSorter({name: imports_of(name) for name in MODULES}).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def modules_after(code):
+    names = f"{code}; import sys; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", names], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_importing_convattn_loads_no_extra_and_no_detector():
+    loaded = modules_after("import convattn")
+    assert not [name for name in loaded if name.split(".")[0] in EXTRAS]
+    # `import torchvision`, which timm does, loads torchvision's own detectors.
+    loaded -= modules_after("import timm")
+    assert not [name for name in loaded if name.startswith("torchvision.models.detection")]
+    assert not [name for name in loaded if name.startswith("convattn.detection")]
