@@ -14,16 +14,18 @@ from __future__ import annotations
 import argparse
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import convattn
+from convattn.bench import compare, forward
 from convattn.classification.dataset import open_source, test_batches
 from convattn.config import TrainConfig
 from convattn.evaluate import load_run
-from side_by_side import forward, side_by_side, table
+from convattn.text import markdown_table
 
 HEAD = (
     "network",
@@ -49,7 +51,7 @@ class Cast(nn.Module):
         return self.network(x.bfloat16())
 
 
-def logits(network: nn.Module, loader: DataLoader) -> Tensor:
+def logits(network: nn.Module, loader: DataLoader[tuple[Tensor, Tensor]]) -> Tensor:
     """(N, classes) of all images, in float32."""
     with torch.inference_mode():
         return torch.cat([network(images).float() for images, _ in loader])
@@ -77,7 +79,7 @@ def cells(scores: Tensor, exact: Tensor, labels: Tensor) -> tuple[str, ...]:
 def run_rows(run: Path, batch_size: int, repeats: int) -> list[tuple[str, ...]]:
     """A row for each kind of number."""
     config = TrainConfig.load(run / "config.json")
-    model, _ = load_run(run)
+    model: Any = load_run(run)[0]
     model.requires_grad_(False)
     loader, _ = test_batches(
         config.data, open_source(config.data, training=False), model.pretrained_cfg
@@ -89,7 +91,7 @@ def run_rows(run: Path, batch_size: int, repeats: int) -> list[tuple[str, ...]]:
     }
     images = torch.randn(batch_size, *model.pretrained_cfg["input_size"])
     steps = {name: forward(network, images) for name, network in optimised.items()}
-    times = side_by_side(steps, repeats, "float32")
+    times = compare(steps, reference="float32", repeats=repeats, title=run.name)
     exact = logits(model, loader)
     arguments = [f"{key}={value}" for key, value in config.model.model_args.items()]
     return [
@@ -97,7 +99,7 @@ def run_rows(run: Path, batch_size: int, repeats: int) -> list[tuple[str, ...]]:
             f"{' '.join([config.model.name, *arguments])}, {config.data.name}",
             name,
             *cells(logits(network, loader), exact, labels),
-            times.get(name, ""),
+            times.cell(name) if name in steps else "",
         )
         for name, network in {**optimised, "bfloat16": Cast(model)}.items()
     ]
@@ -123,7 +125,7 @@ def main() -> None:
         f"{arguments.batch_size}: {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{torch.backends.cpu.get_cpu_capability()}, the median and the median of its ratios to "
         "float32, with quartiles.",
-        table(HEAD, rows),
+        markdown_table(HEAD, rows),
     ]
     text = "\n\n".join(parts) + "\n"
     arguments.out.write_text(text)

@@ -21,10 +21,10 @@ from convattn.bench import (
     Subject,
     count,
     draw_costs,
+    interleave,
     layer_subject,
     measure,
     model_subject,
-    take_turns,
 )
 
 MIB = 2**20
@@ -141,7 +141,7 @@ def test_attention_counts_what_the_result_needs_whatever_computes_it(backend):
     assert layer.attn_backend == backend
 
 
-def test_steps_take_turns_and_one_that_fails_drops_out():
+def test_steps_interleave_and_one_that_fails_drops_out():
     calls, broken = [], []
 
     def breaks():
@@ -157,7 +157,7 @@ def test_steps_take_turns_and_one_that_fails_drops_out():
         step()
         return next(ticks)
 
-    told = list(take_turns(steps, 3, seconds))
+    told = list(interleave(steps, 3, seconds))
     assert "".join(calls) == "abc" + "abc" + "ac"
     assert [(turn, key) for turn, key, _ in told] == [
         *((0, key) for key in "abc"),
