@@ -237,44 +237,28 @@ def optimised(model: nn.Module, images: Tensor, **words: Any) -> Step:
     return passes(convattn.optimize_for_inference(model, **words), images)
 
 
-def float32_ways(theirs: nn.Module, ours: nn.Module, images: Tensor, compiled: bool) -> Ways:
-    """All of them; int8 as well, which has float32 between its products."""
-    ways: Ways = {
-        f"{AUTHORS}, eager": partial(way, theirs, images),
-        f"{AUTHORS}, channels_last": partial(way, theirs, images, last=True),
-        f"{OURS}, as is": partial(way, ours, images),
-        f"{OURS}, optimised": partial(optimised, ours, images),
-        f"{OURS}, optimised, int8": partial(optimised, ours, images, dtype=torch.int8),
-    }
+def inference_ways(
+    theirs: nn.Module, ours: nn.Module, images: Tensor, dtype: torch.dtype, compiled: bool
+) -> Ways:
+    """All of them; in float32 int8 as well, which has float32 between its products."""
+    low = dtype != torch.float32
+    their, our = partial(way, theirs, images, dtype=dtype), partial(way, ours, images, dtype=dtype)
+    deployed = partial(optimised, ours, images, **({"dtype": dtype} if low else {}))
+    a, b = (f"{name}, bfloat16" if low else name for name in (AUTHORS, OURS))
+    best = f"{OPTIMISED}, bfloat16" if low else OPTIMISED
+    ways: Ways = {}
+    if low:
+        ways[f"{a} autocast"] = partial(way, theirs, images, autocast=True)
+    ways[a if low else f"{a}, eager"] = their
+    ways[f"{a}, channels_last"] = partial(their, last=True)
+    ways[b if low else f"{b}, as is"] = our
+    ways[best] = deployed
+    if not low:
+        ways[f"{best}, int8"] = partial(optimised, ours, images, dtype=torch.int8)
     if compiled:
-        frozen = partial(way, theirs, images, compiled=FREEZING)
-        ways |= {
-            f"{AUTHORS}, compiled": partial(way, theirs, images, compiled={}),
-            f"{AUTHORS}, compiled, freezing": frozen,
-            f"{OURS}, optimised, compiled": partial(optimised, ours, images, compile=True),
-        }
-    return ways
-
-
-def bfloat16_ways(theirs: nn.Module, ours: nn.Module, images: Tensor, compiled: bool) -> Ways:
-    """All of them."""
-    low = torch.bfloat16
-    ways: Ways = {
-        f"{AUTHORS}, bfloat16 autocast": partial(way, theirs, images, autocast=True),
-        f"{AUTHORS}, bfloat16": partial(way, theirs, images, dtype=low),
-        f"{AUTHORS}, bfloat16, channels_last": partial(way, theirs, images, dtype=low, last=True),
-        f"{OURS}, bfloat16": partial(way, ours, images, dtype=low),
-        f"{OURS}, optimised, bfloat16": partial(optimised, ours, images, dtype=low),
-    }
-    if compiled:
-        whole = partial(way, theirs, images, dtype=low, compiled={})
-        ways |= {
-            f"{AUTHORS}, bfloat16, compiled": whole,
-            f"{AUTHORS}, bfloat16, compiled, freezing": partial(whole, compiled=FREEZING),
-            f"{OURS}, optimised, bfloat16, compiled": partial(
-                optimised, ours, images, dtype=low, compile=True
-            ),
-        }
+        ways[f"{a}, compiled"] = partial(their, compiled={})
+        ways[f"{a}, compiled, freezing"] = partial(their, compiled=FREEZING)
+        ways[f"{best}, compiled"] = partial(deployed, compile=True)
     return ways
 
 
@@ -357,14 +341,14 @@ def inference_section(authors: types.ModuleType, arguments: argparse.Namespace) 
             f"of {min(EMULATED_REPEATS, arguments.repeats)} rounds, say nothing of processors "
             "that have."
         )
-    kinds = {"float32": float32_ways, "bfloat16": bfloat16_ways}
+    kinds = {"float32": torch.float32, "bfloat16": LOW}
     places = itertools.product(arguments.sizes, dict.fromkeys((1, arguments.batch_size)), kinds)
     for size, batch, kind in places:
         note(f"inference, {size} x {size}, batch {batch}, {kind}")
         images = make_images(batch, size)
         with torch.no_grad():
             expected = theirs(images)
-        ways = kinds[kind](theirs, ours, images, compiles(arguments, size))
+        ways = inference_ways(theirs, ours, images, kinds[kind], compiles(arguments, size))
         repeats = arguments.repeats
         if kind == "bfloat16" and emulated:
             repeats = min(EMULATED_REPEATS, repeats)
@@ -625,7 +609,7 @@ def multi_section(authors: types.ModuleType, arguments: argparse.Namespace) -> l
         images = make_images(batch, size)
         with torch.no_grad():
             expected = theirs(images)
-        ways = float32_ways(theirs, ours, images, compiles(arguments, size))
+        ways = inference_ways(theirs, ours, images, torch.float32, compiles(arguments, size))
         if not arguments.compile_all:  # a thousand classifiers, one by one
             ways = {n: w for n, w in ways.items() if not n.startswith(f"{AUTHORS}, compiled")}
         parts += [
@@ -882,11 +866,11 @@ def measure_on_cpu(authors: types.ModuleType, arguments: argparse.Namespace) -> 
     for name in arguments.only:
         title, section = SECTIONS[name]
         parts = section(authors, arguments)
-        provenance = (
+        source = (
             f"`{command}`, {torch.get_num_threads()} threads, torch {torch.__version__}, "
             f"{torch.backends.cpu.get_cpu_capability()}, {time.strftime('%-d %B %Y')}, seed 0."
         )
-        body = "\n\n".join([provenance, *parts])
+        body = "\n\n".join([source, *parts])
         print(f"## {title}\n\n{body}\n", flush=True)
         write_section(arguments.out, title, body)
         note(f"wrote {title} to {arguments.out}")
