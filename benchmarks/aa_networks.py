@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-import convattn.models  # noqa: F401 registers the models
-from side_by_side import Step, forward, side_by_side, table
+from convattn.bench import compare, count, forward, training_step
+from convattn.text import markdown_table
 
-FAMILIES = {
+Family = dict[str, tuple[str, dict[str, Any]]]
+"""Rows: the model and its arguments."""
+
+FAMILIES: dict[str, tuple[int, Family]] = {
     "ResNet-50, 224 x 224": (
         224,
         {
@@ -44,42 +45,32 @@ FAMILIES = {
 }
 
 
-def training_step(model: nn.Module, images: torch.Tensor) -> Step:
-    """With its own optimiser; the rate is too small to change anything."""
-    model = model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.9)
-    labels = torch.zeros(len(images), dtype=torch.int64)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    return step
-
-
-def family_table(size: int, family: dict, batch_size: int, repeats: int) -> str:
+def family_table(size: int, family: Family, batch_size: int, repeats: int) -> str:
     """A row a network; ratios to the first."""
     torch.manual_seed(0)
     images = torch.randn(batch_size, 3, size, size)
     models = {name: timm.create_model(model, **words) for name, (model, words) in family.items()}
     plain = next(iter(models))
-    inference = side_by_side(
-        {name: forward(model.eval(), images) for name, model in models.items()}, repeats, plain
+    inference = compare(
+        {name: forward(model.eval(), images) for name, model in models.items()},
+        reference=plain,
+        repeats=repeats,
+        title="inference",
     )
-    training = side_by_side(
-        {name: training_step(model, images) for name, model in models.items()}, repeats, plain
+    training = compare(
+        {name: training_step(model, images) for name, model in models.items()},
+        reference=plain,
+        repeats=repeats,
+        title="training",
     )
     rows = []
     for name, model in models.items():
-        with FlopCounterMode(display=False) as counter:
-            forward(model.eval(), images[:1])()
-        params = sum(p.numel() for p in model.parameters())
-        macs = counter.get_total_flops() / 2
-        rows.append(
-            (name, f"{params / 1e6:.2f} M", f"{macs / 1e9:.2f} G", inference[name], training[name])
-        )
-    return table(("network", "parameters", "multiply-adds", "inference", "training step"), rows)
+        counts = count(model.eval(), (3, size, size))
+        sizes = f"{counts.parameters / 1e6:.2f} M", f"{counts.macs / 1e9:.2f} G"
+        rows.append((name, *sizes, inference.cell(name), training.cell(name)))
+    return markdown_table(
+        ("network", "parameters", "multiply-adds", "inference", "training step"), rows
+    )
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -35,6 +36,7 @@ from torch import nn
 
 import convattn
 from convattn.surgery import new_parameters
+from convattn.text import markdown_table
 
 TIMM = """
 resnet18 resnet26d resnet50 seresnet50 resnext50_32x4d res2net50_26w_4s resnest14d skresnet18
@@ -55,6 +57,9 @@ alexnet vgg11 squeezenet1_0 squeezenet1_1 googlenet inception_v3 resnet18 resnet
 resnext50_32x4d densenet121 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large mnasnet0_5
 shufflenet_v2_x0_5 efficientnet_b0 efficientnet_v2_s regnet_x_400mf regnet_y_400mf convnext_tiny
 """
+Result = dict[str, Any]
+"""What was found of one way of one network."""
+
 KINDS = {"pool": {"pool": "attention"}, "conv": {"conv": "last-3-stages"}}
 TOLERANCE = 1e-5
 
@@ -72,23 +77,25 @@ def create(library: str, name: str) -> tuple[nn.Module, int]:
     return getattr(torchvision.models, name)(**arguments), 299 if name == "inception_v3" else 224
 
 
-def logits_of(out: object) -> torch.Tensor:
+def logits_of(out: Any) -> torch.Tensor:
     """The logits of a network that may return those of its auxiliary heads too."""
     return out if isinstance(out, torch.Tensor) else out.logits
 
 
-def attempt(make: Callable[[], tuple[nn.Module, int]], wish: dict) -> dict:
+def attempt(make: Callable[[], tuple[nn.Module, int]], options: dict[str, Any]) -> Result:
     """What augmenting one network in one way came to."""
     plain, side = make()
     plain.eval()
-    found = convattn.plan(plain, side, **{"pool": None, "conv": None, **wish})
-    reasons = [found.pool.reason] if "pool" in wish else [c.reason for c in found.convs if c.asked]
+    found = convattn.plan(plain, side, **{"pool": None, "conv": None, **options})
+    reasons = (
+        [found.pool.reason] if "pool" in options else [c.reason for c in found.convs if c.asked]
+    )
     try:
-        model = convattn.augment(plain, input_size=side, **wish)
+        model = convattn.augment(plain, input_size=side, **options)
     except ValueError as error:
         said = any(reason in str(error) for reason in reasons if reason)
         return {"passed": False, "why": str(error), "plan_said_so": said}
-    result = {
+    result: Result = {
         "replaced": len(found.replaced),
         "params": found.params,
         "params_after": found.params_after,
@@ -106,7 +113,7 @@ def attempt(make: Callable[[], tuple[nn.Module, int]], wish: dict) -> dict:
     why = train(model.train(), 128 if takes(plain, 128) else side)
     if why is not None:
         return {**result, "passed": False, "why": why}
-    again = convattn.augment(make()[0].eval(), input_size=side, **wish)
+    again = convattn.augment(make()[0].eval(), input_size=side, **options)
     again.load_state_dict(model.state_dict())
     with torch.inference_mode():
         same = torch.equal(again.eval()(images), model.eval()(images))
@@ -144,17 +151,17 @@ def train(model: nn.Module, side: int) -> str | None:
     return f"no gradient reaches {sorted(silent)[0]}" if silent else None
 
 
-def measure(library: str, name: str) -> dict:
+def measure(library: str, name: str) -> dict[str, Any]:
     """Both ways of one network."""
-    row: dict = {"library": library, "name": name}
+    row: dict[str, Any] = {"library": library, "name": name}
     started = time.monotonic()
-    for kind, wish in KINDS.items():
+    for kind, options in KINDS.items():
         try:
-            row[kind] = attempt(lambda: create(library, name), wish)
+            row[kind] = attempt(lambda: create(library, name), options)
             why = row[kind].get("why", "")
             if "give pool_name='" in why:
                 pool_name = why.split("give pool_name='")[1].split("'")[0]
-                again = attempt(lambda: create(library, name), {**wish, "pool_name": pool_name})
+                again = attempt(lambda: create(library, name), {**options, "pool_name": pool_name})
                 row[kind]["named"] = {**again, "pool_name": pool_name}
         except Exception as error:  # a network that breaks must not end the survey
             row[kind] = {"passed": False, "why": f"{type(error).__name__}: {error}", "crash": True}
@@ -162,7 +169,7 @@ def measure(library: str, name: str) -> dict:
     return row
 
 
-def cell(result: dict) -> str:
+def cell(result: Result) -> str:
     """One way of one network, as the table shows it."""
     named = result.get("named", {})
     best = result if result["passed"] else named
@@ -173,7 +180,7 @@ def cell(result: dict) -> str:
     return "**no**"
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """The page."""
     lines = [
         "# Which networks augment() works on",
@@ -213,12 +220,13 @@ def table(rows: list[dict]) -> str:
         "",
         "Columns: replaced modules, parameters before and after, difference of logits.",
         "",
-        '| library | network | `pool="attention"` | `conv="last-3-stages"` |',
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['library']} | `{row['name']}` | {cell(row['pool'])} | {cell(row['conv'])} |"
-        for row in rows
+        markdown_table(
+            ("library", "network", '`pool="attention"`', '`conv="last-3-stages"`'),
+            [
+                (row["library"], f"`{row['name']}`", cell(row["pool"]), cell(row["conv"]))
+                for row in rows
+            ],
+        ),
     ]
     failures = [
         f"- {row['library']} `{row['name']}`, {kind}: {row[kind]['why']}"
@@ -231,7 +239,7 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def passes(result: dict) -> bool:
+def passes(result: Result) -> bool:
     """Whether one way works, with the pool's name if need be."""
     return result["passed"] or result.get("named", {}).get("passed", False)
 

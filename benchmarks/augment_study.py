@@ -24,9 +24,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from convattn.bench import Comparison, compare, training_step
 from convattn.classification.dataset import open_data, pretrained_cfg, test_batches
 from convattn.classification.evaluation import evaluate_classification
 from convattn.config import AugmentConfig, TrainConfig
@@ -93,26 +93,16 @@ def beginning(base: Path, way: AugmentConfig) -> tuple[nn.Module, float]:
     return model, evaluate_classification(model, loader, class_names=source.class_names).top1
 
 
-def step_times(models: dict[str, nn.Module], batch: int = 128) -> dict[str, list[float]]:
-    """Seconds of training steps, the networks taking turns."""
+def compare_steps(models: dict[str, nn.Module], batch: int = 128) -> Comparison:
+    """Training steps, the networks taking turns."""
     torch.manual_seed(0)
     images, labels = torch.randn(batch, 3, 64, 64), torch.randint(40, (batch,))
     images = images.to(memory_format=torch.channels_last)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    optimizers = {}
-    for name, model in models.items():
-        model.to(memory_format=torch.channels_last).train()
-        optimizers[name] = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    for step in range(TIMED_STEPS + 2):
-        for name, model in models.items():
-            started = time.perf_counter()
-            loss = F.cross_entropy(model(images), labels)
-            optimizers[name].zero_grad()
-            loss.backward()
-            optimizers[name].step()
-            if step >= 2:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+    steps = {
+        name: training_step(model.to(memory_format=torch.channels_last), images, labels=labels)
+        for name, model in models.items()
+    }
+    return compare(steps, reference="unchanged", repeats=TIMED_STEPS, title="training steps")
 
 
 def reached(folder: Path, what: str = "top1") -> float:
@@ -153,10 +143,9 @@ def page(
     before: dict[str, float],
     folders: dict[str, list[Path]],
     sizes: dict[str, int],
-    seconds: dict[str, list[float]],
+    steps: Comparison,
 ) -> str:
     """The page that docs keep."""
-    plain = seconds["unchanged"]
     rows = []
     for way, runs in folders.items():
         after = [100 * reached(folder) for folder in runs]
@@ -165,14 +154,12 @@ def page(
             100 * (reached(mine) - reached(other))
             for mine, other in zip(runs, folders["unchanged"], strict=True)
         ]
-        ratios = sorted(a / b for a, b in zip(seconds[way], plain, strict=True))
         rows.append(
             f"| {way} | {100 * before[way]:.2f} % | {' / '.join(f'{x:.2f}' for x in after)} % | "
             f"{statistics.mean(after):.2f} ± {spread:.2f} % | "
             f"{statistics.mean(reached(folder, 'loss') for folder in runs):.3f} | "
             f"{' / '.join(f'{x:+.2f}' for x in gains)} | {sizes[way] / 1e6:.2f} M | "
-            f"{statistics.median(ratios):.2f} ({ratios[len(ratios) // 4]:.2f} to "
-            f"{ratios[-len(ratios) // 4]:.2f}) |"
+            f"{steps.ratio(way):.2f} |"
         )
     config = Run.open(folders["unchanged"][0]).config
     base_config = Run.open(base).config
@@ -220,9 +207,9 @@ def main() -> None:
         way: sum(p.numel() for p in Run.open(runs[0]).load_model().parameters())
         for way, runs in folders.items()
     }
-    seconds = step_times({way: model for way, (model, _) in starts.items()})
+    steps = compare_steps({way: model for way, (model, _) in starts.items()})
     draw(folders, before["unchanged"], arguments.docs / "augment_study.png")
-    text = page(base, before, folders, sizes, seconds)
+    text = page(base, before, folders, sizes, steps)
     (arguments.docs / "augment_study.md").write_text(text)
     print(text)
 

@@ -9,23 +9,26 @@ are the medians of the ratios of neighbouring passes, with their quartiles.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import timm
 import torch
+from torch import Tensor, nn
 
 from convattn import AAConv2d, capture_attention
+from convattn.bench import Step, compare
 from convattn.explanation import attention_layers
 
 
-def seconds(model, images, context) -> float:
-    """One pass inside a context, its set-up and end included."""
-    start = time.perf_counter()
-    with torch.inference_mode(), context:
-        model(images)
-    return time.perf_counter() - start
+def captured(model: nn.Module, images: Tensor, words: dict[str, Any]) -> Step:
+    """A pass with the set-up and the end of capturing."""
+
+    def step() -> None:
+        with torch.inference_mode(), capture_attention(model, **words):
+            model(images)
+
+    return step
 
 
 def main() -> None:
@@ -39,21 +42,16 @@ def main() -> None:
     torch.manual_seed(0)
     model = timm.create_model(arguments.model).eval()
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
-    ways = {"all": {}}
+    ways: dict[str, dict[str, Any]] = {"all": {}}
     if any(isinstance(layer, AAConv2d) for layer in attention_layers(model).values()):
         ways |= {"queries=[(0, 0)]": {"queries": [(0, 0)]}, 'queries="mean"': {"queries": "mean"}}
     for name, words in ways.items():
-        ratios, plain = [], []
-        for turn in range(arguments.repeats + 1):
-            without = seconds(model, images, nullcontext())
-            ratio = seconds(model, images, capture_attention(model, **words)) / without
-            if turn:  # the first pass only warms up
-                ratios.append(ratio)
-                plain.append(without)
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        steps: dict[str, Step] = {"plain": torch.inference_mode()(partial(model, images))}
+        steps[name] = captured(model, images, words)
+        found = compare(steps, reference="plain", repeats=arguments.repeats, warm_up=1, title=name)
         print(
             f"{arguments.model} {arguments.batch} x {arguments.size}, {name}: "
-            f"{middle:.3f} ({low:.3f} to {high:.3f}) of {1e3 * statistics.median(plain):.0f} ms"
+            f"{found.ratio(name):.3f} of {found.milliseconds('plain').median:.0f} ms"
         )
 
 

@@ -66,7 +66,7 @@ def row(recipe: str, folders: Sequence[Path]) -> str:
     seeds = sorted(json.loads((folder / "config.json").read_text())["seed"] for folder in folders)
     cells = (
         f"`{recipe}`",
-        config.model.backbone,
+        config.model.backbone or "",
         f"{size:.2f} M",
         ", ".join(map(str, seeds)),
         "<br>".join(shares),

@@ -11,7 +11,9 @@ from the middle of the surest object. Both maps are drawn from their lowest to t
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -28,7 +30,9 @@ from convattn.runs import Run
 ENLARGED = 5
 
 
-def looked_at(model, image: torch.Tensor, layer: str, centre: tuple[float, float]):
+def looked_at(
+    model: Any, image: torch.Tensor, layer: str, centre: tuple[float, float]
+) -> Iterator[Any]:
     """Heat maps of the layer's attention on the image: on the whole, and from a point of it."""
     height, width = image.shape[1:]
     scale = min(
@@ -63,10 +67,10 @@ def main() -> None:
     source = open_data(config.data, masks=finds_masks(config.model.name), training=False)
     layer = options.layer or list(attention_layers(model))[-2]
     groups = []
-    for pixels, _ in source.test:
+    for pixels, _ in map(source.test.__getitem__, range(len(source.test))):
         image = to_pil_image(pixels)
         found = detect(model, image)
-        if len(found.labels) == 0:
+        if found.scores is None or len(found.labels) == 0:
             continue
         best = found.boxes[found.scores.argmax()]
         centre = ((best[1] + best[3]) / 2, (best[0] + best[2]) / 2)

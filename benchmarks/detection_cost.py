@@ -12,18 +12,19 @@ and all else. Detections are as many as the detector allows, the most that infer
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from convattn.bench import Step, num_threads, peak_memory
 from convattn.detection import create_detector
 from convattn.segmentation import create_segmenter
 
@@ -47,7 +48,7 @@ IMAGES = ((400, 667), (600, 1000), (800, 1333), (1200, 2000))
 LARGEST_TRAINED = 800
 
 
-def build(create, name: str, **arguments) -> nn.Module:
+def build(create: Callable[..., nn.Module], name: str, **arguments: Any) -> Any:
     """Without memory behind it."""
     with torch.device("meta"):
         return create(name, **arguments).eval()
@@ -58,7 +59,7 @@ def millions(model: nn.Module) -> float:
     return sum(p.numel() for p in model.parameters()) / 1e6
 
 
-def gflops(function, *args) -> tuple[float, object]:
+def gflops(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
     """What a call costs, and its result."""
     with FlopCounterMode(display=False) as counter:
         result = function(*args)
@@ -128,47 +129,37 @@ def other_table() -> list[str]:
     ]
 
 
-def resident_peak() -> float:
-    """GB; of this program alone, unlike ``resource``'s, which knows the parent's too."""
-    (line,) = (
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM")
-    )
-    return int(line.split()[1]) * 1024 / 1e9
+def step_of(name: str, mode: str, height: int, width: int) -> Step:
+    """What is measured: making a detector and running one step of it."""
+
+    def step() -> None:
+        torch.manual_seed(0)
+        model = create_detector(
+            name, num_classes=COCO_CLASSES, min_size=height, max_size=width, **MEASURED[name]
+        )
+        images = [torch.rand(3, height, width)]
+        if mode == "inference":
+            with torch.inference_mode():
+                model.eval()(images)
+            return
+        corners = torch.rand(10, 2, 2).sort(1).values * torch.tensor([width, height])
+        target = {
+            "boxes": corners.flatten(1),
+            "labels": torch.randint(1, COCO_CLASSES, (10,)),
+            "masks": torch.randint(0, 2, (10, height, width), dtype=torch.uint8),
+        }
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+        sum(model(images, [target]).values()).backward()
+        optimizer.step()
+
+    return step
 
 
-def measure(name: str, mode: str, height: int, width: int) -> float:
-    """Peak memory of one step in this process, in GB."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    before = resident_peak()
-    model = create_detector(
-        name, num_classes=COCO_CLASSES, min_size=height, max_size=width, **MEASURED[name]
-    )
-    images = [torch.rand(3, height, width)]
-    if mode == "inference":
-        with torch.inference_mode():
-            model.eval()(images)
-        return resident_peak() - before
-    corners = torch.rand(10, 2, 2).sort(1).values * torch.tensor([width, height])
-    target = {
-        "boxes": corners.flatten(1),
-        "labels": torch.randint(1, COCO_CLASSES, (10,)),
-        "masks": torch.randint(0, 2, (10, height, width), dtype=torch.uint8),
-    }
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-    sum(model(images, [target]).values()).backward()
-    optimiser.step()
-    return resident_peak() - before
-
-
-def measured(name: str, mode: str, height: int, width: int) -> float:
-    """As ``measure``, in a process of its own."""
+def gigabytes(name: str, mode: str, height: int, width: int) -> float:
+    """At the step's peak, in a process of its own."""
     start = time.perf_counter()
-    command = [sys.executable, __file__, "--measure", name, mode, str(height), str(width)]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    peak = json.loads(out.splitlines()[-1])
+    with num_threads(1):
+        peak = peak_memory(partial(step_of, name, mode, height, width)) / 1e9
     seconds = time.perf_counter() - start
     print(f"{name} {mode} {height}x{width}: {peak:.2f} GB, {seconds:.0f} s", flush=True)
     return peak
@@ -181,7 +172,7 @@ def memory_table() -> list[str]:
     for name in MEASURED:
         for mode in ("training", "inference"):
             cells = [
-                f"{measured(name, mode, height, width):.2f}"
+                f"{gigabytes(name, mode, height, width):.2f}"
                 if mode == "inference" or height <= LARGEST_TRAINED
                 else ""
                 for height, width in IMAGES
@@ -244,16 +235,11 @@ def page(memory: bool) -> str:
 
 
 def main() -> None:
-    """Write the page, or measure one step for it."""
+    """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("docs/detection_cost.md"))
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.measure:
-        name, mode, height, width = args.measure
-        print(json.dumps(measure(name, mode, int(height), int(width))))
-        return
     args.out.write_text(page(args.memory))
 
 

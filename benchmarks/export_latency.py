@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
@@ -19,8 +20,9 @@ import torchvision
 from torch import nn
 
 import convattn
+from convattn.bench import Step, compare, forward
 from convattn.export import Exported, export_onnx
-from side_by_side import Step, forward, side_by_side, table
+from convattn.text import markdown_table
 
 BATCH_SIZES = (1, 8)
 SIZE = 224
@@ -32,7 +34,7 @@ def augmented_resnet50() -> nn.Module:
     return convattn.augment(model, pool="attention", conv="last-3-stages")
 
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "aa_resnet50": lambda: timm.create_model("aa_resnet50"),
     "patchconvnet_s60": lambda: timm.create_model("patchconvnet_s60"),
     "torchvision's resnet50, augmented": augmented_resnet50,
@@ -52,7 +54,7 @@ def row(name: str, model: nn.Module, exported: Exported, repeats: int) -> tuple[
     """Size, agreement and times of a network."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     worst = max(check.differences["logits"] for check in exported.checks)
-    cells = []
+    cells: list[str] = []
     for batch_size in BATCH_SIZES:
         images = torch.randn(batch_size, 3, SIZE, SIZE)
         steps = {
@@ -60,7 +62,8 @@ def row(name: str, model: nn.Module, exported: Exported, repeats: int) -> tuple[
             "optimised": forward(convattn.optimize_for_inference(model), images),
             "onnxruntime": in_onnxruntime(exported.file, images),
         }
-        cells += side_by_side(steps, repeats, "PyTorch").values()
+        found = compare(steps, reference="PyTorch", repeats=repeats, title=name)
+        cells += map(found.cell, steps)
     return name, f"{exported.size / 1e6:.1f} MB", f"{weights / 1e6:.1f} MB", f"{worst:.0e}", *cells
 
 
@@ -91,7 +94,7 @@ def main() -> None:
         f"{onnxruntime.__version__}, {torch.backends.cpu.get_cpu_capability()}. Times: the median "
         "of a batch, and the median of its ratios to PyTorch's own pass, with quartiles. The "
         "difference is the largest of the six checks, as a share of the largest logit.",
-        table(("network", "file", "weights", "difference", *ways), rows),
+        markdown_table(("network", "file", "weights", "difference", *ways), rows),
     ]
     arguments.out.write_text("\n\n".join(parts) + "\n")
 

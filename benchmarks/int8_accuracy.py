@@ -14,15 +14,17 @@ from __future__ import annotations
 import argparse
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import convattn
+from convattn.bench import compare, forward
 from convattn.classification.dataset import open_data, test_batches
 from convattn.runs import Run
-from side_by_side import forward, side_by_side, table
+from convattn.text import markdown_table
 
 HEAD = (
     "network",
@@ -48,7 +50,7 @@ class Cast(nn.Module):
         return self.network(x.bfloat16())
 
 
-def logits(network: nn.Module, loader: DataLoader) -> Tensor:
+def logits(network: nn.Module, loader: DataLoader[tuple[Tensor, Tensor]]) -> Tensor:
     """(N, classes) of all images, in float32."""
     with torch.inference_mode():
         return torch.cat([network(images).float() for images, _ in loader])
@@ -76,7 +78,7 @@ def cells(scores: Tensor, exact: Tensor, labels: Tensor) -> tuple[str, ...]:
 def run_rows(run: Path, batch_size: int, repeats: int) -> list[tuple[str, ...]]:
     """A row for each kind of number."""
     config = Run.open(run).config
-    model = Run.open(run).load_model()
+    model: Any = Run.open(run).load_model()
     model.requires_grad_(False)
     loader, _ = test_batches(
         config.data, open_data(config.data, training=False), model.pretrained_cfg
@@ -88,7 +90,7 @@ def run_rows(run: Path, batch_size: int, repeats: int) -> list[tuple[str, ...]]:
     }
     images = torch.randn(batch_size, *model.pretrained_cfg["input_size"])
     steps = {name: forward(network, images) for name, network in optimised.items()}
-    times = side_by_side(steps, repeats, "float32")
+    times = compare(steps, reference="float32", repeats=repeats, title=run.name)
     exact = logits(model, loader)
     arguments = [f"{key}={value}" for key, value in config.model.model_args.items()]
     return [
@@ -96,7 +98,7 @@ def run_rows(run: Path, batch_size: int, repeats: int) -> list[tuple[str, ...]]:
             f"{' '.join([config.model.name, *arguments])}, {config.data.name}",
             name,
             *cells(logits(network, loader), exact, labels),
-            times.get(name, ""),
+            times.cell(name) if name in steps else "",
         )
         for name, network in {**optimised, "bfloat16": Cast(model)}.items()
     ]
@@ -122,7 +124,7 @@ def main() -> None:
         f"{arguments.batch_size}: {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{torch.backends.cpu.get_cpu_capability()}, the median and the median of its ratios to "
         "float32, with quartiles.",
-        table(HEAD, rows),
+        markdown_table(HEAD, rows),
     ]
     text = "\n\n".join(parts) + "\n"
     arguments.out.write_text(text)

@@ -16,11 +16,13 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+from tqdm import tqdm
 
 from convattn.classification.dataset import open_data, test_batches
 from convattn.config import TrainConfig
@@ -53,22 +55,20 @@ def name_of(config: TrainConfig) -> str:
 
 def measured(run: Path, config: TrainConfig, num_images: int) -> Report:
     """What the maps of a run's network are worth."""
-    model = Run.open(run).load_model()
+    model: Any = Run.open(run).load_model()
     source = open_data(config.data, training=False)
     loader, boxes = test_batches(config.data, source, model.pretrained_cfg)
     if boxes is None:
         raise SystemExit(f"{run}: the boxes of {config.data.name} are not known")
 
-    def progress(done: int) -> None:
-        print(f"\r{run}: {done} images", end="", flush=True)
-
-    report = measure_faithfulness(
-        model,
-        first(loader, num_images),
-        boxes=boxes[:num_images],
-        progress=progress,
-    )
-    print(f"\n{report.table()}\n", flush=True)
+    with tqdm(desc=str(run), unit=" images", disable=None) as bar:
+        report = measure_faithfulness(
+            model,
+            first(loader, num_images),
+            boxes=boxes[:num_images],
+            progress=lambda done: bar.update(done - bar.n),
+        )
+    print(f"{run}\n{report.table()}\n", flush=True)
     return report
 
 
@@ -86,8 +86,8 @@ def section(name: str, reports: Sequence[Report], seeds: Sequence[int]) -> list[
     for method in reports[0].methods:
         scores = [report.methods[method] for report in reports]
         cells = [
-            over_seeds([100 * score.pointing.mean for score in scores], 1) + " %",
-            over_seeds([100 * score.energy.mean for score in scores], 1) + " %",
+            over_seeds([100 * score.pointing.mean for score in scores if score.pointing], 1) + " %",
+            over_seeds([100 * score.energy.mean for score in scores if score.energy], 1) + " %",
             over_seeds([score.deletion.mean for score in scores], 3),
             over_seeds([score.insertion.mean for score in scores], 3),
         ]

@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from convattn.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from convattn.tasks import train
@@ -21,7 +22,7 @@ from convattn.tasks import train
 def subset(file: Path, images: Path, out: Path, count: int) -> Path:
     """A set of the first images with objects, for training and test alike."""
     content = json.loads(file.read_text(encoding="utf-8"))
-    objects: dict[int, list[dict]] = {}
+    objects: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
         objects.setdefault(annotation["image_id"], []).append(annotation)
     chosen = [image for image in content["images"] if image["id"] in objects][:count]
@@ -104,9 +105,10 @@ def main() -> None:
         run = train(config)
         assert run is not None
         minutes = (time.perf_counter() - start) / 60
-        masks = run.result.segm_map50
+        result: Any = run.result
+        masks = result.segm_map50
         told = "" if masks is None else f", mask AP50 {masks:.3f}"
-        print(f"{config.recipe}: box AP50 {run.result.map50:.3f}{told}; {minutes:.1f} minutes")
+        print(f"{config.recipe}: box AP50 {result.map50:.3f}{told}; {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""PatchConvNet beside its authors' implementation and beside its peers, on the CPU.
+"""PatchConvNet beside its authors' implementation and its peers, on the CPU or a CUDA device.
 
     python benchmarks/patchconvnet.py --authors patchconvnet_models.py [--repeats 11]
         [--only inference,training,aggregation,multi,peers,limits] [--sizes 224 384 512]
         [--batch-size 8] [--training-batch-size 16] [--no-compile] [--compile-all]
         [--out docs/patchconvnet_speed.md]
+    python benchmarks/patchconvnet.py --device cuda [--authors patchconvnet_models.py]
+        [--minutes 9] [--out docs/patchconvnet_gpu.md]
 
 ``--authors`` is the file ``patchconvnet_models.py`` of github.com/facebookresearch/deit. Both
 implementations get the same weights, and every variant must give the logits of the authors'
@@ -15,6 +17,11 @@ alike. "Times as fast" is the median over neighbouring passes, with its quartile
 authors' variant with the smallest median. Peak memory is that of a process of its own.
 
 The page is written after every section. ``--only`` replaces its sections and keeps the others.
+
+On a CUDA device: S60 in bfloat16, 256 images and one; a training step of 128 images in bfloat16
+autocast with LAMB; and the Triton kernels of the folded block beside the same in PyTorch, eager and
+compiled. What cannot begin to compile in time for ``--minutes`` is a row that says so. Beside the
+page a CSV file is written.
 """
 
 from __future__ import annotations
@@ -23,15 +30,14 @@ import argparse
 import copy
 import importlib.util
 import itertools
-import multiprocessing
+import math
 import re
 import shlex
-import statistics
 import sys
 import time
 import types
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,16 +53,37 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 import convattn
-from convattn.bench import count, take_turns
+from convattn.bench import (
+    Comparison,
+    Step,
+    compare,
+    count,
+    describe_error,
+    forward,
+    forward_backward,
+    peak_memory,
+    training_step,
+)
 from convattn.functional import aggregate
 from convattn.inference.processor import emulates
 from convattn.layers import LearnedAggregation2d
+from convattn.text import markdown_table
 from convattn.weights import patchconvnet_from_released
-from side_by_side import Step, extra_peak, forward, forward_backward, seconds, table
+from gpu import (
+    DEVICE,
+    Deadline,
+    Rates,
+    Row,
+    least_ms,
+    measure,
+    measure_rates,
+    provenance,
+    require_cuda,
+    run_parts,
+)
 
 Ways = dict[str, Callable[[], Step]]
 """What makes each step, and compiles what is compiled."""
-Times = dict[str, list[float]]
 
 S60, MULTI = "patchconvnet_s60", "patchconvnet_s60_multi"
 AUTHORS_NAMES = {S60: "S60", MULTI: "S60_multi"}
@@ -70,6 +97,18 @@ FREEZING = {"options": {"freezing": True}}
 COMPILED_SIZE = 224
 AGGREGATION_BATCHES = (1, 8, 64)
 SIDE = 14  # of S60's map at 224
+
+LOW = torch.bfloat16
+GPU_BATCHES = (256, 1)
+GPU_TRAINING_BATCH = 128
+TRAINING_REPEATS = 7
+# A product of bfloat16 maps rounds each of them; sixty blocks of it are 3e-2.
+NETWORK_TOLERANCE, KERNEL_TOLERANCE = 5e-2, 2e-2
+EPS = 1e-6
+# A block reads and writes a map in each of its three steps, and reads it once more to add to it.
+MAPS_A_BLOCK = 7
+
+COMPILED = "PyTorch, compiled"
 
 # Top-1 on ImageNet at 224 after training on ImageNet-1k alone, in per cent.
 TOP1 = {
@@ -127,7 +166,7 @@ def make_images(batch: int, size: int) -> Tensor:
     return 2 * F.interpolate(torch.randn(batch, 3, 5, 5), size=size, mode="bicubic")
 
 
-def make_twins(authors: types.ModuleType, name: str, **words) -> tuple[nn.Module, nn.Module]:
+def make_twins(authors: types.ModuleType, name: str, **words: Any) -> tuple[Any, Any]:
     """Their network and ours with the same weights, found to agree."""
     torch.manual_seed(0)
     theirs = getattr(authors, AUTHORS_NAMES[name])(**words).eval()
@@ -182,7 +221,7 @@ def way(
     ``compiled`` are the words for ``torch.compile``; None stays eager.
     """
     layout = torch.channels_last if last else torch.contiguous_format
-    model = copy.deepcopy(model).to(dtype=dtype, memory_format=layout)
+    model = copy.deepcopy(model).to(dtype).to(memory_format=layout)
     images = images.to(dtype=dtype, memory_format=layout)
     run = model if compiled is None else torch.compile(model, **compiled)
     step = passes(run, images, autocast)
@@ -193,79 +232,49 @@ def way(
     return step
 
 
-def optimised(model: nn.Module, images: Tensor, **words) -> Step:
+def optimised(model: nn.Module, images: Tensor, **words: Any) -> Step:
     """Our network as a user would deploy it."""
     return passes(convattn.optimize_for_inference(model, **words), images)
 
 
-def float32_ways(theirs: nn.Module, ours: nn.Module, images: Tensor, compiled: bool) -> Ways:
-    """All of them; int8 as well, which has float32 between its products."""
-    ways: Ways = {
-        f"{AUTHORS}, eager": partial(way, theirs, images),
-        f"{AUTHORS}, channels_last": partial(way, theirs, images, last=True),
-        f"{OURS}, as is": partial(way, ours, images),
-        f"{OURS}, optimised": partial(optimised, ours, images),
-        f"{OURS}, optimised, int8": partial(optimised, ours, images, dtype=torch.int8),
-    }
+def inference_ways(
+    theirs: nn.Module, ours: nn.Module, images: Tensor, dtype: torch.dtype, compiled: bool
+) -> Ways:
+    """All of them; in float32 int8 as well, which has float32 between its products."""
+    low = dtype != torch.float32
+    their, our = partial(way, theirs, images, dtype=dtype), partial(way, ours, images, dtype=dtype)
+    deployed = partial(optimised, ours, images, **({"dtype": dtype} if low else {}))
+    a, b = (f"{name}, bfloat16" if low else name for name in (AUTHORS, OURS))
+    best = f"{OPTIMISED}, bfloat16" if low else OPTIMISED
+    ways: Ways = {}
+    if low:
+        ways[f"{a} autocast"] = partial(way, theirs, images, autocast=True)
+    ways[a if low else f"{a}, eager"] = their
+    ways[f"{a}, channels_last"] = partial(their, last=True)
+    ways[b if low else f"{b}, as is"] = our
+    ways[best] = deployed
+    if not low:
+        ways[f"{best}, int8"] = partial(optimised, ours, images, dtype=torch.int8)
     if compiled:
-        frozen = partial(way, theirs, images, compiled=FREEZING)
-        ways |= {
-            f"{AUTHORS}, compiled": partial(way, theirs, images, compiled={}),
-            f"{AUTHORS}, compiled, freezing": frozen,
-            f"{OURS}, optimised, compiled": partial(optimised, ours, images, compile=True),
-        }
+        ways[f"{a}, compiled"] = partial(their, compiled={})
+        ways[f"{a}, compiled, freezing"] = partial(their, compiled=FREEZING)
+        ways[f"{best}, compiled"] = partial(deployed, compile=True)
     return ways
 
 
-def bfloat16_ways(theirs: nn.Module, ours: nn.Module, images: Tensor, compiled: bool) -> Ways:
-    """All of them."""
-    low = torch.bfloat16
-    ways: Ways = {
-        f"{AUTHORS}, bfloat16 autocast": partial(way, theirs, images, autocast=True),
-        f"{AUTHORS}, bfloat16": partial(way, theirs, images, dtype=low),
-        f"{AUTHORS}, bfloat16, channels_last": partial(way, theirs, images, dtype=low, last=True),
-        f"{OURS}, bfloat16": partial(way, ours, images, dtype=low),
-        f"{OURS}, optimised, bfloat16": partial(optimised, ours, images, dtype=low),
-    }
-    if compiled:
-        whole = partial(way, theirs, images, dtype=low, compiled={})
-        ways |= {
-            f"{AUTHORS}, bfloat16, compiled": whole,
-            f"{AUTHORS}, bfloat16, compiled, freezing": partial(whole, compiled=FREEZING),
-            f"{OURS}, optimised, bfloat16, compiled": partial(
-                optimised, ours, images, dtype=low, compile=True
-            ),
-        }
-    return ways
+def race(steps: dict[str, Step], repeats: int) -> Comparison:
+    """All steps, which take turns; the first round only warms up."""
+    return compare(steps, repeats=repeats, warm_up=1, title="rounds")
 
 
-def race(steps: dict[str, Step], repeats: int) -> Times:
-    """Seconds of every step, round by round."""
-    times: Times = {name: [] for name in steps}
-    for turn, name, taken in take_turns(steps, repeats + 1, seconds):
-        if isinstance(taken, Exception):
-            raise taken
-        if turn:  # the first passes only warm up
-            times[name].append(taken)
-    return times
-
-
-def best_of(times: Times, start: str) -> str:
-    """The way with the smallest median among those whose names start so."""
-    names = [name for name in times if name.startswith(start)]
-    return min(names, key=lambda name: statistics.median(times[name]))
-
-
-def milliseconds(taken: list[float]) -> str:
+def milliseconds(times: Comparison, name: str) -> str:
     """The median."""
-    return f"{1e3 * statistics.median(taken):.4g} ms"
+    return f"{times.milliseconds(name).median:.4g} ms"
 
 
-def ratios(above: list[float], below: list[float]) -> str:
-    """Median and quartiles over neighbouring passes."""
-    found = [a / b for a, b in zip(above, below, strict=True)]
-    low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+def images_per_second(times: Comparison, name: str, batch: int) -> float:
+    """At the median."""
+    return batch / times.seconds(name).median
 
 
 def make_steps(
@@ -273,14 +282,15 @@ def make_steps(
 ) -> tuple[dict[str, Step], dict[str, str], dict[str, str]]:
     """The steps, how far their logits are from those expected, and why others could not be made."""
     torch.compiler.reset()  # else a second size would be compiled for all sizes
-    steps, errors, troubles = {}, {}, {}
+    steps: dict[str, Step] = {}
+    errors, troubles = dict[str, str](), dict[str, str]()
     for name, make in ways.items():
         note(f"making {name}")
         try:
             step = make()
             out = step()
         except Exception as error:  # no compiler, no memory, no such instructions: a row says so
-            troubles[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:120]
+            troubles[name] = describe_error(error)[:120].replace("|", "/")
             note(f"{name} left out: {troubles[name]}")
             continue
         steps[name] = step
@@ -296,20 +306,20 @@ def race_table(ways: Ways, expected: Tensor, repeats: int) -> str:
     steps, errors, troubles = make_steps(ways, expected)
     note(f"racing {len(steps)} ways, {repeats} rounds")
     times = race(steps, repeats)
-    best = best_of(times, AUTHORS)
+    best = times.fastest(AUTHORS)
     rows = [
         (
             f"**{name}**" if name == best else name,
-            milliseconds(taken),
-            f"{len(expected) / statistics.median(taken):.3g}",
-            ratios(times[best], taken),
+            milliseconds(times, name),
+            f"{images_per_second(times, name, len(expected)):.3g}",
+            f"{times.ratio(best, to=name):.3g}",
             errors[name],
         )
-        for name, taken in times.items()
+        for name in steps
     ]
-    rows += [(name, trouble.replace("|", "/"), "", "", "") for name, trouble in troubles.items()]
+    rows += [(name, trouble, "", "", "") for name, trouble in troubles.items()]
     head = ("way", "median", "images/s", "times as fast as the authors' best", "logits' error")
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def compiles(arguments: argparse.Namespace, size: int) -> bool:
@@ -331,14 +341,14 @@ def inference_section(authors: types.ModuleType, arguments: argparse.Namespace) 
             f"of {min(EMULATED_REPEATS, arguments.repeats)} rounds, say nothing of processors "
             "that have."
         )
-    kinds = {"float32": float32_ways, "bfloat16": bfloat16_ways}
+    kinds = {"float32": torch.float32, "bfloat16": LOW}
     places = itertools.product(arguments.sizes, dict.fromkeys((1, arguments.batch_size)), kinds)
     for size, batch, kind in places:
         note(f"inference, {size} x {size}, batch {batch}, {kind}")
         images = make_images(batch, size)
         with torch.no_grad():
             expected = theirs(images)
-        ways = kinds[kind](theirs, ours, images, compiles(arguments, size))
+        ways = inference_ways(theirs, ours, images, kinds[kind], compiles(arguments, size))
         repeats = arguments.repeats
         if kind == "bfloat16" and emulated:
             repeats = min(EMULATED_REPEATS, repeats)
@@ -349,7 +359,7 @@ def inference_section(authors: types.ModuleType, arguments: argparse.Namespace) 
     return parts
 
 
-TRAINED: dict[str, Callable[[nn.Module], object]] = {
+TRAINED: dict[str, Callable[[Any], object]] = {
     f"{AUTHORS}, eager": lambda model: model,
     f"{AUTHORS}, channels_last": lambda model: model.to(memory_format=torch.channels_last),
     OURS: lambda model: model,
@@ -359,24 +369,11 @@ TRAINED: dict[str, Callable[[nn.Module], object]] = {
 """What is done to a network before it is trained."""
 
 
-def training_step(
-    model: nn.Module, images: Tensor, *, autocast: bool = False, compiled: bool = False
-) -> Step:
-    """Forward, cross entropy, backward, LAMB with a rate that changes nothing; gives the loss."""
-    model = model.train()
-    run = torch.compile(model) if compiled else model
+def lamb_step(model: nn.Module, images: Tensor, **words: bool) -> Step:
+    """A training step with LAMB at a rate that changes nothing."""
     optimizer = create_optimizer_v2(model, opt="lamb", lr=1e-12, weight_decay=0.05)
     labels = torch.arange(len(images), device=images.device)
-
-    def step() -> Tensor:
-        optimizer.zero_grad()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
-            loss = F.cross_entropy(run(images), labels)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
+    return training_step(model, images, optimizer, labels=labels, **words)
 
 
 def require_same_loss(steps: dict[str, Step]) -> None:
@@ -386,32 +383,22 @@ def require_same_loss(steps: dict[str, Step]) -> None:
         raise SystemExit(f"the losses of one training step differ: {losses}")
 
 
-def training_peak(
-    path: Path, name: str, batch: int, size: int, drop_path: float, threads: int
-) -> float:
-    """Megabytes of a network's training, in the process that asks."""
-    torch.set_num_threads(threads)
+def new_training(path: Path, name: str, batch: int, size: int, drop_path: float) -> Step:
+    """Making a network and training it."""
     authors = load_authors(path)
     # Reads the libraries in; what they take is nobody's cost.
-    training_step(timm.create_model("patchconvnet_nano"), torch.randn(2, 3, 32, 32))()
+    lamb_step(timm.create_model("patchconvnet_nano"), torch.randn(2, 3, 32, 32))()
     images = make_images(batch, size)
     make = authors.S60 if name.startswith(AUTHORS) else partial(timm.create_model, S60)
 
     def train() -> None:
         model = make(drop_path_rate=drop_path)
         TRAINED[name](model)
-        step = training_step(model, images)
+        step = lamb_step(model, images)
         for _ in range(2):  # from the second on the moments are there all the while
             step()
 
-    return extra_peak(train)
-
-
-def own_process(function: Callable[..., float], *inputs) -> float:
-    """What a function finds in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *inputs).result()
+    return train
 
 
 def training_section(authors: types.ModuleType, arguments: argparse.Namespace) -> list[str]:
@@ -431,7 +418,7 @@ def training_section(authors: types.ModuleType, arguments: argparse.Namespace) -
         for name, change in TRAINED.items():
             model = copy.deepcopy(twins[name.startswith(OURS)])
             change(model)
-            steps[name] = training_step(model, images)
+            steps[name] = lamb_step(model, images)
         if not drop_path:
             require_same_loss(steps)
         times = race(steps, arguments.repeats)
@@ -439,28 +426,28 @@ def training_section(authors: types.ModuleType, arguments: argparse.Namespace) -
         peaks = {}
         for name in TRAINED:
             note(f"peak memory of {name}")
-            inputs = (arguments.authors, name, batch, size, drop_path, torch.get_num_threads())
-            peaks[name] = own_process(training_peak, *inputs)
-        best, heaviest = best_of(times, AUTHORS), peaks[f"{AUTHORS}, eager"]
+            make = partial(new_training, arguments.authors, name, batch, size, drop_path)
+            peaks[name] = peak_memory(make) / 1e6
+        best, heaviest = times.fastest(AUTHORS), peaks[f"{AUTHORS}, eager"]
         rows = [
             (
                 f"**{name}**" if name == best else name,
-                milliseconds(taken),
-                ratios(times[best], taken),
+                milliseconds(times, name),
+                f"{times.ratio(best, to=name):.3g}",
                 f"{peaks[name]:.0f} MB",
                 f"{peaks[name] / heaviest:.2f}",
             )
-            for name, taken in times.items()
+            for name in TRAINED
         ]
         head = ("way", "median", "times as fast as the authors' best", "peak memory", "ratio")
-        parts += [f"### Drop path {drop_path}", table(head, rows)]
+        parts += [f"### Drop path {drop_path}", markdown_table(head, rows)]
     return parts
 
 
 class AuthorsPool(nn.Module):
     """Their token block and the last LayerNorm, of the token alone."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.block, self.norm = network.blocks_token_only[0], network.norm
         self.token = network.cls_token
@@ -473,9 +460,9 @@ class AuthorsPool(nn.Module):
 class OurPool(nn.Module):
     """Our head without its classifier."""
 
-    def __init__(self, head: LearnedAggregation2d) -> None:
+    def __init__(self, head: Any) -> None:
         super().__init__()
-        self.head = copy.deepcopy(head)
+        self.head: LearnedAggregation2d = copy.deepcopy(head)
         self.head.fc = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -486,9 +473,9 @@ class OurPool(nn.Module):
 class OurAttention(nn.Module):
     """Our attention on normalised patches and token."""
 
-    def __init__(self, head: LearnedAggregation2d) -> None:
+    def __init__(self, head: Any) -> None:
         super().__init__()
-        self.attn = copy.deepcopy(head.attn)
+        self.attn: Any = copy.deepcopy(head.attn)
 
     def forward(self, x: Tensor, token: Tensor) -> Tensor:
         """(B, N, C), (1, C) -> (B, 1, C)."""
@@ -497,12 +484,12 @@ class OurAttention(nn.Module):
         return self.attn.proj(aggregate(x, q(token), *weights, token=token))
 
 
-def optimised_attention(head: LearnedAggregation2d) -> Callable[[Tensor], Tensor]:
+def optimised_attention(head: Any) -> Callable[[Tensor], Tensor]:
     """Our folded attention, without the token and its layer scale: (B, N, C) -> (B, 1, C)."""
     head = copy.deepcopy(head)
     with torch.no_grad():
         head.gamma1.fill_(1)
-        folded = convattn.optimize_for_inference(head)
+        folded: Any = convattn.optimize_for_inference(head)
         folded.base -= head.token
     return folded.gather
 
@@ -539,12 +526,12 @@ def trio_row(
             require_agreement(f"{what}, batch {batch}", one[0](*one[1:]), expected)
     ways = {AUTHORS: theirs, OURS: ours, OPTIMISED: optimised}
     times = race({name: forward(*way) for name, way in ways.items()}, repeats)
-    cells = [what, str(batch), milliseconds(times[AUTHORS])]
+    cells = [what, str(batch), milliseconds(times, AUTHORS)]
     for name in (OURS, OPTIMISED):
-        cells += [milliseconds(times[name]), ratios(times[name], times[AUTHORS])]
+        cells += [milliseconds(times, name), f"{times.ratio(name, to=AUTHORS):.3g}"]
     times = race({name: forward_backward(*ways[name]) for name in (AUTHORS, OURS)}, repeats)
-    share = ratios(times[OURS], times[AUTHORS])
-    return (*cells, milliseconds(times[AUTHORS]), milliseconds(times[OURS]), share)
+    share = f"{times.ratio(OURS, to=AUTHORS):.3g}"
+    return (*cells, milliseconds(times, AUTHORS), milliseconds(times, OURS), share)
 
 
 TRIO_HEAD = (
@@ -575,7 +562,7 @@ def aggregation_section(authors: types.ModuleType, arguments: argparse.Namespace
         normed, token, both = (t.requires_grad_() for t in (normed, token, both))
         attention = theirs.blocks_token_only[0].attn
         head = convattn.optimize_for_inference(ours.head)
-        plain = F.layer_norm(x.detach(), (dim,), eps=head.norm1.eps)
+        plain = F.layer_norm(x.detach(), (dim,), eps=ours.head.norm1.eps)
         folded = optimised_attention(ours.head)
         trios: dict[str, tuple[Called, Called, Called]] = {
             "attention alone": (
@@ -598,7 +585,7 @@ def aggregation_section(authors: types.ModuleType, arguments: argparse.Namespace
         "concatenation, LayerNorm, attention, MLP, and the last LayerNorm of the token alone. "
         "Whole head: as the networks run it; theirs concatenates a second time and normalises "
         "every patch before the classifier.",
-        table(TRIO_HEAD, rows),
+        markdown_table(TRIO_HEAD, rows),
     ]
 
 
@@ -614,7 +601,7 @@ def multi_section(authors: types.ModuleType, arguments: argparse.Namespace) -> l
         rows.append(trio_row("head", batch, *trio, arguments.repeats))
     parts = [
         f"S60 with {ours.num_classes} class tokens. The head on a {SIDE} x {SIDE} map:",
-        table(TRIO_HEAD, rows),
+        markdown_table(TRIO_HEAD, rows),
     ]
     size = arguments.sizes[0]
     for batch in dict.fromkeys((1, arguments.batch_size)):
@@ -622,7 +609,7 @@ def multi_section(authors: types.ModuleType, arguments: argparse.Namespace) -> l
         images = make_images(batch, size)
         with torch.no_grad():
             expected = theirs(images)
-        ways = float32_ways(theirs, ours, images, compiles(arguments, size))
+        ways = inference_ways(theirs, ours, images, torch.float32, compiles(arguments, size))
         if not arguments.compile_all:  # a thousand classifiers, one by one
             ways = {n: w for n, w in ways.items() if not n.startswith(f"{AUTHORS}, compiled")}
         parts += [
@@ -665,7 +652,9 @@ Speeds = dict[tuple[str, str], float]
 """Images a second, by network and kind."""
 
 
-def peer_speeds(models: dict[str, nn.Module], images: Tensor, compiled: bool, repeats: int):
+def peer_speeds(
+    models: dict[str, nn.Module], images: Tensor, compiled: bool, repeats: int
+) -> Speeds:
     """The best of each network, as is and prepared, all in one race."""
     ways: Ways = {}
     for name, model in models.items():
@@ -675,9 +664,9 @@ def peer_speeds(models: dict[str, nn.Module], images: Tensor, compiled: bool, re
     times = race(steps, repeats)
     speeds: Speeds = {}
     for name, kind in itertools.product(models, (AS_IS, PREPARED)):
-        if any(made.startswith(f"{name}: {kind}") for made in times):
-            best = times[best_of(times, f"{name}: {kind}")]
-            speeds[name, kind] = len(images) / statistics.median(best)
+        if any(made.startswith(f"{name}: {kind}") for made in steps):
+            best = times.fastest(f"{name}: {kind}")
+            speeds[name, kind] = images_per_second(times, best, len(images))
     return speeds
 
 
@@ -701,18 +690,22 @@ def peers_section(authors: types.ModuleType, arguments: argparse.Namespace) -> l
         rows = []
         for name, model in models.items():
             counts = count(model, (3, size, size))
-            row = [name, f"{counts.parameters / 1e6:.1f} M", f"{counts.macs / 1e9:.2f} G"]
+            row: list[str] = [
+                name,
+                f"{counts.parameters / 1e6:.1f} M",
+                f"{counts.macs / 1e9:.2f} G",
+            ]
             row.append(f"{TOP1[name]:.1f}" if size == COMPILED_SIZE else "")
             for batch, kind in itertools.product(batches, (AS_IS, PREPARED)):
                 speed = found[batch].get((name, kind))
                 row.append("" if speed is None else f"{speed:.3g}")
             rows.append(tuple(row))
-        head = ("network", "parameters", "multiply-adds", "top-1")
+        head: tuple[str, ...] = ("network", "parameters", "multiply-adds", "top-1")
         head += tuple(
             f"images/s, batch {batch}, {kind}"
             for batch, kind in itertools.product(batches, (AS_IS, PREPARED))
         )
-        parts += [f"### {size} x {size}", table(head, rows)]
+        parts += [f"### {size} x {size}", markdown_table(head, rows)]
         if size == COMPILED_SIZE:
             image = arguments.out.with_suffix(".png")
             draw_peers(found, image)
@@ -726,7 +719,7 @@ def draw_peers(found: dict[int, Speeds], out: Path) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    colours = dict(zip(TOP1, plt.get_cmap("tab10").colors, strict=False))
+    colours = {name: f"C{number}" for number, name in enumerate(TOP1)}
     figure, panels = plt.subplots(
         1, len(found), figsize=(1.8 + 4.2 * len(found), 4.2), sharey=True, squeeze=False
     )
@@ -750,7 +743,7 @@ def draw_peers(found: dict[int, Speeds], out: Path) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("published top-1 on ImageNet, %")
-    marks = {"marker": "o", "linestyle": "none", "markersize": 9, "mew": 2}
+    marks: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 9, "mew": 2}
     entries = [Line2D([], [], color=colours[name], label=name, **marks) for name in TOP1]
     entries += [
         Line2D([], [], color="grey", label=AS_IS, **marks),
@@ -781,13 +774,15 @@ def kind_of(operator: str) -> str:
 
 def product_rates(dim: int, pixels: int) -> dict[str, float]:
     """Operations a second of float32 products, by their shapes."""
-    rates = {}
-    for rows, inner, columns in ((pixels, dim, dim), (8 * pixels, dim, dim), (2048, 2048, 2048)):
-        a, b = torch.randn(rows, inner), torch.randn(inner, columns)
-        taken = [seconds(partial(torch.mm, a, b)) for _ in range(25)][5:]
-        shape = f"({rows} x {inner}) ({inner} x {columns})"
-        rates[shape] = 2 * rows * inner * columns / statistics.median(taken)
-    return rates
+    shapes = (pixels, dim, dim), (8 * pixels, dim, dim), (2048, 2048, 2048)
+    steps: dict[str, Step] = {}
+    operations: dict[str, int] = {}
+    for rows, inner, columns in shapes:
+        name = f"({rows} x {inner}) ({inner} x {columns})"
+        steps[name] = partial(torch.mm, torch.randn(rows, inner), torch.randn(inner, columns))
+        operations[name] = 2 * rows * inner * columns
+    times = compare(steps, repeats=20, warm_up=5)
+    return {name: operations[name] / times.seconds(name).median for name in steps}
 
 
 def limits_section(authors: types.ModuleType, arguments: argparse.Namespace) -> list[str]:
@@ -807,17 +802,19 @@ def limits_section(authors: types.ModuleType, arguments: argparse.Namespace) -> 
     operations = 2 * batch * count(ours, (3, size, size)).macs
     least = operations / max(rates.values())
     shares = [
-        (name, milliseconds(taken), f"{least / statistics.median(taken):.0%}")
-        for name, taken in times.items()
+        (name, milliseconds(times, name), f"{least / times.seconds(name).median:.0%}")
+        for name in steps
     ]
-    best = best_of(times, OURS)
+    best = times.fastest(OURS)
     note(f"limits: profile of {best}")
     return [
         "The rates of float32 matrix products here:",
-        table(("product", "GFLOP/s"), [(n, f"{rate / 1e9:.0f}") for n, rate in rates.items()]),
+        markdown_table(
+            ("product", "GFLOP/s"), [(n, f"{rate / 1e9:.0f}") for n, rate in rates.items()]
+        ),
         f"S60, {size} x {size}, batch {batch}: {operations / 1e9:.1f} GFLOP, which at the best of "
         f"these rates take {1e3 * least:.0f} ms. That is of a pass:",
-        table(("way", "median", "share"), shares),
+        markdown_table(("way", "median", "share"), shares),
         f'Where the time of "{best}" goes, by the profiler\'s own CPU time of each operator:',
         profile_table(steps[best]),
     ]
@@ -838,7 +835,7 @@ def profile_table(step: Step) -> str:
         longest = sorted(operators, key=operators.__getitem__, reverse=True)[:4]
         names = ", ".join(f"`{name}`" for name in longest)
         rows.append((kind, f"{sum(operators.values()) / total:.1%}", names))
-    return table(("kind", "share", "mostly"), rows)
+    return markdown_table(("kind", "share", "mostly"), rows)
 
 
 SECTIONS = {
@@ -862,11 +859,301 @@ def write_section(out: Path, title: str, body: str) -> None:
     out.write_text("\n\n".join(parts) + "\n")
 
 
+def measure_on_cpu(authors: types.ModuleType, arguments: argparse.Namespace) -> None:
+    """Section by section."""
+    command = shlex.join(["python", "benchmarks/patchconvnet.py", *sys.argv[1:]])
+    command = command.replace(shlex.quote(str(arguments.authors)), "patchconvnet_models.py")
+    for name in arguments.only:
+        title, section = SECTIONS[name]
+        parts = section(authors, arguments)
+        source = (
+            f"`{command}`, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+            f"{torch.backends.cpu.get_cpu_capability()}, {time.strftime('%-d %B %Y')}, seed 0."
+        )
+        body = "\n\n".join([source, *parts])
+        print(f"## {title}\n\n{body}\n", flush=True)
+        write_section(arguments.out, title, body)
+        note(f"wrote {title} to {arguments.out}")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every part needs."""
+
+    theirs: Any
+    """Or None, without their file."""
+    ours: Any
+    rates: Rates
+    deadline: Deadline
+    repeats: int
+
+    @property
+    def reference(self) -> Any:
+        """Whose logits count."""
+        return self.ours if self.theirs is None else self.theirs
+
+
+def agreeing(make: Callable[[], Step], expected: Tensor) -> Step:
+    """A step that gives the expected logits."""
+    step = make()
+    found = difference(step(), expected)
+    if not found <= NETWORK_TOLERANCE:
+        raise ValueError(f"logits differ by {found:.1e} of their standard deviation")
+    return step
+
+
+def compiling(deadline: Deadline, make: Callable[[], Step]) -> Step:
+    """A step that is compiled, if there is time."""
+    deadline.check()
+    return make()
+
+
+def network_least_ms(model: Any, batch: int, rates: Rates) -> float:
+    """Of a pass: all products, the weights once, and the maps of the blocks' three steps."""
+    counts = count(model, (3, COMPILED_SIZE, COMPILED_SIZE))
+    a_map = batch * (COMPILED_SIZE // 16) ** 2 * model.num_features
+    numbers = counts.parameters + MAPS_A_BLOCK * len(model.blocks) * a_map
+    return least_ms(2 * counts.macs * batch, LOW.itemsize * numbers, rates)
+
+
+def inference_rows(session: Session, batch: int) -> list[Row]:
+    """One pass in bfloat16."""
+    torch.compiler.reset()  # else a second batch size would be compiled for all sizes
+    images = make_images(batch, COMPILED_SIZE).to(DEVICE)
+    with torch.no_grad():
+        expected = session.reference(images)
+    ours, low = session.ours, images.to(LOW)
+    ways: Ways = {
+        f"{OURS}, as is": partial(way, ours, low, dtype=LOW),
+        f"{OURS}, optimised": partial(optimised, ours, low, dtype=LOW),
+    }
+    deployed = partial(optimised, ours, low, dtype=LOW, compile=True)
+    compiled: Ways = {f"{OURS}, optimised, compiled": deployed}
+    if session.theirs is not None:
+        run = partial(way, session.theirs)
+        graphs = {} if batch > 1 else {"mode": "reduce-overhead"}
+        name = "compiled" if batch > 1 else "compiled, CUDA graphs"
+        ways |= {
+            f"{AUTHORS}, eager": partial(run, low, dtype=LOW),
+            f"{AUTHORS}, eager, channels_last": partial(run, low, dtype=LOW, last=True),
+            f"{AUTHORS}, eager, autocast": partial(run, images, autocast=True),
+        }
+        compiled[f"{AUTHORS}, {name}"] = partial(run, low, dtype=LOW, compiled=graphs)
+    ways |= {name: partial(compiling, session.deadline, make) for name, make in compiled.items()}
+    ways = {name: partial(agreeing, make, expected) for name, make in ways.items()}
+    row = Row(inference_title(batch), "bfloat16", "inference", "")
+    reference = f"{OURS}, as is" if session.theirs is None else f"{AUTHORS}, eager"
+    least = network_least_ms(ours, batch, session.rates)
+    return measure(ways, row, reference, session.repeats, least)
+
+
+def inference_title(batch: int) -> str:
+    """What the tables call it."""
+    return f"S60, inference, {batch} x 3 x {COMPILED_SIZE} x {COMPILED_SIZE}"
+
+
+def trained(session: Session, name: str, images: Tensor, compiled: bool) -> Step:
+    """A network's training step."""
+    if compiled:
+        session.deadline.check()
+    model = copy.deepcopy(session.theirs if name.startswith(AUTHORS) else session.ours)
+    TRAINED[name](model)
+    return lamb_step(model, images, autocast=True, compiled=compiled)
+
+
+def training_rows(session: Session, compiled: bool) -> list[Row]:
+    """A step in bfloat16 autocast; compiled, only the plain networks."""
+    torch.compiler.reset()
+    images = make_images(GPU_TRAINING_BATCH, COMPILED_SIZE).to(DEVICE)
+    names = {name: name for name in TRAINED}
+    if compiled:
+        names = {f"{AUTHORS}, compiled": f"{AUTHORS}, eager", f"{OURS}, compiled": OURS}
+    if session.theirs is None:
+        names = {w: name for w, name in names.items() if name.startswith(OURS)}
+    ways = {w: partial(trained, session, name, images, compiled) for w, name in names.items()}
+    reference = next(iter(ways))
+    row = Row(training_title(compiled), "bfloat16", "training", "")
+    return measure(ways, row, reference, TRAINING_REPEATS)
+
+
+def training_title(compiled: bool = False) -> str:
+    """What the tables call it."""
+    how = ", compiled" if compiled else ""
+    return f"S60, training step{how}, {GPU_TRAINING_BATCH} x 3 x {COMPILED_SIZE} x {COMPILED_SIZE}"
+
+
+def plain_norm_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As the kernel, in PyTorch."""
+    return F.gelu(F.linear(F.layer_norm(x, x.shape[-1:], eps=EPS), weight, bias))
+
+
+def plain_depthwise_gelu_sums(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """As the kernel, in PyTorch."""
+    maps = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=x.shape[-1])
+    out = F.gelu(maps).permute(0, 2, 3, 1)
+    return out, out.sum((1, 2), dtype=torch.float32)
+
+
+def plain_scale_linear_residual(
+    x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, residual: Tensor
+) -> Tensor:
+    """As the kernel, in PyTorch."""
+    return residual + F.linear(x * gate[:, None], weight, bias)
+
+
+def kernel_rows(session: Session) -> list[Row]:
+    """The three steps of a folded block of S60, 256 images."""
+    from convattn.kernels.patchconv_block import experimental_triton as triton_block
+
+    torch.compiler.reset()
+    batch, dim, side = GPU_BATCHES[0], session.ours.num_features, COMPILED_SIZE // 16
+    torch.manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, device=DEVICE).to(LOW)
+
+    matrix, bias = numbers(dim, dim) * dim**-0.5, numbers(dim)
+    a_map, flat = numbers(batch, side, side, dim), numbers(batch, side * side, dim)
+    positions = a_map.numel()
+    kernels: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...], float]] = {
+        "norm_linear_gelu": (
+            partial(triton_block.norm_linear_gelu, eps=EPS),
+            plain_norm_linear_gelu,
+            (a_map, matrix, bias),
+            2 * positions * dim,
+        ),
+        "depthwise_gelu_sums": (
+            triton_block.depthwise_gelu_sums,
+            plain_depthwise_gelu_sums,
+            (a_map, numbers(dim, 1, 3, 3), bias),
+            2 * positions * 9,
+        ),
+        "scale_linear_residual": (
+            triton_block.scale_linear_residual,
+            plain_scale_linear_residual,
+            (flat, numbers(batch, dim), matrix, bias, numbers(*flat.shape)),
+            2 * positions * dim,
+        ),
+    }
+    rows: list[Row] = []
+    for name, (kernel, plain, inputs, operations) in kernels.items():
+        ways: Ways = {
+            "Triton": partial(checked_kernel, kernel, plain, inputs),
+            "PyTorch, eager": partial(forward, plain, *inputs),
+            COMPILED: partial(
+                compiling, session.deadline, partial(compiled_forward, plain, inputs)
+            ),
+        }
+        row = Row(kernel_title(name), "bfloat16", "forward", "")
+        moved = sum(t.nbytes for t in inputs) + a_map.nbytes
+        least = least_ms(operations, moved, session.rates)
+        rows += measure(ways, row, COMPILED, session.repeats, least)
+    return rows
+
+
+def kernel_title(name: str) -> str:
+    """What the tables call it."""
+    return f"{name}, {GPU_BATCHES[0]} maps of {COMPILED_SIZE // 16} x {COMPILED_SIZE // 16}"
+
+
+def checked_kernel(
+    kernel: Callable[..., Any], plain: Callable[..., Any], inputs: tuple[Tensor, ...]
+) -> Step:
+    """A pass of a kernel that gives what PyTorch gives in float32."""
+    got, right = first(kernel(*inputs)).float(), first(plain(*(t.float() for t in inputs)))
+    found = float((got - right).norm() / right.norm())
+    if not found <= KERNEL_TOLERANCE:
+        raise ValueError(f"wrong by {found:.1e} of the numbers' norm")
+    return forward(kernel, *inputs)
+
+
+def first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The map."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def compiled_forward(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Step:
+    """A compiled pass."""
+    return forward(torch.compile(function), *inputs)
+
+
+def fastest(rows: list[Row], case: str, start: str, step: str) -> Row | None:
+    """The fastest of a case's ways whose names start so."""
+    found = [
+        row
+        for row in rows
+        if row.ms is not None and (row.case, row.step) == (case, step) and row.way.startswith(start)
+    ]
+    return min(found, key=lambda row: row.ms or math.inf, default=None)
+
+
+def targets(rows: list[Row]) -> str:
+    """What the project wants to reach on a GPU, and what it reached."""
+    inference, training = inference_title(GPU_BATCHES[0]), training_title()
+    wanted = (
+        ("inference, times as fast as their eager", 3.0, inference, "inference", "eager"),
+        ("inference, times as fast as their compiled", 1.4, inference, "inference", "compiled"),
+        ("training step, times as fast as their eager", 2.0, training, "training", "eager"),
+    )
+    cells = []
+    for sentence, least, case, step, theirs in wanted:
+        mine = fastest(rows, case, OURS, step)
+        other = fastest(rows, case, f"{AUTHORS}, {theirs}", step)
+        if mine is None or other is None or mine.ms is None or other.ms is None:
+            cells.append((sentence, f"{least}", "not measured", "?"))
+            continue
+        reached = other.ms / mine.ms
+        text = f"{reached:.2f} ({mine.way} against {other.way})"
+        cells.append((sentence, f"{least}", text, "yes" if reached >= least else "no"))
+    return markdown_table(("target", "at least", "reached", "met"), cells)
+
+
+def gpu_head(rows: list[Row], rates: Rates, command: str) -> list[str]:
+    """The page above its tables."""
+    return [
+        "# What PatchConvNet costs on a GPU",
+        f"{provenance(command)} A large bfloat16 product reaches {rates['bfloat16'] / 1e12:.0f} "
+        f"TFLOP/s, a large copy {rates['bytes'] / 1e12:.2f} TB/s. Medians with quartiles; ratios "
+        "of time are medians over neighbouring passes, to the authors' eager code or, for kernels, "
+        "to compiled PyTorch. The limit of a network counts its products, its weights once, and "
+        f"{MAPS_A_BLOCK} maps read or written a block; that of a kernel its tensors once.",
+        "## Targets",
+        targets(rows),
+    ]
+
+
+def measure_on_gpu(
+    authors: types.ModuleType | None, minutes: float, repeats: int, out: Path
+) -> None:
+    """Kernels, training and inference; the dearest to compile last."""
+    theirs = None
+    if authors is not None:
+        theirs, ours = make_twins(authors, S60)
+        theirs = theirs.to(DEVICE)
+    else:
+        ours = timm.create_model(S60).eval()
+        draw_weights(ours)
+    session = Session(theirs, ours.to(DEVICE), measure_rates(), Deadline(minutes), repeats)
+    given = " --authors patchconvnet_models.py" if theirs is not None else ""
+    command = f"python benchmarks/patchconvnet.py --device cuda{given}"
+    rows: list[Row] = []
+    parts = [
+        partial(kernel_rows, session),
+        partial(training_rows, session, compiled=False),
+        *(partial(inference_rows, session, batch) for batch in GPU_BATCHES),
+        partial(training_rows, session, compiled=True),
+    ]
+    run_parts(parts, rows, lambda rows: gpu_head(rows, session.rates, command), out)
+    print(targets(rows))
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--authors", type=Path, required=True)
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--authors", type=Path, help="needed on the CPU")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--minutes", type=float, default=9.0, help="until compiling ends, on cuda")
+    parser.add_argument("--repeats", type=int, help="11, on cuda 15")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(SECTIONS))
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384, 512])
     parser.add_argument("--batch-size", type=int, default=8)
@@ -874,28 +1161,28 @@ def main() -> None:
     parser.add_argument("--training-size", type=int, default=224)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--compile-all", action="store_true", help="at every size, not at 224 only")
-    parser.add_argument("--out", type=Path, default=Path("docs/patchconvnet_speed.md"))
+    parser.add_argument("--out", type=Path, help="docs/patchconvnet_speed.md, or _gpu.md")
     arguments = parser.parse_args()
     if unknown := set(arguments.only) - set(SECTIONS):
         parser.error(f"--only {','.join(sorted(unknown))} is not among {','.join(SECTIONS)}")
+    on_gpu = arguments.device == "cuda"
+    if arguments.repeats is None:
+        arguments.repeats = 15 if on_gpu else 11
+    if arguments.out is None:
+        arguments.out = Path(f"docs/patchconvnet_{'gpu' if on_gpu else 'speed'}.md")
     if arguments.repeats < 2:
         parser.error(f"--repeats {arguments.repeats} gives no quartiles; at least 2")
     if arguments.compile_all and not arguments.compile:
         parser.error("--compile-all and --no-compile exclude each other")
-    authors = load_authors(arguments.authors)
-    command = shlex.join(["python", "benchmarks/patchconvnet.py", *sys.argv[1:]])
-    command = command.replace(shlex.quote(str(arguments.authors)), "patchconvnet_models.py")
-    for name in arguments.only:
-        title, section = SECTIONS[name]
-        parts = section(authors, arguments)
-        provenance = (
-            f"`{command}`, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-            f"{torch.backends.cpu.get_cpu_capability()}, {time.strftime('%-d %B %Y')}, seed 0."
-        )
-        body = "\n\n".join([provenance, *parts])
-        print(f"## {title}\n\n{body}\n", flush=True)
-        write_section(arguments.out, title, body)
-        note(f"wrote {title} to {arguments.out}")
+    if on_gpu:
+        require_cuda()
+    elif arguments.authors is None:
+        parser.error("--authors: give deit's patchconvnet_models.py")
+    authors = None if arguments.authors is None else load_authors(arguments.authors)
+    if on_gpu:
+        measure_on_gpu(authors, arguments.minutes, arguments.repeats, arguments.out)
+    elif authors is not None:
+        measure_on_cpu(authors, arguments)
 
 
 if __name__ == "__main__":

@@ -30,23 +30,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.stats import t as student
-from torch import Tensor, nn
 
-from convattn.bench import count, take_turns
+from convattn.bench import Comparison, Quartiles, compare, count, training_step
 from convattn.classification.dataset import open_data, test_batches
 from convattn.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from convattn.exceptions import InterruptedTraining
-from convattn.runs import Run
-from convattn.runs.build import augment_arguments, create_model
+from convattn.exceptions import Interrupted
+from convattn.runs import Run, augment_arguments, create_model
 from convattn.tasks import resume, train
-from side_by_side import seconds, table
+from convattn.text import markdown_table
 
 PLAIN = "plain"
 ALPHA = 0.05
@@ -304,7 +301,7 @@ def recognised(folder: Path) -> np.ndarray:
     """Which test images the saved network gets right; kept beside it."""
     file = folder / "recognised.npy"
     if not file.exists():
-        model = Run.open(folder).load_model()
+        model: Any = Run.open(folder).load_model()
         data = Run.open(folder).config.data
         source = open_data(data, training=False)
         loader, _ = test_batches(data, source, model.pretrained_cfg)
@@ -329,7 +326,7 @@ def gather(data: str, networks: Sequence[Network], seeds: Sequence[int], runs: P
         for folder, one, mine in zip(folders, found, hits, strict=True):
             if abs(one["top1"] - mine.mean()) > 2e-3:
                 raise ValueError(f"{folder} says {one['top1']:.4f}, tested anew {mine.mean():.4f}")
-        model = Run.open(folders[0]).load_model()
+        model: Any = Run.open(folders[0]).load_model()
         counts = count(model, model.pretrained_cfg["input_size"])
         peaks = tuple(one["peak_in_box"] for one in found if one["peak_in_box"] is not None)
         rows.append(
@@ -366,25 +363,11 @@ def over_images(mine: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Any:
-    """One step of plain gradient descent: the optimiser is the same for all."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(network(images), labels).backward()
-        optimizer.step()
-        if images.is_cuda:
-            torch.cuda.synchronize()
-
-    return step
-
-
-def step_ratios(data: Set, folder: Path, networks: Sequence[Network]) -> dict[str, list[float]]:
-    """Times of training steps over the plain network's, the networks taking turns."""
+def compare_steps(data: Set, folder: Path, networks: Sequence[Network]) -> Comparison:
+    """Training steps beside the plain network's."""
     run = Run.open(folder)
     trained, config = run.load_model(), run.config
-    cfg = trained.pretrained_cfg
+    cfg: dict[str, Any] = cast(Any, trained).pretrained_cfg
     device = "cuda" if data.config.accelerator == "gpu" else "cpu"
     torch.manual_seed(0)
     batch = config.data.batch_size
@@ -393,7 +376,7 @@ def step_ratios(data: Set, folder: Path, networks: Sequence[Network]) -> dict[st
     labels = torch.randint(cfg["num_classes"], (batch,), device=device)
     steps = {}
     for one in networks:
-        augment = {"pool": "attention", "preserve": False} if one.pool else {}
+        augment = AugmentConfig(pool="attention" if one.pool else None, preserve=not one.pool)
         model = create_model(
             one.model,
             num_classes=cfg["num_classes"],
@@ -401,18 +384,11 @@ def step_ratios(data: Set, folder: Path, networks: Sequence[Network]) -> dict[st
             augment=augment_arguments(augment, cfg["input_size"]),
             **one.model_args,
         )
-        model = model.to(device, memory_format=torch.channels_last).train()
-        steps[one.title] = training_step(model, images, labels)
-    times: dict[str, list[float]] = {title: [] for title in steps}
-    for turn, title, taken in take_turns(steps, TIMED_STEPS + 2, seconds):
-        if isinstance(taken, Exception):
-            raise taken
-        if turn > 1:
-            times[title].append(taken)
-    return {
-        title: [mine / plain for mine, plain in zip(taken, times[PLAIN], strict=True)]
-        for title, taken in times.items()
-    }
+        model = model.to(device).to(memory_format=torch.channels_last)
+        steps[one.title] = training_step(model, images, labels=labels)
+    return compare(
+        steps, reference=PLAIN, repeats=TIMED_STEPS, device=device, title=f"steps, {data.title}"
+    )
 
 
 def signed(value: float) -> str:
@@ -420,12 +396,11 @@ def signed(value: float) -> str:
     return f"{value:+.2f}"
 
 
-def cells(row: Row, plain: Row, ratios: Sequence[float]) -> tuple[str, ...]:
+def cells(row: Row, plain: Row, ratio: Quartiles) -> tuple[str, ...]:
     """One line of the table."""
     gains = row.top1 - plain.top1
     mean, half = over_seeds(gains)
     low, high = over_images(row.hits, plain.hits)
-    first, middle, third = statistics.quantiles(ratios, n=4)
     deviation = f" ± {row.top1.std(ddof=1):.2f}" if len(gains) > 1 else ""
     itself = row is plain
     return (
@@ -433,7 +408,7 @@ def cells(row: Row, plain: Row, ratios: Sequence[float]) -> tuple[str, ...]:
         row.network.made_of,
         f"{row.parameters / 1e6:.2f} M",
         f"{row.multiply_adds / 1e6:.1f} M",
-        f"{middle:.2f} ({first:.2f} to {third:.2f})",
+        f"{ratio:.2f}",
         " / ".join(f"{value:.2f}" for value in row.top1),
         f"{row.top1.mean():.2f}{deviation}",
         "" if itself else f"{signed(mean)} ({signed(mean - half)} to {signed(mean + half)})",
@@ -487,7 +462,7 @@ def draw(found: Mapping[str, tuple[Set, list[Row]]], file: Path) -> None:
 
 def write(
     found: Mapping[str, tuple[Set, list[Row]]],
-    ratios: Mapping[str, Mapping[str, Sequence[float]]],
+    steps: Mapping[str, Comparison],
     options: argparse.Namespace,
 ) -> None:
     """The page, its image, and every number."""
@@ -522,7 +497,9 @@ def write(
             f"Epochs: {config.epochs}, in batches of {config.data.batch_size}; "
             f"{plain.hits.shape[1]:,} test images.",
             "",
-            table(HEAD, [cells(row, plain, ratios[name][row.network.title]) for row in rows]),
+            markdown_table(
+                HEAD, [cells(row, plain, steps[name].ratio(row.network.title)) for row in rows]
+            ),
             "",
         ]
     reading = options.out.with_name("study_reading.md")
@@ -595,7 +572,7 @@ def main() -> int:
         out = place(options.runs, name, network, seed)
         try:
             run(configuration(sets[name], network, seed, roots[name], out))
-        except InterruptedTraining:
+        except Interrupted:
             return STOPPED
         return 0
     if not options.no_training:
@@ -608,11 +585,11 @@ def main() -> int:
         name: (sets[name], gather(name, sets[name].networks, options.seeds, options.runs))
         for name in roots
     }
-    ratios = {}
+    steps = {}
     for name, (data, rows) in found.items():
         folder = place(options.runs, name, rows[0].network, options.seeds[0])
-        ratios[name] = step_ratios(data, folder, [row.network for row in rows])
-    write(found, ratios, options)
+        steps[name] = compare_steps(data, folder, [row.network for row in rows])
+    write(found, steps, options)
     print(options.out)
     return 0
 

@@ -58,3 +58,20 @@ def report(message: str) -> None:
     # Processes that help the first one would only say the same again.
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"convattn: {message}", file=sys.stderr)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    Args:
+        head: Names of the columns.
+        rows: Cells, as many as columns.
+
+    Example:
+        >>> print(markdown_table(("a", "b"), [("1", "2")]))
+        | a | b |
+        | --- | --- |
+        | 1 | 2 |
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from convattn.bench import HeldTensors
 from convattn.kernels.recompute import made_anew
-from tests.watching import HeldTensors
 
 
 def test_what_is_made_anew_is_not_held():

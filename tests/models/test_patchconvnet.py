@@ -9,10 +9,10 @@ from timm.data import resolve_data_config
 from timm.layers import drop_path
 from torch.utils.flop_counter import FlopCounterMode
 
+from convattn.bench import HeldTensors
 from convattn.data import generate_cluttered_digits
 from convattn.models.patchconvnet import PatchConvBlock, PatchConvNet
 from convattn.weights import patchconvnet_from_released
-from tests.watching import HeldTensors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -15,7 +14,7 @@ from convattn.cli.targets import (
     check_free,
     find_target,
 )
-from convattn.cli.words import INTERRUPTED, UsageError, fail, parse, show_progress
+from convattn.cli.words import INTERRUPTED, UsageError, fail, parse
 from convattn.config import Scalar
 
 if TYPE_CHECKING:
@@ -63,6 +62,8 @@ def command(arguments: list[str]) -> int:
     Args:
         arguments: Words behind the command.
     """
+    from tqdm import tqdm
+
     from convattn.bench import LAYERS, draw_costs, measure
     from convattn.files import new_folder, replace_atomically
 
@@ -78,24 +79,26 @@ def command(arguments: list[str]) -> int:
     subject, options = _subject(target, arguments[1:], prog=f"{prog} {target.name}")
     check_free(options.out)
 
-    def progress(done: int, total: int, what: str) -> None:
-        show_progress(f"{done:,} of {total:,}  {what}")
+    with tqdm(disable=None, leave=False) as bar:
 
-    costs = measure(
-        subject,
-        sizes=options.sizes,
-        batch_size=options.batch_size,
-        dtypes=options.dtypes,
-        compiled=options.compile,
-        training=options.training,
-        device=options.device,
-        repeats=options.repeats,
-        threads=options.threads,
-        progress=progress,
-        warn=lambda text: fail(text, 0),
-    )
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+        def progress(done: int, total: int, what: str) -> None:
+            bar.total = total
+            bar.set_description(what, refresh=False)
+            bar.update(done - bar.n)
+
+        costs = measure(
+            subject,
+            sizes=options.sizes,
+            batch_size=options.batch_size,
+            dtypes=options.dtypes,
+            compiled=options.compile,
+            training=options.training,
+            device=options.device,
+            repeats=options.repeats,
+            threads=options.threads,
+            progress=progress,
+            warn=lambda text: fail(text, 0),
+        )
     if not costs.rows:
         return fail("interrupted before anything was measured", INTERRUPTED)
     if all(row.median_ms is None for row in costs.rows):

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from convattn.bench import Counts, count
+from convattn.bench import Counts, HeldTensors, count
 from convattn.config import TrainConfig
 from convattn.detection import MaskRCNN, RetinaNet
 from convattn.train.optim import create_optimizer, optimizer_args
@@ -99,31 +98,6 @@ def _runnable(model: nn.Module, *, regions: bool) -> nn.Module:
     return _Detector(model, regions=regions) if isinstance(model, RetinaNet | MaskRCNN) else model
 
 
-class _HeldBytes(TorchDispatchMode):
-    """Counts the bytes that operations made and that something still holds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                kept = StorageWeakRef(leaf.untyped_storage())
-                self._made[kept.cdata] = kept, leaf.untyped_storage().nbytes()
-        return out
-
-    def held(self) -> int:
-        return sum(size for kept, size in self._made.values() if not kept.expired())
-
-
 def activation_bytes(model: nn.Module, input_size: tuple[int, int, int], *, mixed: bool) -> int:
     """Bytes that the backward pass of one image needs, estimated.
 
@@ -142,11 +116,11 @@ def activation_bytes(model: nn.Module, input_size: tuple[int, int, int], *, mixe
     network = _runnable(model.to_empty(device="cpu").train(), regions=False)
 
     def held(batch_size: int) -> int:
-        mode = _HeldBytes()
+        mode = HeldTensors(tracks_most=False)
         images = torch.zeros(batch_size, channels, *small)
         with mode, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             out = network(images)
-        found = mode.held()
+        found = mode.held_bytes()
         del out
         return found
 

@@ -1,4 +1,3 @@
-import csv
 import multiprocessing
 import os
 import platform
@@ -7,24 +6,16 @@ import sys
 from functools import partial
 
 import pytest
-import timm
 import torch
-from PIL import Image
 from torch import nn
 
-from convattn import AAConv2d
 from convattn.bench import (
     LAYERS,
     OUT_OF_MEMORY,
-    Costs,
-    Row,
     Subject,
-    count,
-    draw_costs,
     layer_subject,
     measure,
     model_subject,
-    take_turns,
 )
 
 MIB = 2**20
@@ -78,93 +69,6 @@ class Looks(Wide):
 
 def subject(kind=Wide, size=8, **words):
     return Subject(name=kind.__name__, make=kind, input_size=(3, size, size), **words)
-
-
-def row(**words):
-    usual = {
-        "name": "net",
-        "device": "cpu",
-        "height": 32,
-        "width": 32,
-        "dtype": "float32",
-        "mode": "eager",
-        "step": "inference",
-        "batch_size": 1,
-        "parameters": 10,
-        "macs": 20,
-        "activations": 30,
-        "median_ms": 2.0,
-        "low_ms": 1.5,
-        "high_ms": 2.5,
-        "images_per_second": 500.0,
-        "memory_bytes": 3 * MIB,
-        "error": None,
-    }
-    return Row(**usual | words)
-
-
-STARVED = {
-    "median_ms": None,
-    "low_ms": None,
-    "high_ms": None,
-    "images_per_second": None,
-    "memory_bytes": None,
-    "error": OUT_OF_MEMORY,
-}
-
-
-def costs(*rows):
-    return Costs(name="net", device="cpu", threads=1, torch="2.11", rows=rows, interrupted=False)
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "gmacs", "activations"),
-    [("resnet50", 25.557032, 4.09, 11.11), ("vit_base_patch16_224", 86.567656, 17.56, 16.49)],
-)
-def test_counts_are_those_of_timms_tables(name, parameters, gmacs, activations):
-    with torch.device("meta"):
-        network = timm.create_model(name)
-    found = count(network, (3, 224, 224))
-    assert found.parameters == parameters * 1e6
-    assert found.macs / 1e9 == pytest.approx(gmacs, abs=0.006)
-    assert found.activations / 1e6 == pytest.approx(activations, abs=0.006)
-
-
-@pytest.mark.parametrize("backend", [None, "sdpa", "triton"])
-def test_attention_counts_what_the_result_needs_whatever_computes_it(backend):
-    layer = AAConv2d(160, 160, 3, padding=1, feat_size=32, attn_backend=backend)
-    size, heads, head_dim, dim_v = 32 * 32, 8, 20, 16
-    maps = size * (160 * (9 * 144 + 2 * 160 + dim_v) + dim_v**2)
-    attention = size**2 * (heads * head_dim + dim_v)
-    positions = heads * size * head_dim * (32 + 32)
-    assert count(layer, (160, 32, 32)).macs == maps + attention + positions
-    assert layer.attn_backend == backend
-
-
-def test_steps_take_turns_and_one_that_fails_drops_out():
-    calls, broken = [], []
-
-    def breaks():
-        calls.append("b")
-        if broken:
-            raise RuntimeError("broken")
-        broken.append(True)
-
-    steps = {"a": lambda: calls.append("a"), "b": breaks, "c": lambda: calls.append("c")}
-    ticks = iter(range(100))
-
-    def seconds(step):
-        step()
-        return next(ticks)
-
-    told = list(take_turns(steps, 3, seconds))
-    assert "".join(calls) == "abc" + "abc" + "ac"
-    assert [(turn, key) for turn, key, _ in told] == [
-        *((0, key) for key in "abc"),
-        *((1, key) for key in "abc"),
-        *((2, key) for key in "ac"),
-    ]
-    assert [str(result) for _, _, result in told] == ["0", "1", "2", "3", "broken", "4", "5", "6"]
 
 
 def test_every_size_format_and_step_gets_a_row():
@@ -320,54 +224,3 @@ def test_threads_are_set_and_set_back():
 def test_every_layer_runs_as_it_stands(name):
     found = measure(layer_subject(name), batch_size=2, repeats=1)
     assert [one.error for one in found.rows] == [None, None, None]
-
-
-def test_a_layer_takes_arguments_and_judges_them_at_once():
-    layer = layer_subject("AAConv2d", in_channels=24, kernel_size=5, padding=2)
-    assert layer.input_size == (24, 32, 32)
-    assert layer.make().kernel_size == (5, 5)
-    with pytest.raises(ValueError, match="num_heads=0 is not a positive integer"):
-        layer_subject("AAConv2d", num_heads=0)
-
-
-def test_csv_has_a_column_a_field_and_leaves_empty_what_was_not_measured():
-    text = costs(row(), row(step="training", **STARVED)).to_csv()
-    first, second = csv.DictReader(text.splitlines())
-    assert text.splitlines()[0] == (
-        "name,device,height,width,dtype,mode,step,batch_size,parameters,macs,activations,"
-        "median_ms,low_ms,high_ms,images_per_second,memory_bytes,error"
-    )
-    assert first["median_ms"] == "2.0"
-    assert first["error"] == second["median_ms"] == ""
-    assert second["error"] == OUT_OF_MEMORY
-
-
-def test_table_tells_counts_once_and_every_row():
-    large = row(height=64, macs=2_500_000_000, median_ms=1234.5, batch_size=8)
-    lines = costs(row(parameters=25_557_032), large, row(**STARVED)).table().splitlines()
-    assert lines[0] == "net on cpu, 1 thread, torch 2.11: 25.557 M parameters"
-    assert lines[2] == "64x32: 2.500 G multiply-adds, 0.00 M activations"
-    assert lines[4].split() == (
-        ["size", "dtype", "code", "step", "batch", "ms", "quartiles", "images/s", "memory"]
-    )
-    assert lines[5].split("  ")[-1].strip() == "3.0 MiB"
-    assert "1,234" in lines[6]
-    assert lines[7].endswith(OUT_OF_MEMORY)
-    assert len({line.index("eager") for line in lines[5:]}) == 1
-
-
-@pytest.mark.parametrize("sizes", [[32], [32, 64]])
-def test_an_image_is_drawn_with_and_without_gaps(sizes, tmp_path):
-    rows = [
-        row(height=size, width=size, step=step, dtype=dtype, mode=mode, **words)
-        for size in sizes
-        for step in ("inference", "training")
-        for dtype, mode, words in (
-            ("float32", "eager", {}),
-            ("float32", "compiled", {"memory_bytes": None}),
-            ("bfloat16", "eager", STARVED),
-        )
-    ]
-    draw_costs(costs(*rows), tmp_path / "bench.png")
-    with Image.open(tmp_path / "bench.png") as image:
-        assert image.width > image.height > 500
