@@ -45,7 +45,7 @@ from convattn.kernels.attention import attention
 from side_by_side import Step, forward, forward_backward, table
 
 DEVICE = "cuda"
-BACKENDS = ("triton", "sdpa", "flex", "plain")
+BACKENDS = ("experimental_triton", "sdpa", "experimental_flex", "plain")
 LIMIT = "no positions"
 PUBLIC = "public layer"
 FLASH = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
@@ -229,7 +229,7 @@ def attention_rows(backends: tuple[str, ...], rate: dict[str, float], repeats: i
         wide = F.pad(v.detach(), (0, q.shape[-1] - v.shape[-1])).requires_grad_()
         calls = {LIMIT: (without_positions, (q, k, wide))}
         for backend in backends:
-            if backend != "flex" or case in FLEX_CASES:
+            if backend != "experimental_flex" or case in FLEX_CASES:
                 call = partial(attention, feat_size=case[2:4], backend=backend)
                 calls[backend] = (call, (q, k, v, *tables))
         for name, pass_of in STEPS.items():
@@ -261,7 +261,9 @@ def layer_rows(backends: tuple[str, ...], checkout: Path | None, repeats: int) -
         image = torch.randn(batch, CHANNELS, side, side, device=DEVICE).to(DTYPES[dtype])
         image.requires_grad_()
         makers = {
-            f"ours, {b}": partial(ours, side, attn_backend=b) for b in backends if b != "flex"
+            f"ours, {b}": partial(ours, side, attn_backend=b)
+            for b in backends
+            if b != "experimental_flex"
         }
         if checkout is not None:
             makers[PUBLIC] = partial(public, checkout, side)
@@ -320,7 +322,7 @@ def network_rows(backends: tuple[str, ...], compiling: Deadline | None, repeats:
             make = partial(network_step, images=images, training=training, compiling=compiling)
             ways = {plain: partial(make, plain)}
             for backend in backends:
-                if backend in ("triton", "sdpa"):
+                if backend in ("experimental_triton", "sdpa"):
                     ways[f"{augmented}, {backend}"] = partial(make, augmented, backend=backend)
                     if side == 32 and compiling is None:
                         whole = f"attention on 32 x 32: {augmented}, {backend}"
@@ -374,12 +376,18 @@ def targets() -> list[Target]:
         title = title_of(case)
         sentence = f"{title}, {step}: times the one without positions"
         where = {"case": title, "dtype": "bfloat16", "step": step}
-        found.append(Target(sentence, 1.5, "ratio", where, ("triton", "sdpa", "flex")))
+        found.append(
+            Target(
+                sentence, 1.5, "ratio", where, ("experimental_triton", "sdpa", "experimental_flex")
+            )
+        )
     for dtype, step in itertools.product(DTYPES, STEPS):
         title = layer_title(*LAYERS[0])
         sentence = f"{title}, {dtype}, {step}: share of the public layer's time"
         where = {"case": title, "dtype": dtype, "step": step}
-        found.append(Target(sentence, 0.1, "ratio", where, ("ours, triton", "ours, sdpa")))
+        found.append(
+            Target(sentence, 0.1, "ratio", where, ("ours, experimental_triton", "ours, sdpa"))
+        )
     wide = "wide_resnet28_10"
     where = {"case": network_title(wide, 32), "step": "training"}
     augmented = (f"aa_{wide}",)
