@@ -68,7 +68,7 @@ SIDES = (16, 32, 64, 96, 128, 160, 192)
 PUBLIC_UP_TO = 64  # beyond, the public layer takes more than 10 GB
 OURS = "ours"
 STEPS = {"forward": forward, "forward + backward": forward_backward}
-BACKENDS = ("triton", "sdpa", "flex", "plain")
+BACKENDS = ("experimental_triton", "sdpa", "experimental_flex", "plain")
 LIMIT = "no positions"
 PUBLIC = "public layer"
 FLASH = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
@@ -334,7 +334,7 @@ def attention_rows(backends: tuple[Any, ...], rates: Rates, repeats: int) -> lis
             LIMIT: (without_positions, (q, k, widened(q, v)))
         }
         for backend in backends:
-            if backend != "flex" or case in FLEX_CASES:
+            if backend != "experimental_flex" or case in FLEX_CASES:
                 call = partial(attention, feat_size=case[2:4], backend=backend)
                 calls[backend] = (call, (q, k, v, *tables))
         for name, pass_of in STEPS.items():
@@ -361,7 +361,9 @@ def layer_rows(backends: tuple[str, ...], checkout: Path | None, repeats: int) -
         image = torch.randn(batch, CHANNELS, side, side, device=DEVICE).to(DTYPES[dtype])
         image.requires_grad_()
         makers: dict[str, Callable[[], nn.Module]] = {
-            f"ours, {b}": partial(ours, side, attn_backend=b) for b in backends if b != "flex"
+            f"ours, {b}": partial(ours, side, attn_backend=b)
+            for b in backends
+            if b != "experimental_flex"
         }
         if checkout is not None:
             makers[PUBLIC] = partial(public, checkout, side)
@@ -410,7 +412,7 @@ def network_rows(backends: tuple[str, ...], compiling: Deadline | None, repeats:
             make = partial(network_step, images=images, training=training, compiling=compiling)
             ways = {plain: partial(make, plain)}
             for backend in backends:
-                if backend in ("triton", "sdpa"):
+                if backend in ("experimental_triton", "sdpa"):
                     ways[f"{augmented}, {backend}"] = partial(make, augmented, backend=backend)
                     if side == 32 and compiling is None:
                         whole = f"attention on 32 x 32: {augmented}, {backend}"
@@ -464,7 +466,11 @@ def targets() -> list[Target]:
         title = title_of(case)
         sentence = f"{title}, {step}: times the one without positions"
         where = {"case": title, "dtype": "bfloat16", "step": step}
-        found.append(Target(sentence, 1.5, "ratio", where, ("triton", "sdpa", "flex")))
+        found.append(
+            Target(
+                sentence, 1.5, "ratio", where, ("experimental_triton", "sdpa", "experimental_flex")
+            )
+        )
     for dtype, step in itertools.product(DTYPES, STEPS):
         title = layer_title(*PLACES[0])
         sentence = f"{title}, {dtype}, {step}: share of the public layer's time"

@@ -97,7 +97,7 @@ def relative_attention_2d(
         rel_w: Horizontal table, (2W - 1, d); row ``x_key - x_query + W - 1``.
         feat_size: Height and width of the map.
         backend: The kernel, see :mod:`convattn.kernels`: "auto", "plain", "chunked", "sdpa",
-            "flex" or "triton". None takes the environment variable
+            "experimental_flex" or "experimental_triton". None takes the environment variable
             ``CONVATTN_ATTENTION_BACKEND``'s, or "auto".
 
     Returns:

@@ -19,7 +19,7 @@ def test_counts_are_those_of_timms_tables(name, parameters, gmacs, activations):
     assert found.activations / 1e6 == pytest.approx(activations, abs=0.006)
 
 
-@pytest.mark.parametrize("backend", [None, "sdpa", "triton"])
+@pytest.mark.parametrize("backend", [None, "sdpa", "experimental_triton"])
 def test_attention_counts_what_the_result_needs_whatever_computes_it(backend):
     layer = AAConv2d(160, 160, 3, padding=1, feat_size=32, attn_backend=backend)
     size, heads, head_dim, dim_v = 32 * 32, 8, 20, 16

@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from timm.layers import drop_path
@@ -11,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convattn.bench import HeldTensors
 from convattn.data import generate_cluttered_digits
+from convattn.kernels.patchconv_block.plain import plain_branch
 from convattn.models.patchconvnet import PatchConvBlock, PatchConvNet
 from convattn.weights import patchconvnet_from_released
 
@@ -178,17 +178,6 @@ def _block(**options):
     return block
 
 
-def _by_definition(block, x):
-    """The released formula, a channels-first convolution at a time."""
-    maps = block._norm(x).permute(0, 3, 1, 2)
-    maps = F.gelu(F.conv2d(maps, block.conv_pw.weight[..., None, None], block.conv_pw.bias))
-    maps = F.gelu(block.conv_dw(maps))
-    squeezed = F.relu(block.se.reduce(maps.mean((2, 3))))
-    maps = maps * block.se.expand(squeezed).sigmoid()[..., None, None]
-    maps = F.conv2d(maps, block.conv_pwl.weight[..., None, None], block.conv_pwl.bias)
-    return block.gamma * maps.permute(0, 2, 3, 1)
-
-
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("norm", ["layernorm", "batchnorm"])
 @pytest.mark.parametrize("recomputes", [False, True])
@@ -197,7 +186,7 @@ def test_a_block_and_its_gradients_are_the_definition_s(norm, recomputes, traini
     block.recomputes_gelu = recomputes
     x = torch.randn(3, 4, 5, 8, dtype=torch.float64, requires_grad=True)
     leaves = [x, *block.parameters()]
-    out, expected = block(x), x + _by_definition(block, x)
+    out, expected = block(x), x + plain_branch(block, x)
     torch.testing.assert_close(out, expected)
     weight = torch.randn_like(out)
     torch.testing.assert_close(
@@ -260,7 +249,7 @@ def test_stochastic_depth_is_what_a_mask_gives(norm):
     torch.manual_seed(1)
     out = block(x)
     torch.manual_seed(1)
-    expected = x + drop_path(_by_definition(block, x), 0.5, training=True)
+    expected = x + drop_path(plain_branch(block, x), 0.5, training=True)
     torch.testing.assert_close(out, expected)
     leaves = [x, *block.parameters()]
     weight = torch.randn_like(out)
@@ -302,7 +291,7 @@ def test_autocast_keeps_the_residual_in_float32_and_small_layer_scales_alive(dty
     with torch.autocast("cpu", dtype):
         out = block(x.to(dtype))
     assert out.dtype == torch.float32
-    expected = _by_definition(block, x)
+    expected = plain_branch(block, x)
     torch.testing.assert_close(out / 1e-6, expected / 1e-6, rtol=0.05, atol=0.02)
 
 
@@ -314,12 +303,33 @@ def test_autocast_keeps_no_more_maps():
     assert watched.held() / x.numel() < 5.3
 
 
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_gradients_under_autocast_are_as_near_to_exact_ones_by_hand_as_by_autograd(recomputes):
+    block = _block().float()
+    block.recomputes_gelu = recomputes
+    x = torch.randn(3, 4, 5, 8, requires_grad=True)
+    weight = torch.randn_like(x)
+    leaves = [x, *block.parameters()]
+    exact = torch.autograd.grad(((x + plain_branch(block, x)) * weight).sum(), leaves)
+    errors = {}
+    for training in (False, True):  # in evaluation mode the backward pass is autograd's
+        with torch.autocast("cpu", torch.bfloat16):
+            out = block.train(training)(x)
+        assert ("ManualBackward" in str(out.grad_fn)) == training
+        found = torch.autograd.grad((out * weight).sum(), leaves)
+        assert all(f.dtype == e.dtype for f, e in zip(found, exact, strict=True))
+        pairs = zip(found, exact, strict=True)
+        errors[training] = torch.stack([(f - e).norm() / e.norm() for f, e in pairs])
+    # Where the gate is saturated, few of its digits are left to either.
+    assert (errors[True] < 2 * errors[False] + 0.01).all()
+
+
 def test_what_hangs_on_the_last_convolution_is_called():
     block = _block()
     seen = []
     block.conv_pwl.register_forward_hook(lambda *_: seen.append(1))
     x = torch.randn(2, 4, 5, 8, dtype=torch.float64)
-    torch.testing.assert_close(block(x), x + _by_definition(block, x))
+    torch.testing.assert_close(block(x), x + plain_branch(block, x))
     assert seen
 
 
@@ -329,7 +339,7 @@ def test_parts_of_a_block_can_be_frozen():
     x = torch.randn(2, 4, 5, 8, dtype=torch.float64, requires_grad=True)
     leaves = [x, *(p for p in block.parameters() if p.requires_grad)]
     found = torch.autograd.grad(block(x).sin().sum(), leaves)
-    expected = torch.autograd.grad((x + _by_definition(block, x)).sin().sum(), leaves)
+    expected = torch.autograd.grad((x + plain_branch(block, x)).sin().sum(), leaves)
     torch.testing.assert_close(found, expected)
 
 

@@ -49,9 +49,9 @@ def optimize_for_inference(
             its first call, in about a minute, and after eight of them (PyTorch's
             ``torch._dynamo.config.recompile_limit``) others run as they are. Without a compiler, a
             warning says so, and the network runs as it is.
-        kernels: Of PatchConvNet's blocks. "triton" takes kernels of our own on CUDA, see
-            :mod:`convattn.kernels.patchconv_block.experimental_triton`; they have not been timed
-            on a GPU yet, and are therefore not the default.
+        kernels: Of PatchConvNet's blocks. "experimental_triton" takes kernels of our own on CUDA,
+            see :mod:`convattn.kernels.patchconv_block.experimental_triton`; interpreted on the CPU
+            and compiled ahead of time in the tests, never run or timed on a GPU.
 
     Returns:
         The network: of the same class, with the same methods, its parameters folded.
@@ -129,8 +129,8 @@ def _usable(dtype: torch.dtype | None, device: torch.device) -> torch.dtype | No
 def _check_kernels(kernels: str, device: torch.device) -> None:
     if kernels not in KERNELS:
         raise ValueError(f"kernels={kernels!r} is not one of {', '.join(KERNELS)}")
-    if kernels == "triton" and device.type != "cuda":
-        raise ValueError(f"kernels='triton' runs on cuda, and the model is on {device}: move it")
+    if kernels == "experimental_triton" and device.type != "cuda":
+        raise ValueError(f"kernels={kernels!r} runs on cuda, and the model is on {device}: move it")
 
 
 class _Prepare:

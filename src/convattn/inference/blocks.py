@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from convattn.inference.folding import fold_block
 from convattn.models.patchconvnet import PatchConvBlock, PatchConvNet
 
-Kernels = Literal["torch", "triton"]
+Kernels = Literal["torch", "experimental_triton"]
 KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 
 
@@ -40,8 +40,8 @@ class FoldedPatchConvBlock(nn.Module):
         block: The trained block; shares its depthwise convolution and its squeeze-excite.
 
     Attributes:
-        kernels: "torch", or "triton" for three kernels in the place of eight operations on CUDA;
-            what they cannot take goes to "torch". May be set at any time.
+        kernels: "torch", or "experimental_triton" for three kernels in the place of eight
+            operations on CUDA; what they cannot take goes to "torch". May be set at any time.
 
     Shape:
         (B, H, W, dim) -> (B, H, W, dim).
@@ -57,9 +57,9 @@ class FoldedPatchConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) -> (B, H, W, dim)."""
-        if self.kernels == "triton" and self._suits_triton(x):
-            return self._by_triton(x)
-        if _compiles_on_cpu(x) and x[..., 0].numel() >= _MANY_POSITIONS and self._is_plain():
+        if self.kernels == "experimental_triton" and self._fits_triton(x):
+            return self._by_kernels(x)
+        if _compiles_on_cpu(x) and x[..., 0].numel() >= _MANY_POSITIONS and self._is_unquantised():
             return self._by_convolutions(x)
         maps = _gelu(self.conv_pw(self._normed(x)))
         maps = _gelu(self.conv_dw(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
@@ -78,7 +78,7 @@ class FoldedPatchConvBlock(nn.Module):
             return (centred * torch.rsqrt(variance + self.eps)).to(x.dtype)
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
 
-    def _is_plain(self) -> bool:
+    def _is_unquantised(self) -> bool:
         """Whether nothing else has taken the place of the 1x1 convolutions."""
         return type(self.conv_pw) is type(self.conv_pwl) is nn.Linear
 
@@ -93,14 +93,13 @@ class FoldedPatchConvBlock(nn.Module):
         out = x + F.conv2d(gated, last.weight[..., None, None], last.bias)
         return out.permute(0, 2, 3, 1)
 
-    def _suits_triton(self, x: Tensor) -> bool:
-        from convattn.kernels.patchconv_block.experimental_triton import (
-            refusal,  # absent on some machines
-        )
+    def _fits_triton(self, x: Tensor) -> bool:
+        # Triton is absent on some machines.
+        from convattn.kernels.patchconv_block.experimental_triton import refusal
 
-        return self._is_plain() and self.eps is not None and refusal(x) is None
+        return self._is_unquantised() and self.eps is not None and refusal(x) is None
 
-    def _by_triton(self, x: Tensor) -> Tensor:
+    def _by_kernels(self, x: Tensor) -> Tensor:
         from convattn.kernels.patchconv_block.experimental_triton import (
             depthwise_gelu_sums,
             norm_linear_gelu,

@@ -4,6 +4,7 @@ Bello et al. 2019, https://arxiv.org/abs/1904.09925, sections 4.2 and 4.4, on ti
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -12,7 +13,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from convattn.layers.rel_pos import Position
-from convattn.surgery import augment
+from convattn.models.aa_wide_resnet import strided
+from convattn.surgery import augmented_conv
 
 
 class AAResNet(ResNet):
@@ -66,26 +68,27 @@ class AAResNet(ResNet):
         **kwargs: Any,
     ) -> None:
         super().__init__(block, layers, **kwargs)
+        image = (img_size, img_size) if isinstance(img_size, int) else img_size
         name = "conv2" if issubclass(block, Bottleneck) else "conv1"
-        stages = [info["module"] for info in self.feature_info[2:]]
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        augment(
-            self,
-            conv=[
-                f"{stage}.{block}.{name}"
-                for stage in stages
-                for block in range(len(self.get_submodule(stage)))
-            ],
-            input_size=(kwargs.get("in_chans", 3), height, width),
-            num_heads=num_heads,
-            qk_ratio=qk_ratio,
-            v_ratio=v_ratio,
-            min_head_dim=min_head_dim,
-            position=position,
-            attn_downsample=attn_downsample,
-            preserve=False,
-            inplace=True,
-        )
+        for before, stage in pairwise(self.feature_info[1:]):
+            stride = before["reduction"]
+            for part in self.get_submodule(stage["module"]):
+                conv = getattr(part, name)
+                stride *= conv.stride[0]
+                downsample = attn_downsample.get(stride, 1)
+                height, width = strided(image, stride)
+                stride = stage["reduction"]  # with ``aa_layer`` it is not the convolution's
+                attention = augmented_conv(
+                    conv,
+                    num_heads=num_heads,
+                    qk_ratio=qk_ratio,
+                    v_ratio=v_ratio,
+                    min_head_dim=min_head_dim,
+                    position=position,
+                    feat_size=(height * downsample, width * downsample),
+                    attn_downsample=downsample,
+                )
+                setattr(part, name, attention)
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], **kwargs: Any) -> AAResNet:

@@ -4,9 +4,7 @@ Touvron et al. 2021, "Augmenting Convolutional Networks with Attention-based Agg
 https://arxiv.org/abs/2112.13692.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,10 +23,14 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
-from convattn.kernels.patchconv_block.lean_block import lean_block
-from convattn.kernels.recompute import is_followed, made_anew
+from convattn.kernels.patchconv_block import (
+    fast_form,
+    normalize,
+    project,
+    recomputing_branch,
+)
+from convattn.kernels.tracing import is_tracing
 from convattn.layers import LearnedAggregation2d
-from convattn.modes import hooks_of
 from convattn.weights import (
     RELEASES,
     Release,
@@ -41,20 +43,6 @@ from convattn.weights import (
 )
 
 Norm = Literal["layernorm", "batchnorm"]
-_Context = AbstractContextManager[None]
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """Of matrix products with ``x``."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
-
-
-def _is_bare(layer: nn.Module) -> bool:
-    """Whether reading its parameters does all that calling it would."""
-    return type(layer) in (nn.Linear, nn.Conv2d, nn.LayerNorm) and not hooks_of(layer)
 
 
 class _ChannelGate(nn.Module):
@@ -80,7 +68,7 @@ class PatchConvBlock(nn.Module):
 
     Layer scale is multiplied into the last matrix rather than into the map. For its backward pass,
     which is written by hand where that is all the same, the block keeps five maps of the eight
-    that take part, and with ``recomputes_gelu`` three: the others are made anew.
+    that take part, and with ``recomputes_gelu`` three: the others are recomputed.
 
     Args:
         dim: Channels.
@@ -126,8 +114,8 @@ class PatchConvBlock(nn.Module):
         rate = self.drop_path.drop_prob if self.training else 0.0
         if not rate:
             return self._residual(x)
-        if isinstance(self.norm, nn.BatchNorm2d) or is_followed():
-            return x + self.drop_path(self._branch(x))
+        if isinstance(self.norm, nn.BatchNorm2d) or is_tracing():
+            return x + self.drop_path(recomputing_branch(self, x))
         # Drawn on the CPU, so that nobody waits for a GPU to tell how many are kept.
         drawn = torch.empty(len(x), dtype=x.dtype, device="cpu").bernoulli_(1 - rate)
         kept = drawn.nonzero()[:, 0].to(x.device, non_blocking=True)
@@ -135,92 +123,13 @@ class PatchConvBlock(nn.Module):
         return x.index_copy(0, kept, self._residual(some, 1 / (1 - rate)))
 
     def _residual(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        if self._suits_lean(x):
-            return self._lean(x, scale)
-        if self._suits_sparing():
-            return self._sparing(x, scale)
-        return x + self._branch(x, scale)
-
-    def _suits_lean(self, x: Tensor) -> bool:
-        """Whether the backward pass that is written by hand does what autograd would."""
-        return (
-            self.training
-            and torch.is_grad_enabled()
-            and not is_followed()
-            and not x.is_meta
-            and _compute_dtype(x) == x.dtype != torch.float16
-            and isinstance(self.norm, nn.LayerNorm)
-            and all(map(_is_bare, self._layers()))
-            and all(parameter.requires_grad for parameter in self.parameters())
-        )
-
-    def _suits_sparing(self) -> bool:
-        """Whether nobody would notice that a layer's result is altered in place."""
-        return (
-            not torch.is_grad_enabled()
-            and not is_followed()
-            and not hooks_of(self.se)
-            and all(map(_is_bare, self._layers()[1:]))
-        )
-
-    def _layers(self) -> tuple[nn.Module, ...]:
-        return (self.norm, self.conv_pw, self.conv_dw, *self.se.children(), self.conv_pwl)
-
-    def _lean(self, x: Tensor, scale: float) -> Tensor:
-        assert isinstance(self.norm, nn.LayerNorm)
-        first, last, gamma = self.conv_pw, self.conv_pwl, self.gamma * scale
-        return lean_block(
-            x.contiguous(),
-            (first.weight * self.norm.weight, F.linear(self.norm.bias, first.weight, first.bias)),
-            (self.conv_dw.weight, cast(Tensor, self.conv_dw.bias)),
-            (self.se.reduce.weight, self.se.reduce.bias),
-            (self.se.expand.weight, self.se.expand.bias),
-            (gamma[:, None] * last.weight, gamma * last.bias),
-            eps=self.norm.eps,
-            recomputes_gelu=self.recomputes_gelu,
-        )
-
-    def _sparing(self, x: Tensor, scale: float) -> Tensor:
-        """``x + self._branch(x, scale)`` in half the memory: new pages can cost half the time."""
-        maps = torch.ops.aten.gelu_(self.conv_pw(self._norm(x)))
-        maps = torch.ops.aten.gelu_(self.conv_dw(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        branch = self._project(maps.mul_(self.se(maps)), scale)
-        return branch.add_(x) if branch.dtype == x.dtype else x + branch
-
-    def _branch(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        normed = self._norm(x)
-        with self._made_anew(normed, lambda: self._norm(x)):
-            wide = self.conv_pw(normed)
-        active = F.gelu(wide)
-        with self._gelu_again(active, wide):
-            mixed = self.conv_dw(active.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        active = F.gelu(mixed)
-        with self._gelu_again(active, mixed):
-            gate = self.se(active)
-            gated = active * gate
-        source = partial(F.gelu, mixed) if self.recomputes_gelu else active.detach
-        with made_anew(gated, lambda: source() * gate):
-            return self._project(gated, scale)
-
-    def _norm(self, x: Tensor) -> Tensor:
-        if isinstance(self.norm, nn.BatchNorm2d):
-            return self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.norm(x).to(_compute_dtype(x))
-
-    def _made_anew(self, normed: Tensor, make: Callable[[], Tensor]) -> _Context:
-        if isinstance(self.norm, nn.BatchNorm2d):  # would count the batch twice
-            return nullcontext()
-        return made_anew(normed, make)
-
-    def _gelu_again(self, active: Tensor, x: Tensor) -> _Context:
-        return made_anew(active, partial(F.gelu, x)) if self.recomputes_gelu else nullcontext()
-
-    def _project(self, x: Tensor, scale: float) -> Tensor:
-        gamma = self.gamma * scale
-        # float16 has no numbers as small as a new network's layer scale times a weight.
-        if _compute_dtype(x) == torch.float16 or not _is_bare(self.conv_pwl):
-            return gamma * self.conv_pwl(x)
-        return F.linear(x, gamma[:, None] * self.conv_pwl.weight, gamma * self.conv_pwl.bias)
+        """``x + scale * gamma * conv_pwl(se(...))``, on the form that is fastest in the place."""
+        form = fast_form(self, x)
+        if form is not None:
+            return form(self, x, scale)
+        maps = F.gelu(self.conv_pw(normalize(self, x)))
+        maps = F.gelu(self.conv_dw(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return x + project(self, maps * self.se(maps), scale)
 
 
 class PatchConvNet(nn.Module):
@@ -593,26 +502,26 @@ def _create(variant: str, pretrained: bool, args: dict[str, Any], kwargs: Any) -
 
 @register_model
 def patchconvnet_s60(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """PatchConvNet S60: 25.2 M parameters, 82.1 % on ImageNet."""
+    """PatchConvNet S60: 25.2 M parameters."""
     args = {"embed_dim": 384, "depth": 60, "layer_scale": 1e-4}
     return _create("patchconvnet_s60", pretrained, args, kwargs)
 
 
 @register_model
 def patchconvnet_s120(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """PatchConvNet S120: 47.7 M parameters, 83.2 % on ImageNet."""
+    """PatchConvNet S120: 47.7 M parameters."""
     return _create("patchconvnet_s120", pretrained, {"embed_dim": 384, "depth": 120}, kwargs)
 
 
 @register_model
 def patchconvnet_b60(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """PatchConvNet B60: 99.4 M parameters, 83.5 % on ImageNet."""
+    """PatchConvNet B60: 99.4 M parameters."""
     return _create("patchconvnet_b60", pretrained, {"embed_dim": 768, "depth": 60}, kwargs)
 
 
 @register_model
 def patchconvnet_b120(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """PatchConvNet B120: 188.6 M parameters, 84.1 % on ImageNet."""
+    """PatchConvNet B120: 188.6 M parameters."""
     return _create("patchconvnet_b120", pretrained, {"embed_dim": 768, "depth": 120}, kwargs)
 
 
@@ -624,13 +533,13 @@ def patchconvnet_l60(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
 
 @register_model
 def patchconvnet_l120(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """PatchConvNet L120: 334.3 M parameters, 87.1 % on ImageNet at 384 after ImageNet-21k."""
+    """PatchConvNet L120: 334.3 M parameters."""
     return _create("patchconvnet_l120", pretrained, {"embed_dim": 1024, "depth": 120}, kwargs)
 
 
 @register_model
 def patchconvnet_s60_multi(pretrained: bool = False, **kwargs: Any) -> PatchConvNet:
-    """PatchConvNet S60 with one token and one map a class: 25.6 M parameters, 81.1 %."""
+    """PatchConvNet S60 with one token and one map a class: 25.6 M parameters."""
     args = {"embed_dim": 384, "depth": 60, "layer_scale": 1e-4, "class_tokens": True}
     return _create("patchconvnet_s60_multi", pretrained, args, kwargs)
 

@@ -3,7 +3,8 @@ import warnings
 import pytest
 import torch
 
-from convattn import AAConv2d, kernels, relative_attention_2d
+import convattn.kernels.attention as kernels
+from convattn import AAConv2d, relative_attention_2d
 from convattn.kernels.attention import BACKENDS, VARIABLE, attention
 
 SIZE = (2, 3)
@@ -92,9 +93,12 @@ def test_an_unknown_backend_is_refused_when_the_layer_is_made():
 
 
 def test_an_impossible_backend_names_the_possible_ones():
-    message = "'triton' runs on cuda, and the tensors are on cpu: choose among auto, plain, chunked"
+    message = (
+        "'experimental_triton' runs on cuda, and the tensors are on cpu: "
+        "choose among auto, plain, chunked"
+    )
     with pytest.raises(ValueError, match=message):
-        attention(*inputs(), feat_size=SIZE, backend="triton")
+        attention(*inputs(), feat_size=SIZE, backend="experimental_triton")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -344,6 +344,6 @@ def test_a_folded_block_is_the_same_by_the_kernels():
     x = torch.randn(2, 3, 5, 16)
     with torch.no_grad():
         expected = folded.double()(x.double())
-        folded.float().to(DEVICE).kernels = "triton"
+        folded.float().to(DEVICE).kernels = "experimental_triton"
         found = folded(x.to(DEVICE))
     torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-5, atol=1e-5)

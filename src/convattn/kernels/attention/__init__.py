@@ -1,21 +1,26 @@
 """2D relative attention on the kernel that suits the place: one contract, several ways.
 
-====== ================================ ====================================================
-name   where                            what it is
-====== ================================ ====================================================
-chunked the CPU                         blocks of queries that fit the cache, backward too
-sdpa   any device                       a wider problem for ``scaled_dot_product_attention``
-triton CUDA                             biases added in registers
-flex   CUDA (on the CPU for tests)      ``flex_attention`` with a ``score_mod``
-plain  any device                       all pairs of positions; the oracle
-====== ================================ ====================================================
+=================== ========================= ==================================================
+name                where                     what it is
+=================== ========================= ==================================================
+chunked             the CPU                   blocks of queries that fit the cache, backward too
+sdpa                any device                a wider problem for ``scaled_dot_product_attention``
+experimental_triton CUDA                      biases added in registers
+experimental_flex   CUDA (the CPU for tests)  ``flex_attention`` with a ``score_mod``
+plain               any device                all pairs of positions; the oracle
+=================== ========================= ==================================================
 
 "auto" takes ``chunked`` on the CPU and ``sdpa`` elsewhere. It also takes ``sdpa`` in exported
 programs, which can hold no operator of ours, under ``torch.func``, and for bfloat16 without
-gradients on processors with matrix units for it (AMX; inferred, not measured). ``triton`` and
-``flex`` must be asked for: they compile, but have not been timed on a GPU yet. An argument
-overrides all that, and so does the environment variable ``CONVATTN_ATTENTION_BACKEND``; the
-argument counts more.
+gradients on processors with matrix units for it (AMX; inferred, not measured).
+
+The experimental ones must be asked for. ``experimental_triton`` was run interpreted on the CPU
+against the oracle, forward and backward, and compiled ahead of time for NVIDIA's targets, never
+run or timed on a GPU. ``experimental_flex`` was run on the CPU without its compiler, and never
+compiled, run or timed on a GPU.
+
+An argument overrides all that, and so does the environment variable
+``CONVATTN_ATTENTION_BACKEND``; the argument counts more.
 """
 
 import os
@@ -31,14 +36,19 @@ from convattn.kernels.attention.biases import relative_biases
 from convattn.kernels.attention.chunked import chunked_attention
 from convattn.kernels.attention.plain import plain_attention
 from convattn.kernels.attention.sdpa import sdpa_attention
+from convattn.kernels.tracing import needs_standard_operators
 
-Backend = Literal["auto", "plain", "chunked", "sdpa", "flex", "triton"]
+Backend = Literal["auto", "plain", "chunked", "sdpa", "experimental_flex", "experimental_triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 VARIABLE = "CONVATTN_ATTENTION_BACKEND"
 
 _Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 _HAS_AMX = torch.cpu._is_amx_tile_supported()
-_DEVICES = {"chunked": ("cpu",), "flex": ("cuda", "cpu"), "triton": ("cuda",)}
+_DEVICES = {
+    "chunked": ("cpu",),
+    "experimental_flex": ("cuda", "cpu"),
+    "experimental_triton": ("cuda",),
+}
 
 
 def wanted_backend(backend: str | None = None, *, source: str = "backend") -> str:
@@ -92,15 +102,15 @@ def _chosen(backend: Backend | None, q: Tensor, v: Tensor) -> str:
     if device == "meta" and wanted != "plain":
         return "chunked"  # nothing is computed: shapes and the work are all that is asked for
     if wanted == "auto":
-        ours = device in _DEVICES["chunked"] and not _needs_pytorchs_own()
-        return "chunked" if ours and not _suits_amx(q) else "sdpa"
+        ours = device in _DEVICES["chunked"] and not needs_standard_operators()
+        return "chunked" if ours and not _prefers_matrix_units(q) else "sdpa"
     if device not in _DEVICES.get(wanted, (device,)):
         fitting = ", ".join(name for name in BACKENDS if device in _DEVICES.get(name, (device,)))
         raise ValueError(
             f"the attention backend {wanted!r} runs on {_DEVICES[wanted][0]}, and the tensors are "
             f"on {device}: choose among {fitting}"
         )
-    if wanted == "triton":
+    if wanted == "experimental_triton":
         from convattn.kernels.attention.experimental_triton import (
             refusal,  # absent on some machines
         )
@@ -112,16 +122,7 @@ def _chosen(backend: Backend | None, q: Tensor, v: Tensor) -> str:
     return wanted
 
 
-def _needs_pytorchs_own() -> bool:
-    """Whether other software will read what is computed, or torch.func transforms it."""
-    return (
-        torch.compiler.is_exporting()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or torch._C._are_functorch_transforms_active()
-    )
-
-
-def _suits_amx(q: Tensor) -> bool:
+def _prefers_matrix_units(q: Tensor) -> bool:
     return _HAS_AMX and q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
 
 
@@ -131,11 +132,11 @@ def _say_once(sentence: str) -> None:
 
 
 def _kernel(name: str) -> _Kernel:
-    if name == "triton":
+    if name == "experimental_triton":
         from convattn.kernels.attention.experimental_triton import triton_attention
 
         return triton_attention
-    if name == "flex":
+    if name == "experimental_flex":
         from convattn.kernels.attention.experimental_flex import flex_attention
 
         return flex_attention

@@ -1,4 +1,4 @@
-"""Tensors that the backward pass makes anew instead of keeping."""
+"""Tensors that the backward pass recomputes instead of keeping."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,22 +6,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-
-def is_followed() -> bool:
-    """Whether a compiler, an export or ``torch.func`` follows the operators that are called."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or torch._C._are_functorch_transforms_active()
-    )
+from convattn.kernels.tracing import is_tracing
 
 
 @contextmanager
-def made_anew(made: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
+def recompute(made: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
     """Within it, operators that need ``made`` for their backward pass do not keep it.
 
     They call ``make`` for it when the backward pass comes. Nothing changes without gradients, nor
-    where operators are followed: compilers choose for themselves what to make anew, and
+    while tracing: compilers choose for themselves what to recompute, and
     ``torch.func`` allows nobody else to.
 
     Args:
@@ -31,12 +24,12 @@ def made_anew(made: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
     Example:
         >>> x = torch.randn(3, 4, requires_grad=True)
         >>> y = x.sin()
-        >>> with made_anew(y, x.sin):
+        >>> with recompute(y, x.sin):
         ...     z = y.square()
         >>> torch.equal(torch.autograd.grad(z.sum(), x)[0], 2 * x.sin() * x.cos())
         True
     """
-    if is_followed() or made.is_meta or not torch.is_grad_enabled():
+    if is_tracing() or made.is_meta or not torch.is_grad_enabled():
         yield
         return
     place, numbers = made.data_ptr(), made.numel()

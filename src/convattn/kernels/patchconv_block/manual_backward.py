@@ -12,13 +12,74 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from convattn.kernels.patchconv_block.contract import (
+    Block,
+    compute_dtype,
+    is_unmodified,
+    layers_of,
+)
+from convattn.kernels.tracing import is_tracing
 
 _gelu_backward = torch.ops.aten.gelu_backward.grad_input
 
 
-def lean_block(
+def fits_manual_backward(block: Block, x: Tensor) -> bool:
+    """Whether the backward pass that is written by hand does what autograd would."""
+    return (
+        block.training
+        and torch.is_grad_enabled()
+        and not is_tracing()
+        and not x.is_meta
+        and compute_dtype(x) in {x.dtype, torch.bfloat16} - {torch.float16}
+        and isinstance(block.norm, nn.LayerNorm)
+        and all(map(is_unmodified, layers_of(block)))
+        and all(parameter.requires_grad for parameter in _parameters(block))
+    )
+
+
+def manual_backward_block(block: Block, x: Tensor, scale: float) -> Tensor:
+    """The block with the norm's factors and layer scale inside the matrices; differentiable once.
+
+    Args:
+        block: Its layers, whose weights are read.
+        x: (B, H, W, C).
+        scale: Factor of the residual branch.
+    """
+    first, last, gamma = block.conv_pw, block.conv_pwl, block.gamma * scale
+    reduce, expand = block.se.reduce, block.se.expand
+    assert isinstance(reduce, nn.Linear)
+    assert isinstance(expand, nn.Linear)
+    assert isinstance(block.norm, nn.LayerNorm)
+    assert block.conv_dw.bias is not None
+    dtype = compute_dtype(x)
+    return manual_backward(
+        x.contiguous(),
+        _cast(
+            dtype,
+            first.weight * block.norm.weight,
+            F.linear(block.norm.bias, first.weight, first.bias),
+        ),
+        _cast(dtype, block.conv_dw.weight, block.conv_dw.bias),
+        _cast(dtype, reduce.weight, reduce.bias),
+        _cast(dtype, expand.weight, expand.bias),
+        _cast(dtype, gamma[:, None] * last.weight, gamma * last.bias),
+        eps=block.norm.eps,
+        recomputes_gelu=block.recomputes_gelu,
+    )
+
+
+def _parameters(block: Block) -> list[nn.Parameter]:
+    return [block.gamma, *(p for layer in layers_of(block) for p in layer.parameters())]
+
+
+def _cast(dtype: torch.dtype, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return weight.to(dtype), bias.to(dtype)
+
+
+def manual_backward(
     x: Tensor,
     first: tuple[Tensor, Tensor],
     depthwise: tuple[Tensor, Tensor],
@@ -30,6 +91,9 @@ def lean_block(
     recomputes_gelu: bool,
 ) -> Tensor:
     """A residual block; differentiable once, in all tensors.
+
+    The weights may be bfloat16 beside a wider ``x``, as under autocast: then the branch's maps and
+    products are, and the norm and the sum of the branches are not.
 
     Args:
         x: (B, H, W, C), contiguous.
@@ -44,15 +108,17 @@ def lean_block(
     Returns:
         (B, H, W, C).
     """
-    return _LeanBlock.apply(x, *first, *depthwise, *reduce, *expand, *last, eps, recomputes_gelu)
+    return _ManualBackward.apply(
+        x, *first, *depthwise, *reduce, *expand, *last, eps, recomputes_gelu
+    )
 
 
-class _LeanBlock(torch.autograd.Function):
+class _ManualBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:
         w1, b1, wd, bd, wr, br, we, be, w2, b2, eps, ctx.recomputes_gelu = given
         normed, mean, rstd = _normed(x, eps)
-        wide = F.linear(normed, w1, b1)
+        wide = F.linear(normed.to(w1.dtype), w1, b1)
         active = F.gelu(wide)
         mixed = _depthwise(active, wd, bd)
         kept = [active]
@@ -65,8 +131,11 @@ class _LeanBlock(torch.autograd.Function):
         hidden = F.linear(squeezed, wr, br).relu_()
         gate = F.linear(hidden, we, be).sigmoid_()
         gated.mul_(gate[:, None, None])
-        out = _rows(torch.add(x, b2, out=normed))
-        torch.addmm(out, _rows(gated), w2.t(), out=out)
+        if x.dtype == w2.dtype:
+            out = _rows(torch.add(x, b2, out=normed))
+            torch.addmm(out, _rows(gated), w2.t(), out=out)
+        else:
+            torch.add(x, F.linear(gated, w2, b2), out=normed)
         small = (mean, rstd, squeezed, hidden, gate)
         ctx.save_for_backward(x, wide, mixed, *small, w1, wd, wr, we, w2, *kept)
         return normed
@@ -81,9 +150,10 @@ class _LeanBlock(torch.autograd.Function):
         grad = grad.contiguous()
         active2 = F.gelu(mixed)
         gated = active2 * gate[:, None, None] if ctx.recomputes_gelu else kept[1]
-        grad_w2 = _rows(grad).t() @ _rows(gated)
-        grad_b2 = _rows(grad).sum(0)
-        grad_map = (_rows(grad) @ w2).view_as(x)
+        grad_out = grad.to(w2.dtype)
+        grad_w2 = _rows(grad_out).t() @ _rows(gated)
+        grad_b2 = _rows(grad_out).sum(0)
+        grad_map = (_rows(grad_out) @ w2).view_as(x)
 
         # Squeeze-excite.
         grad_gate = active2.mul_(grad_map).sum((1, 2))
@@ -110,12 +180,15 @@ class _LeanBlock(torch.autograd.Function):
         )
         grad_wide = grad_wide.permute(0, 2, 3, 1).contiguous()
         _gelu_backward(grad_wide, wide, grad_input=grad_wide)
-        normed = torch.sub(x, mean, out=scratch).mul_(rstd)
+        if x.dtype == w1.dtype:
+            normed = torch.sub(x, mean, out=scratch).mul_(rstd)
+        else:  # rounded once
+            normed = torch.sub(x, mean).mul_(rstd).to(w1.dtype)
         grad_w1 = _rows(grad_wide).t() @ _rows(normed)
         grad_b1 = _rows(grad_wide).sum(0)
         grad_normed = torch.mm(_rows(grad_wide), w1, out=_rows(grad_map)).view_as(x)
         grad_x = torch.ops.aten.native_layer_norm_backward(
-            grad_normed, x, [channels], mean, rstd, None, None, [True, False, False]
+            grad_normed.to(x.dtype), x, [channels], mean, rstd, None, None, [True, False, False]
         )[0]
         return (
             grad_x.add_(grad),

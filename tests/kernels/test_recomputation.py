@@ -3,14 +3,14 @@ import torch
 import torch.nn.functional as F
 
 from convattn.bench import HeldTensors
-from convattn.kernels.recompute import made_anew
+from convattn.kernels.recomputation import recompute
 
 
-def test_what_is_made_anew_is_not_held():
+def test_what_is_recomputed_is_not_held():
     x = torch.randn(10, 50, requires_grad=True)
     with HeldTensors() as watched:
         y = x.sin()
-        with made_anew(y, x.sin):
+        with recompute(y, x.sin):
             z = y.square()
         before = watched.held()
         del y
@@ -18,13 +18,13 @@ def test_what_is_made_anew_is_not_held():
     torch.testing.assert_close(torch.autograd.grad(z.sum(), x)[0], 2 * x.sin() * x.cos())
 
 
-def test_views_and_other_layouts_are_made_anew_as_they_were():
+def test_views_and_other_layouts_are_recomputed_as_they_were():
     x = torch.randn(2, 5, 7, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(6, 1, 3, 3, dtype=torch.float64, requires_grad=True)
 
     def function(lean):
         y = x.exp()
-        with made_anew(y, x.exp) if lean else torch.enable_grad():
+        with recompute(y, x.exp) if lean else torch.enable_grad():
             return F.conv2d(y.permute(0, 3, 1, 2), weight, padding=1, groups=6)
 
     lean, plain = (torch.autograd.grad(function(c).sin().sum(), [x, weight]) for c in (True, False))
@@ -36,17 +36,17 @@ def test_it_can_be_differentiated_twice():
 
     def function(x):
         y = x.sin()
-        with made_anew(y, x.sin):
+        with recompute(y, x.sin):
             return y * y * y
 
     assert torch.autograd.gradgradcheck(function, x)
 
 
-def test_autocast_holds_when_it_is_made_anew():
+def test_autocast_holds_when_it_is_recomputed():
     x, weight = torch.randn(3, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = F.linear(x, weight)
-        with made_anew(y, lambda: F.linear(x, weight)):
+        with recompute(y, lambda: F.linear(x, weight)):
             z = (y * y).sum()
     expected = 2 * F.linear(x.bfloat16(), weight.bfloat16()).float()
     (grad,) = torch.autograd.grad(z, y)
@@ -58,7 +58,7 @@ def test_autocast_holds_when_it_is_made_anew():
 def test_transforms_follow_it(transform):
     def function(x):
         y = x.sin()
-        with made_anew(y, x.sin):
+        with recompute(y, x.sin):
             return (y * y).sum()
 
     kwargs = {"backend": "aot_eager", "fullgraph": True} if transform is torch.compile else {}
@@ -74,5 +74,5 @@ def test_without_gradients_it_is_never_made_again():
 
     x = torch.randn(3)
     y = x.sin()
-    with torch.no_grad(), made_anew(y, refuse):
+    with torch.no_grad(), recompute(y, refuse):
         torch.testing.assert_close(y * y, x.sin() ** 2)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from convattn.kernels.patchconv_block.lean_block import lean_block
+from convattn.kernels.patchconv_block.manual_backward import manual_backward
 
 C, R = 4, 3
 
@@ -15,7 +15,7 @@ def _given():
 
 def _run(recomputes):
     def run(x, w1, b1, wd, bd, wr, br, we, be, w2, b2):
-        return lean_block(
+        return manual_backward(
             *(x, (w1, b1), (wd, bd), (wr, br), (we, be), (w2, b2)),
             eps=1e-6,
             recomputes_gelu=recomputes,

@@ -1,0 +1,34 @@
+"""Who follows the operators that are called, and so decides which of them may be used."""
+
+import torch
+
+
+def is_tracing() -> bool:
+    """Whether what is called is recorded or transformed rather than just computed.
+
+    ==================== ===================================================================
+    compiling            ``torch.compile``, and ``torch.export``, which traces alike: the graph
+                         is planned later, and what to recompute is the compiler's choice
+    jit tracing          ``torch.jit.trace``, and ONNX by way of it: every operator is written
+                         down, with this input's choices
+    functorch            ``torch.func`` (vmap, grad, jvp): tensors are wrapped, and neither hooks
+                         of autograd nor operators without rules for it are allowed
+    ==================== ===================================================================
+    """
+    return torch.compiler.is_compiling() or _is_recorded_or_transformed()
+
+
+def needs_standard_operators() -> bool:
+    """Whether PyTorch's own operators alone will do: ``is_tracing``, but for ``torch.compile``.
+
+    An exported or traced program is read by software that knows none of ours, and ``torch.func``
+    has no rules for them. A compiler keeps them as they are.
+    """
+    return torch.compiler.is_exporting() or _is_recorded_or_transformed()
+
+
+def _is_recorded_or_transformed() -> bool:
+    return (
+        torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch._C._are_functorch_transforms_active()
+    )
