@@ -23,13 +23,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
-from convattn.kernels.patchconv_block import (
-    fast_form,
-    normalize,
-    project,
-    recomputing_branch,
-)
-from convattn.kernels.tracing import is_tracing
+from convattn.kernels.patchconv_block import apply_form, fast_form, normalize, project
 from convattn.layers import LearnedAggregation2d
 from convattn.weights import (
     RELEASES,
@@ -109,27 +103,14 @@ class PatchConvBlock(nn.Module):
         self.recomputes_gelu = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) -> (B, H, W, dim)."""
+        """``x + drop_path(gamma * conv_pwl(se(gelu(conv_dw(gelu(conv_pw(norm(x))))))))``."""
         x = x.to(self.gamma.dtype)  # autocast must not narrow the sum of all blocks
-        rate = self.drop_path.drop_prob if self.training else 0.0
-        if not rate:
-            return self._residual(x)
-        if isinstance(self.norm, nn.BatchNorm2d) or is_tracing():
-            return x + self.drop_path(recomputing_branch(self, x))
-        # Drawn on the CPU, so that nobody waits for a GPU to tell how many are kept.
-        drawn = torch.empty(len(x), dtype=x.dtype, device="cpu").bernoulli_(1 - rate)
-        kept = drawn.nonzero()[:, 0].to(x.device, non_blocking=True)
-        some = x.index_select(0, kept)
-        return x.index_copy(0, kept, self._residual(some, 1 / (1 - rate)))
-
-    def _residual(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        """``x + scale * gamma * conv_pwl(se(...))``, on the form that is fastest in the place."""
         form = fast_form(self, x)
         if form is not None:
-            return form(self, x, scale)
+            return apply_form(form, self, x)
         maps = F.gelu(self.conv_pw(normalize(self, x)))
         maps = F.gelu(self.conv_dw(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        return x + project(self, maps * self.se(maps), scale)
+        return x + self.drop_path(project(self, maps * self.se(maps), 1.0))
 
 
 class PatchConvNet(nn.Module):

@@ -1,6 +1,6 @@
 """What the forms of PatchConvNet's block are given, and when reading weights is enough."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -9,18 +9,6 @@ from torch import Tensor, nn
 from convattn.modes import hooks_of
 
 Norm = nn.LayerNorm | nn.BatchNorm2d
-
-
-class Gate(Protocol):
-    """Squeeze-excite: factors of a map's channels."""
-
-    @property
-    def reduce(self) -> nn.Linear:
-        """To a quarter of the channels."""
-
-    @property
-    def expand(self) -> nn.Linear:
-        """And back."""
 
 
 class Block(Protocol):
@@ -35,8 +23,12 @@ class Block(Protocol):
     recomputes_gelu: bool
 
     @property
+    def drop_path(self) -> Any:
+        """Timm's stochastic depth, with its rate as ``drop_prob``."""
+
+    @property
     def se(self) -> nn.Module:
-        """Squeeze-excite, with the layers of ``Gate``."""
+        """Squeeze-excite: layers ``reduce``, to a quarter of the channels, and ``expand``."""
 
 
 def normalize(block: Block, x: Tensor) -> Tensor:
