@@ -271,7 +271,11 @@ def _with_hook(model):
         (torch.compile, {}, "wrapped by torch.compile; optimise model._orig_mod"),
         (lambda _: 3, {}, "3 is no network"),
         (lambda m: m, {"dtype": torch.float64}, "float64 is not one of float32, bfloat16"),
-        (lambda m: m, {"kernels": "warp"}, "kernels='warp' is not one of torch, experimental_triton"),
+        (
+            lambda m: m,
+            {"kernels": "warp"},
+            "kernels='warp' is not one of torch, experimental_triton",
+        ),
         (lambda m: m, {"kernels": "experimental_triton"}, "runs on cuda, and the model is on cpu"),
     ],
 )
