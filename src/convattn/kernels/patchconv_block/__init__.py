@@ -8,13 +8,14 @@ form                where                              what it is
 in_place            without gradients                  maps in the memory of the last one
 manual_backward     training with LayerNorm            a backward pass by hand
 recomputing         gradients everywhere else          autograd, which keeps five maps of eight
-experimental_triton folded networks on CUDA            three kernels for eight operations
+folded              ``optimize_for_inference``         factors in the matrices: see ``folded.py``
+experimental_triton folded, on CUDA                    three kernels for eight operations
 plain               tests                              the paper; the oracle
 =================== ================================== =========================================
 
-``fast_form`` takes the first of the upper three that fits; the conditions stand beside
-them. ``experimental_triton`` must be asked for: it was run interpreted on the CPU, and compiled
-ahead of time for NVIDIA's targets, never run or timed on a GPU.
+``fast_form`` takes the first of the upper three that fits; the conditions stand beside them.
+``experimental_triton`` must be asked for: it was run interpreted on the CPU, and compiled ahead of
+time for NVIDIA's targets, never run or timed on a GPU.
 
 In training at S60's width, CPU time as a multiple of plain autograd's and megabytes of resident
 memory, by ``benchmarks/patchconv_block.py --threads 1 --rounds 3`` (float32, 12 blocks) and with
