@@ -36,7 +36,7 @@ def test_recipe_survives_the_round_trip_and_bears_its_name(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_states_the_papers_result_ours_hardware_and_time(name):
-    text = RECIPES[name].__doc__
+    text = RECIPES[name].description
     assert all(word in text for word in ("Paper", "Ours", "Hardware", "Time"))
 
 

@@ -75,3 +75,17 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shorten_name(name: str) -> str:
+    """The first of a class's names, ImageNet has several, cut where it would run into its neighbour.
+
+    Args:
+        name: Of a class.
+
+    Example:
+        >>> shorten_name("tench, Tinca tinca")
+        'tench'
+    """
+    first = name.split(", ")[0]
+    return first if len(first) <= 22 else first[:21] + "…"

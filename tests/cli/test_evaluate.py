@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from convattn.classification import figures
 from convattn.classification.predictions import PredictionsFile
 from convattn.cli import main
 from convattn.data import transform_of
 from convattn.data.imagenet import imagenet_wnids
-from convattn.explanation import figures
 
 WNIDS = imagenet_wnids()
 CFG = {

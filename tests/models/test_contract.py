@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import runpy
 import warnings
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from torch.export import Dim, export
 
 from convattn import OUR_MODELS
+from convattn.models import patchconvnet
 
 SMALL = tuple(name for name in OUR_MODELS if "nano" in name)
 LARGE = tuple(name for name in OUR_MODELS if name not in SMALL)
@@ -42,12 +44,9 @@ def test_the_papers_networks_are_registered():
 
 def test_registering_overwrites_nothing_of_timm_s():
     # timm only warns of a clash, then overwrites; pytest turns the warning into an error.
-    import importlib
-
-    from convattn.models import patchconvnet
-
+    # Run under a name of its own: a reloaded module would be another than everybody else's.
     with pytest.raises(UserWarning, match="Overwriting patchconvnet"):
-        importlib.reload(patchconvnet)
+        runpy.run_path(patchconvnet.__file__, run_name="convattn.models.patchconvnet")
 
 
 @pytest.mark.parametrize("name", SMALL)

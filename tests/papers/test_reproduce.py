@@ -9,7 +9,7 @@ import torch
 
 import convattn.papers.reproduce
 from convattn.bench import count
-from convattn.papers.reproduce import standings, to_json, to_markdown, to_text
+from convattn.papers.reproduce import check_rows, to_json, to_markdown, to_text
 from convattn.papers.tables import HEADLINE, TABLES
 from convattn.recipes import RECIPES
 from convattn.weights import RELEASES
@@ -76,7 +76,7 @@ def test_every_recipe_of_the_papers_sets_that_states_a_figure_is_a_row():
     rows = {row.recipe: row.score for table in TABLES for row in table.rows}
     for name, make in RECIPES.items():
         stated = re.search(
-            r"Paper \(arXiv [^)]*\): (?:no figure|trained so|([\d.]+))", make.__doc__
+            r"Paper \(arXiv [^)]*\): (?:no figure|trained so|([\d.]+))", make.description
         )
         if stated is not None and stated[1] is not None:
             assert rows.pop(name) == stated[1], name
@@ -89,16 +89,16 @@ def test_every_release_is_a_row():
 
 def test_figures_that_nothing_confirms_are_marked(monkeypatch):
     only(monkeypatch, "aa_mnasnet_075_imagenet", "semnasnet_075_imagenet")
-    for one in standings():
+    for one in check_rows():
         assert one.paper.startswith("about ")
         assert one.paper.endswith("unconfirmed")
-        assert "/ about " in one.parameters_told
-        assert "/ about " in one.cost_told
+        assert "/ about " in one.parameters_cell
+        assert "/ about " in one.cost_cell
 
 
 def test_costs_are_those_of_the_network_that_the_recipe_trains(monkeypatch):
     only(monkeypatch, "aa_resnet34_imagenet")
-    (found,) = standings()
+    (found,) = check_rows()
     with torch.device("meta"):
         counts = count(timm.create_model("aa_resnet34"), (3, 224, 224))
     assert (found.parameters, found.macs) == (counts.parameters, counts.macs)
@@ -107,7 +107,7 @@ def test_costs_are_those_of_the_network_that_the_recipe_trains(monkeypatch):
 
 def test_patchconvnet_costs_what_the_paper_says_once_its_projections_are_counted(monkeypatch):
     only(monkeypatch, "patchconvnet_s60_imagenet")
-    (found,) = standings()
+    (found,) = check_rows()
     assert found.verified == "parameters equal, GMACs equal, counting 0.06 that ours does without"
 
 
@@ -117,14 +117,14 @@ def test_patchconvnet_costs_what_the_paper_says_once_its_projections_are_counted
 )
 def test_verdict_is_to_the_digits_printed(printed, verdict, monkeypatch):
     only(monkeypatch, "aa_resnet34_imagenet", parameters=printed, cost="")
-    (found,) = standings()
+    (found,) = check_rows()
     assert found.verified == verdict
 
 
 def test_nothing_is_measured_without_runs(monkeypatch):
     only(monkeypatch, "resnet34_imagenet")
-    (found,) = standings()
-    assert found.measured_told == "not measured"
+    (found,) = check_rows()
+    assert found.measured_cell == "not measured"
     assert "measured" not in found.verified
 
 
@@ -133,10 +133,10 @@ def test_finished_run_of_the_recipe_is_measured(monkeypatch, tmp_path):
     config = RECIPES["resnet34_imagenet"]()
     moved = replace(config, seed=3, devices=8, data=replace(config.data, root="elsewhere"))
     write_run(tmp_path / "deep" / "run", moved, top1=0.7312, num_images=50_000)
-    plain, squeezed = standings([tmp_path])
-    assert plain.measured_told == "73.12 % (trained, `run`)"
+    plain, squeezed = check_rows([tmp_path])
+    assert plain.measured_cell == "73.12 % (trained, `run`)"
     assert plain.verified.endswith("top-1 measured")
-    assert squeezed.measured_told == "not measured"
+    assert squeezed.measured_cell == "not measured"
 
 
 def test_run_with_other_settings_is_told_and_not_taken_for_the_row(monkeypatch, tmp_path):
@@ -144,8 +144,8 @@ def test_run_with_other_settings_is_told_and_not_taken_for_the_row(monkeypatch, 
     config = RECIPES["resnet34_imagenet"]()
     changed = replace(config, epochs=1, optim=replace(config.optim, lr=0.1))
     write_run(tmp_path / "run", changed, top1=0.5, num_images=50_000)
-    (found,) = standings([tmp_path])
-    assert found.measured_told == "50.00 % (trained with another epochs, optim.lr, `run`)"
+    (found,) = check_rows([tmp_path])
+    assert found.measured_cell == "50.00 % (trained with another epochs, optim.lr, `run`)"
     assert "measured" not in found.verified
 
 
@@ -165,29 +165,29 @@ def test_released_weights_count_where_they_were_tested(
     only(monkeypatch, "patchconvnet_s60_imagenet")
     words = [*arguments, "--data", "imagenet"]
     write_test(tmp_path / "test", *words, top1=0.821, num_images=number)
-    (found,) = standings([tmp_path])
-    assert told in found.measured_told
+    (found,) = check_rows([tmp_path])
+    assert told in found.measured_cell
     assert found.verified.endswith("top-1 measured") == whole
 
 
 def test_weights_on_this_machine_are_said_to_be_here(monkeypatch, tmp_path):
     only(monkeypatch, "patchconvnet_s60_imagenet")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    before = standings()[0].weights_told
+    before = check_rows()[0].weights_cell
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "s60_224_1k.pth").touch()
     assert before == "`patchconvnet_s60.fb_in1k`, not downloaded"
-    assert standings()[0].weights_told == "`patchconvnet_s60.fb_in1k`, here"
+    assert check_rows()[0].weights_cell == "`patchconvnet_s60.fb_in1k`, here"
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.title)
 def test_commands_are_understood(table):
     from convattn.cli.train import TrainOptions
     from convattn.cli.words import parse
-    from convattn.papers.reproduce import Standing
+    from convattn.papers.reproduce import RowStatus
 
     for row in table.rows:
-        commands = Standing(
+        commands = RowStatus(
             row=row, table=table, parameters=1, macs=1, weights_here=False, measured=()
         ).commands
         program, command, recipe, *words = commands[-1].split()
@@ -199,7 +199,7 @@ def test_commands_are_understood(table):
 
 def test_page_holds_every_row_and_the_best_known_first(monkeypatch):
     only(monkeypatch, "resnet34_imagenet", "patchconvnet_s60_imagenet")
-    page = to_markdown(standings())
+    page = to_markdown(check_rows())
     sections = page.split("\n## ")
     assert sections[1].startswith("The rows that the papers are known by")
     assert sections[1].count("| PatchConvNet-S60 |") == 1
@@ -210,7 +210,7 @@ def test_page_holds_every_row_and_the_best_known_first(monkeypatch):
 
 def test_json_holds_what_was_counted(monkeypatch):
     only(monkeypatch, "resnet34_imagenet")
-    found = standings()
+    found = check_rows()
     (row,) = json.loads(to_json(found))
     assert row["ours"] == {"parameters": found[0].parameters, "macs": found[0].macs}
     assert row["paper"]["score"] == 73.6
@@ -219,7 +219,7 @@ def test_json_holds_what_was_counted(monkeypatch):
 
 def test_text_is_aligned(monkeypatch):
     only(monkeypatch, "resnet34_imagenet", "seresnet34_imagenet")
-    lines = to_text(standings()).splitlines()
+    lines = to_text(check_rows()).splitlines()
     column = lines[1].index("paper")
     assert [line[column:].split()[0] for line in lines[2:4]] == ["73.6", "74.3"]
 
@@ -239,13 +239,13 @@ def test_text_is_aligned(monkeypatch):
 def test_folder_without_tests_is_an_error(make, error, message, tmp_path):
     make(tmp_path / "runs")
     with pytest.raises(error, match=message):
-        standings([tmp_path / "runs"])
+        check_rows([tmp_path / "runs"])
 
 
 def test_progress_names_each_row(monkeypatch):
     only(monkeypatch, "resnet34_imagenet", "seresnet34_imagenet")
     told = []
-    standings(progress=lambda *line: told.append(line))
+    check_rows(progress=lambda *line: told.append(line))
     assert told == [(0, 2, "ResNet-34"), (1, 2, "SE-ResNet-34")]
 
 

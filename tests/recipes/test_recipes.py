@@ -12,10 +12,9 @@ import convattn.train.classification
 import convattn.train.detection
 import convattn.train.segmentation
 from convattn.data import Source, TensorImages, load_detection, load_segmentation
-from convattn.papers.costs import create_network
 from convattn.recipes import RECIPES
 from convattn.runs.build import create_model
-from convattn.tasks import task_of
+from convattn.tasks import build_network, task_of
 from convattn.train.callbacks import Ema
 from convattn.train.classification import ClassificationJob
 from convattn.train.run import _quiet
@@ -197,7 +196,7 @@ def test_network_of_a_recipe_builds_at_full_size(recipe):
     config = RECIPES[recipe]()
     side = config.data.image_size or SIDE
     with torch.device("meta"):
-        model = create_network(
+        model = build_network(
             config,
             num_classes=7,
             in_chans=1 if config.data.name == "fashion_mnist" else 3,
@@ -242,7 +241,7 @@ def test_recipe_of_a_network_has_its_name(name):
 def test_recipes_with_figures_of_memory_say_so():
     for name in RECIPES:
         if "mnasnet" in name or "ratio" in name:
-            assert "unconfirmed" in RECIPES[name].__doc__
+            assert "unconfirmed" in RECIPES[name].description
 
 
 def test_class_tokens_start_from_the_single_token(tmp_path):

@@ -8,7 +8,8 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convattn import augment, kernels, plan
+from convattn import augment, plan
+from convattn.kernels import attention
 from tests.surgery.networks import (
     TIMM,
     CallsMax,
@@ -58,7 +59,7 @@ def test_attention_memory_is_what_its_gradient_needs(monkeypatch):
     model = timm_network("test_resnet")
     found = plan(model, SIZE, pool=None, conv="last-1-stage")
     sizes = []
-    kernel = kernels.chunked_attention
+    kernel = attention.chunked_attention
 
     def watched(*inputs):
         out = kernel(*inputs)
@@ -68,7 +69,7 @@ def test_attention_memory_is_what_its_gradient_needs(monkeypatch):
         return out
 
     ours = augment(model, input_size=SIZE, conv="last-1-stage")
-    monkeypatch.setattr(kernels, "chunked_attention", watched)
+    monkeypatch.setattr(attention, "chunked_attention", watched)
     ours(torch.zeros(1, 3, SIZE, SIZE))
     assert sizes == [conv.attn_memory for conv in found.convs if conv.replaced]
 

@@ -1,10 +1,6 @@
 import pytest
 import torch
-from PIL import Image
 
-from convattn.classification.figures import draw_attention
-from convattn.data import generate_cluttered_digits
-from convattn.runs.build import create_model
 from convattn.train.callbacks import Ema, MetricsFile, read_metrics
 from convattn.train.classification import ClassificationTask
 
@@ -51,25 +47,3 @@ def test_average_is_the_slow_loop():
         torch.nn.init.constant_(model.weight, value)
         averaged.update_parameters(model)
     assert averaged.module.weight.item() == pytest.approx(expected)
-
-
-def test_attention_page_shows_images_of_any_shape(tmp_path):
-    model = create_model("patchconvnet_nano", embed_dim=16, depth=1, num_classes=10)
-    digits = generate_cluttered_digits(5, image_size=48)
-    images = digits.images[..., :32] / 255
-    out = tmp_path / "attention.png"
-    draw_attention(
-        model,
-        images,
-        digits.labels.tolist(),
-        out,
-        class_names="0123456789",
-        mean=(0.0,) * 3,
-        std=(1.0,) * 3,
-        boxes=digits.boxes,
-        title="five",
-    )
-    with Image.open(out) as page:
-        assert page.width > 1000
-        colours = page.convert("RGB").resize((64, 64)).getcolors(maxcolors=64 * 64)
-        assert len(colours) > 100

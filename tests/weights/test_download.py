@@ -9,8 +9,9 @@ import torch
 import torch.hub
 
 import convattn  # noqa: F401  (registers the models)
+from convattn.files import hash_file
 from convattn.runs.build import create_model
-from convattn.weights import RELEASES, cached_path, fetch, hash_file, read_weights
+from convattn.weights import RELEASES, cached_path, fetch, read_weights
 from tests.weights.checkpoints import golden_network, write_checkpoint
 
 URL = RELEASES["patchconvnet_s60.fb_in1k"].url

@@ -1,20 +1,27 @@
-"""Figures of a classifier's run: where it looks on test images."""
+"""Figures of a classifier: where it looks on test images, and what it takes for what."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from convattn.explanation import attention_maps
 from convattn.explanation.overlay import overlay
+from convattn.text import shorten_name
+
+_MOST_NAMED, _MOST_CELLS, _MOST_PAIRS = 40, 500, 20  # of a confusion matrix
 
 
 def draw_attention(
@@ -91,3 +98,102 @@ def draw_attention(
             )
     axes.set(xlim=(0, width), ylim=(height, 0))
     figure.savefig(out, dpi=110)
+
+
+def draw_confusion(
+    labels: NDArray[np.int64],
+    taken: NDArray[np.int64],
+    names: Sequence[str],
+    out: Path,
+    *,
+    title: str,
+) -> None:
+    """Which class is taken for which: a matrix with names, or an image of it and the worst pairs.
+
+    Rows and columns are the classes that have images. What is taken for a class without images
+    is counted in a column of its own.
+
+    Args:
+        labels: Right class of each image, (N,).
+        taken: Class that it was taken for, (N,).
+        names: Name of each class number.
+    """
+    classes = np.unique(labels)
+    place = np.full(len(names), len(classes))
+    place[classes] = np.arange(len(classes))
+    shown = [shorten_name(names[number]) for number in classes]
+    if len(classes) <= _MOST_NAMED:
+        figure = _confusion_matrix(place[labels], place[taken], shown)
+    else:
+        figure = Figure(figsize=(14, 7), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+        _draw_confusion_image(left, place[labels], place[taken], len(classes))
+        _draw_confused_pairs(right, labels, taken, names)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11, fontweight="bold")
+    figure.savefig(out, dpi=110)
+
+
+def _confusion_matrix(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], names: Sequence[str]
+) -> Figure:
+    """Counts of each class, coloured by their share of the row."""
+    others = int(columns.max()) == len(names)
+    counts = np.zeros((len(names), len(names) + others), np.int64)
+    np.add.at(counts, (rows, columns), 1)
+    shares = counts / counts.sum(1, keepdims=True)
+    side = max(5.0, 0.32 * len(names) + 2.2)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.argwhere(counts):
+        colour = "white" if shares[row, column] > 0.6 else "black"
+        text = f"{counts[row, column]}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xticks(range(counts.shape[1]), [*names, *["others"] * others], rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set(xlabel="taken for", ylabel="right class")
+    axes.tick_params(length=0)
+    return figure
+
+
+def _draw_confusion_image(
+    axes: Any, rows: NDArray[np.int64], columns: NDArray[np.int64], count: int
+) -> None:
+    """The matrix with one cell for several classes where there are more than pixels to see."""
+    cells = min(count, _MOST_CELLS)
+    inside = columns < count
+    counts = np.zeros((cells, cells))
+    np.add.at(counts, (rows[inside] * cells // count, columns[inside] * cells // count), 1)
+    totals = np.bincount(rows * cells // count, minlength=cells)
+    shares = 100 * counts / totals[:, None]
+    extent = (-0.5, count - 0.5, count - 0.5, -0.5)
+    # The rarest confusion gets a colour that can be told from white.
+    norm = LogNorm(vmin=30 / max(30, int(totals.max())), vmax=100)
+    masked = np.ma.masked_equal(shares, 0)
+    image = axes.imshow(masked, cmap="magma_r", norm=norm, extent=extent, interpolation="nearest")
+    axes.figure.colorbar(image, ax=axes, label="per cent of the row", shrink=0.8, format="%g")
+    axes.set(xlabel="taken for, place among the classes", ylabel="right class")
+    away = np.count_nonzero(~inside)
+    note = f", {away:,} taken for classes without images" if away else ""
+    axes.set_title(f"{count:,} classes{note}", fontsize=11)
+
+
+def _draw_confused_pairs(
+    axes: Any, labels: NDArray[np.int64], taken: NDArray[np.int64], names: Sequence[str]
+) -> None:
+    """The pairs that are confused most often, with their share of the class's images."""
+    wrong = labels != taken
+    pairs, times = np.unique(np.stack([labels[wrong], taken[wrong]], 1), axis=0, return_counts=True)
+    order = np.argsort(-times, kind="stable")[:_MOST_PAIRS]
+    places = range(len(order))
+    axes.barh(places, times[order], height=0.75, color="#9ecae1")
+    for place, (label, other), number in zip(places, pairs[order], times[order], strict=True):
+        share = number / np.count_nonzero(labels == label)
+        text = f" {shorten_name(names[label])} \N{RIGHTWARDS ARROW} {shorten_name(names[other])}"
+        axes.text(0, place, f"{text}  {number} ({share:.0%})", va="center", fontsize=8)
+    axes.set(ylim=(_MOST_PAIRS - 0.5, -0.5), xlim=(0, 1.05 * times.max(initial=1)))
+    axes.set(yticks=[], xlabel="images")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_title("Most frequent confusions (share of the class)", fontsize=11)

@@ -18,6 +18,7 @@ from timm.data import resolve_data_config
 from torch import nn
 from tqdm import tqdm
 
+from convattn.classification import figures
 from convattn.classification.dataset import open_data, test_batches
 from convattn.classification.evaluation import (
     ClassificationResult,
@@ -30,7 +31,6 @@ from convattn.config import EvaluateConfig
 from convattn.data import ImageFiles, Source, TensorImages, load_imagenet_validation
 from convattn.data.sources import draw_indices, find_root
 from convattn.exceptions import Interrupted
-from convattn.explanation import figures
 from convattn.files import new_folder, replace_atomically, written_whole
 from convattn.modes import default_device
 from convattn.text import report

@@ -79,7 +79,7 @@ def _how_to_train(name: str, augment: AugmentConfig, *, image_size: int) -> str:
 
     from convattn.recipes.classification import finetune
 
-    default = finetune()
+    default = finetune.config
     config = dataclasses.replace(
         default,
         data=dataclasses.replace(default.data, root="DIR", image_size=image_size),
@@ -99,7 +99,7 @@ def _how_to_train_run(run: Run, augment: AugmentConfig, *, image_size: int | Non
     config = run.config
     if config.augment.pool is not None or config.augment.conv:
         return f"{run.folder} has been given attention already; add more in Python, by augment()"
-    default = RECIPES.get(config.recipe, finetune)()
+    default = RECIPES.get(config.recipe, finetune).config
     if image_size is None:
         image_size = config.data.image_size
     config = dataclasses.replace(

@@ -39,7 +39,7 @@ def command(arguments: list[str]) -> int:
     if options.recipes:
         from convattn.recipes import RECIPES
 
-        names, describe = list(RECIPES), lambda name: (name, summary(RECIPES[name]))
+        names, describe = list(RECIPES), lambda name: (name, RECIPES[name].summary)
     elif options.data:
         tasks = _tasks_of_data()
         names, describe = list(tasks), lambda name: (name, ", ".join(tasks[name]))

@@ -33,9 +33,9 @@ def command(arguments: list[str]) -> int:
                 f"{flag} {file}: there is no folder {Path(file).parent}; make it first"
             )
     from convattn.files import replace_atomically
-    from convattn.papers.reproduce import standings, to_json, to_markdown, to_text
+    from convattn.papers.reproduce import check_rows, to_json, to_markdown, to_text
 
-    found = standings([Path(folder) for folder in options.runs], progress=_show)
+    found = check_rows([Path(folder) for folder in options.runs], progress=_show)
     show_progress("")
     print(to_text(found))
     for file, write in ((options.out, to_markdown), (options.json, to_json)):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from convattn.cli.words import UsageError, choose, parse, summary
+from convattn.cli.words import UsageError, choose, parse
 from convattn.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def command(arguments: list[str]) -> int:
 
     if arguments and arguments[0] in ("-h", "--help"):
         width = max(map(len, RECIPES))
-        lines = (f"  {name:<{width}}  {summary(recipe)}" for name, recipe in RECIPES.items())
+        lines = (f"  {name:<{width}}  {recipe.summary}" for name, recipe in RECIPES.items())
         print(TRAIN_HELP + "\n".join(lines))
         return 0
     if not arguments:
@@ -66,15 +65,15 @@ def command(arguments: list[str]) -> int:
         raise UsageError("--resume takes no recipe: convattn train --resume RUN")
     options = parse(
         TrainOptions,
-        TrainOptions(**vars(recipe())),
+        TrainOptions(**vars(recipe.config)),
         arguments[1:],
         prog=f"convattn train {arguments[0]}",
-        description=inspect.getdoc(recipe),
+        description=recipe.description,
     )
     if options.dry_run:
         from convattn.papers.forecast import report
 
-        print(report(options.config, summary=summary(recipe), gpu=options.gpu or "h100"))
+        print(report(options.config, summary=recipe.summary, gpu=options.gpu or "h100"))
         return 0
     if options.gpu is not None:
         raise UsageError("--gpu goes with --dry-run; a training takes the GPUs that are there")

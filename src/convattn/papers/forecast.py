@@ -87,7 +87,7 @@ class Images:
     """Without the background."""
     shape: tuple[int, int, int]
     """(C, H, W) of what the network sees."""
-    told: str
+    origin: str
     """Where that is known from, in words."""
 
 
@@ -185,18 +185,18 @@ def _images(config: TrainConfig) -> Images:
             number=found.num_train,
             num_classes=found.num_classes,
             shape=found.shape,
-            told=f"found in {data.root}",
+            origin=f"found in {data.root}",
         )
     number, num_classes = task.published.get(data.name, (None, None))
-    told = "generated" if generated else "as published; give --data.root DIR"
+    origin = "generated" if generated else "as published; give --data.root DIR"
     if num_classes is None:
         num_classes = config.model.num_classes or task.assumed_classes
-        told = "assumed; give --data.root DIR"
+        origin = "assumed; give --data.root DIR"
     return Images(
         number=data.num_train or number,
         num_classes=num_classes,
         shape=(1 if data.name == "fashion_mnist" else 3, *task.assumed_size(data)),
-        told=told,
+        origin=origin,
     )
 
 
@@ -216,11 +216,11 @@ def report(config: TrainConfig, *, summary: str, gpu: GpuName = "h100") -> str:
     found = forecast(config, machine)
     told = {
         **dict(_settings(config)),
-        "images": _told_images(config, found.images),
-        "network": _told_network(config, found),
-        "steps": _told_steps(config, found),
-        "memory": _told_memory(config, found, machine),
-        "time": _told_time(config, found, machine),
+        "images": _describe_images(config, found.images),
+        "network": _describe_network(config, found),
+        "steps": _describe_steps(config, found),
+        "memory": _describe_memory(config, found, machine),
+        "time": _describe_time(config, found, machine),
     }
     width = max(map(len, told))
     lines = [
@@ -269,14 +269,15 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _told_images(config: TrainConfig, images: Images) -> str:
+def _describe_images(config: TrainConfig, images: Images) -> str:
     number = "an unknown number" if images.number is None else f"{images.number:,}"
     return (
-        f"{config.data.name}, {number} for training, {images.num_classes:,} classes ({images.told})"
+        f"{config.data.name}, {number} for training, {images.num_classes:,} classes "
+        f"({images.origin})"
     )
 
 
-def _told_network(config: TrainConfig, found: Forecast) -> str:
+def _describe_network(config: TrainConfig, found: Forecast) -> str:
     model = config.model
     start = "random weights"
     if model.pretrained:
@@ -291,7 +292,7 @@ def _told_network(config: TrainConfig, found: Forecast) -> str:
     )
 
 
-def _told_steps(config: TrainConfig, found: Forecast) -> str:
+def _describe_steps(config: TrainConfig, found: Forecast) -> str:
     devices = f"{found.devices} GPU{'s' if found.devices > 1 else ''}"
     auto = " (devices is auto: give --devices)" if config.devices == "auto" else ""
     parts = f", in {config.accumulate} parts" if config.accumulate > 1 else ""
@@ -305,7 +306,7 @@ def _told_steps(config: TrainConfig, found: Forecast) -> str:
     return f"{config.epochs} epochs x {found.steps_per_epoch:,} = {total:,} steps of {batch}"
 
 
-def _told_memory(config: TrainConfig, found: Forecast, gpu: Gpu) -> str:
+def _describe_memory(config: TrainConfig, found: Forecast, gpu: Gpu) -> str:
     room = _USABLE * gpu.memory * 2**30
     told = (
         f"about {_gib(found.memory)} a GPU, estimated: {_gib(found.state_bytes)} for weights, "
@@ -325,7 +326,7 @@ def _advice(config: TrainConfig, found: Forecast, room: float) -> str:
     return "" if accumulate is None else f", --accumulate {accumulate} would do"
 
 
-def _told_time(config: TrainConfig, found: Forecast, gpu: Gpu) -> str:
+def _describe_time(config: TrainConfig, found: Forecast, gpu: Gpu) -> str:
     rate = found.devices / found.image_seconds
     assumed = (
         f"assuming {_UTILISATION:.0%} of the peak rate, {_BYTES_MOVED} bytes to and from memory "
@@ -357,5 +358,10 @@ def _three_digits(value: float) -> str:
 def _duration(seconds: float) -> str:
     for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.2g} seconds"
+            return f"{_one_digit(seconds / length)} {unit}"
+    return f"{_one_digit(seconds)} seconds"
+
+
+def _one_digit(value: float) -> str:
+    """An estimate knows no more: 26 is 30."""
+    return f"{float(f'{value:.1g}'):g}"

@@ -17,16 +17,14 @@ import torch
 
 from convattn.config import TrainConfig
 from convattn.papers.costs import count_macs
-from convattn.papers.tables import HEADLINE, TABLES, Row, Table
+from convattn.papers.tables import HEADLINE, TABLES, RecipeRow, Table
 from convattn.runs import Run
 from convattn.surgery.records import num_params
 from convattn.tasks import build_network
-from convattn.text import aligned
+from convattn.text import aligned, markdown_table
 from convattn.weights import RELEASES, cached_path
 
 _CLASSES = {"imagenet": 1000, "cifar100": 100, "coco": 90, "ade20k": 150}
-# Of an image as the tables count it; others are counted as their recipe sees them.
-_SIZES: dict[str, tuple[int, int]] = {"cifar100": (32, 32), "mask_rcnn": (800, 1344)}
 _VALIDATION = 50_000  # ImageNet's validation images
 # Of these no value changes what a run is to be compared with.
 _OF_NO_EFFECT = frozenset(
@@ -54,10 +52,10 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class RowStatus:
     """What is known here of a row."""
 
-    row: Row
+    row: RecipeRow
     table: Table
     parameters: int
     """Of our network."""
@@ -81,24 +79,24 @@ class Standing:
         return f"about {self.row.score} % {self.table.metric}, unconfirmed"
 
     @property
-    def parameters_told(self) -> str:
+    def parameters_cell(self) -> str:
         """Ours in millions, beside the paper's."""
         return _beside(self.parameters / 1e6, self.row.parameters, self.row.cost_known)
 
     @property
-    def cost_told(self) -> str:
+    def cost_cell(self) -> str:
         """Ours in the table's unit, beside the paper's."""
         return _beside(self.cost, self.row.cost, self.row.cost_known)
 
     @property
-    def weights_told(self) -> str:
+    def weights_cell(self) -> str:
         """Whether there are released ones, and whether they are here."""
         if self.row.release is None:
             return "none released"
         return f"`{self.row.release}`, {'here' if self.weights_here else 'not downloaded'}"
 
     @property
-    def measured_told(self) -> str:
+    def measured_cell(self) -> str:
         """Every score found here, in words."""
         found = [f"{one.score:.2f} % ({one.remark}, `{one.folder}`)" for one in self.measured]
         return "; ".join(found) or "not measured"
@@ -106,19 +104,19 @@ class Standing:
     @property
     def verified(self) -> str:
         """What of the row holds here, in words."""
-        row, told = self.row, []
+        row, verified = self.row, []
         if row.parameters:
-            told.append(f"parameters {_verdict(self.parameters / 1e6, row.parameters)}")
+            verified.append(f"parameters {_verdict(self.parameters / 1e6, row.parameters)}")
         if row.cost:
             full = self.cost + self.table.flops * row.left_out / 1e9
             verdict = _verdict(full, row.cost)
             counted = f", counting {row.left_out / 1e9:.2f} that ours does without"
-            told.append(f"{self.table.unit} {verdict}{counted if row.left_out else ''}")
-        if not told:
-            told.append("that the network builds: the paper gives no cost")
+            verified.append(f"{self.table.unit} {verdict}{counted if row.left_out else ''}")
+        if not verified:
+            verified.append("that the network builds: the paper gives no cost")
         if any(one.as_published for one in self.measured):
-            told.append(f"{self.table.metric} measured")
-        return ", ".join(told)
+            verified.append(f"{self.table.metric} measured")
+        return ", ".join(verified)
 
     @property
     def commands(self) -> tuple[str, ...]:
@@ -129,14 +127,10 @@ class Standing:
             train += " --devices 8"
         if config.model.name in RELEASES:
             train += " --model.pretrained"
-        elif "finetune" in self.row.recipe or config.data.name == "ade20k" or self._is_mask_rcnn:
+        elif self.row.from_weights:
             train += " --model.checkpoint FILE"
         test = f"convattn evaluate {self.row.release} --data imagenet --data.root DIR"
         return (train,) if self.row.release is None else (test, train)
-
-    @property
-    def _is_mask_rcnn(self) -> bool:
-        return self.row.config.model.name.startswith("mask_rcnn")
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
@@ -165,10 +159,10 @@ class Standing:
 
 
 def _beside(ours: float, paper: str, known: bool) -> str:
-    told = f"{ours:.{max(2, _digits(paper))}f}"
+    counted = f"{ours:.{max(2, _digits(paper))}f}"
     if not paper:
-        return told
-    return f"{told} / {paper}" if known else f"{told} / about {paper}"
+        return counted
+    return f"{counted} / {paper}" if known else f"{counted} / about {paper}"
 
 
 def _digits(printed: str) -> int:
@@ -182,9 +176,9 @@ def _verdict(ours: float, paper: str) -> str:
     return f"differ by {ours / float(paper) - 1:+.1%}".replace("%", " %")
 
 
-def standings(
+def check_rows(
     runs: Sequence[Path] = (), *, progress: Callable[[int, int, str], Any] | None = None
-) -> list[Standing]:
+) -> list[RowStatus]:
     """What is known here of every row.
 
     Args:
@@ -198,7 +192,7 @@ def standings(
     tests = [test for folder in runs for test in _read_tests(folder)]
     total = sum(len(table.rows) for table in TABLES)
     counted: dict[str, tuple[int, int]] = {}
-    found: list[Standing] = []
+    found: list[RowStatus] = []
     for table in TABLES:
         for row in table.rows:
             if progress is not None:
@@ -208,7 +202,7 @@ def standings(
                 counted[key] = _count(row)
             parameters, macs = counted[key]
             found.append(
-                Standing(
+                RowStatus(
                     row=row,
                     table=table,
                     parameters=parameters,
@@ -221,21 +215,20 @@ def standings(
     return found
 
 
-def _size(row: Row) -> tuple[int, int]:
+def _size(row: RecipeRow) -> tuple[int, int]:
     """Height and width of the image that its cost is counted for."""
-    config = row.config
-    kind = "mask_rcnn" if config.model.name.startswith("mask_rcnn") else config.data.name
-    side = config.data.image_size or 0
-    return _SIZES.get(kind) or config.data.crop_size or (side, side)
+    data = row.config.data
+    side = data.image_size or 0
+    return row.size or data.crop_size or (side, side)
 
 
-def _network_of(row: Row) -> str:
+def _network_of(row: RecipeRow) -> str:
     """The same for rows of one network at one size, which are counted once."""
     model = row.config.model
     return f"{model.name.partition('.')[0]} {model.model_args} {_size(row)}"
 
 
-def _count(row: Row) -> tuple[int, int]:
+def _count(row: RecipeRow) -> tuple[int, int]:
     """Parameters and multiply-adds."""
     size = _size(row)
     with torch.device("meta"):
@@ -287,7 +280,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _measured(row: Row, table: Table, tests: Sequence[_Test]) -> Iterator[Measured]:
+def _measured(row: RecipeRow, table: Table, tests: Sequence[_Test]) -> Iterator[Measured]:
     for test in tests:
         score = test.evaluation.get(table.field)
         if score is None:
@@ -309,7 +302,7 @@ def _measured(row: Row, table: Table, tests: Sequence[_Test]) -> Iterator[Measur
         )
 
 
-def _is_of_release(row: Row, arguments: Sequence[str]) -> bool:
+def _is_of_release(row: RecipeRow, arguments: Sequence[str]) -> bool:
     """Whether ``convattn evaluate`` was given the row's released weights and ImageNet."""
     if row.release is None or not arguments or "imagenet" not in arguments:
         return False
@@ -327,11 +320,11 @@ def _changes(config: Any, other: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{item.name}"
 
 
-def to_markdown(found: Sequence[Standing]) -> str:
+def to_markdown(found: Sequence[RowStatus]) -> str:
     """All rows, the best known first, as a page.
 
     Args:
-        found: What ``standings`` gave.
+        found: What ``check_rows`` gave.
     """
     best = [one for recipe in HEADLINE for one in found if one.row.recipe == recipe]
     parts = [_PREFACE, _section("The rows that the papers are known by", best)]
@@ -361,32 +354,29 @@ _TITLES = (
 )
 
 
-def _section(title: str, found: Sequence[Standing]) -> str:
-    lines = [
-        f"## {title}\n",
-        f"| {' | '.join(_TITLES)} |",
-        "|---" * len(_TITLES) + "|",
-    ]
-    for one in found:
-        cells = (
+def _section(title: str, found: Sequence[RowStatus]) -> str:
+    rows = [
+        (
             one.row.name,
             one.paper,
-            one.parameters_told,
-            f"{one.cost_told} {one.table.unit}",
-            one.weights_told,
-            one.measured_told,
+            one.parameters_cell,
+            f"{one.cost_cell} {one.table.unit}",
+            one.weights_cell,
+            one.measured_cell,
             one.verified,
         )
-        lines.append(f"| {' | '.join(cells)} |")
+        for one in found
+    ]
     commands = dict.fromkeys(command for one in found for command in one.commands)
-    return "\n".join([*lines, "", "```sh", *commands, "```", ""])
+    table = markdown_table(_TITLES, rows)
+    return "\n".join([f"## {title}\n", table, "", "```sh", *commands, "```", ""])
 
 
-def to_text(found: Sequence[Standing]) -> str:
+def to_text(found: Sequence[RowStatus]) -> str:
     """All rows as aligned columns, for a terminal.
 
     Args:
-        found: What ``standings`` gave.
+        found: What ``check_rows`` gave.
     """
     lines = []
     for table in dict.fromkeys(one.table for one in found):
@@ -395,10 +385,10 @@ def to_text(found: Sequence[Standing]) -> str:
             (
                 one.row.name,
                 one.paper,
-                one.parameters_told,
-                one.cost_told,
-                one.weights_told.replace("`", ""),
-                one.measured_told.replace("`", ""),
+                one.parameters_cell,
+                one.cost_cell,
+                one.weights_cell.replace("`", ""),
+                one.measured_cell.replace("`", ""),
             )
             for one in found
             if one.table is table
@@ -408,10 +398,10 @@ def to_text(found: Sequence[Standing]) -> str:
     return "\n".join(lines)
 
 
-def to_json(found: Sequence[Standing]) -> str:
+def to_json(found: Sequence[RowStatus]) -> str:
     """All rows for programs.
 
     Args:
-        found: What ``standings`` gave.
+        found: What ``check_rows`` gave.
     """
     return json.dumps([one.to_dict() for one in found], indent=2) + "\n"

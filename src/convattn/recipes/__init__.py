@@ -1,9 +1,10 @@
-"""Named training runs: functions that return a ``TrainConfig``.
+"""Named trainings: a record a row of the papers' tables, and of our own.
 
 A figure marked *inferred* is in neither paper nor public code. "Ours" is filled in where we have
 trained the recipe to its end.
 """
 
+# Importing these files lists their recipes, in this order.
 from convattn.recipes import (
     classification,
     detection,
@@ -11,15 +12,15 @@ from convattn.recipes import (
     patchconvnet,
     segmentation,
 )
-from convattn.recipes.registry import RECIPES, Recipe, register_recipe
+from convattn.recipes.record import RECIPES, Recipe, Row
 
 __all__ = [
     "RECIPES",
     "Recipe",
+    "Row",
     "classification",
     "detection",
     "imagenet",
     "patchconvnet",
-    "register_recipe",
     "segmentation",
 ]
