@@ -78,7 +78,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def shorten_name(name: str) -> str:
-    """The first of a class's names, ImageNet has several, cut where it would run into its neighbour.
+    """The first of a class's names (ImageNet has several), cut to fit beside others.
 
     Args:
         name: Of a class.
