@@ -74,10 +74,10 @@ def measured(run: Path, config: TrainConfig, num_images: int) -> Report:
 
 def over_seeds(values: Sequence[float], digits: int) -> str:
     """The mean and, of several, the range."""
-    told = f"{statistics.mean(values):.{digits}f}"
+    text = f"{statistics.mean(values):.{digits}f}"
     if len(values) == 1:
-        return told
-    return f"{told} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+        return text
+    return f"{text} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def section(name: str, reports: Sequence[Report], seeds: Sequence[int]) -> list[str]:

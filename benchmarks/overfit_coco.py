@@ -107,8 +107,8 @@ def main() -> None:
         minutes = (time.perf_counter() - start) / 60
         result: Any = run.result
         masks = result.segm_map50
-        told = "" if masks is None else f", mask AP50 {masks:.3f}"
-        print(f"{config.recipe}: box AP50 {result.map50:.3f}{told}; {minutes:.1f} minutes")
+        masks_text = "" if masks is None else f", mask AP50 {masks:.3f}"
+        print(f"{config.recipe}: box AP50 {result.map50:.3f}{masks_text}; {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":

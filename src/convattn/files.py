@@ -91,39 +91,24 @@ def unused_name(name: str, used: set[str]) -> str:
 
 
 def sha256_of(file: Path) -> str:
-    """A file's SHA-256, in hexadecimal digits.
-
-    Args:
-        file: The file.
-    """
+    """A file's SHA-256, in hexadecimal digits."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def hash_file(file: Path) -> Path:
-    """Where the hash of a file is kept: beside it.
-
-    Args:
-        file: The file.
-    """
+    """Where the hash of a file is kept: beside it."""
     return file.with_name(f"{file.name}.sha256")
 
 
 def record_hash(file: Path) -> None:
-    """Keep the hash of a file that has none yet, as ``sha256sum --check`` reads it.
-
-    Args:
-        file: The file.
-    """
+    """Keep the hash of a file that has none yet, as ``sha256sum --check`` reads it."""
     if not hash_file(file).exists():
         replace_atomically(hash_file(file), f"{sha256_of(file)}  {file.name}\n".encode())
 
 
 def check_hash(file: Path) -> None:
     """Compare a file with the hash that is kept of it, if one is.
-
-    Args:
-        file: The file.
 
     Raises:
         ValueError: If they differ.

@@ -17,9 +17,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
     Also after an error, and a network that is trained with some norms frozen keeps them frozen.
 
-    Args:
-        model: Any network.
-
     Example:
         >>> model = nn.Dropout()
         >>> with eval_mode(model):
@@ -43,9 +40,6 @@ def frozen_eval_mode(model: nn.Module) -> Iterator[None]:
 
     Mode flags of every module, ``requires_grad`` and ``grad`` of every parameter come back, also
     after an error. A compiled network runs eagerly in the block.
-
-    Args:
-        model: Any network.
     """
     states = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:

@@ -420,7 +420,6 @@ def build_network(
     """The network that a run trains, with random weights.
 
     Args:
-        config: The run.
         num_classes: Without the background.
         in_chans: Channels of an image.
         input_size: Height and width that attention is made for, where it is added.

@@ -39,12 +39,7 @@ def open_data(config: DataConfig, *, training: bool = True) -> Source:
 
 
 def training_transform(config: DataConfig, source: Source) -> Transform:
-    """What is done to a training image.
-
-    Args:
-        config: The augmentation.
-        source: The data set.
-    """
+    """What is done to a training image."""
     return train_transform(
         _image_size(config, source),
         scale=config.scale,
@@ -65,7 +60,6 @@ def pretrained_cfg(config: DataConfig, source: Source) -> dict[str, Any]:
 
     Args:
         config: How images are resized and cropped.
-        source: The data set.
     """
     size = _image_size(config, source)
     crop_pct = config.crop_pct
@@ -90,7 +84,6 @@ def test_batches(
 
     Args:
         config: Size of a batch and number of workers.
-        source: The data set.
         cfg: The ``pretrained_cfg`` of the model.
 
     Returns:

@@ -32,11 +32,7 @@ class AugmentOptions(AttentionOptions):
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``convattn augment``.
-
-    Args:
-        arguments: Words behind the command.
-    """
+    """Run ``convattn augment``."""
     prog = "convattn augment"
     target = find_target(AugmentOptions(), arguments, prog=prog, model="MODEL")
     options = parse(AugmentOptions, AugmentOptions(), arguments[1:], prog=f"{prog} {target.name}")

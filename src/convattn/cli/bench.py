@@ -57,11 +57,7 @@ class BenchModelOptions(BenchOptions):
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``convattn bench``.
-
-    Args:
-        arguments: Words behind the command.
-    """
+    """Run ``convattn bench``."""
     from tqdm import tqdm
 
     from convattn.bench import LAYERS, draw_costs, measure

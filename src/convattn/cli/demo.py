@@ -29,11 +29,7 @@ class DemoOptions:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``convattn demo``.
-
-    Args:
-        arguments: Words behind the command.
-    """
+    """Run ``convattn demo``."""
     prog = "convattn demo"
     named = bool(arguments) and not arguments[0].startswith("-")
     target = None

@@ -25,11 +25,7 @@ class EvaluateOptions(EvaluateConfig):
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``convattn evaluate``.
-
-    Args:
-        arguments: Words behind the command.
-    """
+    """Run ``convattn evaluate``."""
     stopped = None
     if arguments and arguments[0].split("=")[0] == "--resume":
         stopped, arguments = _stopped(arguments)

@@ -74,11 +74,7 @@ class ExplainOptions:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``convattn explain``.
-
-    Args:
-        arguments: Words behind the command.
-    """
+    """Run ``convattn explain``."""
     prog = "convattn explain"
     target = find_target(
         ExplainOptions(), arguments, prog=prog, model="MODEL", rest="IMAGE|FOLDER "

@@ -64,11 +64,7 @@ class ExportOptions:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``convattn export``.
-
-    Args:
-        arguments: Words behind the command.
-    """
+    """Run ``convattn export``."""
     prog = "convattn export"
     target = find_target(ExportOptions(), arguments, prog=prog, model="MODEL")
     options = parse(ExportOptions, ExportOptions(), arguments[1:], prog=f"{prog} {target.name}")

@@ -28,11 +28,7 @@ class ListOptions:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``convattn list``.
-
-    Args:
-        arguments: Words behind the command.
-    """
+    """Run ``convattn list``."""
     options = parse(ListOptions, ListOptions(), arguments, prog="convattn list")
     describe: Callable[[str], tuple[str, ...]]
     names: list[str]

@@ -22,11 +22,7 @@ class PredictOptions(PredictConfig):
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``convattn predict``.
-
-    Args:
-        arguments: Words behind the command.
-    """
+    """Run ``convattn predict``."""
     prog = "convattn predict"
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: {prog} RUN IMAGE|FOLDER [OPTIONS]\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from convattn.cli.words import UsageError, parse, show_progress
+from convattn.cli.words import UsageError, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,30 +21,29 @@ class ReproduceOptions:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``convattn reproduce``.
-
-    Args:
-        arguments: Words behind the command.
-    """
+    """Run ``convattn reproduce``."""
     options = parse(ReproduceOptions, ReproduceOptions(), arguments, prog="convattn reproduce")
     for flag, file in (("--out", options.out), ("--json", options.json)):
         if file is not None and not Path(file).absolute().parent.is_dir():
             raise UsageError(
                 f"{flag} {file}: there is no folder {Path(file).parent}; make it first"
             )
+    from tqdm import tqdm
+
     from convattn.files import replace_atomically
     from convattn.papers.reproduce import check_rows, to_json, to_markdown, to_text
 
-    found = check_rows([Path(folder) for folder in options.runs], progress=_show)
-    show_progress("")
+    with tqdm(unit=" rows", leave=False, disable=None) as bar:
+
+        def progress(done: int, total: int, name: str) -> None:
+            bar.total = total
+            bar.set_postfix_str(name, refresh=False)
+            bar.update(done - bar.n)
+
+        found = check_rows([Path(folder) for folder in options.runs], progress=progress)
     print(to_text(found))
     for file, write in ((options.out, to_markdown), (options.json, to_json)):
         if file is not None:
             replace_atomically(Path(file), write(found).encode())
             print(file)
     return 0
-
-
-def _show(done: int, total: int, name: str) -> None:
-    """Redraw the line that tells how far the counting is, on a terminal."""
-    show_progress(f"counting {done + 1} of {total}: {name}")

@@ -95,11 +95,7 @@ def check_free(out: str | None) -> None:
 
 
 def with_data_name(words: list[str]) -> list[str]:
-    """``--data NAME`` as short for ``--data.name NAME``.
-
-    Args:
-        words: Of the command line.
-    """
+    """``--data NAME`` as short for ``--data.name NAME``."""
     return [
         "--data.name" + word.removeprefix("--data") if word.split("=")[0] == "--data" else word
         for word in words
@@ -134,7 +130,6 @@ def find_target(
 
     Args:
         options: Default options, for the help.
-        arguments: Words behind the command.
         prog: What the help calls it.
         model: What the help calls a model.
         rest: What else stands before the options.

@@ -42,11 +42,7 @@ class TrainOptions(TrainConfig):
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``convattn train``.
-
-    Args:
-        arguments: Words behind the command.
-    """
+    """Run ``convattn train``."""
     from convattn.recipes import RECIPES
 
     if arguments and arguments[0] in ("-h", "--help"):

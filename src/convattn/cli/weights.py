@@ -49,11 +49,7 @@ class ConvertOptions:
 
 
 def command(arguments: list[str]) -> int:
-    """Run ``convattn weights``.
-
-    Args:
-        arguments: Words behind the command.
-    """
+    """Run ``convattn weights``."""
     first = arguments[0] if arguments else ""
     if first in ("-h", "--help"):
         print(_HELP, end="")

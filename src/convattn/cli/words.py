@@ -7,8 +7,6 @@ import dataclasses
 import io
 import itertools
 import re
-import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -123,7 +121,6 @@ def choose(kind: str, name: str, known: Mapping[str, T]) -> T:
 
     Args:
         kind: What an error calls it.
-        name: The name.
         known: All there are.
 
     Raises:
@@ -144,23 +141,6 @@ def summary(function: Callable[..., Any]) -> str:
 
 
 def fail(message: str, status: int) -> int:
-    """Tell a mistake on stderr, in one line, and give the status back.
-
-    Args:
-        message: What is wrong.
-        status: The exit status.
-    """
+    """Tell a mistake on stderr, in one line, and give the status back."""
     report(message)
     return status
-
-
-def show_progress(text: str) -> None:
-    """Redraw the line on stderr that tells how far a command is, on a terminal only.
-
-    Args:
-        text: What it tells; "" empties it.
-    """
-    if sys.stderr.isatty():
-        columns = shutil.get_terminal_size().columns - 1
-        end = "" if text else "\r"
-        print(f"\r{text[:columns].ljust(columns)}", end=end, file=sys.stderr, flush=True)

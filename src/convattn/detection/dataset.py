@@ -53,7 +53,6 @@ def pretrained_cfg(config: DataConfig, source: DetectionSource) -> dict[str, Any
 
     Args:
         config: How images are resized.
-        source: The data set.
     """
     own = source.image_size
     longest = config.max_size
@@ -79,6 +78,5 @@ def test_batches(config: DataConfig, source: DetectionSource) -> DataLoader[Any]
 
     Args:
         config: Size of a batch and number of workers.
-        source: The data set.
     """
     return list_batches(config, source.test.with_transform(detection_test_transform()))

@@ -134,7 +134,6 @@ def training_state_bytes(model: nn.Module, config: TrainConfig) -> int:
 
     Args:
         model: A network without memory, as made under ``torch.device("meta")``.
-        config: The run.
     """
     optimizer = create_optimizer(model, **optimizer_args(config))
     parameters = [one for one in model.parameters() if one.requires_grad]

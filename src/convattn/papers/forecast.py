@@ -135,7 +135,6 @@ def forecast(config: TrainConfig, gpu: Gpu) -> Forecast:
     """What a training would take.
 
     Args:
-        config: The run.
         gpu: Of its devices; ``auto`` counts as one.
 
     Raises:
@@ -204,7 +203,6 @@ def report(config: TrainConfig, *, summary: str, gpu: GpuName = "h100") -> str:
     """What ``convattn train RECIPE --dry-run`` prints.
 
     Args:
-        config: The run.
         summary: What its recipe is, in a sentence.
         gpu: One of ``GPUS``.
 
@@ -214,7 +212,7 @@ def report(config: TrainConfig, *, summary: str, gpu: GpuName = "h100") -> str:
     """
     machine = GPUS[gpu]
     found = forecast(config, machine)
-    told = {
+    rows = {
         **dict(_settings(config)),
         "images": _describe_images(config, found.images),
         "network": _describe_network(config, found),
@@ -222,7 +220,7 @@ def report(config: TrainConfig, *, summary: str, gpu: GpuName = "h100") -> str:
         "memory": _describe_memory(config, found, machine),
         "time": _describe_time(config, found, machine),
     }
-    width = max(map(len, told))
+    width = max(map(len, rows))
     lines = [
         textwrap.fill(
             text,
@@ -232,7 +230,7 @@ def report(config: TrainConfig, *, summary: str, gpu: GpuName = "h100") -> str:
             break_long_words=False,
             break_on_hyphens=False,
         )
-        for name, text in told.items()
+        for name, text in rows.items()
         if text
     ]
     return "\n".join([f"{config.recipe}: {summary}", "", *lines, "", "Nothing was run."])
@@ -257,8 +255,8 @@ def _settings(config: TrainConfig) -> Iterator[tuple[str, str]]:
 
 
 def _differing(pairs: dict[str, tuple[Any, Any]]) -> str:
-    told = (f"{name} {_short(value)}" for name, (value, other) in pairs.items() if value != other)
-    return ", ".join(told)
+    text = (f"{name} {_short(value)}" for name, (value, other) in pairs.items() if value != other)
+    return ", ".join(text)
 
 
 def _short(value: Any) -> str:
@@ -308,13 +306,13 @@ def _describe_steps(config: TrainConfig, found: Forecast) -> str:
 
 def _describe_memory(config: TrainConfig, found: Forecast, gpu: Gpu) -> str:
     room = _USABLE * gpu.memory * 2**30
-    told = (
+    text = (
         f"about {_gib(found.memory)} a GPU, estimated: {_gib(found.state_bytes)} for weights, "
         f"gradients and the optimiser, {_gib(found.image_bytes)} an image"
     )
     if found.memory <= room:
-        return f"{told}; {gpu.title} has {gpu.memory} GiB: it fits"
-    return f"{told}; {gpu.title} has {gpu.memory} GiB: too little{_advice(config, found, room)}"
+        return f"{text}; {gpu.title} has {gpu.memory} GiB: it fits"
+    return f"{text}; {gpu.title} has {gpu.memory} GiB: too little{_advice(config, found, room)}"
 
 
 def _advice(config: TrainConfig, found: Forecast, room: float) -> str:
@@ -335,13 +333,13 @@ def _describe_time(config: TrainConfig, found: Forecast, gpu: Gpu) -> str:
         "step; without tests, and without waiting for images or, as small networks do, for "
         "kernels to start"
     )
-    told = f"{rate:,.0f} images a second on {found.devices} x {gpu.title}"
+    text = f"{rate:,.0f} images a second on {found.devices} x {gpu.title}"
     if config.precision == "bf16-mixed" and not gpu.has_bfloat16:
-        told += ", which has no bfloat16: as fast as this with --precision 16-mixed"
+        text += ", which has no bfloat16: as fast as this with --precision 16-mixed"
     if found.steps_per_epoch is None:
-        return f"{told}, estimated: {assumed}"
+        return f"{text}, estimated: {assumed}"
     seconds = config.epochs * found.steps_per_epoch * config.data.batch_size / rate
-    return f"about {_duration(seconds)}, {told}, estimated: {assumed}"
+    return f"about {_duration(seconds)}, {text}, estimated: {assumed}"
 
 
 def _gib(size: float) -> str:

@@ -234,7 +234,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a model with trained weights; nothing in the file is run.
 
     Args:
-        model: The network.
         path: As ``convattn.weights.read_weights`` takes it.
 
     Raises:

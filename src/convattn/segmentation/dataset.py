@@ -43,7 +43,6 @@ def pretrained_cfg(config: DataConfig, source: SegmentationSource) -> dict[str, 
 
     Args:
         config: How images are resized.
-        source: The data set.
     """
     seen = config.crop_size or source.image_size or (_SHORTER_SIDE,) * 2
     return {
@@ -63,7 +62,6 @@ def test_batches(
 
     Args:
         config: Size of a batch and number of workers.
-        source: The data set.
         cfg: The ``pretrained_cfg`` of the model.
     """
     transform = segmentation_test_transform(

@@ -40,8 +40,8 @@ def draw_curves(metrics: Path, out: Path, *, curves: Curves, title: str) -> None
     ):
         epochs, shares = _column(rows, column)
         percent = [100 * share for share in shares]
-        told = f"{label}, {percent[-1]:.1f} at the end" if percent else label
-        accuracy.plot(epochs, percent, "o-", color=colour, markersize=4, label=told)
+        text = f"{label}, {percent[-1]:.1f} at the end" if percent else label
+        accuracy.plot(epochs, percent, "o-", color=colour, markersize=4, label=text)
     accuracy.set(title=curves.title, ylabel="per cent", ylim=(0, 103))
     rate.plot(*_column(rows, "lr"), color="#54278f", linewidth=2)
     rate.set(title="Learning rate", ylim=(0, None))

@@ -66,11 +66,7 @@ class DetectionTask(DenseTask):
 
 
 def detection_curves(model: str) -> Curves:
-    """What is shown of a detector's tests.
-
-    Args:
-        model: Its name.
-    """
+    """What is shown of a detector's tests."""
     shares = {"val_map50": "box AP50", "val_map": "box AP"}
     if finds_masks(model):
         shares |= {"val_segm_map50": "mask AP50", "val_segm_map": "mask AP"}

@@ -34,7 +34,6 @@ def create_optimizer(
     groups' ``lr_scale``, which ``create_schedule`` heeds, in the warm-up and at the end, too.
 
     Args:
-        model: The network.
         opt: timm's name of the optimiser.
         lr: Highest learning rate.
         weight_decay: Decay of the parameters that are not spared.
@@ -129,11 +128,7 @@ def create_schedule(
 
 
 def optimizer_args(config: TrainConfig) -> dict[str, Any]:
-    """Arguments of ``create_optimizer``.
-
-    Args:
-        config: The run.
-    """
+    """Arguments of ``create_optimizer``."""
     optim = config.optim
     return {
         "opt": optim.opt,
@@ -148,11 +143,7 @@ def optimizer_args(config: TrainConfig) -> dict[str, Any]:
 
 
 def schedule_args(config: TrainConfig) -> dict[str, Any]:
-    """Arguments of ``create_schedule`` but for the lengths.
-
-    Args:
-        config: The run.
-    """
+    """Arguments of ``create_schedule`` but for the lengths."""
     optim = config.optim
     return {
         "schedule": optim.schedule,

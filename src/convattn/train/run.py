@@ -83,7 +83,6 @@ def resume(run: Run, open_job: Callable[[TrainConfig], Job]) -> TrainedRun | Non
     """Go on with a run that was stopped or killed; it ends as if it never had been.
 
     Args:
-        run: The run.
         open_job: Opens the data and says what is trained on them: a task's ``job``.
 
     Returns:

@@ -97,14 +97,14 @@ def describe_augment(augment: AugmentConfig, *parts: str) -> str:
     """
     if augment.pool is None and not augment.conv:
         return "no"
-    told = []
+    words = []
     if augment.pool is not None:
-        told.append(f"pool {augment.pool}")
+        words.append(f"pool {augment.pool}")
     if augment.conv:
-        told.append(f"conv {' '.join(augment.conv)}")
-    told += parts
+        words.append(f"conv {' '.join(augment.conv)}")
+    words += parts
     if augment.lr_scale != 1:
-        told.append(f"new layers' learning rate times {augment.lr_scale:g}")
+        words.append(f"new layers' learning rate times {augment.lr_scale:g}")
     if augment.freeze:
-        told.append("all but attention and what predicts frozen")
-    return ", ".join(told)
+        words.append("all but attention and what predicts frozen")
+    return ", ".join(words)
