@@ -24,8 +24,7 @@ from torch.utils.checkpoint import (
 
 from convattn.bench import compare
 from convattn.kernels.patchconv_block import normalize, project
-from convattn.kernels.patchconv_block.manual_backward import manual_backward_block
-from convattn.kernels.patchconv_block.recomputing import recomputing_block
+from convattn.kernels.patchconv_block.forms import manual_backward_block, recomputing_block
 from convattn.models.patchconvnet import PatchConvBlock
 from convattn.text import markdown_table
 

@@ -38,64 +38,14 @@ The backward pass by hand is kept for its memory, at the same time; selective ch
 form: it is slower everywhere, and what of memory it saves the recomputed GELUs save as well.
 """
 
-from collections.abc import Callable
-
-import torch
-from torch import Tensor, nn
-
-from convattn.kernels.patchconv_block.contract import Block, Norm, normalize, project
-from convattn.kernels.patchconv_block.in_place import fits_in_place, in_place_block
-from convattn.kernels.patchconv_block.manual_backward import (
-    fits_manual_backward,
-    manual_backward_block,
+from convattn.kernels.patchconv_block.forms import (
+    Block,
+    Form,
+    Norm,
+    apply_form,
+    fast_form,
+    normalize,
+    project,
 )
-from convattn.kernels.patchconv_block.recomputing import (
-    fits_recomputing,
-    recomputing_block,
-    recomputing_branch,
-)
-
-Form = Callable[[Block, Tensor, float], Tensor]
-
-_FORMS: tuple[tuple[Callable[[Block, Tensor], bool], Form], ...] = (
-    (fits_in_place, in_place_block),
-    (fits_manual_backward, manual_backward_block),
-    (fits_recomputing, recomputing_block),
-)
-
-
-def fast_form(block: Block, x: Tensor) -> Form | None:
-    """The first form that fits, called with block, ``x`` and a factor of the branch.
-
-    None where the layers have to be called one by one: under tracing, or where hooks watch a pass
-    without gradients.
-
-    Args:
-        block: Its layers.
-        x: (B, H, W, C).
-    """
-    return next((form for fits, form in _FORMS if fits(block, x)), None)
-
-
-def apply_form(form: Form, block: Block, x: Tensor) -> Tensor:
-    """The block on one of its forms, with stochastic depth where it is trained with some.
-
-    Dropped images are left out of the computation, but with BatchNorm, which would notice.
-
-    Args:
-        form: Of the table.
-        block: Its layers.
-        x: (B, H, W, C).
-    """
-    rate = block.drop_path.drop_prob if block.training else 0.0
-    if not rate:
-        return form(block, x, 1.0)
-    if isinstance(block.norm, nn.BatchNorm2d):
-        return x + block.drop_path(recomputing_branch(block, x))
-    # Drawn on the CPU, so that nobody waits for a GPU to tell how many are kept.
-    drawn = torch.empty(len(x), dtype=x.dtype, device="cpu").bernoulli_(1 - rate)
-    kept = drawn.nonzero()[:, 0].to(x.device, non_blocking=True)
-    return x.index_copy(0, kept, form(block, x.index_select(0, kept), 1 / (1 - rate)))
-
 
 __all__ = ["Block", "Form", "Norm", "apply_form", "fast_form", "normalize", "project"]

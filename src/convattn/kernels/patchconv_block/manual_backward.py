@@ -12,71 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from convattn.kernels.patchconv_block.contract import (
-    Block,
-    compute_dtype,
-    is_unmodified,
-    layers_of,
-)
-from convattn.kernels.tracing import is_tracing
-
 _gelu_backward = torch.ops.aten.gelu_backward.grad_input
-
-
-def fits_manual_backward(block: Block, x: Tensor) -> bool:
-    """Whether the backward pass that is written by hand does what autograd would."""
-    return (
-        block.training
-        and torch.is_grad_enabled()
-        and not is_tracing()
-        and not x.is_meta
-        and compute_dtype(x) in {x.dtype, torch.bfloat16} - {torch.float16}
-        and isinstance(block.norm, nn.LayerNorm)
-        and all(map(is_unmodified, layers_of(block)))
-        and all(parameter.requires_grad for parameter in _parameters(block))
-    )
-
-
-def manual_backward_block(block: Block, x: Tensor, scale: float) -> Tensor:
-    """The block with the norm's factors and layer scale inside the matrices; differentiable once.
-
-    Args:
-        block: Its layers, whose weights are read.
-        x: (B, H, W, C).
-        scale: Factor of the residual branch.
-    """
-    first, last, gamma = block.conv_pw, block.conv_pwl, block.gamma * scale
-    reduce, expand = block.se.reduce, block.se.expand
-    assert isinstance(reduce, nn.Linear)
-    assert isinstance(expand, nn.Linear)
-    assert isinstance(block.norm, nn.LayerNorm)
-    assert block.conv_dw.bias is not None
-    dtype = compute_dtype(x)
-    return manual_backward(
-        x.contiguous(),
-        _cast(
-            dtype,
-            first.weight * block.norm.weight,
-            F.linear(block.norm.bias, first.weight, first.bias),
-        ),
-        _cast(dtype, block.conv_dw.weight, block.conv_dw.bias),
-        _cast(dtype, reduce.weight, reduce.bias),
-        _cast(dtype, expand.weight, expand.bias),
-        _cast(dtype, gamma[:, None] * last.weight, gamma * last.bias),
-        eps=block.norm.eps,
-        recomputes_gelu=block.recomputes_gelu,
-    )
-
-
-def _parameters(block: Block) -> list[nn.Parameter]:
-    return [block.gamma, *(p for layer in layers_of(block) for p in layer.parameters())]
-
-
-def _cast(dtype: torch.dtype, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return weight.to(dtype), bias.to(dtype)
 
 
 def manual_backward(

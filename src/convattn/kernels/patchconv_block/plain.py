@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.kernels.patchconv_block.contract import Block, normalize
+from convattn.kernels.patchconv_block.forms import Block, normalize
 
 
 def plain_branch(block: Block, x: Tensor) -> Tensor:
