@@ -132,3 +132,17 @@ def test_unknown_model_of_a_configuration_is_named(tmp_path):
     file.write_text(file.read_text().replace("patchconvnet_nano", "patchconvnet_nan"))
     with pytest.raises(ValueError, match=r"config\.json.*nearest is 'patchconvnet_nano'"):
         Run.open(folder).load_model()
+
+
+@pytest.mark.parametrize(
+    "model_args", [{"embed_dim": -4}, {"embed_dim": 0}, {"depth": "many"}, {"colour": 1}]
+)
+def test_arguments_that_make_no_network_are_one_sentence(model_args, tmp_path):
+    model = create_model("patchconvnet_nano", num_classes=7, **SMALL)
+    folder = write_run(tmp_path / "run", model)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["model_args"] = model_args
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json: ") as caught:
+        Run.open(folder).load_model()
+    assert "\n" not in str(caught.value)

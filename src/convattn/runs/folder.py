@@ -13,6 +13,7 @@ from torch import nn
 
 from convattn.config import TrainConfig
 from convattn.runs.build import build_trained, create_model, load_weights, needs_backbone
+from convattn.text import one_line
 from convattn.weights import read_metadata
 
 _CONFIG = "config.json"
@@ -111,8 +112,9 @@ class Run:
         config, weights, cfg = self.config, self.weights, self.pretrained_cfg
         try:
             model = build_trained(config.model, cfg=cfg, augment=config.augment)
-        except ValueError as error:
-            raise ValueError(f"{self.folder / _CONFIG}: {error}") from error
+        # A network's own code raises whatever a damaged argument leads it to.
+        except Exception as error:
+            raise ValueError(f"{self.folder / _CONFIG}: {one_line(error)}") from error
         load_weights(model, weights)
         return model
 
