@@ -43,7 +43,7 @@ def test_assumed_size_is_that_of_the_opened_data(task):
         "detection": RECIPES["cluttered_digits_retinanet"](),
         "segmentation": RECIPES["cluttered_digits_upernet"](),
     }[task.name]
-    found = task.contents(_shortened(config))
+    found = task.describe(_shortened(config))
     assert found.shape[1:] == task.assumed_size(config.data)
     assert (found.num_train, found.num_classes) == (8, task.published["cluttered_digits"][1])
 

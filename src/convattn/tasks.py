@@ -62,7 +62,7 @@ class Task(ABC):
     """Number of classes of a data set that nobody has described."""
 
     @abstractmethod
-    def contents(self, config: TrainConfig) -> Contents:
+    def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them.
 
         Raises:
@@ -167,7 +167,7 @@ class Classification(Task):
         "tiny_imagenet": 64,
     }
 
-    def contents(self, config: TrainConfig) -> Contents:
+    def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them; nothing is downloaded."""
         from convattn.classification.dataset import open_data, pretrained_cfg
 
@@ -241,7 +241,7 @@ class Detection(Task):
     }
     assumed_classes = 80
 
-    def contents(self, config: TrainConfig) -> Contents:
+    def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them."""
         from convattn.detection.dataset import open_data, pretrained_cfg
 
@@ -322,7 +322,7 @@ class Segmentation(Task):
     }
     assumed_classes = 21
 
-    def contents(self, config: TrainConfig) -> Contents:
+    def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them."""
         from convattn.segmentation.dataset import open_data, pretrained_cfg
 

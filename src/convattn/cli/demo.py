@@ -40,7 +40,7 @@ def command(arguments: list[str]) -> int:
     from convattn.demo import launch
 
     launch(
-        None if target is None else target.name,
+        None if target is None else target.run or target.name,
         checkpoint=options.weights,
         num_classes=options.num_classes,
         host=options.host,

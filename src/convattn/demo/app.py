@@ -23,7 +23,7 @@ from convattn.demo import page
 from convattn.demo.network import Network, Query, mark_pixel, open_device, resize_for_display
 from convattn.demo.samples import Sample, digits, photographs
 from convattn.explanation.heatmap import Method
-from convattn.runs import open_model
+from convattn.runs import Run, open_model
 
 BUNDLED = "patchconvnet_nano.cluttered_digits"
 """The model that is shown where none is named."""
@@ -178,7 +178,7 @@ def _read(file: bytes | None) -> Image.Image:
 
 
 def launch(
-    target: str | None = None,
+    target: str | Run | None = None,
     *,
     checkpoint: str | None = None,
     num_classes: int | None = None,
@@ -189,7 +189,7 @@ def launch(
     """Show a network on a page in the browser until Ctrl-C; prints the address.
 
     Args:
-        target: A run folder, or a model's name; None takes the bundled one.
+        target: A run, its folder, or a model's name; None takes the bundled one.
         checkpoint: Weights of a model that is given by name; None takes its released ones.
         num_classes: Number of classes of that checkpoint; None takes the model's own.
         host: Address to listen on; ``0.0.0.0`` lets other machines in.
@@ -200,9 +200,12 @@ def launch(
         OSError: If nothing can listen there.
         ValueError: If there is no such model, or the port is no port.
     """
-    name = target or BUNDLED
-    model = open_model(name, checkpoint=checkpoint, num_classes=num_classes).to(open_device())
-    blocks = build(model, name=Path(name).resolve().name)
+    if isinstance(target, Run):
+        name, model = str(target.folder), target.load_model()
+    else:
+        name = target or BUNDLED
+        model = open_model(name, checkpoint=checkpoint, num_classes=num_classes)
+    blocks = build(model.to(open_device()), name=Path(name).resolve().name)
     print(f"{start(blocks, host=host, port=port, open_browser=open_browser)} (Ctrl-C ends it)")
     with suppress(KeyboardInterrupt):
         threading.Event().wait()

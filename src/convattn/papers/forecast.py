@@ -179,7 +179,7 @@ def _images(config: TrainConfig) -> Images:
     data, task = config.data, task_of(config.model.name)
     generated = data.name == "cluttered_digits"
     if data.root is not None and not generated:
-        found = task.contents(config)
+        found = task.describe(config)
         return Images(
             number=found.num_train,
             num_classes=found.num_classes,
