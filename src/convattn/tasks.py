@@ -62,6 +62,20 @@ class Task(ABC):
     """Number of classes of a data set that nobody has described."""
 
     @abstractmethod
+    def open_data(self, data: DataConfig, model: str, *, training: bool = True) -> Any:
+        """The data set that a configuration names, as ``dataset.open_data`` of the room gives it.
+
+        Args:
+            data: Name, place and size of the data set.
+            model: Name of the network that is to be trained or tested on it.
+            training: Whether the training images are wanted; else there is but one of them.
+
+        Raises:
+            ValueError: If they are not what they should be.
+            FileNotFoundError: If they are missing.
+        """
+
+    @abstractmethod
     def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them.
 
@@ -167,11 +181,17 @@ class Classification(Task):
         "tiny_imagenet": 64,
     }
 
+    def open_data(self, data: DataConfig, model: str, *, training: bool = True) -> Any:
+        """Images with a class each."""
+        from convattn.classification.dataset import open_data
+
+        return open_data(data, training=training)
+
     def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them; nothing is downloaded."""
-        from convattn.classification.dataset import open_data, pretrained_cfg
+        from convattn.classification.dataset import pretrained_cfg
 
-        source = open_data(replace(config.data, download=False))
+        source = self.open_data(replace(config.data, download=False), config.model.name)
         return Contents(
             num_train=len(source.train),
             num_classes=len(source.class_names),
@@ -241,11 +261,17 @@ class Detection(Task):
     }
     assumed_classes = 80
 
+    def open_data(self, data: DataConfig, model: str, *, training: bool = True) -> Any:
+        """Images with boxes, and masks where the network finds some."""
+        from convattn.detection.dataset import open_data
+
+        return open_data(data, masks=finds_masks(model), training=training)
+
     def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them."""
-        from convattn.detection.dataset import open_data, pretrained_cfg
+        from convattn.detection.dataset import pretrained_cfg
 
-        source = open_data(config.data, masks=finds_masks(config.model.name))
+        source = self.open_data(config.data, config.model.name)
         cfg = pretrained_cfg(config.data, source)
         own = config.data.crop_size or source.image_size
         return Contents(
@@ -282,19 +308,18 @@ class Detection(Task):
         stopped: Path | None = None,
     ) -> tuple[Results, Sequence[Path]]:
         """Test a detector."""
-        from convattn.detection.dataset import open_data, test_batches
+        from convattn.detection.dataset import test_batches
         from convattn.detection.evaluation import evaluate_detection
 
         assert run is not None
         model = run.load_model()
-        masks = finds_masks(run.config.model.name)
-        source = open_data(options.data, masks=masks, training=False)
+        source = self.open_data(options.data, run.config.model.name, training=False)
         _check_classes(run, source.class_names, options.data.name)
         result = evaluate_detection(
             model,
             test_batches(options.data, source),
             class_names=source.class_names,
-            has_masks=masks,
+            has_masks=finds_masks(run.config.model.name),
             device=options.device,
         )
         return result, [_write_result(run, result)]
@@ -322,11 +347,17 @@ class Segmentation(Task):
     }
     assumed_classes = 21
 
+    def open_data(self, data: DataConfig, model: str, *, training: bool = True) -> Any:
+        """Images with a class for every pixel."""
+        from convattn.segmentation.dataset import open_data
+
+        return open_data(data, training=training)
+
     def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them."""
-        from convattn.segmentation.dataset import open_data, pretrained_cfg
+        from convattn.segmentation.dataset import pretrained_cfg
 
-        source = open_data(config.data)
+        source = self.open_data(config.data, config.model.name)
         return Contents(
             num_train=len(source.train),
             num_classes=len(source.class_names),
@@ -360,12 +391,12 @@ class Segmentation(Task):
         stopped: Path | None = None,
     ) -> tuple[Results, Sequence[Path]]:
         """Test a segmenter."""
-        from convattn.segmentation.dataset import open_data, test_batches
+        from convattn.segmentation.dataset import test_batches
         from convattn.segmentation.evaluation import evaluate_segmentation
 
         assert run is not None
         model = run.load_model()
-        source = open_data(options.data, training=False)
+        source = self.open_data(options.data, run.config.model.name, training=False)
         _check_classes(run, source.class_names, options.data.name)
         result = evaluate_segmentation(
             model,
