@@ -79,6 +79,26 @@ def hooks_of(module: nn.Module) -> list[Any]:
     ]
 
 
+def is_unmodified(layer: nn.Module) -> bool:
+    """Whether reading a layer's parameters does all that calling it would.
+
+    That is: it is exactly what PyTorch built, without hooks, parametrisation or a stand-in such as
+    an adapter or an int8 layer, and its weight is a plain tensor.
+
+    Args:
+        layer: One module.
+
+    Example:
+        >>> is_unmodified(nn.Linear(2, 2)), is_unmodified(nn.Sequential())
+        (True, False)
+    """
+    return (
+        type(layer) in (nn.Linear, nn.Conv2d, nn.LayerNorm)
+        and not hooks_of(layer)
+        and type(layer.weight) in (nn.Parameter, torch.Tensor)
+    )
+
+
 def default_device(device: torch.device | str | None) -> torch.device:
     """The device that is asked for, else the GPU if there is one.
 

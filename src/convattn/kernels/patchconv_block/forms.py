@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convattn.kernels.patchconv_block.manual_backward import manual_backward
 from convattn.kernels.recomputation import recompute
 from convattn.kernels.tracing import is_tracing
-from convattn.modes import hooks_of
+from convattn.modes import hooks_of, is_unmodified
 
 Norm = nn.LayerNorm | nn.BatchNorm2d
 
@@ -59,11 +59,6 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype
-
-
-def is_unmodified(layer: nn.Module) -> bool:
-    """Whether reading its parameters does all that calling it would."""
-    return type(layer) in (nn.Linear, nn.Conv2d, nn.LayerNorm) and not hooks_of(layer)
 
 
 def layers_of(block: Block) -> tuple[nn.Module, ...]:
