@@ -3,7 +3,7 @@
 Importing this package registers its models with timm.
 """
 
-from convattn.explanation import capture_attention, explain
+from convattn.explanation import capture_attention, evidence, explain
 from convattn.functional import aggregate, relative_attention_2d
 from convattn.inference import optimize_for_inference
 from convattn.layers import (
@@ -27,6 +27,7 @@ __all__ = [
     "augment",
     "capture_attention",
     "create_pool",
+    "evidence",
     "explain",
     "freeze",
     "optimize_for_inference",

@@ -22,10 +22,12 @@ from convattn.explanation.heatmap import (
     explain,
     explain_classes,
 )
+from convattn.explanation.linear_evidence import Evidence, evidence
 from convattn.explanation.preprocessing import preprocess
 
 __all__ = [
     "AttentionMaps",
+    "Evidence",
     "Explanation",
     "Grid",
     "GridTracker",
@@ -40,6 +42,7 @@ __all__ = [
     "class_names",
     "deletion_insertion",
     "energy_in_box",
+    "evidence",
     "explain",
     "explain_classes",
     "grad_cam",
