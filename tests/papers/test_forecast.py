@@ -238,3 +238,8 @@ def test_v100_is_said_to_have_no_bfloat16():
     config = RECIPES["resnet34_imagenet"]()
     assert "--precision 16-mixed" in told(config, gpu="v100")["time"]
     assert "--precision 16-mixed" not in told(config, gpu="a100")["time"]
+
+
+def test_time_is_told_to_one_digit():
+    line = told(RECIPES["resnet34_imagenet"].config, gpu="v100")["time"]
+    assert re.match(r"about [1-9]0* (days|hours|minutes), ", line)
