@@ -406,7 +406,7 @@ def _build(cls: type[Any], values: Any, source: str, prefix: str) -> Any:
     if not isinstance(values, dict):
         raise ValueError(
             f"{source}: {prefix.rstrip('.') or 'the whole'} must be an object of fields, "
-            f"got {reprlib.repr(values)}"
+            f"got {reprlib.repr(values)}; {_RESTORE}"
         )
     hints = typing.get_type_hints(cls)
     arguments = {}
