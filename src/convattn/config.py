@@ -341,7 +341,7 @@ class TrainConfig:
             found = values
             for name in path.split("."):
                 if name not in found:
-                    raise ValueError(f"{source}: {path} is missing; {_RESTORE}")
+                    raise ValueError(f"{source}: {path} is missing; {RESTORE}")
                 found = found[name]
         return config
 
@@ -387,7 +387,8 @@ class PredictConfig:
             raise ValueError(f"threshold={self.threshold} must lie between 0 and 1")
 
 
-_RESTORE = "restore it from the run's backup or train anew"
+RESTORE = "restore it from the run's backup or train anew"
+"""What to do when a run's `config.json` is not what was written."""
 
 
 def _parse(text: str, source: str) -> Any:
@@ -398,7 +399,7 @@ def _parse(text: str, source: str) -> Any:
         reason = "it is nested too deeply"
     except ValueError as error:  # a JSONDecodeError, or a number of thousands of digits
         reason = str(error) if text.strip() else "it is empty"
-    raise ValueError(f"{source} is not JSON: {reason}; {_RESTORE}")
+    raise ValueError(f"{source} is not JSON: {reason}; {RESTORE}")
 
 
 def _build(cls: type[Any], values: Any, source: str, prefix: str) -> Any:
@@ -406,7 +407,7 @@ def _build(cls: type[Any], values: Any, source: str, prefix: str) -> Any:
     if not isinstance(values, dict):
         raise ValueError(
             f"{source}: {prefix.rstrip('.') or 'the whole'} must be an object of fields, "
-            f"got {reprlib.repr(values)}; {_RESTORE}"
+            f"got {reprlib.repr(values)}; {RESTORE}"
         )
     hints = typing.get_type_hints(cls)
     arguments = {}

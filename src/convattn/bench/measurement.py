@@ -28,6 +28,7 @@ from convattn.bench.steps import Step, StepError, describe_error, num_threads, s
 from convattn.bench.subjects import Subject
 from convattn.inference.processor import compiler_trouble, emulates
 from convattn.surgery.records import by
+from convattn.text import one_line
 
 _WARM_UP = 2
 
@@ -133,7 +134,7 @@ def _count(
     try:
         return count(network, input_size)
     except ValueError as error:
-        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        reason = one_line(error.__cause__ or error).rstrip(".")
         raise ValueError(
             f"{subject.name} refuses sizes={input_size[1]}: {reason}; its own size is "
             f"{by((own[0], own[1]))}"

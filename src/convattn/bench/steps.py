@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convattn.kernels.attention import is_out_of_memory
+from convattn.text import one_line
 
 Step = Callable[[], Any]
 """What is timed; it takes nothing, and what it gives is not looked at."""
@@ -29,7 +30,7 @@ def describe_error(error: Exception) -> str:
         return str(error)
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
         return OUT_OF_MEMORY
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return f"{type(error).__name__}: {one_line(error)}"[:200]
 
 
 def step_seconds(step: Step, device: torch.device | str = "cpu") -> float:

@@ -94,11 +94,12 @@ def predict_batches(
     """
     device = default_device(device)
     model.to(device)
-    looks = boxes is not None and bool(attention_layers(model))
+    if boxes is not None and not attention_layers(model):
+        boxes = None  # nothing that looks anywhere
     seen = 0
     with eval_mode(model):
         for images, labels in loader:
-            there = None if boxes is None or not looks else boxes[seen : seen + len(images)]
+            there = None if boxes is None else boxes[seen : seen + len(images)]
             with (
                 torch.inference_mode(),
                 torch.autocast(device.type, dtype, enabled=dtype != torch.float32),

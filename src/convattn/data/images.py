@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from convattn.exceptions import UnreadableImageError
+from convattn.text import one_line
 
 Transform = Callable[[Any], Tensor]
 """Turns an image, or a batch of them, into normalised floats: see ``convattn.data.transforms``."""
@@ -151,7 +152,7 @@ def read_rgb(file: str | BinaryIO, name: str, *, kind: str = "file") -> Image.Im
         elif isinstance(error, UnidentifiedImageError):
             reason = "it is not in a known image format"
         else:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error) or type(error).__name__
         raise UnreadableImageError(
             f"{name} cannot be read as an image ({reason}): replace or remove this {kind}"
         ) from error

@@ -22,7 +22,7 @@ from convattn.data.images import read_rgb
 from convattn.data.scenes import Scenes
 from convattn.data.sources import draw_indices, find_root, first_word, read_table
 from convattn.exceptions import UnreadableImageError
-from convattn.text import nearest
+from convattn.text import nearest, one_line
 
 SEGMENTATION_DATASETS: tuple[str, ...] = ("cluttered_digits", "masks", "camvid", "ade20k", "voc")
 
@@ -364,7 +364,7 @@ def _read_indices(file: str) -> NDArray[np.uint8]:
         with Image.open(file) as mask:
             mode, indices = mask.mode, np.asarray(mask)
     except Exception as error:  # of many kinds: see read_rgb
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise UnreadableImageError(
             f"{file} cannot be read as a mask ({reason}): replace or remove this file"
         ) from error

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from convattn.exceptions import UnreadableImageError
+from convattn.text import one_line
 
 ImageSource = str | Path | BinaryIO | Image.Image | Tensor | NDArray[Any]
 
@@ -218,7 +219,7 @@ def _one_sentence(name: str) -> Iterator[None]:
         raise
     # A broken file makes Pillow's decoders raise whatever it leads them to.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise _unreadable(name, reason) from error
 
 

@@ -23,7 +23,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.imagenet import imagenet_names
 from convattn.data.images import ImageFiles, TensorImages, read_rgb
-from convattn.text import nearest
+from convattn.text import nearest, one_line
 
 DATASETS: tuple[str, ...] = (
     "cluttered_digits",
@@ -352,7 +352,7 @@ def _download_errors(name: str, root: Path, download: bool) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         if download:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise FileNotFoundError(
                 f"{name} could not be downloaded into {root} ({reason}); check the connection, or "
                 "copy its files there"
@@ -571,7 +571,7 @@ def _read_parquet(file: Path) -> _PackedImages:
     try:
         table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{file} cannot be read as parquet ({reason}); fetch it anew") from error
     if not table.num_rows:
         raise ValueError(f"{file} holds no rows; fetch it anew")

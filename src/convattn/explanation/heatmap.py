@@ -30,7 +30,7 @@ from convattn.explanation.overlay import overlay
 from convattn.explanation.preprocessing import Preprocessed, View, preprocess
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.modes import eval_mode
-from convattn.text import nearest_few
+from convattn.text import nearest_few, one_line
 
 Method = Literal["auto", "attention", "gradcam"]
 Target = int | str
@@ -489,7 +489,7 @@ def _describe_refusal(model: nn.Module, pixels: Tensor) -> Iterator[None]:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"{type(model).__name__} refuses an image of shape {tuple(pixels.shape[1:])} "
-            f"({' '.join(str(error).split())}); its pretrained_cfg must say the input_size, mean "
+            f"({one_line(error)}); its pretrained_cfg must say the input_size, mean "
             "and std that it takes, and view='crop' keeps to that size"
         ) from error
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from convattn.config import TrainConfig
+from convattn.config import RESTORE, TrainConfig
 from convattn.runs.build import build_trained, create_model, load_weights, needs_backbone
 from convattn.text import one_line
 from convattn.weights import read_metadata
@@ -52,14 +52,12 @@ class Run:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{file} is not text in UTF-8 ({error.reason} at byte {error.start}); restore it "
-                "from the run's backup or train anew"
+                f"{file} is not text in UTF-8 ({error.reason} at byte {error.start}); {RESTORE}"
             ) from None
         config = TrainConfig.from_json(text, str(file), required=_REQUIRED)
         if config.model.backbone is None and needs_backbone(config.model.name):
             raise ValueError(
-                f"{file}: model.backbone is missing, which {config.model.name} needs; restore it "
-                "from the run's backup or train anew"
+                f"{file}: model.backbone is missing, which {config.model.name} needs; {RESTORE}"
             )
         return cls(folder=path, config=config)
 

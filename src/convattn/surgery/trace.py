@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from convattn.modes import eval_mode
+from convattn.text import one_line
 
 TRANSFORMER = (
     "the network is a transformer: it cuts the image into patches and attends to them already; "
@@ -318,7 +319,7 @@ def _cannot_run(model: nn.Module, input_size: tuple[int, int, int], error: Excep
     shape = " x ".join(map(str, input_size))
     return ValueError(
         f"{type(model).__name__} cannot run on an image of {shape}: "
-        f"{' '.join(str(error).split())}; give the size it takes as input_size=(C, H, W)"
+        f"{one_line(error)}; give the size it takes as input_size=(C, H, W)"
     )
 
 

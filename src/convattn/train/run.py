@@ -29,6 +29,7 @@ from convattn.exceptions import Interrupted, NonFiniteError
 from convattn.files import make_numbered_folder, replace_atomically
 from convattn.results import Results
 from convattn.runs import Run
+from convattn.text import markdown_table, one_line
 from convattn.train.callbacks import (
     Checkpoints,
     Ema,
@@ -208,9 +209,7 @@ def _check_checkpoint(file: Path, task: TrainingTask) -> int:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{file} is damaged ({' '.join(str(error).split())}); train anew"
-        ) from None
+        raise ValueError(f"{file} is damaged ({one_line(error)}); train anew") from None
     differences = tensor_differences(content["state_dict"], task.state_dict())
     if differences:
         raise ValueError(
@@ -267,9 +266,9 @@ def _report(config: TrainConfig, run: TrainedRun, seconds: float, *, augmented: 
     return (
         f"# {config.recipe}\n\n"
         f"On {result.num_images:,} test images of {data.name}:\n\n"
-        f"{_markdown_table(('result', 'value'), result.rows())}\n"
+        f"{markdown_table(('result', 'value'), result.rows())}\n\n"
         f"{figures}\n"
-        f"## What was trained\n\n{_markdown_table(('setting', 'value'), summary)}\n"
+        f"## What was trained\n\n{markdown_table(('setting', 'value'), summary)}\n\n"
         "`config.json` holds every setting, `metrics.csv` every row of the curves.\n\n"
         "## Again\n\n"
         "```sh\n"
@@ -282,11 +281,6 @@ def _report(config: TrainConfig, run: TrainedRun, seconds: float, *, augmented: 
 def _arguments(model: ModelConfig) -> list[str]:
     arguments = {**model.backbone_args, **model.model_args}
     return [f"{name}={value}" for name, value in arguments.items()]
-
-
-def _markdown_table(header: tuple[str, str], rows: list[tuple[str, str]]) -> str:
-    lines = [header, ("---", "---"), *rows]
-    return "".join(f"| {left} | {right} |\n" for left, right in lines)
 
 
 @contextmanager
