@@ -179,7 +179,14 @@ def test_light_pools_begin_as_the_average(name):
     if name == "class":
         mean = mean @ pool.weight.T
     torch.testing.assert_close(pool(x), mean)
-    weights = pool.attention_weights(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("residual", {"gate": 1, "query_std": 0}), ("class", {})]
+)
+def test_queries_of_zero_begin_with_equal_weights(name, options):
+    pool = create_pool(name, 8, **OPTIONS.get(name, {}), **options)
+    weights = pool.attention_weights(image().float())
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / 15))
 
 
@@ -258,6 +265,28 @@ def test_every_parameter_gets_a_gradient(name):
             continue
         assert parameter.grad is not None, key
         assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_every_parameter_learns_from_the_start(name):
+    torch.manual_seed(0)
+    pool = create_pool(name, 8, **OPTIONS.get(name, {}))
+    head = torch.nn.Linear(pool.out_features, 3)
+    before = {key: tensor.clone() for key, tensor in pool.state_dict().items()}
+    optimizer = torch.optim.AdamW([*pool.parameters(), *head.parameters()], 1e-2, weight_decay=0)
+    x, y = torch.randn(6, 8, 3, 5), torch.arange(6) % 3
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head(pool(x)), y).backward()
+        optimizer.step()
+    still = [key for key, tensor in pool.state_dict().items() if tensor.equal(before[key])]
+    # Softmax does not feel what all positions have in common.
+    assert [key for key in still if not key.endswith(("k.bias", "c.bias"))] == []
+
+
+def test_residual_with_nothing_to_begin_from_is_refused():
+    with pytest.raises(ValueError, match="no gradient"):
+        create_pool("residual", 8, gate=0.0, query_std=0.0)
 
 
 @pytest.mark.parametrize("name", POOLS)

@@ -210,11 +210,17 @@ class LogSumExpPool(Pool):
 class ResidualQueryPool(Pool):
     """The mean, and through a gate a channel one query's difference from it.
 
-    Begins as the average pool: the query and the gates start at zero. ``mean + gate * (sum_n a_n
-    x_n - mean)`` with ``a = softmax_n(q . x_n / sqrt(C))``.
+    ``mean + gate * (sum_n a_n x_n - mean)`` with ``a = softmax_n(q . x_n / sqrt(C))``. Begins as
+    the average pool, in one of two ways: with gates of zero, or with a query of zero. With both
+    at zero nothing could ever learn, since each one's gradient is a multiple of the other.
 
     Args:
         in_features: Channels of the map.
+        gate: What every gate begins with.
+        query_std: Deviation of the random query at the start; 0 for equal weights.
+
+    Raises:
+        ValueError: If gates and query both begin at zero, or the deviation is negative.
 
     Example:
         >>> x = torch.randn(2, 8, 3, 5)
@@ -228,12 +234,22 @@ class ResidualQueryPool(Pool):
         self,
         in_features: int,
         *,
+        gate: float = 0.0,
+        query_std: float = 0.02,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features)
-        self.query = nn.Parameter(torch.zeros(in_features, device=device, dtype=dtype))
-        self.gate = nn.Parameter(torch.zeros(in_features, device=device, dtype=dtype))
+        if query_std < 0:
+            raise ValueError(f"query_std={query_std} is negative; for instance 0.02")
+        if gate == 0 and query_std == 0:
+            raise ValueError(
+                "gate=0 and query_std=0 together have no gradient, ever; begin with one of them, "
+                "for instance gate=1"
+            )
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.query = nn.Parameter(torch.empty(in_features, **where).normal_(std=query_std))
+        self.gate = nn.Parameter(torch.full((in_features,), float(gate), **where))
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1, H, W), of the query alone."""
