@@ -184,6 +184,13 @@ def test_json_beside_the_images(tmp_path, held_out):
     assert len(load(tmp_path).test) == 2
 
 
+@pytest.mark.parametrize("names", [("Train", "Valid"), ("TRAIN", "Val"), ("train", "Test")])
+def test_folders_beside_the_json_may_be_called_otherwise(tmp_path, names):
+    for name in names:
+        write(tmp_path / name, tmp_path / name / "_annotations.coco.json", [annotation(1)])
+    assert len(load(tmp_path).test) == 2
+
+
 def test_missing_json_says_what_was_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"annotations/instances_train2017\.json"):
         load(tmp_path)
@@ -393,7 +400,9 @@ def test_broken_image_is_named_or_skipped(make, entry, reason, message):
 
 def test_annotations_of_a_missing_image_go_with_it(make):
     root = make([annotation(1, image_id=3)], [image(1), image(3)])
-    assert load(root, bad_annotations="skip").skipped == {"missing image": 1}
+    source = load(root, bad_annotations="skip")
+    assert source.skipped == {"missing image": 1, "image that the json does not list": 1}
+    assert source.skipped_names == {"image that the json does not list": ("2.png",)}
 
 
 def test_first_fault_tells_how_many_there_are(make):
@@ -439,6 +448,46 @@ def test_image_of_another_size_than_the_json_says(make):
     Image.new("RGB", (WIDTH + 1, HEIGHT)).save(root / "train2017" / "1.png")
     with pytest.raises(UnreadableImageError, match=r"1\.png is an image of 20 x 31.*says 20 x 30"):
         load(root).train[0]
+
+
+def stored_turned(file, orientation):
+    """Saves an image for which a camera says that it lies on its side."""
+    notes = Image.Exif()
+    notes[0x0112] = orientation
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[3:9, 2:12] = 255  # where the annotations have their box
+    Image.fromarray(pixels).save(file, exif=notes)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_and_masks_of_the_stored_image_are_turned_with_it(make, orientation):
+    root = make([annotation(1)], [image(1)])
+    stored_turned(root / "train2017" / "1.png", orientation)
+    pixels, target = load(root).train[0]
+    assert pixels.shape == (3, WIDTH, HEIGHT)
+    left, top, right, bottom = map(int, target["boxes"][0])
+    assert (pixels[:, top:bottom, left:right] == 255).all()
+    assert (pixels == 255).sum() == 3 * 6 * 10
+    assert torch.equal(target["masks"][0], pixels[0] // 255)
+    assert target["boxes"].canvas_size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_of_the_upright_image_are_taken_as_they_are(make, orientation):
+    upright = annotation(1, bbox=[3, 2, 6, 10], segmentation=[[3, 2, 9, 2, 9, 12, 3, 12]])
+    root = make([upright], [image(1, width=HEIGHT, height=WIDTH)])
+    stored_turned(root / "train2017" / "1.png", orientation)
+    pixels, target = load(root).train[0]
+    assert pixels.shape == (3, WIDTH, HEIGHT)
+    assert target["boxes"].tolist() == [[3, 2, 9, 12]]
+    assert target["masks"].shape == (1, WIDTH, HEIGHT)
+
+
+def test_paths_that_windows_wrote_are_found(make):
+    root = make([annotation(1)], [image(1, file_name="deep\\1.png")])
+    (root / "train2017" / "deep").mkdir()
+    (root / "train2017" / "1.png").rename(root / "train2017" / "deep" / "1.png")
+    assert load(root).train.names == [str(root / "train2017" / "deep" / "1.png")]
 
 
 def test_images_without_objects_by_choice(make):

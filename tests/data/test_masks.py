@@ -6,7 +6,12 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from convattn.data import SEGMENTATION_DATASETS, UnreadableImageError, load_segmentation
+from convattn.data import (
+    SEGMENTATION_DATASETS,
+    UnreadableImageError,
+    load_segmentation,
+    read_image,
+)
 from convattn.data.scenes import generate_scenes
 
 HEIGHT, WIDTH = 6, 8
@@ -100,6 +105,71 @@ def test_class_names(tmp_path, name, first, count):
     assert source.class_names[0] == first
     assert len(source.class_names) == count
     assert source.skipped == {}
+
+
+def test_images_and_masks_in_deeper_folders_are_paired(tmp_path):
+    make_masks(tmp_path)
+    for split in ("train", "val"):
+        write_image(tmp_path / "images" / split / "bonn" / "a.jpg", grey=9)
+        write_mask(tmp_path / "masks" / split / "bonn" / "a.png", [1])
+    source = load_segmentation("masks", root=tmp_path)
+    assert len(source.train) == len(source.test) == 3
+    found = {
+        name: int(mask.max())
+        for name, (_, mask) in zip(source.train.names, source.train, strict=True)
+    }
+    assert found[str(tmp_path / "images" / "train" / "bonn" / "a.jpg")] == 1
+    assert source.skipped == {}
+
+
+@pytest.mark.parametrize("names", [("Train", "Val"), ("training", "Testing"), ("TRAIN", "dev")])
+def test_splits_may_be_called_otherwise(tmp_path, names):
+    make_masks(tmp_path)
+    for split, name in zip(("train", "val"), names, strict=True):
+        for kind in ("images", "masks"):
+            (tmp_path / kind / split).rename(tmp_path / kind / "kept")
+            (tmp_path / kind / "kept").rename(tmp_path / kind / name)
+    assert len(load_segmentation("masks", root=tmp_path).train) == 2
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    make_masks(tmp_path)
+    (tmp_path / "images" / "train" / "notes.txt").write_text("none")
+    (tmp_path / "masks" / "train" / "a.json").write_text("{}")
+    (tmp_path / "images" / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "images" / "spare").mkdir()
+    source = load_segmentation("masks", root=tmp_path)
+    assert source.skipped_names == {
+        "hidden": ("train/.ipynb_checkpoints",),
+        "no image by its name": ("train/notes.txt",),
+        "no mask by its name": ("train/a.json",),
+        "folder beside the splits": ("images/spare",),
+    }
+
+
+def test_two_images_of_one_name_are_a_fault(tmp_path):
+    make_masks(tmp_path)
+    write_image(tmp_path / "images" / "train" / "a.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg and \S+a\.png are both called a"):
+        load_segmentation("masks", root=tmp_path)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("as_stored", [True, False])
+def test_masks_are_turned_as_their_images(tmp_path, orientation, as_stored):
+    make_masks(tmp_path)
+    values = np.zeros((HEIGHT, WIDTH), np.uint8)
+    values[1:3, 2:7] = 1
+    notes = Image.Exif()
+    notes[0x0112] = orientation
+    Image.fromarray(np.dstack([values] * 3)).save(
+        tmp_path / "images" / "train" / "a.png", exif=notes
+    )
+    upright = np.asarray(read_image(tmp_path / "images" / "train" / "a.png"))[..., 0]
+    Image.fromarray(values if as_stored else upright).save(tmp_path / "masks" / "train" / "a.png")
+    image, mask = load_segmentation("masks", root=tmp_path).train[0]
+    assert mask.shape == (WIDTH, HEIGHT)
+    assert torch.equal(image[0].long(), mask.as_subclass(torch.Tensor))
 
 
 def test_images_and_masks_are_paired_by_name(tmp_path):

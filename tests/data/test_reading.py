@@ -1,6 +1,7 @@
 import colorsys
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 import torch
 from PIL import Image, WebPImagePlugin
 
-from convattn.data import UnreadableImageError
-from convattn.data.reading import MAX_PIXELS, read_image
+from convattn.data import UnreadableImageError, reading
+from convattn.data.reading import MAX_PIXELS, read_image, read_sample, turned, turned_boxes
 
 
 def noise(height=6, width=8, channels=3, seed=0):
@@ -367,6 +368,31 @@ def test_images_stand_upright(kind, orientation):
     assert_close(pixels_of(read_image(file)), upright, most)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", FIRST_ROW_AND_COLUMN)
+def test_a_sample_tells_how_it_is_stored(kind, orientation):
+    upright = noise(4, 7)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = as_stored(upright, orientation)
+    file = encoded(Image.fromarray(stored), kind, exif=exif)
+    sample = read_sample(file.getvalue(), "x")
+    assert sample.orientation == orientation
+    assert sample.stored_size == stored.shape[1::-1]
+    assert np.array_equal(turned(stored[..., 0], orientation), upright[..., 0])
+
+
+@pytest.mark.parametrize("orientation", FIRST_ROW_AND_COLUMN)
+def test_boxes_turn_as_the_pixels_in_them(orientation):
+    stored = np.zeros((5, 9), np.uint8)
+    stored[1:3, 2:8] = 1
+    (box,) = turned_boxes(np.array([[2, 1, 8, 3]], np.float32), orientation, (9, 5)).astype(int)
+    expected = turned(stored, orientation)
+    seen = np.zeros_like(expected)
+    seen[box[1] : box[3], box[0] : box[2]] = 1
+    assert np.array_equal(seen, expected)
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_unknown_orientation_is_ignored(orientation):
     exif = Image.Exif()
@@ -541,3 +567,82 @@ def test_other_types_are_named(source):
         UnreadableImageError, match=f"of type {type(source).__name__}; expected a path"
     ):
         read_image(source)
+
+
+# --- JPEGs decoded smaller
+
+
+def photograph(height, width):
+    """Slopes with grain, so that neighbours differ."""
+    y, x = np.mgrid[:height, :width]
+    slopes = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1)
+    grain = np.random.default_rng(0).integers(-20, 20, slopes.shape)
+    return Image.fromarray((slopes + grain).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("most", "size"),
+    [(0.3, (641, 480)), (1.9, (641, 480)), (2, (321, 240)), (5, (161, 120)), (99, (81, 60))],
+)
+def test_a_jpeg_may_be_decoded_smaller(most, size):
+    file = encoded(photograph(480, 641), "JPEG")
+    assert read_sample(file.getvalue(), "x", reduction=lambda w, h: most).image.size == size
+
+
+def test_reduction_is_told_the_size_and_only_jpegs_heed_it():
+    seen = []
+
+    def reduction(width, height):
+        seen.append((width, height))
+        return 8
+
+    png = encoded(photograph(48, 64), "PNG").getvalue()
+    jpeg = encoded(photograph(48, 64), "JPEG").getvalue()
+    assert read_sample(png, "x", reduction=reduction).image.size == (64, 48)
+    assert read_sample(jpeg, "x", reduction=reduction).image.size == (8, 6)
+    assert seen == [(64, 48)]
+
+
+@pytest.mark.parametrize("kind", ["L", "CMYK"])
+def test_colours_are_kept_where_a_jpeg_is_decoded_smaller(kind):
+    file = encoded(photograph(480, 640).convert(kind), "JPEG")
+    whole = np.asarray(read_image(file).reduce(2)).astype(float)
+    seen = np.asarray(read_sample(file.getvalue(), "x", reduction=lambda w, h: 2).image)
+    assert np.abs(seen - whole).mean() < 2
+
+
+def test_upright_also_where_it_is_decoded_smaller():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = encoded(photograph(480, 640), "JPEG", exif=exif)
+    assert read_sample(file.getvalue(), "x", reduction=lambda w, h: 4).image.size == (120, 160)
+
+
+# --- HEIC
+
+
+def test_heif_is_read_where_its_package_is_installed(monkeypatch):
+    known = []
+
+    class Package:
+        @staticmethod
+        def register_heif_opener():
+            known.append(True)
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", Package)
+    for cached in (reading._add_heif, reading.image_extensions):
+        cached.cache_clear()
+    try:
+        assert ".heic" in reading.image_extensions()
+        read_image(encoded(Image.fromarray(noise()), "PNG"))
+        assert known == [True]
+    finally:
+        for cached in (reading._add_heif, reading.image_extensions):
+            cached.cache_clear()
+
+
+def test_extensions_without_heif(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for cached in (reading._add_heif, reading.image_extensions):
+        cached.cache_clear()
+    assert ".heic" not in reading.image_extensions()

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode
 
 from convattn.data import (
+    ImageFiles,
     TensorImages,
     batch_mix,
     eval_transform,
@@ -446,3 +447,36 @@ def test_bad_mixing_arguments_are_named(arguments, message):
 def test_channels_that_do_not_fit_the_mean_are_named(size):
     with pytest.raises(ValueError, match=r"images have 1 channels and mean=.* has 3"):
         eval_transform(size, crop_pct=1.0)(bytes_batch(2, 1))
+
+
+# --- JPEGs decoded smaller
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [(None, 3000 / 224 / 2), ((1.0, 1.0), 15.46 / 2), ((0.08, 1.0), 4.374 / 2)],
+)
+def test_reduction_leaves_twice_what_the_network_sees(scale, expected):
+    transform = train_transform(224, scale=scale)
+    assert transform.reduction(4000, 3000) == pytest.approx(expected, rel=1e-3)
+
+
+def test_tests_read_every_pixel():
+    assert not hasattr(eval_transform(32), "reduction")
+
+
+def test_training_on_a_jpeg_decoded_smaller_sees_nearly_the_same(tmp_path):
+    y, x = np.mgrid[:960, :1280]
+    waves = [np.sin(x / 37) * np.cos(y / 23), np.sin((x + y) / 61), np.cos(y / 17)]
+    pixels = (127 + 120 * np.stack(waves, -1)).astype(np.uint8)
+    pixels[300:500, 400:900] = (250, 20, 60)
+    file = tmp_path / "x.jpg"
+    Image.fromarray(pixels).save(file, quality=92)
+    transform = train_transform(64, hflip=0.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    images = ImageFiles([str(file)], torch.tensor([0]))
+    whole = transform(images[0][0])
+    (drafted, _), size = images.with_transform(transform)[0], transform.reduction(1280, 960)
+    assert size > 4
+    difference = (whole - drafted).abs() * 255
+    assert 0 < difference.mean() < 0.5
+    assert difference.max() < 12

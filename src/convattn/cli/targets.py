@@ -171,7 +171,7 @@ def find_target(
 
 
 def find_images(path: Path) -> list[Path]:
-    """The file, or every image file of the folder and those in it.
+    """The file, or every image file of the folder and those in it; what is left out is told.
 
     Args:
         path: An image or a folder.
@@ -181,11 +181,14 @@ def find_images(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    from torchvision.datasets.folder import is_image_file
+    from convattn.data import folders
+    from convattn.data.batches import report_skipped
 
-    found = sorted(file for file in path.rglob("*") if is_image_file(file.name))
+    left_out = folders.LeftOut()
+    found = sorted(map(Path, folders.find_images(path, left_out)))
     if not found:
         raise UsageError(f"{path} holds no image; name a folder of .jpg, .png or similar files")
+    report_skipped(left_out.counts, left_out.names)
     return found
 
 

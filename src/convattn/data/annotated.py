@@ -11,6 +11,8 @@ from typing import Any, Generic, Literal, TypeVar
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from convattn.data.folders import LeftOut
+
 BadAnnotations = Literal["error", "skip"]
 
 Truth = TypeVar("Truth")
@@ -90,14 +92,25 @@ class EntryFault(Exception):
 
 
 class Faults:
-    """Notes faulty entries, to stop at the first or to tell how many were left out."""
+    """Notes faulty entries, to stop at the first or to tell how many were left out.
+
+    Attributes:
+        counts: How many entries are faulty, by reason.
+        left_out: Files that are no part of the set, which is no fault.
+    """
 
     def __init__(self, choice: BadAnnotations) -> None:
         if choice not in ("error", "skip"):
             raise ValueError(f"bad_annotations={choice!r}; expected 'error' or 'skip'")
         self.choice = choice
         self.counts: Counter[str] = Counter()
+        self.left_out = LeftOut()
         self._first = ""
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """What was left out, by reason."""
+        return {**self.counts, **self.left_out.counts}
 
     @contextmanager
     def noted(self, file: Path) -> Iterator[None]:
@@ -119,12 +132,23 @@ class Faults:
             )
 
 
-def describe_skipped(skipped: Mapping[str, int]) -> str:
+def describe_skipped(
+    skipped: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None
+) -> str:
     """What was left out of a data set, in one sentence; nothing if nothing was.
 
+    Args:
+        skipped: Reason -> how often.
+        names: Reason -> the first names, where they are known.
+
     Example:
-        >>> describe_skipped({"bad box": 3, "missing image": 1})
-        'left out: 3 x bad box, 1 x missing image'
+        >>> describe_skipped({"bad box": 3, "hidden": 2}, {"hidden": [".git", ".DS_Store"]})
+        'left out: 3 x bad box, 2 x hidden (.git, .DS_Store)'
     """
-    listed = ", ".join(f"{count} x {reason}" for reason, count in skipped.items())
-    return f"left out: {listed}" if listed else ""
+    parts = []
+    for reason, count in skipped.items():
+        known = (names or {}).get(reason, ())
+        more = ", ..." if count > len(known) else ""
+        listed = f" ({', '.join(known)}{more})" if known else ""
+        parts.append(f"{count:,} x {reason}{listed}")
+    return f"left out: {', '.join(parts)}" if parts else ""

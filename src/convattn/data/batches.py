@@ -37,11 +37,14 @@ def list_batches(config: DataConfig, images: Dataset[Any]) -> DataLoader[Any]:
     )
 
 
-def report_skipped(skipped: Mapping[str, int]) -> None:
+def report_skipped(
+    skipped: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """Tell on stderr what was left out of a data set.
 
     Args:
         skipped: Reason -> how often.
+        names: Reason -> the first names, where they are known.
     """
     if skipped:
-        report(describe_skipped(skipped))
+        report(describe_skipped(skipped, names))

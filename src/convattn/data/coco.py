@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault, Faults
-from convattn.data.images import read_rgb
+from convattn.data.folders import find_images, find_splits
+from convattn.data.reading import image_extensions, read_sample, turned, turned_boxes
 from convattn.data.scenes import Scenes, generate_scenes
 from convattn.data.sources import draw_indices, find_root
 from convattn.exceptions import UnreadableImageError
@@ -66,6 +66,8 @@ class DetectionSource:
     """Height and width in pixels; None when the images vary."""
     skipped: dict[str, int]
     """How many entries were left out, by reason; see ``describe_skipped``."""
+    skipped_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The first names of those, by reason, where they are known."""
 
 
 def load_detection(
@@ -96,8 +98,13 @@ def load_detection(
     ``image_id`` int, ``boxes`` tv_tensors.BoundingBoxes (N, 4) float32 as xmin, ymin, xmax, ymax in
     pixels, ``labels`` (N,) int64 from 1, ``area`` (N,) float32, ``iscrowd`` (N,) bool and, where
     the source has them, ``masks`` tv_tensors.Mask (N, H, W) uint8. Labels count the categories in
-    the order of their ids. An image is taken as its file stores it, whatever EXIF says of its
-    orientation, as COCO's boxes are.
+    the order of their ids.
+
+    Images stand upright, as ``read_image`` gives them. Where the json's width and height are those
+    of the image as its file stores it, and EXIF says that it is to be turned by a quarter, boxes
+    and masks are turned with it; where they are those of the upright image, they are taken as they
+    are. An image that is square, or turned by a half, has the same size both ways: its boxes are
+    taken for those of the upright one, which whoever drew them has seen.
 
     A box that reaches up to one pixel beyond its image is clipped. What else is wrong with an
     entry stops the loading or, with ``bad_annotations="skip"``, leaves the entry out: an image
@@ -257,18 +264,23 @@ class _FileReader:
     masks: bool
 
     def __call__(self, record: _Record) -> tuple[tv_tensors.Image, dict[str, Any]]:
-        image = F.to_image(read_rgb(record.path, record.path))
+        sample = read_sample(record.path, record.path)
+        image = F.to_image(sample.image)
         height, width = image.shape[1:]
+        boxes, orientation = record.boxes, 1
         if (height, width) != (record.height, record.width):
-            raise UnreadableImageError(
-                f"{record.path} is an image of {height} x {width} and its json says "
-                f"{record.height} x {record.width} (height x width): fetch the image anew or "
-                "correct the json"
-            )
+            if sample.stored_size != (record.width, record.height):
+                raise UnreadableImageError(
+                    f"{record.path} is an image of {height} x {width} and its json says "
+                    f"{record.height} x {record.width} (height x width): fetch the image anew or "
+                    "correct the json"
+                )
+            orientation = sample.orientation
+            boxes = turned_boxes(boxes, orientation, sample.stored_size)
         target = _target(
             record.image_id,
             image,
-            boxes=torch.tensor(record.boxes),
+            boxes=torch.tensor(boxes),
             labels=torch.tensor(record.labels),
             area=torch.tensor(record.area),
             iscrowd=torch.tensor(record.iscrowd),
@@ -276,7 +288,8 @@ class _FileReader:
         if self.masks:
             masks = np.zeros((len(record.labels), height, width), np.uint8)
             for mask, segmentation in zip(masks, record.segmentations, strict=True):
-                mask[:] = decode_mask(segmentation, height, width)
+                found = decode_mask(segmentation, record.height, record.width)
+                mask[:] = turned(found, orientation)
             target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
         return image, target
 
@@ -320,7 +333,8 @@ def _load_coco(
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
         image_size=None,
-        skipped=dict(faults.counts),
+        skipped=faults.skipped,
+        skipped_names=faults.left_out.names,
     )
 
 
@@ -329,13 +343,17 @@ def _find_split(
 ) -> tuple[Path, Path]:
     """The json of a split and the folder of its images."""
     named = [f"{split}{year}" for split in splits for year in _YEARS]
+    found = find_splits(root)
     candidates = [
         (
             root / "annotations" / f"{annotations}_{split}.json",
             (root / split, root / "images" / split),
         )
         for split in named
-    ] + [(root / split / "_annotations.coco.json", (root / split,)) for split in splits]
+    ] + [
+        (split / "_annotations.coco.json", (split,))
+        for split in (found.get(name, root / name) for name in splits)
+    ]
     existing = next((pair for pair in candidates if pair[0].is_file()), None)
     if existing is None:
         looked_for = ", ".join(str(file.relative_to(root)) for file, _ in candidates)
@@ -402,7 +420,7 @@ def _read_records(
     masks: bool,
     faults: Faults,
 ) -> list[_Record]:
-    there = _list_files(folder)
+    there = _list_files(folder, faults)
     images: dict[int, dict[str, Any]] = {}
     objects: dict[int, list[_Object]] = {}
     usable: list[dict[str, Any]] = []
@@ -412,8 +430,10 @@ def _read_records(
             # Known even if its file is missing: its annotations are then not at fault as well.
             images[image["id"]] = image
             objects[image["id"]] = []
-            _check_file(image, folder, there)
-            usable.append(image)
+            usable.append({**image, "file_name": _find_file(image, folder, there)})
+    for path in sorted(there - {str(folder / image["file_name"]) for image in usable}):
+        if path.lower().endswith(image_extensions()):
+            faults.left_out.add("image that the json does not list", Path(path).name)
     seen: set[int] = set()
     for number, annotation in enumerate(content["annotations"]):
         with faults.noted(file):
@@ -424,9 +444,9 @@ def _read_records(
     return [_record(folder, image, objects[image["id"]]) for image in usable]
 
 
-def _list_files(folder: Path) -> set[str]:
+def _list_files(folder: Path, faults: Faults) -> set[str]:
     """All files below a folder, so that no image need be opened to know that it is there."""
-    return {os.path.join(base, name) for base, _, names in os.walk(folder) for name in names}
+    return set(find_images(folder, faults.left_out, base=folder.parent, extensions=("",)))
 
 
 def _check_image(number: int, image: Any, known: dict[int, dict[str, Any]]) -> None:
@@ -443,12 +463,13 @@ def _check_image(number: int, image: Any, known: dict[int, dict[str, Any]]) -> N
         raise EntryFault("repeated id", f"{what} is listed twice; expected each id once")
 
 
-def _check_file(image: dict[str, Any], folder: Path, there: set[str]) -> None:
-    if str(folder / image["file_name"]) not in there:
-        raise EntryFault(
-            "missing image",
-            f"image {image['id']} is {image['file_name']!r}, which is not in {folder}",
-        )
+def _find_file(image: dict[str, Any], folder: Path, there: set[str]) -> str:
+    """The image's path in the folder; one that Windows wrote has its folders after backslashes."""
+    name: str = image["file_name"]
+    for spelt in (name, name.replace("\\", "/")):
+        if str(folder / spelt) in there:
+            return spelt
+    raise EntryFault("missing image", f"image {image['id']} is {name!r}, which is not in {folder}")
 
 
 def _check_annotation(

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from convattn.data.folders import LeftOut, find_images, subfolders
 from convattn.data.images import ImageFiles
 
 NUM_VALIDATION = 50_000
@@ -105,7 +105,7 @@ def load_imagenet_validation(
     root = Path(root).expanduser()
     folder = _validation_folder(root)
     wnids = imagenet_wnids() if class_names is None else _wnids_of(class_names)
-    read = _read_class_folders if _subfolders(folder) else _read_flat
+    read = _read_class_folders if subfolders(folder) else _read_flat
     paths, labels = read(folder, root, wnids)
     present = set(labels)
     missing = [wnid for number, wnid in enumerate(wnids) if number not in present]
@@ -172,21 +172,15 @@ def _validation_folder(root: Path) -> Path:
     return folders[0] if folders else root
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
-    )
-
-
 def _images(folder: Path) -> list[str]:
-    return sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+    return sorted(find_images(folder, LeftOut()))
 
 
 def _read_class_folders(
     folder: Path, root: Path, wnids: Sequence[str]
 ) -> tuple[list[str], list[int]]:
     """Paths and class numbers, sorted by class."""
-    names = _subfolders(folder)
+    names = subfolders(folder)
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
     if wnids == imagenet_wnids() and all(name.isdecimal() for name in names):
         numbers = {str(number): number for number in range(len(wnids))}

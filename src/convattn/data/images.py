@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from convattn.exceptions import UnreadableImageError
-from convattn.text import one_line
+from convattn.data.reading import read_sample
 
 Transform = Callable[[Any], Tensor]
 """Turns an image, or a batch of them, into normalised floats: see ``convattn.data.transforms``."""
@@ -91,14 +89,15 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
 
 
 class ImageFiles(Dataset[tuple[Any, int]]):
-    """Labelled image files, read as RGB when asked for.
+    """Labelled image files, read as ``read_image`` reads them when asked for.
 
-    An item is ``(image, label)``; the image is what ``transform`` makes of the PIL image.
+    An item is ``(image, label)``; the image is what ``transform`` makes of the PIL image. A
+    transform that has a method ``reduction`` tells by it how much smaller a JPEG may be decoded.
 
     Args:
         paths: One file an image.
         labels: Class numbers, (N,) int64.
-        transform: Called with a PIL image in RGB; None gives that image.
+        transform: Called with an upright PIL image in RGB; None gives that image.
 
     Raises:
         UnreadableImageError: From ``[]``, for a file that is missing, cut short, or no image.
@@ -125,34 +124,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = read_rgb(self.paths[index], self.paths[index])
+        path = self.paths[index]
+        image = read_sample(path, path, reduction=getattr(self.transform, "reduction", None)).image
         label = int(self.labels[index])
         return (image if self.transform is None else self.transform(image)), label
-
-
-def read_rgb(file: str | BinaryIO, name: str, *, kind: str = "file") -> Image.Image:
-    """Decode an image as RGB.
-
-    Args:
-        file: Its path, or its bytes as an open file.
-        name: What an error calls it.
-        kind: What an error says to replace or remove.
-
-    Raises:
-        UnreadableImageError: If it is missing, cut short, or no image.
-    """
-    try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    # A broken file makes Pillow's decoders raise whatever it leads them to: OSError, SyntaxError,
-    # ValueError, struct.error, EOFError, DecompressionBombError ...
-    except Exception as error:
-        if isinstance(error, FileNotFoundError):
-            reason = "it is no longer there"
-        elif isinstance(error, UnidentifiedImageError):
-            reason = "it is not in a known image format"
-        else:
-            reason = one_line(error) or type(error).__name__
-        raise UnreadableImageError(
-            f"{name} cannot be read as an image ({reason}): replace or remove this {kind}"
-        ) from error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision import tv_tensors
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as F
 
 from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault, Faults
 from convattn.data.coco import SCENES_MEAN, SCENES_STD, draw_scenes, scene_names
-from convattn.data.images import read_rgb
+from convattn.data.folders import NO_IMAGE, find_images, find_splits, subfolders
+from convattn.data.reading import read_sample, turned
 from convattn.data.scenes import Scenes
 from convattn.data.sources import draw_indices, find_root, first_word, read_table
 from convattn.exceptions import UnreadableImageError
@@ -33,7 +33,6 @@ SegmentationImages = AnnotatedImages[tv_tensors.Mask]
 """An item is ``(image, mask)``: see ``load_segmentation``."""
 
 _TEST_SEED = 0
-_HELD_OUT = ("val", "test")
 _CAMVID = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
     *("pedestrian", "bicyclist"),
@@ -65,6 +64,8 @@ class SegmentationSource:
     """Height and width in pixels; None when the images vary."""
     skipped: dict[str, int]
     """How many entries were left out, by reason; see ``describe_skipped``."""
+    skipped_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The first names of those, by reason, where they are known."""
 
 
 def load_segmentation(
@@ -83,7 +84,8 @@ def load_segmentation(
       images of 96 x 96 unless told otherwise; background and ten digits. ``seed`` chooses the
       training images; the test images are always the same.
     - ``masks`` reads ``root/images/train/x.jpg`` with ``root/masks/train/x.png``, the same for val
-      or test, and ``root/classes.txt``, one name a line.
+      or test, and ``root/classes.txt``, one name a line. Images and their masks may lie in deeper
+      folders of the same names; folders of the splits may be called as those of ``load_source``.
     - ``camvid`` reads SegNet's layout: ``root/train/x.jpg`` with ``root/trainannot/x.png``, the
       same for val or test; 11 classes, index 11 is ignored. ``root/classes.txt`` may rename them.
     - ``ade20k`` reads ``root/images/training/x.jpg`` with ``root/annotations/training/x.png``, the
@@ -143,7 +145,8 @@ def load_segmentation(
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
         image_size=None,
-        skipped=dict(faults.counts),
+        skipped=faults.skipped,
+        skipped_names=faults.left_out.names,
     )
 
 
@@ -199,11 +202,14 @@ class _Layout:
 
 
 def _lay_out_masks(root: Path, faults: Faults) -> _Layout:
-    held_out = _held_out(root / "images")
+    images, masks = (_split_folders(root / name) for name in ("images", "masks"))
     train, test = (
-        _match(root / "images" / split, root / "masks" / split, faults)
-        for split in ("train", held_out)
+        _match(image_folder, mask_folder, faults)
+        for image_folder, mask_folder in zip(images, masks, strict=True)
     )
+    for name in subfolders(root / "images"):
+        if root / "images" / name not in images:
+            faults.left_out.add("folder beside the splits", f"images/{name}")
     names_file = root / "classes.txt"
     class_names = _read_lines(names_file)
     if len(class_names) > IGNORED:
@@ -216,7 +222,7 @@ def _lay_out_masks(root: Path, faults: Faults) -> _Layout:
 
 def _lay_out_camvid(root: Path, faults: Faults) -> _Layout:
     train, test = (
-        _match(root / split, root / f"{split}annot", faults) for split in ("train", _held_out(root))
+        _match(folder, root / f"{folder.name}annot", faults) for folder in _split_folders(root)
     )
     names_file = root / "classes.txt"
     class_names = _read_lines(names_file) if names_file.is_file() else _CAMVID
@@ -280,14 +286,16 @@ _LAYOUTS: dict[str, Callable[[Path, Faults], _Layout]] = {
 }
 
 
-def _held_out(folder: Path) -> str:
-    """The name of the folder with the test images."""
-    found = next((split for split in _HELD_OUT if (folder / split).is_dir()), None)
-    if found is None:
+def _split_folders(folder: Path) -> tuple[Path, Path]:
+    """The folders of the training and the test images."""
+    splits = find_splits(folder)
+    test = splits.get("val", splits.get("test"))
+    if "train" not in splits or test is None:
         raise FileNotFoundError(
-            f"{folder} has no folder {' or '.join(_HELD_OUT)}; expected one with the test images"
+            f"{folder} has no folder {'train' if test else 'val or test'}; expected train with the "
+            "training images and val or test with the test images"
         )
-    return found
+    return splits["train"], test
 
 
 def _read_lines(file: Path) -> tuple[str, ...]:
@@ -299,7 +307,8 @@ def _match(
     images: Path, masks: Path, faults: Faults, stems: tuple[str, ...] | None = None
 ) -> list[_Pair]:
     """Pair the files of two folders by name: all of them, or those called ``stems``."""
-    image_files, mask_files = _by_stem(images, IMG_EXTENSIONS), _by_stem(masks, (".png",))
+    image_files = _by_stem(images, faults)
+    mask_files = _by_stem(masks, faults, (".png",), "no mask by its name")
     if stems is None:
         stems = tuple(sorted(image_files.keys() | mask_files.keys()))
     pairs = []
@@ -315,15 +324,28 @@ def _match(
     return pairs
 
 
-def _by_stem(folder: Path, extensions: tuple[str, ...]) -> dict[str, str]:
-    """Files of a folder by their names without extension."""
+def _by_stem(
+    folder: Path,
+    faults: Faults,
+    extensions: tuple[str, ...] | None = None,
+    reason: str = NO_IMAGE,
+) -> dict[str, str]:
+    """Files of a folder and those below it, by their paths in it without extension."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; give the data set's folder as root")
-    return {
-        file.stem: str(file)
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in extensions
-    }
+    found: dict[str, str] = {}
+    for path in find_images(
+        folder, faults.left_out, base=folder.parent, extensions=extensions, reason=reason
+    ):
+        stem = Path(path).relative_to(folder).with_suffix("").as_posix()
+        if stem in found:
+            with faults.noted(folder):
+                raise EntryFault(
+                    "second image of a name",
+                    f"{found[stem]} and {path} are both called {stem}; expected one of them",
+                )
+        found.setdefault(stem, path)
+    return found
 
 
 # --- mask files
@@ -341,8 +363,11 @@ class _FileReader:
 
     def __call__(self, pair: _Pair) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         path, file = pair
-        pixels = F.to_image(read_rgb(path, path))
+        sample = read_sample(path, path)
+        pixels = F.to_image(sample.image)
         indices = _read_indices(file)
+        if indices.shape != pixels.shape[1:] and indices.shape[::-1] == sample.stored_size:
+            indices = turned(indices, sample.orientation)
         if indices.shape != pixels.shape[1:]:
             raise UnreadableImageError(
                 f"{file} is a mask of {indices.shape[0]} x {indices.shape[1]} and its image "
@@ -363,7 +388,7 @@ def _read_indices(file: str) -> NDArray[np.uint8]:
     try:
         with Image.open(file) as mask:
             mode, indices = mask.mode, np.asarray(mask)
-    except Exception as error:  # of many kinds: see read_rgb
+    except Exception as error:  # of many kinds: see data/reading.py
         reason = one_line(error) or type(error).__name__
         raise UnreadableImageError(
             f"{file} cannot be read as a mask ({reason}): replace or remove this file"

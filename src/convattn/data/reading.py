@@ -1,16 +1,20 @@
-"""Images from anywhere, read safely and upright."""
+"""Images from anywhere, read safely and upright: the only place where files become pixels."""
 
 from __future__ import annotations
 
+import importlib
+import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin, features
 from torch import Tensor
 
 from convattn.exceptions import UnreadableImageError
@@ -22,17 +26,69 @@ MAX_PIXELS = 2**27
 """More are refused before they are decoded: as RGB so many fill 512 MiB, and reading holds up to
 three copies. Room for a camera's 100 million, but for no bomb of few bytes and gigabytes."""
 
+Reduction = Callable[[int, int], float]
+"""Width and height of an image -> the factor by which it may be decoded smaller; 1: not at all."""
+
 # EPS is a program, which Ghostscript runs; IPTC wraps a file of any kind and size.
 _LEFT_OUT = ("EPS", "IPTC")
-_UNNAMED = "the image"
+_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+_ORIENTATION = ExifTags.Base.Orientation
+_QUARTER_TURNS = (5, 6, 7, 8)  # EXIF's orientations that swap width and height
+_DRAFTS = (8, 4, 2)  # factors by which a JPEG can be decoded smaller
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What an error calls an image, and what it tells to do."""
+
+    text: str
+    kind: str | None = None
+    """Of a data set's: "file" or "row", to be replaced or removed."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    def unreadable(self, reason: str) -> UnreadableImageError:
+        """The error for an image that is none."""
+        if self.kind is not None:
+            return UnreadableImageError(
+                f"{self} cannot be read as an image ({reason}): replace or remove this {self.kind}"
+            )
+        return UnreadableImageError(
+            f"{self} cannot be read: {reason.rstrip('.')}; give a whole image in a common format, "
+            "for example PNG or JPEG"
+        )
+
+
+_UNNAMED = _Name("the image")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image of a data set, upright, and how its file stores it."""
+
+    image: Image.Image
+    """Upright, in RGB."""
+    orientation: int
+    """EXIF's number, 1 to 8, of how the file stores it; 1: as it is seen."""
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Width and height as in the file."""
+        width, height = self.image.size
+        return (height, width) if self.orientation in _QUARTER_TURNS else (width, height)
 
 
 def read_image(source: ImageSource) -> Image.Image:
     """An image of any kind, upright, in 8-bit RGB.
 
-    Transparent parts become white, 16 bits become 8 of the same meaning, the camera's note which
-    side is up is followed, and of an animation the first frame is taken. Colour profiles are
-    ignored, as in training.
+    Training, test, prediction, explanation and demo see these pixels of it. Transparent parts
+    become white, 16 bits become 8 of the same meaning, the camera's note which side is up is
+    followed, and of an animation the first frame is taken. Colour profiles are ignored. Formats are
+    Pillow's, and HEIC where pillow-heif is installed.
 
     Args:
         source: A path; an open binary file, read from its start; a PIL image, which is left as it
@@ -51,22 +107,102 @@ def read_image(source: ImageSource) -> Image.Image:
         ('RGB', (6, 4))
     """
     if isinstance(source, (str, Path)):
-        return _read_path(Path(source), str(source))
+        return _read_path(Path(source), _Name(str(source))).image
     if isinstance(source, Image.Image):
         _check_number_of_pixels(source.size, _UNNAMED)
         with _one_sentence(_UNNAMED):
-            return _upright_rgb(source.copy(), _UNNAMED)
+            return _upright_rgb(source.copy(), _UNNAMED).image
     if isinstance(source, Tensor):
-        name = f"the tensor of {source.dtype} and shape {tuple(source.shape)}"
+        name = _Name(f"the tensor of {source.dtype} and shape {tuple(source.shape)}")
         pixels = source.detach().cpu()
         # numpy has no bfloat16.
         pixels = pixels.float() if pixels.is_floating_point() else pixels
         channels_last = pixels.movedim(0, -1) if pixels.ndim == 3 else pixels
         return _from_array(channels_last.numpy(), name, "(C, H, W)")
     if isinstance(source, np.ndarray):
-        name = f"the array of {source.dtype} and shape {source.shape}"
+        name = _Name(f"the array of {source.dtype} and shape {source.shape}")
         return _from_array(source, name, "(H, W, C)")
-    return _read_file(source, _UNNAMED)
+    return _read_file(source, _UNNAMED).image
+
+
+def read_sample(
+    source: str | bytes, name: str, *, kind: str = "file", reduction: Reduction | None = None
+) -> Sample:
+    """An image of a data set, as ``read_image`` reads it, with errors that say where it lies.
+
+    Args:
+        source: Its path, or its bytes.
+        name: What an error calls it.
+        kind: What an error says to replace or remove.
+        reduction: By how much a JPEG may be decoded smaller, which is several times faster. The
+            pixels are then means of those that the file has.
+
+    Raises:
+        UnreadableImageError: If it is missing, or as for ``read_image``.
+    """
+    known = _Name(name, kind)
+    if isinstance(source, bytes):
+        return _read_file(io.BytesIO(source), known, reduction)
+    try:
+        return _read_path(Path(source), known, reduction)
+    except FileNotFoundError as error:
+        raise known.unreadable("it is no longer there") from error
+
+
+@cache
+def image_extensions() -> tuple[str, ...]:
+    """Ends of the names of files that are read as images, in lower case.
+
+    Example:
+        >>> ".jpg" in image_extensions() and ".gif" in image_extensions()
+        True
+    """
+    more = [".avif"] if features.check("avif") else []
+    more += [".jp2"] if features.check("jpg_2000") else []
+    return (*_EXTENSIONS, *more, *((".heic", ".heif") if _add_heif() else ()))
+
+
+def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Values (H, W), one a pixel of a stored image, as they lie on the upright one.
+
+    Args:
+        pixels: As the file stores its image.
+        orientation: EXIF's number, 1 to 8.
+
+    Example:
+        >>> turned(np.array([[1, 2, 3]]), 6)
+        array([[1],
+               [2],
+               [3]])
+    """
+    if orientation in _QUARTER_TURNS:
+        pixels = pixels.T
+    # What is left after rows and columns were swapped: which of the two run the other way.
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def turned_boxes(
+    boxes: NDArray[np.float32], orientation: int, stored_size: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Boxes (N, 4) on a stored image, xmin, ymin, xmax, ymax in pixels, as on the upright one.
+
+    Args:
+        orientation: EXIF's number, 1 to 8.
+        stored_size: Width and height of the stored image.
+    """
+    x, y = boxes[:, [0, 2]], boxes[:, [1, 3]]
+    width, height = stored_size
+    if orientation in _QUARTER_TURNS:
+        x, y, width, height = y, x, height, width
+    if orientation in (2, 3, 6, 7):
+        x = width - x[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        y = height - y[:, ::-1]
+    return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
 
 
 def read_or_error(file: Path) -> Image.Image | UnreadableImageError:
@@ -81,7 +217,7 @@ def read_or_error(file: Path) -> Image.Image | UnreadableImageError:
         return error
 
 
-def _read_path(path: Path, name: str) -> Image.Image:
+def _read_path(path: Path, name: _Name, reduction: Reduction | None = None) -> Sample:
     if path.is_dir():
         raise UnreadableImageError(f"{name} is a folder; expected the path of one image")
     with _one_sentence(name):
@@ -90,10 +226,10 @@ def _read_path(path: Path, name: str) -> Image.Image:
         except FileNotFoundError:
             raise FileNotFoundError(f"{name} does not exist; give the path of an image") from None
         with file:
-            return _read_file(file, name)
+            return _read_file(file, name, reduction)
 
 
-def _read_file(file: BinaryIO, name: str) -> Image.Image:
+def _read_file(file: BinaryIO, name: _Name, reduction: Reduction | None = None) -> Sample:
     with _one_sentence(name):
         try:
             file.seek(0)
@@ -104,18 +240,40 @@ def _read_file(file: BinaryIO, name: str) -> Image.Image:
             ) from None
         with _open(file, name) as image:
             _check_number_of_pixels(image.size, name, _most_pixels(image))
+            if reduction is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+                _draft(image, reduction(*image.size))
             return _upright_rgb(image, name)
 
 
-def _open(file: BinaryIO, name: str) -> ImageFile.ImageFile:
+def _draft(image: JpegImagePlugin.JpegImageFile, most: float) -> None:
+    """Have a JPEG decoded smaller, by at most that factor."""
+    width, height = image.size
+    factor = next((factor for factor in _DRAFTS if factor <= most), 1)
+    if factor > 1 and min(width, height) >= factor:
+        image.draft(None, (width // factor, height // factor))
+
+
+@cache
+def _add_heif() -> bool:
+    """Whether pillow-heif is installed; it then adds its formats to Pillow's."""
+    try:
+        pillow_heif = importlib.import_module("pillow_heif")
+    except ModuleNotFoundError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _open(file: BinaryIO, name: _Name) -> ImageFile.ImageFile:
     """``Image.open``, without its look at the number of pixels.
 
     That warns below our limit, and warnings can be silenced for a whole process only.
     """
     Image.init()
+    _add_heif()
     head = file.read(16)
     if not head:
-        raise _unreadable(name, "it is empty")
+        raise name.unreadable("it is empty")
     reason = "it is not in a known image format"
     for kind in Image.ID:
         factory, accept = Image.OPEN[kind]
@@ -130,7 +288,7 @@ def _open(file: BinaryIO, name: str) -> ImageFile.ImageFile:
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             if accept is not None:
                 reason = f"a damaged {kind} file, or one of an unusual kind: {error}"
-    raise _unreadable(name, reason)
+    raise name.unreadable(reason)
 
 
 def _most_pixels(image: ImageFile.ImageFile) -> int:
@@ -140,7 +298,7 @@ def _most_pixels(image: ImageFile.ImageFile) -> int:
     return MAX_PIXELS
 
 
-def _check_number_of_pixels(size: tuple[int, int], name: str, most: int = MAX_PIXELS) -> None:
+def _check_number_of_pixels(size: tuple[int, int], name: _Name, most: int = MAX_PIXELS) -> None:
     if min(size) < 1:
         raise UnreadableImageError(
             f"{name} is {size[0]} x {size[1]} pixels; expected at least 1 x 1"
@@ -152,12 +310,27 @@ def _check_number_of_pixels(size: tuple[int, int], name: str, most: int = MAX_PI
         )
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def _upright_rgb(image: Image.Image, name: _Name) -> Sample:
     """As ``read_image``; ``image`` is the caller's to change."""
+    # Pillow turns a TIFF itself while it decodes it, and the note is gone.
+    noted = _noted_orientation(image) if image.format == "TIFF" else None
     image.load()
+    orientation = noted or _noted_orientation(image)
     # Damaged notes of the camera do not make an image unreadable.
     with suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
+    return Sample(_rgb(image, name), orientation)
+
+
+def _noted_orientation(image: Image.Image) -> int:
+    """EXIF's number, 1 where it has none, or a damaged one."""
+    with suppress(Exception):
+        noted = image.getexif().get(_ORIENTATION)
+        return next((known for known in range(2, 9) if known == noted), 1)
+    return 1
+
+
+def _rgb(image: Image.Image, name: _Name) -> Image.Image:
     if image.mode == "F":
         image = Image.fromarray(_bytes_of(np.asarray(image), f"{name}, in 32-bit floats,"))
     elif image.mode.startswith("I"):
@@ -170,7 +343,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     return on_white
 
 
-def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+def _eight_bits(image: Image.Image, name: _Name) -> Image.Image:
     """16 bits a pixel as 8, where Pillow would clip; it holds them in 32 for some formats."""
     values = np.asarray(image).astype(np.int32)
     low, high = values.min(), values.max()
@@ -183,7 +356,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _from_array(pixels: NDArray[Any], name: str, axes: str) -> Image.Image:
+def _from_array(pixels: NDArray[Any], name: _Name, axes: str) -> Image.Image:
     """An image of (H, W) or (H, W, C); ``name`` and ``axes`` are for errors."""
     is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
     is_float = np.issubdtype(pixels.dtype, np.floating)
@@ -197,10 +370,10 @@ def _from_array(pixels: NDArray[Any], name: str, axes: str) -> Image.Image:
         pixels = pixels[..., 0]
     if is_float:
         pixels = _bytes_of(pixels, name)
-    return _upright_rgb(Image.fromarray(pixels), name)
+    return _rgb(Image.fromarray(pixels), name)
 
 
-def _bytes_of(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+def _bytes_of(values: NDArray[Any], name: _Name | str) -> NDArray[np.uint8]:
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 1):  # nor are NaNs
         raise UnreadableImageError(
@@ -211,7 +384,7 @@ def _bytes_of(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _one_sentence(name: str) -> Iterator[None]:
+def _one_sentence(name: _Name) -> Iterator[None]:
     """Whatever reading an image raises, as one sentence for whoever gave the image."""
     try:
         yield
@@ -220,11 +393,4 @@ def _one_sentence(name: str) -> Iterator[None]:
     # A broken file makes Pillow's decoders raise whatever it leads them to.
     except Exception as error:
         reason = one_line(error) or type(error).__name__
-        raise _unreadable(name, reason) from error
-
-
-def _unreadable(name: str, reason: str) -> UnreadableImageError:
-    return UnreadableImageError(
-        f"{name} cannot be read: {reason.rstrip('.')}; give a whole image in a common format, "
-        "for example PNG or JPEG"
-    )
+        raise name.unreadable(reason) from error

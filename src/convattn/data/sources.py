@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import io
 import math
+import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,21 @@ from numpy.typing import NDArray
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from convattn.data.cluttered_digits import generate_cluttered_digits
+from convattn.data.folders import (
+    LeftOut,
+    draw_test,
+    find_duplicates,
+    find_images,
+    find_splits,
+    group_by_name,
+    split_of,
+    subfolders,
+)
 from convattn.data.imagenet import imagenet_names
-from convattn.data.images import ImageFiles, TensorImages, read_rgb
+from convattn.data.images import ImageFiles, TensorImages
+from convattn.data.reading import image_extensions, read_sample
 from convattn.text import nearest, one_line
 
 DATASETS: tuple[str, ...] = (
@@ -36,8 +46,9 @@ DATASETS: tuple[str, ...] = (
 )
 
 _IDX_SUFFIXES = ("", ".gz")
-_TEST_SHARE = 0.2
 _TEST_SEED = 0
+_MOST_COMPARED = 100_000  # images that are looked through for copies
+_SHOWN = 10  # names in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +71,12 @@ class Source:
     """Mean of each channel, in 0..1."""
     std: tuple[float, ...]
     """Standard deviation of each channel, in 0..1."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """How many files, or folders, were left out, by reason."""
+    skipped_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The first names of those, by reason; see ``describe_skipped``."""
+    notes: tuple[str, ...] = ()
+    """What whoever trains or tests on it has to know, a sentence each."""
 
 
 def load_source(
@@ -70,6 +87,10 @@ def load_source(
     image_size: int | None = None,
     num_train: int | None = None,
     num_test: int | None = None,
+    group: str | None = None,
+    class_names: Sequence[str] | None = None,
+    ignore_unknown: bool = False,
+    test_only: bool = False,
     seed: int = 0,
 ) -> Source:
     """Open a data set by name.
@@ -77,9 +98,14 @@ def load_source(
     - ``cluttered_digits`` is generated (see there): 20,000 training and 1,000 test images of
       64 x 64 unless told otherwise. ``seed`` chooses the training images; the test images are
       always the same, so that runs compare.
-    - ``folder`` reads ``root/train/CLASS/image.jpg`` and ``root/val/CLASS/...`` or
-      ``root/test/CLASS/...``; images may lie in deeper folders. Where ``root`` holds the class
-      folders themselves, a fifth of each class, drawn by ``seed``, becomes the test set.
+    - ``folder`` reads ``root/train/CLASS/image.jpg`` and the same for val or test; images may lie
+      in deeper folders, and links are followed. Folders of the splits may be called train or
+      training, val, valid, validation or dev, and test or testing, in any case; where there are val
+      and test, val is the test set. Where ``root`` holds the class folders themselves, about a
+      fifth of each class, drawn by ``seed``, becomes the test set; files of the same bytes, and
+      what ``group`` finds to belong together, stay on one side. What is hidden (as
+      ``.ipynb_checkpoints``), left by a system (as ``__MACOSX``) or no image by its name is left
+      out and counted in ``skipped``.
     - ``imagenet`` reads ``root/train/n01440764/...`` and ``root/val/n01440764/...``, for all of
       ImageNet's classes or some. For a test, ``load_imagenet_validation`` wants no training
       images.
@@ -98,6 +124,14 @@ def load_source(
         image_size: Side of generated images in pixels; all others keep their own size.
         num_train: Training images to make, or to draw by ``seed`` from all; None means all.
         num_test: Test images, alike; the draw does not depend on ``seed``.
+        group: A regular expression for a ``folder`` without splits. Images in whose paths below
+            ``root`` its group, or the whole of it, finds the same are in one part.
+        class_names: What a network calls its classes, in its order. The source then has these
+            classes: those of the data set are found among them by name, and may be fewer. A folder
+            needs only its test images then.
+        ignore_unknown: Leave images of classes that are not among ``class_names`` out, and count
+            them in ``skipped``, rather than refuse them.
+        test_only: All images of a ``folder`` without splits are for the test.
         seed: Any integer from 0.
 
     Returns:
@@ -105,8 +139,8 @@ def load_source(
         asked for, since opening every file beforehand would take as long as an epoch.
 
     Raises:
-        ValueError: If the name is unknown, a number does not fit, or the files are not what they
-            should be.
+        ValueError: If the name is unknown, a number does not fit, the files are not what they
+            should be, or a class is not among ``class_names``.
         FileNotFoundError: If folders or files are missing.
         ModuleNotFoundError: If a parquet file is to be read and pyarrow, of the ``train`` extra, is
             not installed.
@@ -122,23 +156,119 @@ def load_source(
             f"unknown data set {name!r}; did you mean {near!r}? Known: {', '.join(DATASETS)}"
         )
     if name == "cluttered_digits":
-        return _load_cluttered_digits(image_size, num_train, num_test, seed)
+        source = _load_cluttered_digits(image_size, num_train, num_test, seed)
+        return _as_known(source, class_names, ignore_unknown, name)
     folder = find_root(name, root, download)
     if name == "tiny_imagenet":
-        return _load_tiny_imagenet(folder, num_train, num_test, seed)
+        source = _load_tiny_imagenet(folder, num_train, num_test, seed)
+        return _as_known(source, class_names, ignore_unknown, str(folder))
     if name == "folder":
-        source = _load_folder(folder, seed)
+        test_only = test_only or (class_names is not None and _is_split(folder))
+        source = _load_test_folder(folder) if test_only else _load_folder(folder, group, seed)
     elif name == "imagenet":
         source = _load_imagenet(folder)
     elif name == "fashion_mnist":
         source = _load_fashion_mnist(folder, download)
     else:
         source = _load_cifar(name, folder, download)
+    source = _as_known(source, class_names, ignore_unknown, str(folder))
+    train = (
+        source.train if test_only else _draw(source.train, num_train, seed, f"{name}: num_train")
+    )
+    return replace(
+        source, train=train, test=_draw(source.test, num_test, _TEST_SEED, f"{name}: num_test")
+    )
+
+
+def _as_known(
+    source: Source, class_names: Sequence[str] | None, ignore_unknown: bool, where: str
+) -> Source:
+    """The source with the classes that a network knows; its own are found among them by name."""
+    if class_names is None or tuple(class_names) == source.class_names:
+        return source
+    numbers = match_classes(source.class_names, class_names, ignore_unknown, where)
+    left_out = {
+        name: int((source.test.labels == number).sum())
+        for number, name in enumerate(source.class_names)
+        if numbers[number] < 0
+    }
+    train, test = (_renumbered(part, numbers) for part in (source.train, source.test))
+    if not len(test):
+        raise ValueError(
+            f"{where} holds no image of a class that the network knows; expected some of "
+            f"{_listed(class_names)}"
+        )
+    skipped, names = dict(source.skipped), dict(source.skipped_names)
+    if left_out:
+        skipped["image of an unknown class"] = sum(left_out.values())
+        names["image of an unknown class"] = tuple(left_out)
     return replace(
         source,
-        train=_draw(source.train, num_train, seed, f"{name}: num_train"),
-        test=_draw(source.test, num_test, _TEST_SEED, f"{name}: num_test"),
+        class_names=tuple(class_names),
+        train=train,
+        test=test,
+        skipped=skipped,
+        skipped_names=names,
     )
+
+
+def match_classes(
+    theirs: Sequence[str], known: Sequence[str], ignore_unknown: bool, where: str
+) -> list[int]:
+    """For each class of a data set its number among those that a network knows, by its name.
+
+    A class that the network does not know has -1. One of ImageNet's WordNet ids is known by its
+    words, too.
+
+    Args:
+        theirs: The data set's classes.
+        known: The network's.
+        ignore_unknown: Whether there may be some that it does not know.
+        where: What an error calls the data set.
+
+    Raises:
+        ValueError: If there are and must not; names the first.
+
+    Example:
+        >>> match_classes(["dog", "ant"], ["ant", "bee", "dog"], False, "here")
+        [2, 0]
+    """
+    numbers = {_normal(name): number for number, name in enumerate(known)}
+    found = []
+    for name, words in zip(theirs, imagenet_names(theirs), strict=True):
+        found.append(numbers.get(_normal(name), numbers.get(_normal(words), -1)))
+    unknown = [name for name, number in zip(theirs, found, strict=True) if number < 0]
+    if unknown and not ignore_unknown:
+        raise ValueError(
+            f"{where} has the class {unknown[0]!r}"
+            + (f" and {len(unknown) - 1} more" if len(unknown) > 1 else "")
+            + f", which the network does not know, the nearest being {nearest(unknown[0], known)!r}"
+            + f" of its {len(known)} ({_listed(known)}); rename it, or leave such images out with "
+            "--ignore-unknown"
+        )
+    return found
+
+
+def _normal(name: str) -> str:
+    """An umlaut is one character or two, as the system that packed the folder has it."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _renumbered(
+    images: TensorImages | ImageFiles, numbers: Sequence[int]
+) -> TensorImages | ImageFiles:
+    """The images whose class has a number, with that as their label."""
+    if not len(images):
+        return images
+    labels = torch.tensor(numbers)[images.labels]
+    kept = images.select((labels >= 0).nonzero()[:, 0])
+    kept.labels = labels[labels >= 0]
+    return kept
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _load_cluttered_digits(
@@ -212,18 +342,52 @@ def draw_indices(available: int, number: int, seed: int, what: str) -> Tensor:
     return torch.randperm(available, generator=generator)[:number].sort().values
 
 
-def _load_folder(root: Path, seed: int) -> Source:
+def _load_folder(root: Path, group: str | None, seed: int) -> Source:
+    left_out = LeftOut()
+    notes: list[str] = []
     if _is_split(root):
-        class_names, train, test = _read_split_folders(root)
+        if group is not None:
+            raise ValueError(
+                f"group={group!r} parts a folder without splits, and {root} has some; leave group "
+                "out"
+            )
+        class_names, train, test = _read_split_folders(root, left_out)
+        _note_copies(notes, root, train, test)
     else:
-        class_names, images = _read_class_folders(root)
-        train, test = _set_aside(images, seed)
-    return _file_source("folder", class_names, train, test)
+        class_names, images = _read_class_folders(root, left_out)
+        together = _find_together(notes, root, images, class_names, group)
+        train, test = _set_aside(images, class_names, together, seed)
+        notes.append(
+            f"{root} has no splits: {len(test):,} of its {len(images):,} images, about a fifth of "
+            "each class, are the test set"
+        )
+    source = _file_source("folder", class_names, train, test)
+    return _with_left_out(source, left_out, notes)
+
+
+def _load_test_folder(root: Path) -> Source:
+    """The images to test alone."""
+    left_out = LeftOut()
+    folder = _held_out(root) if _is_split(root) else root
+    class_names, test = _read_class_folders(folder, left_out, base=root, least=1)
+    source = _file_source("folder", class_names, test.select(torch.arange(0)), test)
+    return _with_left_out(source, left_out, ())
+
+
+def _with_left_out(source: Source, left_out: LeftOut, notes: Sequence[str]) -> Source:
+    return replace(
+        source,
+        skipped=dict(left_out.counts),
+        skipped_names=left_out.names,
+        notes=tuple(notes),
+    )
 
 
 def _load_imagenet(root: Path) -> Source:
-    class_names, train, test = _read_split_folders(root)
-    return _file_source("imagenet", imagenet_names(class_names), train, test)
+    left_out = LeftOut()
+    class_names, train, test = _read_split_folders(root, left_out)
+    source = _file_source("imagenet", imagenet_names(class_names), train, test)
+    return _with_left_out(source, left_out, ())
 
 
 def _file_source(
@@ -241,86 +405,153 @@ def _file_source(
     )
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
+def _is_split(root: Path) -> bool:
+    """Whether ``root`` holds train and val or test, and not classes of these names."""
+    named = [name for name in subfolders(root) if split_of(name) is not None]
+    return len({split_of(name) for name in named}) > 1 or any(
+        subfolders(root / name) for name in named
     )
 
 
-def _is_split(root: Path) -> bool:
-    """Whether ``root`` holds train and val or test, and not classes of these names."""
-    names = {"train", "val", "test"}.intersection(_subfolders(root))
-    return len(names) > 1 or any(_subfolders(root / name) for name in names)
+def _held_out(root: Path) -> Path:
+    """The folder of the test images."""
+    splits = find_splits(root)
+    held_out = splits.get("val", splits.get("test"))
+    if held_out is None:
+        raise FileNotFoundError(
+            f"{root} has {splits['train'].name} but neither val nor test; add one, or give "
+            f"{splits['train']} as root to have a fifth of its images set aside"
+        )
+    return held_out
 
 
-def _read_split_folders(root: Path) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
-    if not (root / "train").is_dir():
+def _read_split_folders(
+    root: Path, left_out: LeftOut
+) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
+    splits = find_splits(root)
+    if "train" not in splits:
         raise FileNotFoundError(
             f"{root} has no folder train; expected {root}/train/CLASS/image.jpg and the same "
             "classes in val or test"
         )
-    held_out = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-    if held_out is None:
-        raise FileNotFoundError(
-            f"{root} has train but neither val nor test; add one, or give {root / 'train'} as root "
-            "to have a fifth of its images set aside"
-        )
-    class_names, train = _read_class_folders(root / "train")
-    test_names, test = _read_class_folders(held_out)
+    held_out = _held_out(root)
+    for name in subfolders(root, left_out):
+        if root / name not in (splits["train"], held_out):
+            left_out.add("folder beside the splits", name)
+    class_names, train = _read_class_folders(splits["train"], left_out, base=root)
+    test_names, test = _read_class_folders(held_out, left_out, base=root)
     if class_names != test_names:
         only = [
             f"only in {folder}: {', '.join(sorted(names)[:10])}"
             for folder, names in (
-                (root / "train", set(class_names) - set(test_names)),
+                (splits["train"], set(class_names) - set(test_names)),
                 (held_out, set(test_names) - set(class_names)),
             )
             if names
         ]
         raise ValueError(
-            f"the class folders of {root / 'train'} and {held_out} differ ({'; '.join(only)}); "
+            f"the class folders of {splits['train']} and {held_out} differ ({'; '.join(only)}); "
             "both must have the same ones"
         )
     return class_names, train, test
 
 
-def _read_class_folders(folder: Path) -> tuple[tuple[str, ...], ImageFiles]:
-    class_names = _subfolders(folder)
-    if not class_names:
+def _read_class_folders(
+    folder: Path, left_out: LeftOut, *, base: Path | None = None, least: int = 2
+) -> tuple[tuple[str, ...], ImageFiles]:
+    base = base or folder
+    folders = subfolders(folder, left_out, base=base)
+    if not folders:
         raise FileNotFoundError(
             f"{folder} holds no class folders; expected {folder}/CLASS/image.jpg, one folder a "
             "class"
         )
-    if len(class_names) == 1:
+    if len(folders) < least:
+        inside = folder / folders[0]
+        deeper = f"; its folders are in {inside}: give that as root" if subfolders(inside) else ""
         raise ValueError(
-            f"{folder} holds one class, {class_names[0]!r}; expected at least 2 class folders"
+            f"{folder} holds one class, {folders[0]!r}; expected at least 2 class folders{deeper}"
         )
-    numbers = {class_name: number for number, class_name in enumerate(class_names)}
-    samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
-    labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
-    counts = labels.bincount(minlength=len(class_names))
-    empty = [class_names[number] for number in (counts == 0).nonzero()[:, 0].tolist()]
+    _check_case(folder, folders)
+    paths: list[str] = []
+    counts = []
+    for name in folders:
+        found = find_images(folder / name, left_out, base=base)
+        paths += found
+        counts.append(len(found))
+    empty = [name for name, count in zip(folders, counts, strict=True) if not count]
     if empty:
         raise FileNotFoundError(
-            f"no images ({', '.join(IMG_EXTENSIONS)}) in "
+            f"no images ({', '.join(image_extensions())}) in "
             f"{', '.join(str(folder / name) for name in empty[:5])}; add some or remove the folder"
         )
-    return tuple(class_names), ImageFiles([path for path, _ in samples], labels)
+    labels = torch.arange(len(folders)).repeat_interleave(torch.tensor(counts))
+    return tuple(_normal(name) for name in folders), ImageFiles(paths, labels)
 
 
-def _set_aside(images: ImageFiles, seed: int) -> tuple[ImageFiles, ImageFiles]:
-    """Training and test part: of each class a fifth, rounded, for the test, and both get some."""
-    generator = torch.Generator().manual_seed(seed)
-    for_test = torch.zeros(len(images), dtype=torch.bool)
-    for label in images.labels.unique().tolist():
-        members = (images.labels == label).nonzero()[:, 0]
-        if len(members) < 2:
+def _check_case(folder: Path, names: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(_normal(name).casefold(), name)
+        if other != name:
             raise ValueError(
-                f"{images.paths[int(members[0])]} is the only image of its class; expected at "
-                "least 2, one to train and one to test"
+                f"{folder} holds the class folders {other!r} and {name!r}, which differ only in "
+                "capitals or in how a letter is written; merge the two, or rename one"
             )
-        number = max(1, round(_TEST_SHARE * len(members)))
-        drawn = torch.randperm(len(members), generator=generator)[:number]
-        for_test[members[drawn]] = True
+
+
+def _find_together(
+    notes: list[str], root: Path, images: ImageFiles, class_names: Sequence[str], group: str | None
+) -> list[list[int]]:
+    """Places of images that must not be parted: of one group, or of the same bytes."""
+    together = [] if group is None else group_by_name(images.paths, root, group)
+    if group is not None:
+        alone = len(images) - sum(map(len, together))
+        rest = f"; {alone:,} images are in none" if alone else ""
+        notes.append(f"group {group!r}: {len(together):,} groups{rest}")
+    copies = find_duplicates(images.paths)
+    for places in copies:
+        labels = images.labels[places]
+        other = next((one for one in places if images.labels[one] != labels[0]), None)
+        if other is not None:
+            notes.append(
+                f"{images.paths[places[0]]} and {images.paths[other]} are the same file in two "
+                "classes"
+            )
+            break
+    if copies:
+        extra = sum(map(len, copies)) - len(copies)
+        notes.append(f"{extra:,} images are copies of others; copies stay in one part")
+    return together + copies
+
+
+def _note_copies(notes: list[str], root: Path, train: ImageFiles, test: ImageFiles) -> None:
+    """Tell of test images that are training images, too."""
+    paths = [*train.paths, *test.paths]
+    if len(paths) > _MOST_COMPARED:
+        return
+    crossing = [places for places in find_duplicates(paths) if places[0] < len(train) <= places[-1]]
+    if crossing:
+        count = sum(place >= len(train) for places in crossing for place in places)
+        one, other = paths[crossing[0][0]], paths[crossing[0][-1]]
+        notes.append(
+            f"{count:,} test images are training images, too, byte for byte, as {other} is {one}: "
+            "the test flatters"
+        )
+
+
+def _set_aside(
+    images: ImageFiles, class_names: Sequence[str], together: Sequence[Sequence[int]], seed: int
+) -> tuple[ImageFiles, ImageFiles]:
+    """Training and test part: of each class a fifth, rounded, for the test, and both get some."""
+    for label, count in enumerate(images.labels.bincount().tolist()):
+        if count < 2:
+            path = images.paths[int((images.labels == label).nonzero()[0])]
+            raise ValueError(
+                f"{path} is the only image of its class; expected at least 2, one to train and one "
+                "to test"
+            )
+    for_test = draw_test(images.labels, class_names, together, seed)
     return images.select((~for_test).nonzero()[:, 0]), images.select(for_test.nonzero()[:, 0])
 
 
@@ -502,8 +733,8 @@ def _unpack(packed: _PackedImages, number: int | None, seed: int, what: str) -> 
     for row, index in enumerate(chosen.tolist()):
         file = packed.files[index]
         name = packed.names[index]
-        opened = io.BytesIO(file) if isinstance(file, bytes) else file
-        pixels = np.asarray(read_rgb(opened, name, kind=packed.kind)).transpose(2, 0, 1)
+        sample = read_sample(file, name, kind=packed.kind)
+        pixels = np.asarray(sample.image).transpose(2, 0, 1)
         if images is None:
             images = np.empty((len(chosen), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
@@ -622,7 +853,7 @@ def _integers(file: Path, table: Any, name: str, kind: Any, shape: tuple[int, ..
 def _read_tiny_imagenet_folders(
     root: Path,
 ) -> tuple[tuple[str, ...], _PackedImages, _PackedImages]:
-    wnids = _subfolders(root / "train")
+    wnids = subfolders(root / "train")
     if len(wnids) < 2:
         raise FileNotFoundError(
             f"{root / 'train'} holds {len(wnids)} class folders; expected at least 2 as "
@@ -672,7 +903,7 @@ def _read_listing(file: Path, folder: Path, wnid: str | None = None) -> list[_Li
         listed.append((str(folder / name), rest[0] if wnid is None else wnid, box))
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; it should hold the images of {file}")
-    there = {str(image) for image in folder.iterdir() if image.suffix.lower() in IMG_EXTENSIONS}
+    there = set(find_images(folder, LeftOut()))
     names = {path for path, _, _ in listed}
     for images, fault in ((names - there, "lacks"), (there - names, "holds, unlisted,")):
         if images:

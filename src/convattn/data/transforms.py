@@ -40,6 +40,7 @@ _NUM_TRIES = 10  # draws of a rectangle that may not fit the image, as timm and 
 _ERASED_AREA = (0.02, 1 / 3)  # timm's
 _ERASED_ASPECT = (0.3, 1 / 0.3)  # timm's
 _LUMINANCE = (0.299, 0.587, 0.114)
+_DRAFT_MARGIN = 2  # times the network's side, that a JPEG decoded smaller still has
 
 
 def eval_transform(
@@ -399,6 +400,17 @@ class _TrainTransform:
         if self.random_erasing:
             _erase(images, self.random_erasing, self.erasing_mode)
         return images
+
+    def reduction(self, width: int, height: int) -> float:
+        """By how much a JPEG of this size may be decoded smaller.
+
+        What is then resized, the whole image or the smallest random crop, has still at least twice
+        the sides of what the network sees (for a crop: by its area). Tests read all pixels, so
+        that nothing which is reported depends on this.
+        """
+        if self.scale is not None:
+            return math.sqrt(self.scale[0] * width * height / math.prod(self.size)) / _DRAFT_MARGIN
+        return min(height / self.size[0], width / self.size[1]) / _DRAFT_MARGIN
 
     def _has_tensor_operations(self, height: int, width: int) -> bool:
         if self.auto_augment is not None:

@@ -44,7 +44,7 @@ def open_data(config: DataConfig, *, masks: bool, training: bool = True) -> Dete
             f"{config.name} has boxes and no masks, which this detector needs; name annotations "
             "with masks (--data.annotations), or train a retinanet"
         )
-    report_skipped(source.skipped)
+    report_skipped(source.skipped, source.skipped_names)
     return source
 
 

@@ -34,7 +34,7 @@ def open_data(config: DataConfig, *, training: bool = True) -> SegmentationSourc
         num_test=config.num_test,
         bad_annotations=config.bad_annotations,
     )
-    report_skipped(source.skipped)
+    report_skipped(source.skipped, source.skipped_names)
     return source
 
 

@@ -1,0 +1,351 @@
+"""Folders of images as people have them: what lies below them, and what of that is not taken."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from convattn.data.reading import image_extensions
+
+SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""What folders of a split are called, in any case."""
+
+HIDDEN = "hidden"
+LEFT_BY_SYSTEM = "left by a system"
+NO_IMAGE = "no image by its name"
+BROKEN_LINK = "broken link"
+CIRCLE = "link that leads back"
+
+_OF_SYSTEMS = frozenset(
+    (
+        *("__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found", "icon\r"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "system volume information"),
+    )
+)
+_SHOWN = 3  # names a reason
+_TAIL = 4096  # bytes at a file's end, by which files of one size are told apart first
+_TEST_SHARE = 0.2
+
+
+class LeftOut:
+    """What of a data set's files was not taken: how many by reason, and the first names.
+
+    Attributes:
+        counts: Reason -> how many files, or folders that were not entered.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._names: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, reason: str, name: str) -> None:
+        """Count one.
+
+        Args:
+            reason: Why it is not taken.
+            name: What people know it by.
+        """
+        self.counts[reason] += 1
+        if len(self._names[reason]) < _SHOWN:
+            self._names[reason].append(name)
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Reason -> the first names."""
+        return {reason: tuple(names) for reason, names in self._names.items()}
+
+
+class _Scan:
+    """Goes through folders once; no file is opened, and none looked at but for links."""
+
+    def __init__(self, base: str, left_out: LeftOut) -> None:
+        self.base = base
+        self.left_out = left_out
+
+    def leave_out(self, reason: str, path: str) -> None:
+        self.left_out.add(reason, os.path.relpath(path, self.base))
+
+    def entries(self, folder: str) -> Iterator[tuple[os.DirEntry[str], bool]]:
+        """What is to be seen in a folder, by name, and whether it is a folder."""
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.name.casefold() in _OF_SYSTEMS or entry.name.startswith("._"):
+                self.leave_out(LEFT_BY_SYSTEM, entry.path)
+            elif entry.name.startswith("."):
+                self.leave_out(HIDDEN, entry.path)
+            elif entry.is_dir():
+                yield entry, True
+            elif entry.is_symlink() and not entry.is_file():
+                self.leave_out(BROKEN_LINK, entry.path)
+            else:
+                yield entry, False
+
+    def files(
+        self, folder: str, extensions: tuple[str, ...], reason: str
+    ) -> Iterator[tuple[str, list[str]]]:
+        """Every folder from this one down, with the names of the files in it that are taken."""
+        waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(folder, (_identity(folder),))]
+        with tqdm(unit=" files", desc=folder, disable=None, delay=1, leave=False) as progress:
+            while waiting:
+                inside, above = waiting.pop()
+                names = []
+                for entry, is_folder in self.entries(inside):
+                    if not is_folder:
+                        if entry.name.lower().endswith(extensions):
+                            names.append(entry.name)
+                        else:
+                            self.leave_out(reason, entry.path)
+                        continue
+                    identity = _identity(entry.path)
+                    if identity in above:
+                        self.leave_out(CIRCLE, entry.path)
+                    else:
+                        waiting.append((entry.path, (*above, identity)))
+                progress.update(len(names))
+                if names:
+                    yield inside, names
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def find_images(
+    folder: str | Path,
+    left_out: LeftOut,
+    *,
+    base: str | Path | None = None,
+    extensions: tuple[str, ...] | None = None,
+    reason: str = NO_IMAGE,
+) -> list[str]:
+    """Paths of the images in a folder and those below it, sorted by folder, then by name.
+
+    Links are followed, but not in a circle. What is hidden, left by a system, or no image by its
+    name is left out.
+
+    Args:
+        folder: Where to look.
+        left_out: Counts what is not taken.
+        base: What the names of that are relative to; None: ``folder``.
+        extensions: Ends of names, in lower case; None takes all that are read as images.
+        reason: What files of other names are counted under.
+    """
+    scan = _Scan(str(base or folder), left_out)
+    found = list(scan.files(str(folder), extensions or image_extensions(), reason))
+    return [os.path.join(inside, name) for inside, names in sorted(found) for name in names]
+
+
+def subfolders(
+    folder: Path, left_out: LeftOut | None = None, *, base: Path | None = None
+) -> list[str]:
+    """Names of the folders to be seen in a folder, sorted.
+
+    Args:
+        folder: Where to look.
+        left_out: Counts hidden folders, and images that lie beside the folders.
+        base: What the names of those are relative to; None: ``folder``.
+    """
+    scan = _Scan(str(base or folder), LeftOut() if left_out is None else left_out)
+    names = []
+    for entry, is_folder in scan.entries(str(folder)):
+        if is_folder:
+            names.append(entry.name)
+        elif entry.name.lower().endswith(image_extensions()):
+            scan.leave_out("outside the class folders", entry.path)
+    return names
+
+
+def find_splits(folder: Path) -> dict[str, Path]:
+    """The folders of the splits: ``train``, ``val`` and ``test`` where they are there.
+
+    Raises:
+        ValueError: If two folders are of one split.
+    """
+    found: dict[str, Path] = {}
+    names = subfolders(folder) if folder.is_dir() else []
+    for split, spellings in SPLITS.items():
+        for name in names:
+            if name.lower() not in spellings:
+                continue
+            if split in found:
+                raise ValueError(
+                    f"{folder} holds {found[split].name} and {name}, which mean the same split; "
+                    "merge the two, or rename one"
+                )
+            found[split] = folder / name
+    return found
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder's name means, None if it means none.
+
+    Example:
+        >>> split_of("Training"), split_of("cats")
+        ('train', None)
+    """
+    lower = name.lower()
+    return next((split for split, names in SPLITS.items() if lower in names), None)
+
+
+# --- what belongs together
+
+
+def find_duplicates(paths: Sequence[str]) -> list[list[int]]:
+    """Places of files with the same bytes, two or more each, in the order of the first.
+
+    Only files of one size are opened, and of these only such with the same end are read whole.
+
+    Args:
+        paths: The files; one that cannot be read is like no other.
+    """
+    groups = [list(range(len(paths)))]
+    keys: tuple[Callable[[str], Hashable], ...] = (os.path.getsize, _tail, _digest)
+    for key in keys:
+        groups = [part for group in groups for part in _part(group, paths, key)]
+    return sorted(groups)
+
+
+def _part(
+    group: list[int], paths: Sequence[str], key: Callable[[str], Hashable]
+) -> list[list[int]]:
+    parts: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for index in group:
+        try:
+            parts[key(paths[index])].append(index)
+        except OSError:
+            continue
+    return [part for part in parts.values() if len(part) > 1]
+
+
+def _tail(path: str) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - _TAIL))
+        return file.read()
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def group_by_name(paths: Sequence[str], root: Path, pattern: str) -> list[list[int]]:
+    """Places of files that are of one thing, by what a pattern finds in their paths.
+
+    Args:
+        paths: The files.
+        root: What the pattern sees of a path begins below it.
+        pattern: A regular expression, searched for. What its first group matches, or all of it
+            where it has none, names the thing. A path without a match stands alone.
+
+    Raises:
+        ValueError: If it is no regular expression, or matches no path.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"group={pattern!r} is no regular expression ({error}); expected for example "
+            "'(patient[0-9]+)_', whose group names what images have in common"
+        ) from None
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for index, path in enumerate(paths):
+        match = expression.search(Path(os.path.relpath(path, root)).as_posix())
+        if match is not None:
+            groups[(match[1] if expression.groups else match[0]) or ""].append(index)
+    if not groups:
+        raise ValueError(
+            f"group={pattern!r} is found in none of the {len(paths)} paths, for example "
+            f"{os.path.relpath(paths[0], root)}; expected a regular expression that finds what "
+            "images have in common"
+        )
+    return list(groups.values())
+
+
+def draw_test(
+    labels: Tensor, class_names: Sequence[str], together: Iterable[Sequence[int]], seed: int
+) -> Tensor:
+    """Which images are for the test, (N,) bool: about a fifth of each class.
+
+    At least one image of every class is for the test, and at least one is not.
+
+    Args:
+        labels: Class numbers (N,).
+        class_names: Name of each class, for errors.
+        together: Places of images that are all in one part.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: If a class has no two images that may be parted.
+    """
+    unit = _units(len(labels), together)
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for index, number in enumerate(unit):
+        members[number].append(index)
+    generator = torch.Generator().manual_seed(seed)
+    for_test = torch.zeros(len(labels), dtype=torch.bool)
+    decided: set[int] = set()
+    for label in labels.unique().tolist():
+        own = (labels == label).nonzero()[:, 0].tolist()
+        units = list(dict.fromkeys(unit[index] for index in own))
+        if len(units) < 2:
+            raise ValueError(
+                f"all {len(own)} images of class {class_names[label]!r} belong together; expected "
+                "at least 2 groups, one to train and one to test"
+            )
+        sizes = Counter(unit[index] for index in own)
+        wanted = max(1, round(_TEST_SHARE * len(own)))
+        taken = int(for_test[own].sum())
+        order = [units[place] for place in torch.randperm(len(units), generator=generator).tolist()]
+        open_units = [one for one in order if one not in decided]
+        # The last one stays for the training.
+        spare = len(units) - len({one for one in units if for_test[members[one][0]]}) - 1
+        chosen: list[int] = []
+        for one in open_units:
+            # Nearer to what is wanted with it than without.
+            if len(chosen) < spare and sizes[one] < 2 * (wanted - taken):
+                chosen.append(one)
+                taken += sizes[one]
+        if not taken and spare > 0 and open_units:
+            chosen = [min(open_units, key=lambda one: (sizes[one], order.index(one)))]
+        for one in chosen:
+            for_test[members[one]] = True
+        decided |= set(units)
+    for label in labels.unique().tolist():
+        share = for_test[labels == label]
+        if share.all() or not share.any():
+            raise ValueError(
+                f"the images of class {class_names[label]!r} cannot be parted, since they belong "
+                f"together with those of other classes; put test images into a folder of their own"
+            )
+    return for_test
+
+
+def _units(count: int, together: Iterable[Sequence[int]]) -> list[int]:
+    """For each place the first of those that it belongs with."""
+    first = list(range(count))
+
+    def root(index: int) -> int:
+        while first[index] != index:
+            first[index] = first[first[index]]
+            index = first[index]
+        return index
+
+    for group in together:
+        for index in group[1:]:
+            one, other = sorted((root(group[0]), root(index)))
+            first[other] = one
+    return [root(index) for index in range(count)]

@@ -1,0 +1,318 @@
+import os
+
+import pytest
+import torch
+from PIL import Image
+
+from convattn.data import describe_skipped, load_source
+from convattn.data.folders import (
+    LeftOut,
+    draw_test,
+    find_duplicates,
+    find_images,
+    find_splits,
+    group_by_name,
+)
+
+
+def touch(*files):
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(str(file).encode())
+
+
+def picture(file, colour=0):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3), (colour, len(file.name), len(str(file)) % 256)).save(file)
+
+
+def names_below(folder, left_out=None):
+    found = find_images(folder, LeftOut() if left_out is None else left_out)
+    return [os.path.relpath(path, folder) for path in found]
+
+
+# --- what is found
+
+
+def test_images_are_sorted_by_folder_then_by_name(tmp_path):
+    touch(*(tmp_path / name for name in ("b.png", "a.jpg", "b/x.png", "a/z.png", "a/b/c.gif")))
+    assert names_below(tmp_path) == ["a.jpg", "b.png", "a/z.png", "a/b/c.gif", "b/x.png"]
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        "jpg",
+        "JPEG",
+        "jfif",
+        "png",
+        "gif",
+        "webp",
+        "bmp",
+        "tif",
+        "TIFF",
+        "ppm",
+        "pgm",
+        "avif",
+        "jpe",
+    ],
+)
+def test_kinds_that_are_taken(tmp_path, suffix):
+    touch(tmp_path / f"x.{suffix}")
+    assert names_below(tmp_path) == [f"x.{suffix}"]
+
+
+def test_what_is_no_image_is_left_out_and_counted(tmp_path):
+    touch(
+        *(
+            tmp_path / name
+            for name in (
+                "a.png",
+                "notes.txt",
+                "deep/more.csv",
+                ".DS_Store",
+                "._a.png",
+                "Thumbs.db",
+                "desktop.ini",
+                ".ipynb_checkpoints/a-checkpoint.png",
+                ".Trash-1000/files/b.png",
+                "__MACOSX/a.png",
+                "@eaDir/a.png",
+            )
+        )
+    )
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
+    left_out = LeftOut()
+    assert names_below(tmp_path, left_out) == ["a.png"]
+    assert left_out.counts == {
+        "hidden": 3,
+        "left by a system": 5,
+        "no image by its name": 2,
+        "broken link": 1,
+    }
+    assert left_out.names["hidden"] == (".DS_Store", ".Trash-1000", ".ipynb_checkpoints")
+    assert set(left_out.names["no image by its name"]) == {"notes.txt", "deep/more.csv"}
+    assert len(left_out.names["left by a system"]) == 3
+
+
+def test_links_are_followed_but_not_in_a_circle(tmp_path):
+    touch(tmp_path / "elsewhere" / "x.png", tmp_path / "set" / "a" / "y.png")
+    (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "z.png").symlink_to(tmp_path / "elsewhere" / "x.png")
+    (tmp_path / "set" / "a" / "up").symlink_to(tmp_path / "set")
+    (tmp_path / "elsewhere" / "over").symlink_to(tmp_path / "set" / "a")
+    left_out = LeftOut()
+    found = names_below(tmp_path / "set", left_out)
+    assert found == ["z.png", "a/y.png", "b/x.png", "b/over/y.png"]
+    assert left_out.counts["link that leads back"] == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("Train", "Val"), {"train": "Train", "val": "Val"}),
+        (("training", "TESTING"), {"train": "training", "test": "TESTING"}),
+        (("train", "dev", "test"), {"train": "train", "val": "dev", "test": "test"}),
+        (("valid", "cats"), {"val": "valid"}),
+    ],
+)
+def test_names_of_splits(tmp_path, names, expected):
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert find_splits(tmp_path) == {split: tmp_path / name for split, name in expected.items()}
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    for name in ("train", "val", "valid"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="holds val and valid, which mean the same split; merge"):
+        find_splits(tmp_path)
+
+
+# --- class folders as people have them
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Train", "Val"), ("Training", "Testing"), ("training", "validation"), ("TRAIN", "dev")],
+)
+def test_splits_are_no_classes(tmp_path, names):
+    for name in names:
+        for label in ("cats", "dogs"):
+            picture(tmp_path / name / label / "x.png")
+    source = load_source("folder", root=tmp_path)
+    assert source.class_names == ("cats", "dogs")
+    assert (len(source.train), len(source.test)) == (2, 2)
+
+
+def test_what_is_left_out_of_a_folder_is_told(tmp_path):
+    for split in ("train", "val", "test"):
+        for label in ("cats", "dogs"):
+            picture(tmp_path / split / label / "x.png", colour=len(split))
+    touch(tmp_path / "train" / "cats" / "list.txt", tmp_path / "train" / ".git" / "x.png")
+    picture(tmp_path / "train" / "loose.png")
+    source = load_source("folder", root=tmp_path)
+    assert dict(source.skipped) == {
+        "folder beside the splits": 1,
+        "hidden": 1,
+        "outside the class folders": 1,
+        "no image by its name": 1,
+    }
+    assert "1 x no image by its name (train/cats/list.txt)" in describe_skipped(
+        source.skipped, source.skipped_names
+    )
+    assert source.skipped_names["folder beside the splits"] == ("test",)
+
+
+def test_names_end_where_there_are_more(tmp_path):
+    assert describe_skipped({"hidden": 5}, {"hidden": ["a", "b"]}) == (
+        "left out: 5 x hidden (a, b, ...)"
+    )
+
+
+def test_classes_that_differ_in_capitals_alone_are_refused(tmp_path):
+    for label in ("Cat", "cat", "dog"):
+        picture(tmp_path / label / "x.png")
+    with pytest.raises(ValueError, match="'Cat' and 'cat', which differ only in capitals"):
+        load_source("folder", root=tmp_path)
+
+
+def test_a_folder_around_the_classes_is_named(tmp_path):
+    for label in ("cat", "dog"):
+        picture(tmp_path / "pets" / label / "x.png")
+    with pytest.raises(ValueError, match=f"its folders are in {tmp_path}/pets: give that as root"):
+        load_source("folder", root=tmp_path)
+
+
+def test_umlauts_of_two_systems_are_one_name(tmp_path):
+    for split, name in (("train", "b\u00e4r"), ("val", "ba\u0308r")):
+        for label in (name, "cat"):
+            picture(tmp_path / split / label / "x.png")
+    assert set(load_source("folder", root=tmp_path).class_names) == {"b\u00e4r", "cat"}
+
+
+def test_test_images_that_are_training_images_are_told(tmp_path):
+    for label in ("cat", "dog"):
+        for split in ("train", "val"):
+            picture(tmp_path / split / label / "x.png", colour=len(split))
+    assert load_source("folder", root=tmp_path).notes == ()
+    (tmp_path / "val" / "cat" / "y.png").write_bytes(
+        (tmp_path / "train" / "cat" / "x.png").read_bytes()
+    )
+    (note,) = load_source("folder", root=tmp_path).notes
+    assert note.startswith("1 test images are training images, too, byte for byte")
+
+
+# --- parts of a folder without splits
+
+
+def test_copies_stay_on_one_side(tmp_path):
+    for label in ("cat", "dog"):
+        for number in range(20):
+            picture(tmp_path / label / f"{number:02d}.png", colour=number // 2)
+    source = load_source("folder", root=tmp_path)
+    sides = [{read(path) for path in part.paths} for part in (source.train, source.test)]
+    assert not sides[0] & sides[1]
+    assert source.test.labels.bincount().tolist() == [4, 4]
+    assert any("copies stay in one part" in note for note in source.notes)
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def test_groups_stay_on_one_side(tmp_path):
+    for label in ("cat", "dog"):
+        for number in range(20):
+            name = f"patient{number % 7}_{number}.png"
+            picture(tmp_path / label / name, colour=10 * number + len(label))
+    for seed in range(5):
+        source = load_source("folder", root=tmp_path, group=r"(patient\d+)_", seed=seed)
+        sides = [
+            {path.split("patient")[1][0] for path in part.paths}
+            for part in (source.train, source.test)
+        ]
+        assert not sides[0] & sides[1]
+        assert source.train.labels.unique().tolist() == [0, 1]
+        assert source.test.labels.unique().tolist() == [0, 1]
+    assert any("7 groups" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [("(", "is no regular expression"), ("person", "is found in none of the 8 paths")],
+)
+def test_bad_group_is_one_sentence(tmp_path, group, message):
+    for label in ("cat", "dog"):
+        for number in range(4):
+            picture(tmp_path / label / f"{number}.png", colour=number)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_source("folder", root=tmp_path, group=group)
+    assert "\n" not in str(caught.value)
+
+
+def test_group_is_refused_where_there_are_splits(tmp_path):
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            picture(tmp_path / split / label / "x.png")
+    with pytest.raises(ValueError, match="parts a folder without splits, and"):
+        load_source("folder", root=tmp_path, group="x")
+
+
+def test_one_group_alone_cannot_be_parted(tmp_path):
+    for number in range(4):
+        picture(tmp_path / "cat" / f"a_{number}.png", colour=number)
+        picture(tmp_path / "dog" / f"b{number}_.png", colour=number + 9)
+    with pytest.raises(ValueError, match="all 4 images of class 'cat' belong together"):
+        load_source("folder", root=tmp_path, group="^cat/a|b[0-9]")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_drawn_parts_are_those_of_single_images_where_nothing_belongs_together(seed):
+    labels = torch.randint(3, (97,), generator=torch.Generator().manual_seed(seed)).sort().values
+    generator = torch.Generator().manual_seed(seed)
+    expected = torch.zeros(97, dtype=torch.bool)
+    for label in range(3):
+        members = (labels == label).nonzero()[:, 0]
+        drawn = torch.randperm(len(members), generator=generator)[: round(0.2 * len(members))]
+        expected[members[drawn]] = True
+    assert torch.equal(draw_test(labels, "abc", [], seed), expected)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_are_near_a_fifth_of_every_class(seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (400,), generator=generator)
+    groups = torch.randint(60, (400,), generator=generator)
+    together = [(groups == one).nonzero()[:, 0].tolist() for one in groups.unique()]
+    for_test = draw_test(labels, "abcd", together, seed)
+    for group in together:
+        assert len(set(for_test[group].tolist())) == 1
+    for label in range(4):
+        assert 0.1 < for_test[labels == label].float().mean() < 0.35
+
+
+def test_classes_that_cannot_be_parted_are_named():
+    together = [[0, 2, 4], [1, 3, 5]]
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    for_test = draw_test(labels, "abc", together, 0)
+    assert for_test.sum() == 3
+    with pytest.raises(ValueError, match="class 'b' belong together"):
+        draw_test(torch.tensor([0, 0, 1, 1]), "ab", [[2, 3]], 0)
+
+
+def test_duplicates_are_of_the_same_bytes(tmp_path):
+    contents = [b"one" * 5000, b"two" * 5000, b"one" * 5000, b"xne" + b"one" * 4999, b"short"]
+    files = []
+    for number, content in enumerate([*contents, b"short"]):
+        files.append(str(tmp_path / str(number)))
+        (tmp_path / str(number)).write_bytes(content)
+    assert find_duplicates([*files, str(tmp_path / "missing")]) == [[0, 2], [4, 5]]
+
+
+def test_groups_are_what_the_pattern_finds(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a/p1_x", "b/p1_y", "b/p2_x", "b/none")]
+    assert group_by_name(paths, tmp_path, r"p\d") == [[0, 1], [2]]
+    assert group_by_name(paths, tmp_path, r"/(p)\d") == [[0, 1, 2]]
+    assert group_by_name(paths, tmp_path, r"^(\w)/") == [[0], [1, 2, 3]]
