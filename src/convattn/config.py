@@ -33,6 +33,11 @@ class DataConfig:
     """Detection and segmentation: refuse a set with faulty annotations, or leave them out."""
     empty_images: Literal["keep", "skip", "error"] = "keep"
     """Detection: what is done with training images that show no object."""
+    group: str | None = None
+    """Folders without splits: a regular expression; images in whose paths it (or its group) finds
+    the same are in one part, for example (patient[0-9]+)_."""
+    ignore_unknown: bool = False
+    """Tests: leave out and count what is of a class that the network does not know."""
     download: bool = False
     """Fetch the data set into root when it is missing."""
     image_size: int | None = None
@@ -492,6 +497,7 @@ _OF_CLASSIFIERS = (
         "label_smoothing",
         "interpolation",
         "crop_pct",
+        "group",
     )
     | _defaults("model", ModelConfig, "drop_rate")
     | _defaults("augment", AugmentConfig, "pool")

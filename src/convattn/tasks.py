@@ -62,13 +62,22 @@ class Task(ABC):
     """Number of classes of a data set that nobody has described."""
 
     @abstractmethod
-    def open_data(self, data: DataConfig, model: str, *, training: bool = True) -> Any:
+    def open_data(
+        self,
+        data: DataConfig,
+        model: str,
+        *,
+        training: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> Any:
         """The data set that a configuration names, as ``dataset.open_data`` of the room gives it.
 
         Args:
             data: Name, place and size of the data set.
             model: Name of the network that is to be trained or tested on it.
             training: Whether the training images are wanted; else there is but one of them.
+            class_names: What the network that is tested calls its classes; those of the data are
+                found among them by name. None: those of the data.
 
         Raises:
             ValueError: If they are not what they should be.
@@ -181,11 +190,18 @@ class Classification(Task):
         "tiny_imagenet": 64,
     }
 
-    def open_data(self, data: DataConfig, model: str, *, training: bool = True) -> Any:
+    def open_data(
+        self,
+        data: DataConfig,
+        model: str,
+        *,
+        training: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> Any:
         """Images with a class each."""
         from convattn.classification.dataset import open_data
 
-        return open_data(data, training=training)
+        return open_data(data, training=training, class_names=class_names)
 
     def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them; nothing is downloaded."""
@@ -261,11 +277,19 @@ class Detection(Task):
     }
     assumed_classes = 80
 
-    def open_data(self, data: DataConfig, model: str, *, training: bool = True) -> Any:
+    def open_data(
+        self,
+        data: DataConfig,
+        model: str,
+        *,
+        training: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> Any:
         """Images with boxes, and masks where the network finds some."""
         from convattn.detection.dataset import open_data
 
-        return open_data(data, masks=finds_masks(model), training=training)
+        masks = finds_masks(model)
+        return open_data(data, masks=masks, training=training, class_names=class_names)
 
     def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them."""
@@ -313,8 +337,12 @@ class Detection(Task):
 
         assert run is not None
         model = run.load_model()
-        source = self.open_data(options.data, run.config.model.name, training=False)
-        _check_classes(run, source.class_names, options.data.name)
+        source = self.open_data(
+            options.data,
+            run.config.model.name,
+            training=False,
+            class_names=run.pretrained_cfg["label_names"],
+        )
         result = evaluate_detection(
             model,
             test_batches(options.data, source),
@@ -347,11 +375,18 @@ class Segmentation(Task):
     }
     assumed_classes = 21
 
-    def open_data(self, data: DataConfig, model: str, *, training: bool = True) -> Any:
+    def open_data(
+        self,
+        data: DataConfig,
+        model: str,
+        *,
+        training: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> Any:
         """Images with a class for every pixel."""
         from convattn.segmentation.dataset import open_data
 
-        return open_data(data, training=training)
+        return open_data(data, training=training, class_names=class_names)
 
     def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them."""
@@ -396,8 +431,12 @@ class Segmentation(Task):
 
         assert run is not None
         model = run.load_model()
-        source = self.open_data(options.data, run.config.model.name, training=False)
-        _check_classes(run, source.class_names, options.data.name)
+        source = self.open_data(
+            options.data,
+            run.config.model.name,
+            training=False,
+            class_names=run.pretrained_cfg["label_names"],
+        )
         result = evaluate_segmentation(
             model,
             test_batches(options.data, source, cast(Mapping[str, Any], model.pretrained_cfg)),
@@ -507,17 +546,6 @@ def _assumed_dense_size(data: DataConfig) -> tuple[int, int]:
 def _landscape(shorter: int, longest: int | None) -> tuple[int, int]:
     """An image of 4 to 3, as most of COCO's are."""
     return shorter, min(longest or shorter * 2, shorter * 4 // 3)
-
-
-def _check_classes(run: Run, class_names: Sequence[str], data: str) -> None:
-    """Refuse data of other classes than the network's."""
-    known = run.pretrained_cfg["label_names"]
-    if list(known) != list(class_names):
-        raise ValueError(
-            f"{run.folder} knows {len(known)} classes, {', '.join(known[:3])} ..., and {data} has "
-            f"{len(class_names)}, {', '.join(class_names[:3])} ...; name data with the same "
-            "classes in the same order"
-        )
 
 
 def _write_result(run: Run, result: Results) -> Path:

@@ -413,3 +413,63 @@ def test_tiny_imagenet_is_tested_alike(data_dir, tmp_path, monkeypatch):
     assert len(rows) == 40
     assert sum(int(row["images"]) for row in rows) == 200
     assert rows[0]["wnid"] == ""
+
+
+# --- classes by name
+
+
+def coloured(root, names, count=3):
+    """Images whose colour tells their class: cats are red everywhere."""
+    colours = {"cat": (200, 20, 20), "dog": (20, 200, 20), "emu": (20, 20, 200)}
+    for name in names:
+        for number in range(count):
+            file = root / name / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), tuple(c + number for c in colours[name])).save(file)
+
+
+@pytest.fixture(scope="module")
+def colour_run(tmp_path_factory):
+    """A run that has learnt to tell cats from dogs by their colours."""
+    root = tmp_path_factory.mktemp("colours")
+    for split in ("train", "val"):
+        coloured(root / "data" / split, ("cat", "dog"), 8)
+    words = (
+        f"train quickstart --data.name folder --data.root {root}/data --data.num-train None "
+        "--data.num-test None --data.image-size 32 --data.batch-size 8 --epochs 4 "
+        f"--model.model-args embed_dim 16 depth 1 --accelerator cpu --out {root}/run"
+    )
+    assert main(words.split()) == 0
+    assert json.loads((root / "run" / "evaluation.json").read_text())["top1"] == 1
+    return root / "run"
+
+
+def test_classes_in_another_order_are_tested_by_name(colour_run, tmp_path, capsys):
+    coloured(tmp_path / "data" / "Test", ("cat",), 5)
+    words = ["evaluate", colour_run, "--data.root", tmp_path / "data", "--out", tmp_path / "out"]
+    assert main([*map(str, words)]) == 0
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (result["num_images"], result["top1"]) == (5, 1.0)
+    assert result["per_class"] == {"cat": 1.0}
+    assert "classes with images" in capsys.readouterr().out
+
+
+def test_unknown_class_is_refused_or_left_out(colour_run, tmp_path, capsys):
+    coloured(tmp_path / "data" / "val", ("cat", "emu"), 4)
+    words = ["evaluate", colour_run, "--data.root", tmp_path / "data", "--out", tmp_path / "out"]
+    words = [*map(str, words)]
+    assert main(words) == 2
+    assert "the class 'emu', which the network does not know" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--ignore-unknown"]) == 0
+    assert "left out: 4 x image of an unknown class (emu" in capsys.readouterr().err
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (result["num_images"], result["per_class"]) == (4, {"cat": 1.0})
+
+
+def test_what_is_left_out_is_told_at_the_start(colour_run, tmp_path, capsys):
+    coloured(tmp_path / "data" / "val", ("cat", "dog"), 2)
+    (tmp_path / "data" / "val" / "cat" / "list.txt").write_text("no image")
+    words = ["evaluate", colour_run, "--data.root", tmp_path / "data", "--out", tmp_path / "out"]
+    assert main([*map(str, words)]) == 0
+    assert "1 x no image by its name (val/cat/list.txt)" in capsys.readouterr().err

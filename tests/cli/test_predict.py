@@ -168,7 +168,7 @@ def test_wrong_words_get_one_sentence(detector, segmenter, images, tmp_path, cap
     assert "convattn predict" in fails(capsys, "explain", detector, image)
     assert "convattn predict" in fails(capsys, "demo", segmenter)
     other = ["--data.name", "camvid", "--data.root", camvid(tmp_path), "--data.num-test", "1"]
-    assert "the same classes" in fails(capsys, "evaluate", segmenter, *other)
+    assert "the class 'sky' and 10 more" in fails(capsys, "evaluate", segmenter, *other)
 
 
 def camvid(folder):

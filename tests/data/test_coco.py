@@ -76,6 +76,34 @@ def load(root, **arguments):
     return load_detection("coco", root=root, **arguments)
 
 
+# --- classes by name
+
+
+def test_labels_are_those_of_the_network_by_name(make):
+    root = make([annotation(1), annotation(2, category_id=7)])
+    source = load(root, class_names=["fish", "cat", "bird"])
+    assert source.class_names == ("fish", "cat", "bird")
+    assert source.category_ids == (-1, 7, 3)
+    assert source.train[0][1]["labels"].tolist() == [3, 2]
+
+
+def test_a_class_that_the_network_does_not_know_is_refused_or_left_out(make):
+    root = make([annotation(1), annotation(2, category_id=7)])
+    with pytest.raises(ValueError, match="has the class 'bird', which the network does not know"):
+        load(root, class_names=["fish", "cat"])
+    source = load(root, class_names=["fish", "cat"], ignore_unknown=True)
+    assert source.train[0][1]["labels"].tolist() == [2]
+    assert source.skipped["object of an unknown class"] == 2  # one of them in the test
+    assert source.skipped_names["object of an unknown class"] == ("1.png", "1.png")
+
+
+def test_scenes_are_for_networks_of_their_classes_alone():
+    digits = [str(digit) for digit in range(10)]
+    load_detection("cluttered_digits", num_train=1, num_test=1, class_names=digits)
+    with pytest.raises(ValueError, match="in the same order"):
+        load_detection("cluttered_digits", num_train=1, num_test=1, class_names=digits[::-1])
+
+
 # --- what is read
 
 

@@ -75,6 +75,28 @@ def make_voc(root):
 MAKERS = {"masks": make_masks, "camvid": make_camvid, "ade20k": make_ade20k, "voc": make_voc}
 
 
+# --- classes by name
+
+
+def test_indices_are_those_of_the_network_by_name(tmp_path):
+    source = load_segmentation(
+        "masks", root=make_masks(tmp_path), class_names=["car", "tree", "road"]
+    )
+    assert source.class_names == ("car", "tree", "road")
+    assert source.test[0][1][:, 0].tolist() == [2, 0, 255, 2, 0, 255]
+
+
+def test_pixels_of_an_unknown_class_are_refused_or_ignored(tmp_path):
+    make_masks(tmp_path)
+    with pytest.raises(ValueError, match="has the class 'road', which the network does not know"):
+        load_segmentation("masks", root=tmp_path, class_names=["tree", "car"])
+    source = load_segmentation(
+        "masks", root=tmp_path, class_names=["tree", "car"], ignore_unknown=True
+    )
+    assert source.test[0][1][:, 0].tolist() == [255, 1, 255, 255, 1, 255]
+    assert source.skipped_names == {"class that the network does not know": ("road",)}
+
+
 # --- what is read
 
 

@@ -255,6 +255,72 @@ def test_hymenoptera_is_read_whole(data_dir):
     assert {image.mode for image, _ in source.test} == {"RGB"}
 
 
+# --- classes by name
+
+
+def test_classes_are_found_among_the_networks_by_name(tmp_path):
+    make_classes(tmp_path / "val", cat=2, ant=1)
+    source = load_source("folder", root=tmp_path, class_names=["dog", "cat", "bee", "ant"])
+    assert source.class_names == ("dog", "cat", "bee", "ant")
+    assert source.test.labels.tolist() == [3, 1, 1]
+    assert [Path(path).parent.name for path in source.test.paths] == ["ant", "cat", "cat"]
+    assert len(source.train) == 0
+    assert source.skipped == {}
+
+
+def test_a_single_class_can_be_tested(tmp_path):
+    make_classes(tmp_path / "Testing", cat=2)
+    source = load_source("folder", root=tmp_path, class_names=["dog", "cat"])
+    assert source.test.labels.tolist() == [1, 1]
+
+
+def test_a_class_that_the_network_does_not_know_is_named(tmp_path):
+    make_classes(tmp_path / "val", cats=2, dog=1, emu=1)
+    with pytest.raises(ValueError, match="'cats' and 1 more, which the network does not") as caught:
+        load_source("folder", root=tmp_path, class_names=["dog", "cat"])
+    assert "the nearest being 'cat'" in str(caught.value)
+    assert "--ignore-unknown" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_classes_are_left_out_and_counted(tmp_path):
+    make_classes(tmp_path / "val", cats=3, dog=1, emu=2)
+    source = load_source("folder", root=tmp_path, class_names=["dog", "cat"], ignore_unknown=True)
+    assert source.test.labels.tolist() == [0]
+    assert source.skipped == {"image of an unknown class": 5}
+    assert source.skipped_names["image of an unknown class"] == ("cats", "emu")
+
+
+def test_nothing_known_is_an_error(tmp_path):
+    make_classes(tmp_path / "val", cats=3, emu=2)
+    with pytest.raises(ValueError, match="holds no image of a class that the network knows"):
+        load_source("folder", root=tmp_path, class_names=["dog", "x"], ignore_unknown=True)
+
+
+def test_parts_of_a_folder_without_splits_are_those_of_the_training(tmp_path):
+    make_classes(tmp_path, ants=20, bees=10)
+    trained = load_source("folder", root=tmp_path)
+    tested = load_source("folder", root=tmp_path, class_names=["wasps", "bees", "ants"])
+    assert tested.test.paths == trained.test.paths
+    assert tested.test.labels.tolist() == [2] * 4 + [1] * 2
+
+
+def test_ids_of_imagenet_are_known_by_their_words(tmp_path):
+    make_classes(tmp_path / "val", n01440764=1, n01443537=2)
+    names = ["goldfish, Carassius auratus", "tench, Tinca tinca"]
+    source = load_source("folder", root=tmp_path, class_names=names)
+    assert source.test.labels.tolist() == [1, 0, 0]
+
+
+def test_other_sets_are_matched_by_name_too():
+    names = [str(digit) for digit in reversed(range(10))]
+    plain = load_source("cluttered_digits", num_train=2, num_test=30)
+    source = load_source("cluttered_digits", num_train=2, num_test=30, class_names=names)
+    assert source.test.labels.tolist() == [9 - label for label in plain.test.labels.tolist()]
+    with pytest.raises(ValueError, match="cluttered_digits has the class '1' and 8 more"):
+        load_source("cluttered_digits", num_train=2, num_test=2, class_names=["0", "x"])
+
+
 # --- ImageNet
 
 

@@ -10,6 +10,7 @@ from convattn.weights import (
     patchconvnet_from_released,
     read_weights,
 )
+from convattn.weights.reading import unwrapped
 from tests.weights.checkpoints import golden_network, write_checkpoint
 
 
@@ -50,6 +51,51 @@ def test_released_names_in_safetensors_come_under_ours(tmp_path):
     assert same(
         read_weights(tmp_path / "weights.safetensors")[1], patchconvnet_from_released(tensors)
     )
+
+
+PLAIN = {"stem.weight": torch.ones(2), "fc.weight": torch.zeros(3), "fc.bias": torch.ones(1)}
+
+
+@pytest.mark.parametrize(
+    "wrappers",
+    ["_orig_mod.", "module.", "model.", "model._orig_mod.", "module.model.", "_orig_mod.module."],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_names_of_wrapped_networks_are_unwrapped(tmp_path, wrappers, suffix):
+    wrapped = {wrappers + name: tensor for name, tensor in PLAIN.items()}
+    file = tmp_path / f"weights.{suffix}"
+    if suffix == "pth":
+        torch.save({"state_dict": wrapped}, file)
+    else:
+        safetensors.torch.save_file(wrapped, file)
+    assert same(read_weights(file)[1], PLAIN)
+
+
+def test_networks_that_were_wrapped_really(tmp_path):
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    plain = network.state_dict()
+    for number, wrapped in enumerate(
+        (torch.compile(network), torch.nn.DataParallel(network), torch.compile(network[0]))
+    ):
+        file = tmp_path / f"{number}.pth"
+        torch.save(wrapped.state_dict(), file)
+        expected = network[0].state_dict() if number == 2 else plain
+        assert same(read_weights(file)[1], expected)
+
+
+def test_names_inside_are_left_but_for_compiled_parts():
+    names = {"a.model.w": 1, "a.module.w": 2, "a._orig_mod.v": 3, "b.w": 4}
+    assert list(unwrapped(names)) == ["a.model.w", "a.module.w", "a.v", "b.w"]
+    assert list(unwrapped({"a._orig_mod.w": 1, "a.w": 2})) == ["a._orig_mod.w", "a.w"]
+    assert list(unwrapped({"model.w": 1, "v": 2})) == ["model.w", "v"]
+    assert unwrapped({}) == {}
+
+
+def test_a_runs_own_names_stay(tmp_path):
+    wrapped = {f"model.{name}": tensor for name, tensor in PLAIN.items()}
+    file = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(wrapped, file, metadata={"pretrained_cfg": "{}"})
+    assert same(read_weights(tmp_path)[1], wrapped)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

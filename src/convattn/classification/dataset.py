@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,32 +10,48 @@ from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
 from convattn.data import Source, TensorImages, load_source, train_transform, transform_of
+from convattn.data.batches import report_skipped
 from convattn.data.images import Transform
+from convattn.text import report
 
 _SIZE_OF_VARYING_IMAGES = 224
 _CROP_OF_RESIZED_IMAGES = 0.875
 
 
-def open_data(config: DataConfig, *, training: bool = True) -> Source:
+def open_data(
+    config: DataConfig, *, training: bool = True, class_names: Sequence[str] | None = None
+) -> Source:
     """The data set that a configuration names; its images are the same for every run's seed.
+
+    What it leaves out, and what else is to be known of it, is told on stderr.
 
     Args:
         config: Name, place and size of the data set.
-        training: Whether the training images are wanted; else there is but one of them, since
+        training: Whether the training images are wanted; else there is at most one of them, since
             generating all takes longer than most tests.
+        class_names: What the network that is tested on it calls its classes; None: those of the
+            data set.
 
     Raises:
-        ValueError: If there is no such data set, or its files are not what they should be.
+        ValueError: If there is no such data set, its files are not what they should be, or it has
+            a class that the network does not know.
         FileNotFoundError: If its files are missing.
     """
-    return load_source(
+    source = load_source(
         config.name,
         root=config.root,
         download=config.download,
         image_size=config.image_size,
         num_train=config.num_train if training else 1,
         num_test=config.num_test,
+        group=config.group,
+        class_names=class_names,
+        ignore_unknown=config.ignore_unknown,
     )
+    report_skipped(source.skipped, source.skipped_names)
+    for note in source.notes:
+        report(note)
+    return source
 
 
 def training_transform(config: DataConfig, source: Source) -> Transform:

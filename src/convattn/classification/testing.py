@@ -184,6 +184,10 @@ def _names(images: TensorImages | ImageFiles, root: str | None) -> list[str]:
 def _open(load: LoadModel, options: EvaluateConfig, *, is_run: bool) -> tuple[nn.Module, _Test]:
     if options.data.name == "imagenet":
         return _open_imagenet(load, options, is_run=is_run)
+    if is_run:
+        model = load()
+        known = cast(Mapping[str, Any], model.pretrained_cfg).get("label_names")
+        return model, _Test(source=open_data(options.data, training=False, class_names=known))
     source = open_data(options.data, training=False)
     num_classes = None if options.weights is None else len(source.class_names)
     return load(num_classes=num_classes, in_chans=source.in_chans), _Test(source=source)

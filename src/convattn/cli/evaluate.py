@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from convattn.cli.targets import Target, Weights, check_weights, find_target, with_data_name
+from convattn.cli.targets import Target, Weights, check_weights, find_target, with_data_flags
 from convattn.cli.words import UsageError, parse
 from convattn.config import EvaluateConfig
 
@@ -60,7 +60,7 @@ def _parse(arguments: list[str]) -> tuple[Target, EvaluateOptions]:
     options = parse(
         EvaluateOptions,
         EvaluateOptions(data=target.data),
-        with_data_name(arguments[1:]),
+        with_data_flags(arguments[1:]),
         prog=f"{_PROG} {target.name}",
     )
     check_weights(target.run, options.weights)

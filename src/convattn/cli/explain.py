@@ -17,7 +17,7 @@ from convattn.cli.targets import (
     check_weights,
     find_images,
     find_target,
-    with_data_name,
+    with_data_flags,
 )
 from convattn.cli.words import UsageError, fail, parse
 from convattn.config import DataConfig
@@ -82,7 +82,7 @@ def command(arguments: list[str]) -> int:
     options = parse(
         ExplainOptions,
         ExplainOptions(data=target.data),
-        with_data_name(arguments[1:]),
+        with_data_flags(arguments[1:]),
         prog=f"{prog} {target.name}",
     )
     check_weights(target.run, options.weights)

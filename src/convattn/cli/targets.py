@@ -94,11 +94,24 @@ def check_free(out: str | None) -> None:
         raise UsageError(f"{out} exists and is never overwritten; give another --out")
 
 
-def with_data_name(words: list[str]) -> list[str]:
-    """``--data NAME`` as short for ``--data.name NAME``."""
+_SHORT = {
+    "--data": "--data.name",
+    "--group": "--data.group",
+    "--ignore-unknown": "--data.ignore-unknown",
+}
+"""Flags of the data that may be given without their prefix."""
+
+
+def with_data_flags(words: list[str]) -> list[str]:
+    """``--data NAME`` as short for ``--data.name NAME``, and others alike.
+
+    Args:
+        words: Of the command line.
+    """
+    flags = [word.split("=")[0] for word in words]
     return [
-        "--data.name" + word.removeprefix("--data") if word.split("=")[0] == "--data" else word
-        for word in words
+        _SHORT.get(flag, flag) + word.removeprefix(flag)
+        for flag, word in zip(flags, words, strict=True)
     ]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from convattn.cli.targets import with_data_flags
 from convattn.cli.words import UsageError, choose, parse
 from convattn.config import TrainConfig
 
@@ -62,7 +63,7 @@ def command(arguments: list[str]) -> int:
     options = parse(
         TrainOptions,
         TrainOptions(**vars(recipe.config)),
-        arguments[1:],
+        with_data_flags(arguments[1:]),
         prog=f"convattn train {arguments[0]}",
         description=recipe.description,
     )

@@ -21,7 +21,7 @@ from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault,
 from convattn.data.folders import find_images, find_splits
 from convattn.data.reading import image_extensions, read_sample, turned, turned_boxes
 from convattn.data.scenes import Scenes, generate_scenes
-from convattn.data.sources import draw_indices, find_root
+from convattn.data.sources import draw_indices, find_root, match_classes
 from convattn.exceptions import UnreadableImageError
 from convattn.text import nearest
 
@@ -36,6 +36,7 @@ SCENES_MEAN = (0.401, 0.413, 0.384)
 SCENES_STD = (0.255, 0.205, 0.211)
 
 _TEST_SEED = 0
+_UNKNOWN = 0  # label of a class that the network does not know
 _TRAIN_SPLITS = ("train",)
 _TEST_SPLITS = ("val", "valid", "test")
 _YEARS = ("2017", "2014", "")
@@ -51,7 +52,7 @@ class DetectionSource:
     class_names: tuple[str, ...]
     """The classes without the background: ``class_names[i - 1]`` is the name of label i."""
     category_ids: tuple[int, ...]
-    """COCO's id of each class."""
+    """COCO's id of each class; -1 for one that the json does not list."""
     train: DetectionImages
     """Training images, without a transform: give them one by ``with_transform``."""
     test: DetectionImages
@@ -81,6 +82,8 @@ def load_detection(
     masks: bool = True,
     bad_annotations: BadAnnotations = "error",
     empty_images: EmptyImages = "keep",
+    class_names: Sequence[str] | None = None,
+    ignore_unknown: bool = False,
     seed: int = 0,
 ) -> DetectionSource:
     """Open a data set for detection by name.
@@ -123,10 +126,15 @@ def load_detection(
         bad_annotations: ``"error"`` stops at faulty entries, ``"skip"`` leaves them out and counts.
         empty_images: What to do with training images that hold no object but crowds: ``"keep"``
             or ``"skip"`` them, or an ``"error"``.
+        class_names: What a network calls its classes, from label 1. The source then has these
+            classes; the json's are found among them by name, and may be fewer.
+        ignore_unknown: Leave objects of classes that are not among ``class_names`` out, and count
+            them, rather than refuse them.
         seed: Any integer from 0.
 
     Raises:
-        ValueError: If a name or number does not fit, or the json is not what it should be.
+        ValueError: If a name or number does not fit, the json is not what it should be, or it has a
+            class that is not among ``class_names``.
         FileNotFoundError: If folders or files are missing.
         ModuleNotFoundError: From ``[]``, if a polygon is to be filled and faster-coco-eval, of the
             ``detection`` extra, is not installed.
@@ -146,10 +154,18 @@ def load_detection(
     if empty_images not in ("keep", "skip", "error"):
         raise ValueError(f"empty_images={empty_images!r}; expected 'keep', 'skip' or 'error'")
     if name == "cluttered_digits":
-        return _load_scenes(image_size, num_train, num_test, masks, seed)
+        source = _load_scenes(image_size, num_train, num_test, masks, seed)
+        require_same_classes(source.class_names, class_names, name)
+        return source
     folder = find_root("coco", root, download=False)
     source = _load_coco(
-        folder, annotations or "instances", masks, Faults(bad_annotations), empty_images
+        folder,
+        annotations or "instances",
+        masks,
+        Faults(bad_annotations),
+        empty_images,
+        class_names,
+        ignore_unknown,
     )
     return replace(
         source,
@@ -162,6 +178,25 @@ def _part(images: DetectionImages, number: int | None, seed: int, what: str) -> 
     if number is None:
         return images
     return images.select(draw_indices(len(images), number, seed, what))
+
+
+def require_same_classes(theirs: Sequence[str], known: Sequence[str] | None, where: str) -> None:
+    """Refuse a network of other classes than those of generated images.
+
+    Args:
+        theirs: Classes of the images.
+        known: The network's; None stands for any.
+        where: What an error calls the images.
+
+    Raises:
+        ValueError: If they are not the same in the same order.
+    """
+    if known is not None and tuple(known) != tuple(theirs):
+        match_classes(theirs, known, False, where)
+        raise ValueError(
+            f"the network knows {len(known)} classes, and {where} has {len(theirs)} of them; name "
+            "data with the same classes in the same order"
+        )
 
 
 # --- generated scenes
@@ -295,7 +330,13 @@ class _FileReader:
 
 
 def _load_coco(
-    root: Path, annotations: str, masks: bool, faults: Faults, empty_images: EmptyImages
+    root: Path,
+    annotations: str,
+    masks: bool,
+    faults: Faults,
+    empty_images: EmptyImages,
+    known: Sequence[str] | None,
+    ignore_unknown: bool,
 ) -> DetectionSource:
     found = [
         _find_split(root, annotations, "training", _TRAIN_SPLITS),
@@ -312,7 +353,13 @@ def _load_coco(
             f"{differing[0][1]!r} with id {differing[0][0]}; both files must list the same ones"
         )
     masks = masks and all(_has_masks(content) for content in contents)
-    labels = {category: label for label, category in enumerate(categories, start=1)}
+    names = tuple(categories.values())
+    numbers = list(range(len(names)))
+    if known is not None:
+        numbers = match_classes(names, known, ignore_unknown, str(found[1][0]))
+    labels = {category: number + 1 for category, number in zip(categories, numbers, strict=True)}
+    ids = {label: category for category, label in labels.items()}
+    class_names = names if known is None else tuple(known)
     train, test = (
         _read_records(file, folder, content, labels, masks, faults)
         for (file, folder), content in zip(found, contents, strict=True)
@@ -325,8 +372,8 @@ def _load_coco(
     reader = _FileReader(masks)
     return DetectionSource(
         name="coco",
-        class_names=tuple(categories.values()),
-        category_ids=tuple(categories),
+        class_names=class_names,
+        category_ids=tuple(ids.get(label, -1) for label in range(1, len(class_names) + 1)),
         train=AnnotatedImages(train, reader, [record.path for record in train]),
         test=AnnotatedImages(test, reader, [record.path for record in test]),
         has_masks=masks,
@@ -439,6 +486,10 @@ def _read_records(
         with faults.noted(file):
             _check_annotation(number, annotation, seen, images, labels)
             seen.add(annotation["id"])
+            if labels[annotation["category_id"]] == _UNKNOWN:
+                name = images[annotation["image_id"]]["file_name"]
+                faults.left_out.add("object of an unknown class", name)
+                continue
             image = images[annotation["image_id"]]
             objects[image["id"]].append(_read_object(annotation, image, labels, masks))
     return [_record(folder, image, objects[image["id"]]) for image in usable]

@@ -16,11 +16,23 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault, Faults
-from convattn.data.coco import SCENES_MEAN, SCENES_STD, draw_scenes, scene_names
+from convattn.data.coco import (
+    SCENES_MEAN,
+    SCENES_STD,
+    draw_scenes,
+    require_same_classes,
+    scene_names,
+)
 from convattn.data.folders import NO_IMAGE, find_images, find_splits, subfolders
 from convattn.data.reading import read_sample, turned
 from convattn.data.scenes import Scenes
-from convattn.data.sources import draw_indices, find_root, first_word, read_table
+from convattn.data.sources import (
+    draw_indices,
+    find_root,
+    first_word,
+    match_classes,
+    read_table,
+)
 from convattn.exceptions import UnreadableImageError
 from convattn.text import nearest, one_line
 
@@ -76,6 +88,8 @@ def load_segmentation(
     num_train: int | None = None,
     num_test: int | None = None,
     bad_annotations: BadAnnotations = "error",
+    class_names: Sequence[str] | None = None,
+    ignore_unknown: bool = False,
     seed: int = 0,
 ) -> SegmentationSource:
     """Open a data set for segmentation by name.
@@ -109,6 +123,10 @@ def load_segmentation(
         num_test: Test images, alike; the draw does not depend on ``seed``.
         bad_annotations: ``"error"`` stops at an image without a mask or a mask without an image,
             ``"skip"`` leaves them out and counts.
+        class_names: What a network calls its classes, from index 0. The source then has these
+            classes; the data set's are found among them by name, and may be fewer.
+        ignore_unknown: Ignore pixels of classes that are not among ``class_names``, and count these
+            classes, rather than refuse them.
         seed: Any integer from 0.
 
     Raises:
@@ -128,7 +146,9 @@ def load_segmentation(
             f"{', '.join(SEGMENTATION_DATASETS)}"
         )
     if name == "cluttered_digits":
-        return _load_scenes(image_size, num_train, num_test, seed)
+        source = _load_scenes(image_size, num_train, num_test, seed)
+        require_same_classes(source.class_names, class_names, name)
+        return source
     folder = find_root(name, root, download=False)
     faults = Faults(bad_annotations)
     layout = _LAYOUTS[name](folder, faults)
@@ -136,10 +156,16 @@ def load_segmentation(
     for what, pairs in (("training", layout.train), ("test", layout.test)):
         if not pairs:
             raise FileNotFoundError(f"{folder} holds no {what} image with its mask; add some")
-    reader = _FileReader(len(layout.class_names), layout.first, layout.ignored)
+    numbers = list(range(len(layout.class_names)))
+    if class_names is not None:
+        numbers = match_classes(layout.class_names, class_names, ignore_unknown, str(folder))
+        for theirs, number in zip(layout.class_names, numbers, strict=True):
+            if number < 0:
+                faults.left_out.add("class that the network does not know", theirs)
+    reader = _FileReader(numbers, layout.first, layout.ignored)
     return SegmentationSource(
         name=name,
-        class_names=layout.class_names,
+        class_names=layout.class_names if class_names is None else tuple(class_names),
         train=_images(layout.train, reader, num_train, seed, f"{name}: num_train"),
         test=_images(layout.test, reader, num_test, _TEST_SEED, f"{name}: num_test"),
         mean=IMAGENET_DEFAULT_MEAN,
@@ -352,9 +378,11 @@ def _by_stem(
 
 
 class _FileReader:
-    def __init__(self, num_classes: int, first: int, ignored: tuple[int, ...]) -> None:
+    def __init__(self, numbers: Sequence[int], first: int, ignored: tuple[int, ...]) -> None:
+        num_classes = len(numbers)
         self.meaning = np.full(256, -1, np.int64)
-        self.meaning[first : first + num_classes] = np.arange(num_classes)
+        known = np.array(numbers, np.int64)
+        self.meaning[first : first + num_classes] = np.where(known < 0, IGNORED, known)
         self.meaning[list(ignored)] = IGNORED
         self.allowed = (
             f"{first} to {first + num_classes - 1} for the {num_classes} classes, or "

@@ -90,7 +90,6 @@ def load_source(
     group: str | None = None,
     class_names: Sequence[str] | None = None,
     ignore_unknown: bool = False,
-    test_only: bool = False,
     seed: int = 0,
 ) -> Source:
     """Open a data set by name.
@@ -131,7 +130,6 @@ def load_source(
             needs only its test images then.
         ignore_unknown: Leave images of classes that are not among ``class_names`` out, and count
             them in ``skipped``, rather than refuse them.
-        test_only: All images of a ``folder`` without splits are for the test.
         seed: Any integer from 0.
 
     Returns:
@@ -163,8 +161,8 @@ def load_source(
         source = _load_tiny_imagenet(folder, num_train, num_test, seed)
         return _as_known(source, class_names, ignore_unknown, str(folder))
     if name == "folder":
-        test_only = test_only or (class_names is not None and _is_split(folder))
-        source = _load_test_folder(folder) if test_only else _load_folder(folder, group, seed)
+        tested = class_names is not None and _is_split(folder)
+        source = _load_test_folder(folder) if tested else _load_folder(folder, group, seed)
     elif name == "imagenet":
         source = _load_imagenet(folder)
     elif name == "fashion_mnist":
@@ -172,12 +170,10 @@ def load_source(
     else:
         source = _load_cifar(name, folder, download)
     source = _as_known(source, class_names, ignore_unknown, str(folder))
-    train = (
-        source.train if test_only else _draw(source.train, num_train, seed, f"{name}: num_train")
-    )
-    return replace(
-        source, train=train, test=_draw(source.test, num_test, _TEST_SEED, f"{name}: num_test")
-    )
+    if len(source.train):
+        train = _draw(source.train, num_train, seed, f"{name}: num_train")
+        source = replace(source, train=train)
+    return replace(source, test=_draw(source.test, num_test, _TEST_SEED, f"{name}: num_test"))
 
 
 def _as_known(
@@ -359,7 +355,7 @@ def _load_folder(root: Path, group: str | None, seed: int) -> Source:
         train, test = _set_aside(images, class_names, together, seed)
         notes.append(
             f"{root} has no splits: {len(test):,} of its {len(images):,} images, about a fifth of "
-            "each class, are the test set"
+            "each class, are the test set; class folders in a folder test would all be"
         )
     source = _file_source("folder", class_names, train, test)
     return _with_left_out(source, left_out, notes)
@@ -368,8 +364,7 @@ def _load_folder(root: Path, group: str | None, seed: int) -> Source:
 def _load_test_folder(root: Path) -> Source:
     """The images to test alone."""
     left_out = LeftOut()
-    folder = _held_out(root) if _is_split(root) else root
-    class_names, test = _read_class_folders(folder, left_out, base=root, least=1)
+    class_names, test = _read_class_folders(_held_out(root), left_out, base=root, least=1)
     source = _file_source("folder", class_names, test.select(torch.arange(0)), test)
     return _with_left_out(source, left_out, ())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -15,13 +16,21 @@ _SHORTER_SIDE = 800
 _LONGEST_OVER_SHORTER = 5 / 3
 
 
-def open_data(config: DataConfig, *, masks: bool, training: bool = True) -> DetectionSource:
+def open_data(
+    config: DataConfig,
+    *,
+    masks: bool,
+    training: bool = True,
+    class_names: Sequence[str] | None = None,
+) -> DetectionSource:
     """The detection data set that a configuration names; what it leaves out is told on stderr.
 
     Args:
         config: Name, place and size of the data set.
         masks: Whether the objects' masks are needed.
         training: Whether the training images are wanted; else there is but one of them.
+        class_names: What the network that is tested on it calls its classes; None: those of the
+            data set.
 
     Raises:
         ValueError: If there is no such data set, its files are not what they should be, or it has
@@ -37,6 +46,8 @@ def open_data(config: DataConfig, *, masks: bool, training: bool = True) -> Dete
         annotations=config.annotations,
         masks=masks,
         bad_annotations=config.bad_annotations,
+        class_names=class_names,
+        ignore_unknown=config.ignore_unknown,
         empty_images=config.empty_images,
     )
     if masks and not source.has_masks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -15,12 +15,16 @@ from convattn.data.masks import SegmentationSource, load_segmentation
 _SHORTER_SIDE = 512
 
 
-def open_data(config: DataConfig, *, training: bool = True) -> SegmentationSource:
+def open_data(
+    config: DataConfig, *, training: bool = True, class_names: Sequence[str] | None = None
+) -> SegmentationSource:
     """The segmentation data set that a configuration names; what it leaves out is told on stderr.
 
     Args:
         config: Name, place and size of the data set.
         training: Whether the training images are wanted; else there is but one of them.
+        class_names: What the network that is tested on it calls its classes; None: those of the
+            data set.
 
     Raises:
         ValueError: If there is no such data set, or its files are not what they should be.
@@ -33,6 +37,8 @@ def open_data(config: DataConfig, *, training: bool = True) -> SegmentationSourc
         num_train=config.num_train if training else 1,
         num_test=config.num_test,
         bad_annotations=config.bad_annotations,
+        class_names=class_names,
+        ignore_unknown=config.ignore_unknown,
     )
     report_skipped(source.skipped, source.skipped_names)
     return source

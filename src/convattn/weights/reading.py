@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from convattn.text import one_line
 from convattn.weights.names import architecture_of, remap_keys
 
 _HOLDERS = ("state_dict", "model")  # Lightning's and timm's; the PatchConvNets' authors'
-_PREFIX = "model."  # of Lightning's checkpoints
+# Of torch.compile, of parallel training, of Lightning's checkpoints.
+_WRAPPERS = ("_orig_mod.", "module.", "model.")
+_COMPILED = _WRAPPERS[0]
 _FOREIGN = re.compile(r"GLOBAL ([\w.]+)")  # in the words of PyTorch's error
 
 
@@ -35,7 +37,8 @@ def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
 
     Args:
         path: A run folder, a ``.safetensors`` file, or a file of ``torch.save`` that holds a state
-            dict, alone or under ``state_dict`` or ``model``.
+            dict, alone or under ``state_dict`` or ``model``. It may be that of a network that was
+            compiled, parallel or wrapped by Lightning: see ``unwrapped``.
 
     Returns:
         The file that ``path`` stands for, and its tensors.
@@ -52,8 +55,11 @@ def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
         )
     check_hash(file)
     if file.suffix == ".safetensors":
-        return file, remap_keys(_read_safetensors(file))
-    return file, remap_keys(_state_dict(_read_torch(file), file))
+        tensors = _read_safetensors(file)
+        # A run's own file has its network's names, whatever they begin with.
+        is_own = "pretrained_cfg" in read_metadata(file)
+        return file, remap_keys(tensors if is_own else unwrapped(tensors))
+    return file, remap_keys(unwrapped(_state_dict(_read_torch(file), file)))
 
 
 def read_metadata(file: Path) -> dict[str, str]:
@@ -130,9 +136,41 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
         isinstance(value, Tensor) for value in content.values()
     ):
         raise ValueError(f"{file} holds no state dict; save model.state_dict() with torch.save")
-    if content and all(name.startswith(_PREFIX) for name in content):
-        return {name.removeprefix(_PREFIX): value for name, value in content.items()}
     return dict(content)
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors under its own names, where what was saved was wrapped round it.
+
+    ``_orig_mod.``, ``module.`` and ``model.``, in any order and number, are taken from names that
+    all begin so; ``_orig_mod.`` also inside a name, where parts of the network were compiled.
+
+    Args:
+        tensors: A state dict.
+
+    Example:
+        >>> list(unwrapped({"model._orig_mod.fc.weight": torch.ones(1)}))
+        ['fc.weight']
+    """
+    names = list(tensors)
+    bare = [_bare(name) for name in names]
+    # Two tensors under one name: then it is no wrapper that the names tell of.
+    if len(set(bare)) < len(bare):
+        bare = names
+    while bare and (wrapper := _common_wrapper(bare)) is not None:
+        bare = [name.removeprefix(wrapper) for name in bare]
+    return dict(zip(bare, tensors.values(), strict=True))
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if f"{part}." != _COMPILED)
+
+
+def _common_wrapper(names: Sequence[str]) -> str | None:
+    """What all the names begin with; None if that is no wrapper."""
+    wrapper = names[0].partition(".")[0] + "."
+    known = wrapper in _WRAPPERS and all(name.startswith(wrapper) for name in names)
+    return wrapper if known else None
 
 
 def tensor_differences(
