@@ -75,6 +75,113 @@ def make_voc(root):
 MAKERS = {"masks": make_masks, "camvid": make_camvid, "ade20k": make_ade20k, "voc": make_voc}
 
 
+# --- how masks are drawn
+
+
+def draw_masks(root, draw):
+    """Every mask anew: ``draw`` is given indices (H, W) and gives an image."""
+    make_masks(root)
+    indices = np.zeros((HEIGHT, WIDTH), np.uint8)
+    indices[1:4, 2:7] = 1
+    indices[4:, 3:] = 2
+    for file in root.glob("masks/*/*.png"):
+        draw(indices).save(file)
+    return indices
+
+
+@pytest.mark.parametrize("names", ["background\nobject\n", "nothing\ndog\n", None])
+def test_masks_of_0_and_255_are_background_and_object(tmp_path, names):
+    indices = draw_masks(tmp_path, lambda one: Image.fromarray((one == 1).astype(np.uint8) * 255))
+    (tmp_path / "classes.txt").unlink()
+    if names is not None:
+        (tmp_path / "classes.txt").write_text(names)
+    source = load_segmentation("masks", root=tmp_path)
+    assert source.class_names == tuple((names or "background\nobject").split())
+    assert torch.equal(source.train[0][1], torch.from_numpy(indices == 1).long())
+    (note,) = source.notes
+    assert "hold 0 and 255 alone: 0 is taken for" in note
+
+
+def test_masks_of_0_and_255_with_more_classes_are_refused(tmp_path):
+    draw_masks(tmp_path, lambda one: Image.fromarray((one == 1).astype(np.uint8) * 255))
+    (tmp_path / "classes.txt").write_text("road\ncar\ntree\n")
+    with pytest.raises(ValueError, match=r"names 3 classes, and the masks of \S+ hold 0 and 255"):
+        load_segmentation("masks", root=tmp_path)
+
+
+def test_masks_that_ignore_pixels_are_no_binary_ones(tmp_path):
+    source = load_segmentation("masks", root=make_masks(tmp_path))
+    assert source.notes == ()
+    assert source.train[0][1].unique().tolist() == [0, 1, 255]
+
+
+COLOURS = np.array([[128, 64, 128], [0, 0, 142], [7, 8, 9]], np.uint8)
+TABLES = {
+    "label_colors.txt": "128 64 128\troad\n0 0 142 car\n7 8 9\tVoid\n",
+    "class_dict.csv": "name,r,g,b\nroad,128,64,128\ncar, 0, 0, 142\nVoid,7,8,9\n",
+    "labelmap.txt": "# label:color_rgb:parts:actions\nroad:128,64,128::\ncar:0,0,142::\n"
+    "Void:7,8,9::\n",
+}
+
+
+def in_rgb(indices):
+    return Image.fromarray(COLOURS[indices])
+
+
+def with_palette(indices):
+    """Numbered otherwise than the table."""
+    image = Image.fromarray(2 - indices)
+    image.putpalette(COLOURS[::-1].tobytes())
+    return image
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("draw", [in_rgb, with_palette, lambda one: in_rgb(one).convert("RGBA")])
+@pytest.mark.parametrize("named", [True, False])
+def test_masks_in_colours_are_read_by_their_table(tmp_path, table, draw, named):
+    indices = draw_masks(tmp_path, draw)
+    (tmp_path / table).write_text(TABLES[table])
+    (tmp_path / "classes.txt").unlink()
+    if named:
+        (tmp_path / "classes.txt").write_text("car\nroad\n")
+    source = load_segmentation("masks", root=tmp_path)
+    assert source.class_names == (("car", "road") if named else ("road", "car"))
+    meaning = torch.tensor([1, 0, 255] if named else [0, 1, 255])
+    assert torch.equal(source.test[0][1], meaning[torch.from_numpy(indices).long()])
+
+
+def test_unlisted_colour_is_named(tmp_path):
+    draw_masks(tmp_path, in_rgb)
+    (tmp_path / "label_colors.txt").write_text("128 64 128 road\n0 0 142 car\n")
+    with pytest.raises(UnreadableImageError, match=r"holds the colour \(7, 8, 9\)"):
+        load_segmentation("masks", root=tmp_path).train[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("road 1 2 3\n", "line 1 of .* is 'road 1 2 3'; expected the name and the red"),
+        ("1 2 300 road\n", "line 1 of .* expected the name and the red"),
+        ("1 2 3 road\n1 2 3 car\n", "line 2 of .* has the colour of 'road' again"),
+        ("1 2 3 car\n", "names 'road', which has no colour in"),
+        ("\n", "names no class"),
+    ],
+)
+def test_bad_table_of_colours_is_one_sentence(tmp_path, content, message):
+    draw_masks(tmp_path, in_rgb)
+    (tmp_path / "label_colors.txt").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_segmentation("masks", root=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_names_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    make_masks(tmp_path)
+    (tmp_path / "classes.txt").write_text("Stra\u00dfe\r\ncar\r\n", encoding=encoding)
+    assert load_segmentation("masks", root=tmp_path).class_names == ("Stra\u00dfe", "car")
+
+
 # --- classes by name
 
 

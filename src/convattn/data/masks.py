@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -24,7 +24,7 @@ from convattn.data.coco import (
     scene_names,
 )
 from convattn.data.folders import NO_IMAGE, find_images, find_splits, subfolders
-from convattn.data.reading import read_sample, turned
+from convattn.data.reading import read_sample, read_values, turned
 from convattn.data.scenes import Scenes
 from convattn.data.sources import (
     draw_indices,
@@ -32,9 +32,10 @@ from convattn.data.sources import (
     first_word,
     match_classes,
     read_table,
+    read_text,
 )
 from convattn.exceptions import UnreadableImageError
-from convattn.text import nearest, one_line
+from convattn.text import nearest
 
 SEGMENTATION_DATASETS: tuple[str, ...] = ("cluttered_digits", "masks", "camvid", "ade20k", "voc")
 
@@ -45,6 +46,16 @@ SegmentationImages = AnnotatedImages[tv_tensors.Mask]
 """An item is ``(image, mask)``: see ``load_segmentation``."""
 
 _TEST_SEED = 0
+_LOOKED_AT = 500  # masks, to learn how a set draws objects
+_PACKING = np.array([1 << 16, 1 << 8, 1], np.int32)
+_COLOUR_TABLES = {
+    "label_colors.txt": re.compile(r"(?P<r>\d+)\s+(?P<g>\d+)\s+(?P<b>\d+)\s+(?P<name>.+)"),
+    "class_dict.csv": re.compile(
+        r"(?P<name>[^,]+),\s*(?P<r>\d+)\s*,\s*(?P<g>\d+)\s*,\s*(?P<b>\d+)\s*"
+    ),
+    "labelmap.txt": re.compile(r"(?P<name>[^:]+):(?P<r>\d+),(?P<g>\d+),(?P<b>\d+)(:.*)?"),
+}
+"""Name of a file that lists the classes' colours -> a line of it."""
 _CAMVID = (
     *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
     *("pedestrian", "bicyclist"),
@@ -78,6 +89,8 @@ class SegmentationSource:
     """How many entries were left out, by reason; see ``describe_skipped``."""
     skipped_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """The first names of those, by reason, where they are known."""
+    notes: tuple[str, ...] = ()
+    """What whoever trains or tests on it has to know, a sentence each."""
 
 
 def load_segmentation(
@@ -100,6 +113,10 @@ def load_segmentation(
     - ``masks`` reads ``root/images/train/x.jpg`` with ``root/masks/train/x.png``, the same for val
       or test, and ``root/classes.txt``, one name a line. Images and their masks may lie in deeper
       folders of the same names; folders of the splits may be called as those of ``load_source``.
+      Masks of 0 and 255 alone, with two classes or without ``classes.txt``, are background and
+      object. Masks in RGB or with a palette are read by their colours where there is a table of
+      them: ``root/label_colors.txt`` (red, green, blue, name), ``root/class_dict.csv`` (name, red,
+      green, blue, under a line of titles) or ``root/labelmap.txt`` (CVAT's).
     - ``camvid`` reads SegNet's layout: ``root/train/x.jpg`` with ``root/trainannot/x.png``, the
       same for val or test; 11 classes, index 11 is ignored. ``root/classes.txt`` may rename them.
     - ``ade20k`` reads ``root/images/training/x.jpg`` with ``root/annotations/training/x.png``, the
@@ -111,9 +128,10 @@ def load_segmentation(
 
     An item is ``(image, mask)``: a ``tv_tensors.Image`` of bytes (3, H, W) and a
     ``tv_tensors.Mask`` (H, W) int64 of class indices from 0, 255 where a pixel is ignored. A mask
-    file is an 8-bit PNG of indices, grey or with a palette. One that is not, is of another size
-    than its image or holds an index beyond the classes raises ``UnreadableImageError`` when it is
-    asked for, whatever ``bad_annotations`` says: only reading it tells.
+    file is an 8-bit PNG of indices, grey or with a palette, unless said otherwise. One that is not,
+    is of another size than its image or holds an index beyond the classes raises
+    ``UnreadableImageError`` when it is asked for, whatever ``bad_annotations`` says: only reading
+    it tells.
 
     Args:
         name: One of ``SEGMENTATION_DATASETS``.
@@ -162,7 +180,7 @@ def load_segmentation(
         for theirs, number in zip(layout.class_names, numbers, strict=True):
             if number < 0:
                 faults.left_out.add("class that the network does not know", theirs)
-    reader = _FileReader(numbers, layout.first, layout.ignored)
+    reader = _FileReader(numbers, layout)
     return SegmentationSource(
         name=name,
         class_names=layout.class_names if class_names is None else tuple(class_names),
@@ -173,6 +191,7 @@ def load_segmentation(
         image_size=None,
         skipped=faults.skipped,
         skipped_names=faults.left_out.names,
+        notes=layout.notes,
     )
 
 
@@ -215,6 +234,8 @@ def _load_scenes(
 _Pair = tuple[str, str]
 """Paths of an image and its mask."""
 
+_Colours = dict[tuple[int, int, int], int]
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
@@ -225,6 +246,19 @@ class _Layout:
     """What the mask files call class 0."""
     ignored: tuple[int, ...] = (IGNORED,)
     """The indices in the mask files that mean no class."""
+    is_binary: bool = False
+    """Whether the mask files call class 1 255."""
+    colours: _Colours | None = None
+    """Colour -> index, where mask files are in colours."""
+    notes: tuple[str, ...] = ()
+    """As in ``SegmentationSource``."""
+
+    @property
+    def values(self) -> list[int]:
+        """What the mask files call each class."""
+        if self.is_binary:
+            return [0, 255]
+        return list(range(self.first, self.first + len(self.class_names)))
 
 
 def _lay_out_masks(root: Path, faults: Faults) -> _Layout:
@@ -237,13 +271,107 @@ def _lay_out_masks(root: Path, faults: Faults) -> _Layout:
         if root / "images" / name not in images:
             faults.left_out.add("folder beside the splits", f"images/{name}")
     names_file = root / "classes.txt"
-    class_names = _read_lines(names_file)
+    table_file = next((root / name for name in _COLOUR_TABLES if (root / name).is_file()), None)
+    table = {} if table_file is None else _read_colours(table_file)
+    is_binary = table_file is None and _are_binary(train)
+    if names_file.is_file() or not (table or is_binary):
+        class_names = _read_lines(names_file)
+    elif table:
+        class_names = tuple(dict.fromkeys(name for name in table.values() if not _is_void(name)))
+    else:
+        class_names = ("background", "object")
     if len(class_names) > IGNORED:
         raise ValueError(
             f"{names_file} names {len(class_names)} classes; expected at most {IGNORED}, since a "
             f"mask has 8 bits and {IGNORED} means ignored"
         )
-    return _Layout(class_names=class_names, train=train, test=test)
+    if is_binary and len(class_names) != 2:
+        raise ValueError(
+            f"{names_file} names {len(class_names)} classes, and the masks of {masks[0]} hold 0 "
+            "and 255 alone, as those of one object do; expected two names, the background's and "
+            "the object's, or masks of indices"
+        )
+    notes = []
+    if is_binary:
+        notes.append(
+            f"the masks of {masks[0]} hold 0 and 255 alone: 0 is taken for {class_names[0]!r}, 255 "
+            f"for {class_names[1]!r}"
+        )
+    return _Layout(
+        class_names=class_names,
+        train=train,
+        test=test,
+        ignored=() if is_binary else (IGNORED,),
+        is_binary=is_binary,
+        colours=_indices_of_colours(table, class_names, table_file, names_file),
+        notes=tuple(notes),
+    )
+
+
+def _are_binary(pairs: list[_Pair]) -> bool:
+    """Whether masks from all over a set hold 0 and 255 alone, as objects are often drawn."""
+    found: set[int] = set()
+    step = max(1, len(pairs) // _LOOKED_AT)
+    for _, file in pairs[::step]:
+        try:
+            mode, values = read_values(file)
+        except UnreadableImageError:
+            continue  # said when it is asked for
+        if mode not in ("L", "P"):
+            return False
+        found.update(np.unique(values).tolist())
+        if found - {0, 255}:
+            return False
+    return 255 in found and 0 in found
+
+
+def _read_colours(file: Path) -> dict[tuple[int, int, int], str]:
+    """What a table of colours calls each."""
+    try:
+        lines = [line.strip() for line in read_text(file).splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a text in UTF-8; save it as one") from error
+    found: dict[tuple[int, int, int], str] = {}
+    pattern = _COLOUR_TABLES[file.name]
+    for number, line in enumerate(lines, start=1):
+        if not line or line.startswith("#") or (number == 1 and file.suffix == ".csv"):
+            continue
+        match = pattern.fullmatch(line)
+        colour = (
+            (0, 0, 256) if match is None else (int(match["r"]), int(match["g"]), int(match["b"]))
+        )
+        if match is None or max(colour) > 255:
+            raise ValueError(
+                f"line {number} of {file} is {line!r}; expected the name and the red, green and "
+                "blue of a class, 0 to 255"
+            )
+        if colour in found:
+            raise ValueError(f"line {number} of {file} has the colour of {found[colour]!r} again")
+        found[colour] = match["name"].strip()
+    if not found:
+        raise ValueError(f"{file} names no class; expected a name and a colour a line")
+    return found
+
+
+def _is_void(name: str) -> bool:
+    return name.casefold() in ("void", "unlabelled", "unlabeled", "ignore", "ignored")
+
+
+def _indices_of_colours(
+    table: Mapping[tuple[int, int, int], str],
+    class_names: Sequence[str],
+    file: Path | None,
+    names_file: Path,
+) -> _Colours | None:
+    if not table:
+        return None
+    numbers = {name: number for number, name in enumerate(class_names)}
+    missing = [name for name in class_names if name not in table.values()]
+    if missing:
+        raise ValueError(
+            f"{names_file} names {missing[0]!r}, which has no colour in {file}; give it one"
+        )
+    return {colour: numbers.get(name, IGNORED) for colour, name in table.items()}
 
 
 def _lay_out_camvid(root: Path, faults: Faults) -> _Layout:
@@ -378,22 +506,25 @@ def _by_stem(
 
 
 class _FileReader:
-    def __init__(self, numbers: Sequence[int], first: int, ignored: tuple[int, ...]) -> None:
-        num_classes = len(numbers)
+    def __init__(self, numbers: Sequence[int], layout: _Layout) -> None:
+        values, ignored = layout.values, layout.ignored
+        self.colours = layout.colours
         self.meaning = np.full(256, -1, np.int64)
         known = np.array(numbers, np.int64)
-        self.meaning[first : first + num_classes] = np.where(known < 0, IGNORED, known)
+        self.meaning[values] = np.where(known < 0, IGNORED, known)
         self.meaning[list(ignored)] = IGNORED
         self.allowed = (
-            f"{first} to {first + num_classes - 1} for the {num_classes} classes, or "
+            f"{values[0]} to {values[-1]} for the {len(values)} classes, or "
             f"{' or '.join(map(str, ignored))} to ignore a pixel"
         )
+        if layout.is_binary:
+            self.allowed = "0 and 255 alone, as the masks looked at hold"
 
     def __call__(self, pair: _Pair) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         path, file = pair
         sample = read_sample(path, path)
         pixels = F.to_image(sample.image)
-        indices = _read_indices(file)
+        indices = _read_indices(file, self.colours)
         if indices.shape != pixels.shape[1:] and indices.shape[::-1] == sample.stored_size:
             indices = turned(indices, sample.orientation)
         if indices.shape != pixels.shape[1:]:
@@ -411,19 +542,35 @@ class _FileReader:
         return pixels, tv_tensors.Mask(torch.from_numpy(classes))
 
 
-def _read_indices(file: str) -> NDArray[np.uint8]:
-    """The values of an 8-bit grey or palette image, (H, W)."""
+def _read_indices(file: str, colours: _Colours | None) -> NDArray[np.uint8]:
+    """The values of an 8-bit grey or palette image, or the indices of its colours, (H, W)."""
     try:
-        with Image.open(file) as mask:
-            mode, indices = mask.mode, np.asarray(mask)
-    except Exception as error:  # of many kinds: see data/reading.py
-        reason = one_line(error) or type(error).__name__
-        raise UnreadableImageError(
-            f"{file} cannot be read as a mask ({reason}): replace or remove this file"
-        ) from error
+        mode, values = read_values(file)
+        if colours is not None and mode == "P":
+            mode, values = "RGB", np.asarray(read_sample(file, file).image)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(str(error).replace("as an image", "as a mask", 1)) from error
+    if colours is not None and mode in ("RGB", "RGBA"):
+        return _by_colour(file, values[..., :3], colours)
     if mode not in ("L", "P"):
         raise UnreadableImageError(
             f"{file} is an image of mode {mode}; expected a mask of class indices, an 8-bit PNG "
-            "that is grey (L) or has a palette (P)"
+            "that is grey (L) or has a palette (P), or in colours that "
+            f"{' or '.join(_COLOUR_TABLES)} lists"
         )
-    return indices
+    return values
+
+
+def _by_colour(file: str, values: NDArray[np.uint8], colours: _Colours) -> NDArray[np.uint8]:
+    packed = values.astype(np.int32) @ _PACKING
+    present, places = np.unique(packed, return_inverse=True)
+    found = np.empty(len(present), np.uint8)
+    for place, one in enumerate(present.tolist()):
+        colour = one >> 16, one >> 8 & 255, one & 255
+        if colour not in colours:
+            raise UnreadableImageError(
+                f"{file} holds the colour {colour} (red, green, blue), which the table of colours "
+                "does not list; add it there, or mend the mask"
+            )
+        found[place] = colours[colour]
+    return found[places].reshape(packed.shape)

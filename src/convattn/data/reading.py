@@ -149,6 +149,27 @@ def read_sample(
         raise known.unreadable("it is no longer there") from error
 
 
+def read_values(path: str) -> tuple[str, NDArray[Any]]:
+    """An image as its file stores its values, but upright, as masks want it.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        Pillow's name of the mode, and (H, W) or (H, W, C) values; those of a palette are indices.
+
+    Raises:
+        UnreadableImageError: As for ``read_image``.
+    """
+    name = _Name(path, "file")
+    with _one_sentence(name), open(path, "rb") as file, _open(file, name) as image:
+        _check_number_of_pixels(image.size, name, _most_pixels(image))
+        image.load()
+        with suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
+        return image.mode, np.array(image)
+
+
 @cache
 def image_extensions() -> tuple[str, ...]:
     """Ends of the names of files that are read as images, in lower case.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import math
 import unicodedata
@@ -913,7 +914,7 @@ def read_table(file: Path, num_columns: int) -> list[list[str]]:
     """The lines of a text file, cut at the tabs.
 
     Args:
-        file: In UTF-8.
+        file: As ``read_text`` reads it.
         num_columns: Of every line.
 
     Raises:
@@ -923,7 +924,7 @@ def read_table(file: Path, num_columns: int) -> list[list[str]]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; fetch the data set anew")
     try:
-        rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [line.split("\t") for line in read_text(file).splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not a text in UTF-8; fetch it anew") from error
     if not rows:
@@ -935,6 +936,17 @@ def read_table(file: Path, num_columns: int) -> list[list[str]]:
                 "a tab between two"
             )
     return rows
+
+
+def read_text(file: Path) -> str:
+    """A text in UTF-8, with a byte order mark or none, or in UTF-16 with one.
+
+    Raises:
+        UnicodeDecodeError: If it is none.
+    """
+    content = file.read_bytes()
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if marked else "utf-8-sig")
 
 
 def first_word(words: str) -> str:

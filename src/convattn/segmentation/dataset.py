@@ -11,6 +11,7 @@ from convattn.config import DataConfig
 from convattn.data.batches import list_batches, report_skipped
 from convattn.data.dense_transforms import segmentation_test_transform
 from convattn.data.masks import SegmentationSource, load_segmentation
+from convattn.text import report
 
 _SHORTER_SIDE = 512
 
@@ -41,6 +42,8 @@ def open_data(
         ignore_unknown=config.ignore_unknown,
     )
     report_skipped(source.skipped, source.skipped_names)
+    for note in source.notes:
+        report(note)
     return source
 
 
