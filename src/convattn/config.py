@@ -31,6 +31,9 @@ class DataConfig:
     """Detection: name of the COCO json before _train2017.json; None: instances."""
     bad_annotations: Literal["error", "skip"] = "error"
     """Detection and segmentation: refuse a set with faulty annotations, or leave them out."""
+    bad_images: Literal["error", "skip"] = "error"
+    """Stop at an image file that cannot be read, or go on: in training the next image takes its
+    place, from a test it is left out. Each is told once."""
     empty_images: Literal["keep", "skip", "error"] = "keep"
     """Detection: what is done with training images that show no object."""
     group: str | None = None

@@ -7,7 +7,10 @@ from PIL import Image
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
+from convattn.classification.dataset import open_data
+from convattn.config import DataConfig
 from convattn.data import ImageFiles, TensorImages, UnreadableImageError
+from convattn.data.images import Replacing, find_readable
 
 
 def tensor_images(count=10, **extra):
@@ -129,3 +132,56 @@ def test_sentence_comes_out_of_a_worker_process_unchanged(tmp_path):
         sent.reraise()
     assert "Traceback" in caught.value.args[0]
     check_sentence(caught.value, path)
+
+
+# --- images that cannot be read
+
+
+def four_of_which_two_are_bad(folder):
+    paths = []
+    for number in range(4):
+        file = folder / f"{number}.png"
+        if number in (1, 2):
+            file.write_bytes(BROKEN["text.jpg"])
+        else:
+            Image.new("RGB", (2, 2), (number,) * 3).save(file)
+        paths.append(str(file))
+    return ImageFiles(paths, torch.arange(4))
+
+
+def test_the_next_image_takes_the_place_of_a_bad_one_and_it_is_told_once(tmp_path, capsys):
+    images = Replacing(four_of_which_two_are_bad(tmp_path))
+    assert len(images) == 4
+    for _ in range(2):
+        assert [images[index][1] for index in range(4)] == [0, 3, 3, 3]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert f"{tmp_path}/1.png cannot be read" in said[0]
+    assert said[0].endswith("the next image takes its place")
+
+
+def test_where_all_are_bad_one_is_named(tmp_path):
+    images = four_of_which_two_are_bad(tmp_path).select(torch.tensor([1, 2]))
+    with pytest.raises(UnreadableImageError, match=r"[12]\.png cannot be read"):
+        Replacing(images)[0]
+    with pytest.raises(UnreadableImageError, match=r"1\.png cannot be read"):
+        find_readable(images)
+
+
+def test_readable_images_of_a_test(tmp_path):
+    images = four_of_which_two_are_bad(tmp_path)
+    readable, errors = find_readable(images)
+    assert readable.tolist() == [0, 3]
+    assert [error.split()[0] for error in errors] == [f"{tmp_path}/1.png", f"{tmp_path}/2.png"]
+
+
+@pytest.mark.parametrize("choice", ["error", "skip"])
+def test_a_tests_bad_images_are_left_out_by_choice(tmp_path, capsys, choice):
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / split / label).mkdir(parents=True)
+            four_of_which_two_are_bad(tmp_path / split / label)
+    config = DataConfig(name="folder", root=str(tmp_path), bad_images=choice)
+    source = open_data(config)
+    assert len(source.test) == (8 if choice == "error" else 4)
+    assert ("4 x unreadable test image" in capsys.readouterr().err) == (choice == "skip")

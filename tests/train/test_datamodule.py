@@ -1,9 +1,12 @@
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import to_tensor
 
-from convattn.data import TensorImages
-from convattn.train.datamodule import Batch, EpochBatches, SeededBatches
+from convattn.config import DataConfig
+from convattn.data import ImageFiles, TensorImages, UnreadableImageError
+from convattn.train.datamodule import Batch, EpochBatches, SeededBatches, TrainingData
 
 
 def batches(epoch=0, **arguments):
@@ -95,3 +98,23 @@ def test_loading_a_batch_leaves_the_generators_of_the_training_alone():
     torch.manual_seed(0)
     SeededBatches(images).__getitems__(Batch(seed=1, indices=[0, 1]))
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("choice", ["error", "skip"])
+def test_training_stops_at_a_damaged_image_or_goes_on_as_told(tmp_path, capsys, choice):
+    paths = []
+    for number in range(4):
+        paths.append(str(tmp_path / f"{number}.jpg"))
+        Image.effect_noise((64, 64), 50).convert("RGB").save(paths[-1])
+    whole = (tmp_path / "2.jpg").read_bytes()
+    (tmp_path / "2.jpg").write_bytes(whole[: len(whole) // 2])
+    images = ImageFiles(paths, torch.arange(4), transform=to_tensor)
+    config = DataConfig(batch_size=4, bad_images=choice)
+    data = TrainingData(config, train=images, test=images, cfg={}, seed=0)
+    batches = SeededBatches(data.train_images)
+    if choice == "error":
+        with pytest.raises(UnreadableImageError, match=r"2\.jpg cannot be read as an image"):
+            batches.__getitems__(Batch(seed=0, indices=[0, 1, 2, 3]))
+        return
+    assert [label for _, label in batches.__getitems__(Batch(0, [0, 1, 2, 3]))] == [0, 1, 3, 3]
+    assert "2.jpg cannot be read as an image" in capsys.readouterr().err

@@ -29,6 +29,7 @@ from convattn.classification.evaluation import (
 from convattn.classification.predictions import Predictions, PredictionsFile, per_class_table
 from convattn.config import EvaluateConfig
 from convattn.data import ImageFiles, Source, TensorImages, load_imagenet_validation
+from convattn.data.images import find_readable
 from convattn.data.sources import draw_indices, find_root
 from convattn.exceptions import Interrupted
 from convattn.files import new_folder, replace_atomically, written_whole
@@ -209,6 +210,11 @@ def _open_imagenet(
     if options.data.num_test is not None:
         count = len(found.images)
         found = found.select(draw_indices(count, options.data.num_test, 0, "imagenet: num_test"))
+    if options.data.bad_images == "skip":
+        readable, errors = find_readable(found.images)
+        if errors:
+            report(f"left out: {len(errors):,} x unreadable test image ({errors[0]}, ...)")
+            found = found.select(readable)
     source = Source(
         name="imagenet",
         class_names=found.class_names,

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
 from convattn.config import DataConfig
 from convattn.data.annotated import describe_skipped
+from convattn.data.images import TensorImages, find_readable
 from convattn.text import report
+
+Source = TypeVar("Source", bound=Any)
+
+
+def without_bad_tests(config: DataConfig, source: Source) -> Source:
+    """The source without test images that cannot be read, if the configuration wants that.
+
+    Args:
+        config: Whether it does.
+        source: Of any task, its images without a transform.
+
+    Raises:
+        UnreadableImageError: If no test image can be read.
+    """
+    if config.bad_images == "error" or isinstance(source.test, TensorImages):
+        return source
+    readable, errors = find_readable(source.test)
+    if not errors:
+        return source
+    reason = "unreadable test image"
+    left_out: Source = dataclasses.replace(
+        source,
+        test=source.test.select(readable),
+        skipped={**source.skipped, reason: len(errors)},
+        skipped_names={**source.skipped_names, reason: tuple(errors[:3])},
+    )
+    return left_out
 
 
 def collate_lists(items: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from convattn.data.reading import read_sample
+from convattn.exceptions import UnreadableImageError
+from convattn.text import report
 
 Transform = Callable[[Any], Tensor]
 """Turns an image, or a batch of them, into normalised floats: see ``convattn.data.transforms``."""
@@ -128,3 +131,58 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         image = read_sample(path, path, reduction=getattr(self.transform, "reduction", None)).image
         label = int(self.labels[index])
         return (image if self.transform is None else self.transform(image)), label
+
+
+class Replacing(Dataset[Any]):
+    """A data set for training in which the next image takes the place of one that is unreadable.
+
+    Args:
+        images: Raises ``UnreadableImageError`` for such.
+
+    Raises:
+        UnreadableImageError: From ``[]``, if none of the images can be read.
+    """
+
+    def __init__(self, images: Dataset[Any]) -> None:
+        self.images = images
+        self._told: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        for place in range(len(self)):
+            chosen = (index + place) % len(self)
+            try:
+                return self.images[chosen]
+            except UnreadableImageError as error:
+                if place == len(self) - 1:
+                    raise
+                if chosen not in self._told:
+                    report(f"{error}; the next image takes its place")
+                    self._told.add(chosen)
+        raise IndexError(index)
+
+
+def find_readable(images: Any) -> tuple[Tensor, list[str]]:
+    """Which images of a test can be read, (M,) ascending, and what is wrong with the others.
+
+    Every image is read once for it.
+
+    Args:
+        images: A data set without a transform.
+
+    Raises:
+        UnreadableImageError: If none can be read.
+    """
+    readable, errors = [], []
+    for index in tqdm(range(len(images)), desc="looking at the images", disable=None, leave=False):
+        try:
+            images[index]
+        except UnreadableImageError as error:
+            errors.append(str(error))
+        else:
+            readable.append(index)
+    if errors and not readable:
+        raise UnreadableImageError(errors[0])
+    return torch.tensor(readable, dtype=torch.int64), errors

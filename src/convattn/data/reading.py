@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -107,7 +108,7 @@ def read_image(source: ImageSource) -> Image.Image:
         ('RGB', (6, 4))
     """
     if isinstance(source, (str, Path)):
-        return _read_path(Path(source), _Name(str(source))).image
+        return _read_path(source, _Name(str(source))).image
     if isinstance(source, Image.Image):
         _check_number_of_pixels(source.size, _UNNAMED)
         with _one_sentence(_UNNAMED):
@@ -144,7 +145,7 @@ def read_sample(
     if isinstance(source, bytes):
         return _read_file(io.BytesIO(source), known, reduction)
     try:
-        return _read_path(Path(source), known, reduction)
+        return _read_path(source, known, reduction)
     except FileNotFoundError as error:
         raise known.unreadable("it is no longer there") from error
 
@@ -165,7 +166,7 @@ def read_values(path: str) -> tuple[str, NDArray[Any]]:
     with _one_sentence(name), open(path, "rb") as file, _open(file, name) as image:
         _check_number_of_pixels(image.size, name, _most_pixels(image))
         image.load()
-        with suppress(Exception):
+        if image.format != "TIFF" and _noted_orientation(image) != 1:
             ImageOps.exif_transpose(image, in_place=True)
         return image.mode, np.array(image)
 
@@ -238,16 +239,19 @@ def read_or_error(file: Path) -> Image.Image | UnreadableImageError:
         return error
 
 
-def _read_path(path: Path, name: _Name, reduction: Reduction | None = None) -> Sample:
-    if path.is_dir():
-        raise UnreadableImageError(f"{name} is a folder; expected the path of one image")
+def _read_path(path: str | Path, name: _Name, reduction: Reduction | None = None) -> Sample:
     with _one_sentence(name):
         try:
-            file = path.open("rb")
+            with open(path, "rb") as file:
+                return _read_opened(file, name, reduction)
         except FileNotFoundError:
             raise FileNotFoundError(f"{name} does not exist; give the path of an image") from None
-        with file:
-            return _read_file(file, name, reduction)
+        except (IsADirectoryError, PermissionError):  # the latter on Windows
+            if not os.path.isdir(path):
+                raise
+            raise UnreadableImageError(
+                f"{name} is a folder; expected the path of one image"
+            ) from None
 
 
 def _read_file(file: BinaryIO, name: _Name, reduction: Reduction | None = None) -> Sample:
@@ -259,11 +263,15 @@ def _read_file(file: BinaryIO, name: _Name, reduction: Reduction | None = None) 
                 f"source is of type {type(file).__name__}; expected a path, an open binary file, "
                 "a PIL image, a tensor or an array"
             ) from None
-        with _open(file, name) as image:
-            _check_number_of_pixels(image.size, name, _most_pixels(image))
-            if reduction is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-                _draft(image, reduction(*image.size))
-            return _upright_rgb(image, name)
+        return _read_opened(file, name, reduction)
+
+
+def _read_opened(file: BinaryIO, name: _Name, reduction: Reduction | None) -> Sample:
+    with _open(file, name) as image:
+        _check_number_of_pixels(image.size, name, _most_pixels(image))
+        if reduction is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+            _draft(image, reduction(*image.size))
+        return _upright_rgb(image, name)
 
 
 def _draft(image: JpegImagePlugin.JpegImageFile, most: float) -> None:
@@ -337,18 +345,18 @@ def _upright_rgb(image: Image.Image, name: _Name) -> Sample:
     noted = _noted_orientation(image) if image.format == "TIFF" else None
     image.load()
     orientation = noted or _noted_orientation(image)
-    # Damaged notes of the camera do not make an image unreadable.
-    with suppress(Exception):
+    if noted is None and orientation != 1:
         ImageOps.exif_transpose(image, in_place=True)
     return Sample(_rgb(image, name), orientation)
 
 
 def _noted_orientation(image: Image.Image) -> int:
-    """EXIF's number, 1 where it has none, or a damaged one."""
-    with suppress(Exception):
+    """EXIF's number, 1 where it has none, or damaged notes, which make no image unreadable."""
+    try:
         noted = image.getexif().get(_ORIENTATION)
-        return next((known for known in range(2, 9) if known == noted), 1)
-    return 1
+    except Exception:
+        return 1
+    return next((known for known in range(2, 9) if known == noted), 1)
 
 
 def _rgb(image: Image.Image, name: _Name) -> Image.Image:

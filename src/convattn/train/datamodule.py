@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from convattn.config import DataConfig
-from convattn.data.images import TensorImages
+from convattn.data.images import Replacing, TensorImages
 from convattn.train.seeding import derive_seed, seeded
 
 
@@ -140,7 +140,8 @@ class TrainingData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.config = config
-        self.train_images = train
+        replaces = config.bad_images == "skip" and not isinstance(train, TensorImages)
+        self.train_images = Replacing(train) if replaces else train
         self.test_images = test
         self.cfg = dict(cfg)
         self.seed = seed
