@@ -461,12 +461,16 @@ def test_reduction_leaves_twice_what_the_network_sees(scale, expected):
     assert transform.reduction(4000, 3000) == pytest.approx(expected, rel=1e-3)
 
 
+def test_small_images_are_read_whole():
+    assert train_transform(32).reduction(1600, 1200) == 1
+
+
 def test_tests_read_every_pixel():
     assert not hasattr(eval_transform(32), "reduction")
 
 
 def test_training_on_a_jpeg_decoded_smaller_sees_nearly_the_same(tmp_path):
-    y, x = np.mgrid[:960, :1280]
+    y, x = np.mgrid[:1440, :1920]
     waves = [np.sin(x / 37) * np.cos(y / 23), np.sin((x + y) / 61), np.cos(y / 17)]
     pixels = (127 + 120 * np.stack(waves, -1)).astype(np.uint8)
     pixels[300:500, 400:900] = (250, 20, 60)
@@ -475,7 +479,7 @@ def test_training_on_a_jpeg_decoded_smaller_sees_nearly_the_same(tmp_path):
     transform = train_transform(64, hflip=0.0, mean=(0.0,) * 3, std=(1.0,) * 3)
     images = ImageFiles([str(file)], torch.tensor([0]))
     whole = transform(images[0][0])
-    (drafted, _), size = images.with_transform(transform)[0], transform.reduction(1280, 960)
+    (drafted, _), size = images.with_transform(transform)[0], transform.reduction(1920, 1440)
     assert size > 4
     difference = (whole - drafted).abs() * 255
     assert 0 < difference.mean() < 0.5

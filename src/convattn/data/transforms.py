@@ -40,6 +40,7 @@ _NUM_TRIES = 10  # draws of a rectangle that may not fit the image, as timm and 
 _ERASED_AREA = (0.02, 1 / 3)  # timm's
 _ERASED_ASPECT = (0.3, 1 / 0.3)  # timm's
 _LUMINANCE = (0.299, 0.587, 0.114)
+_LEAST_DRAFTED = 2**21  # pixels of a JPEG that may be decoded smaller
 _DRAFT_MARGIN = 2  # times the network's side, that a JPEG decoded smaller still has
 
 
@@ -405,9 +406,12 @@ class _TrainTransform:
         """By how much a JPEG of this size may be decoded smaller.
 
         What is then resized, the whole image or the smallest random crop, has still at least twice
-        the sides of what the network sees (for a crop: by its area). Tests read all pixels, so
-        that nothing which is reported depends on this.
+        the sides of what the network sees (for a crop: by its area). An image of few pixels, whose
+        neighbours differ more and which is decoded soon, is always read whole. Tests read all
+        pixels, so that nothing which is reported depends on this.
         """
+        if width * height < _LEAST_DRAFTED:
+            return 1.0
         if self.scale is not None:
             return math.sqrt(self.scale[0] * width * height / math.prod(self.size)) / _DRAFT_MARGIN
         return min(height / self.size[0], width / self.size[1]) / _DRAFT_MARGIN
