@@ -142,4 +142,4 @@ def test_data_of_other_classes_are_refused(capsys, tmp_path):
         (tmp_path / name).mkdir(parents=True)
         Image.new("RGB", (64, 64)).save(tmp_path / name / "a.png")
     words = ["--faithfulness", "--data", "folder", "--data.root", tmp_path]
-    assert "has 10 classes and folder 2" in fails(capsys, BUNDLED, *words)
+    assert "the class 'ant' and 1 more, which the network" in fails(capsys, BUNDLED, *words)

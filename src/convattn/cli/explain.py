@@ -201,10 +201,9 @@ def _test_faithfulness(
     from convattn.explanation.figures import draw_faithfulness
     from convattn.files import new_folder, replace_atomically, written_whole
 
-    source = open_data(options.data, training=False)
-    loader, boxes = test_batches(
-        options.data, source, cast(Mapping[str, Any], model.pretrained_cfg)
-    )
+    cfg = cast(Mapping[str, Any], model.pretrained_cfg)
+    source = open_data(options.data, training=False, class_names=cfg.get("label_names"))
+    loader, boxes = test_batches(options.data, source, cfg)
     num_classes, total = len(source.class_names), len(source.test)
     if model.num_classes != num_classes:
         raise UsageError(
