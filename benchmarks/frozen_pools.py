@@ -65,6 +65,8 @@ HEADS: Mapping[str, Kind] = {
     "query-bn": Kind("ep", _ONE, norm=True, from_zero=True),
     "residual-bn": Kind("residual", norm=True),
     "residual": Kind("residual"),
+    "query-bn-slow": Kind("ep", _ONE, norm=True, from_zero=True, slower=10),
+    "residual-bn-slow": Kind("residual", norm=True, slower=10),
     "class": Kind("class"),
     "ep8-bn": Kind("ep", {"num_queries": 8, "values": False}, norm=True),
     "abmil-bn": Kind("abmil", norm=True),
@@ -222,25 +224,31 @@ def judge(heads: Sequence[Head], features: Features, indices: Tensor) -> list[di
     return found
 
 
-def choose_rate(
+def choose_rates(
     kind: Kind, task: Task, features: Features, fit: Tensor, valid: Tensor, seed: int
-) -> tuple[float, dict[float, dict[str, float]]]:
-    """The best rate on the validation part, the grid widened until it is no edge of it.
+) -> tuple[dict[str, float], dict[float, dict[str, float]]]:
+    """The best rates on the validation part, the grid widened until none is an edge of it.
 
-    Of equal accuracies the smaller cross-entropy counts.
+    One by the task's measure, of equal ones by cross-entropy; and one by cross-entropy alone, which
+    a small part tells with less noise.
     """
     grid: dict[float, dict[str, float]] = {}
-    rates: Sequence[float] = kind.rates
-    more = 2 if kind.slower == 1 else 1
-    while True:
+    rates = list(kind.rates)
+    more = 1 if kind.pool == "aggregation" else 2
+    while rates:
         heads, _ = train(kind, features, fit, rates, task.epochs, seed)
         grid |= dict(zip(rates, judge(heads, features, valid), strict=True))
-        best = max(grid, key=lambda rate: (grid[rate][task.measure], -grid[rate]["cross_entropy"]))
-        low, high = min(grid), max(grid)
-        if best not in (low, high) or not 1e-6 < best < 1e3:
-            return best, dict(sorted(grid.items()))
-        edge, step = (low, 1 / FACTOR) if best == low else (high, FACTOR)
-        rates = [edge * step ** (number + 1) for number in range(more)]
+        loss = {rate: found["cross_entropy"] for rate, found in grid.items()}
+        best = {
+            "score": max(grid, key=lambda rate: (grid[rate][task.measure], -loss[rate])),
+            "cross-entropy": min(grid, key=lambda rate: loss[rate]),
+        }
+        low, high, rates = min(grid), max(grid), []
+        if low in best.values() and low > 1e-6:
+            rates += [low / FACTOR ** (number + 1) for number in range(more)]
+        if high in best.values() and high < 1e3:
+            rates += [high * FACTOR ** (number + 1) for number in range(more)]
+    return best, dict(sorted(grid.items()))
 
 
 # ------------------------------------------------------------------------------- where maps point
@@ -289,10 +297,12 @@ def count_hits(hit: Tensor, chosen: Tensor) -> str:
 # ---------------------------------------------------------------------------------------- the rows
 
 COLUMNS = (
-    *("data", "images_a_class", "head", "seed", "epochs", "lr", "validation", "accuracy"),
-    *("balanced_accuracy", "cross_entropy", "train_loss", "parameters", "seconds", "grid"),
+    *("data", "images_a_class", "head", "seed", "epochs", "chosen_by", "lr", "validation"),
+    *("accuracy", "balanced_accuracy", "cross_entropy", "train_loss", "parameters", "seconds"),
     *(f"{kind}_{name}" for kind in ("evidence", "attention") for name in QUESTIONS),
+    "grid",
 )
+"""``grid`` holds rate:measure:cross-entropy on the validation part, ``evidence_`` hits/images."""
 
 
 def split(task: Task, features: Features, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -308,7 +318,7 @@ def split(task: Task, features: Features, seed: int) -> tuple[Tensor, Tensor, Te
 
     everything = torch.arange(len(features.labels))
     if not features.num_train:
-        train_part, test = fifth(everything, 0, seed)
+        train_part, test = fifth(everything, seed // 5, seed % 5)
     else:
         train_part, test = everything[: features.num_train], everything[features.num_train :]
     if task.images_a_class:
@@ -321,24 +331,31 @@ def split(task: Task, features: Features, seed: int) -> tuple[Tensor, Tensor, Te
     return fit, valid, train_part, test
 
 
-def make_row(task: Task, name: str, features: Features, seed: int) -> dict[str, Any]:
-    """One run: choose, train again, test."""
+def make_run(task: Task, name: str, features: Features, seed: int) -> list[dict[str, Any]]:
+    """One run: choose, train again, test; a row for each way to choose."""
     start, kind = time.perf_counter(), HEADS[name]
     fit, valid, train_part, test = split(task, features, seed)
-    rate, grid = choose_rate(kind, task, features, fit, valid, seed)
-    (head,), (loss,) = train(kind, features, train_part, [rate], task.epochs, seed)
+    best, grid = choose_rates(kind, task, features, fit, valid, seed)
+    rates = sorted(set(best.values()))
+    heads, losses = train(kind, features, train_part, rates, task.epochs, seed)
+    results = judge(heads, features, test)
     seconds = time.perf_counter() - start
-    return {
-        "head": name,
-        "lr": f"{rate:.3g}",
-        "validation": f"{grid[rate][task.measure]:.4f}",
-        "train_loss": f"{loss:.4f}",
-        "parameters": sum(parameter.numel() for parameter in head.parameters()),
-        "seconds": f"{seconds:.0f}",
-        "grid": " ".join(f"{rate:.3g}:{found[task.measure]:.4f}" for rate, found in grid.items()),
-        **{key: f"{value:.5f}" for key, value in judge([head], features, test)[0].items()},
-        **find_peaks(head, features, test),
+    tried = [f"{r:.3g}:{grid[r][task.measure]:.4f}:{grid[r]['cross_entropy']:.4f}" for r in grid]
+    of_rates = {
+        rate: {
+            "head": name,
+            "lr": f"{rate:.3g}",
+            "validation": f"{grid[rate][task.measure]:.4f}",
+            "train_loss": f"{loss:.4f}",
+            "parameters": sum(parameter.numel() for parameter in head.parameters()),
+            "seconds": f"{seconds:.0f}",
+            "grid": " ".join(tried),
+            **{key: f"{value:.5f}" for key, value in result.items()},
+            **find_peaks(head, features, test),
+        }
+        for rate, head, loss, result in zip(rates, heads, losses, results, strict=True)
     }
+    return [{"chosen_by": how, **of_rates[rate]} for how, rate in best.items()]
 
 
 def ignorant_rows(features: Features, test: Tensor) -> list[dict[str, Any]]:
@@ -372,7 +389,7 @@ def make_rows(arguments: argparse.Namespace, file: Path) -> None:
     opened: dict[str, Features] = {}
     for set_name in arguments.sets:
         task = TASKS[set_name]
-        wanted = [(name, seed) for name in arguments.heads for seed in arguments.seeds]
+        wanted = [(name, seed) for seed in arguments.seeds for name in arguments.heads]
         done = {
             (row["head"], int(row["seed"])) for row in read_rows(file) if set_of(row) == set_name
         }
@@ -394,17 +411,14 @@ def make_rows(arguments: argparse.Namespace, file: Path) -> None:
         )
         about = {"data": task.data, "images_a_class": task.images_a_class, "epochs": task.epochs}
         for name, seed in wanted:
-            rows = [make_row(task, name, features, seed)]
+            rows = make_run(task, name, features, seed)
+            shown = "; ".join(f"{row[task.measure]} at {row['lr']}" for row in rows)
+            shown += f" of {rows[0]['grid']}; {rows[0]['seconds']} s"
             if features.questions and ("any cell", seed) not in done:
                 rows += ignorant_rows(features, split(task, features, seed)[3])
                 done.add(("any cell", seed))
             append_rows(file, [{**about, "seed": seed, **row} for row in rows])
-            row = rows[0]
-            print(
-                f"{time.strftime('%H:%M')} {set_name} {name} seed {seed}: {row[task.measure]} at "
-                f"{row['lr']} of {row['grid']}; {row['seconds']} s",
-                flush=True,
-            )
+            print(f"{time.strftime('%H:%M')} {set_name} {name} seed {seed}: {shown}", flush=True)
 
 
 def append_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
