@@ -62,6 +62,7 @@ _ONE = {"num_queries": 1, "values": False}
 HEADS: Mapping[str, Kind] = {
     "avg": Kind("avg"),
     "avg-bn": Kind("avg", norm=True),
+    "query": Kind("ep", _ONE, from_zero=True),
     "query-bn": Kind("ep", _ONE, norm=True, from_zero=True),
     "residual-bn": Kind("residual", norm=True),
     "residual": Kind("residual"),
