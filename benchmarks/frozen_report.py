@@ -237,13 +237,14 @@ def draw(chosen: Mapping[str, Mapping[str, Mapping[str, Sequence[Row]]]], file: 
     figure = Figure(figsize=(2.7 * len(sets) + 1.6, 8), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(chosen), len(sets), squeeze=False, sharey=True, sharex="col")
-    for row, (how, by_set) in zip(panels, chosen.items(), strict=True):
+    for place, (how, by_set) in enumerate(chosen.items()):
+        row = panels[place]
         row[0].set_ylabel(f"rate by validation {how}")
         for panel, (title, heads) in zip(row, by_set.items(), strict=True):
             _plot_differences(panel, heads, list(names))
-            if row is panels[0]:
+            if place == 0:
                 panel.set_title(TITLES[title].replace(", ", "\n"), fontsize=10)
-            if row is panels[-1]:
+            if place == len(panels) - 1:
                 panel.set_xlabel("points")
     panels[0][0].invert_yaxis()
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
