@@ -97,7 +97,7 @@ def paired(
     if not gains:
         return None
     half = float("nan")
-    if len(gains) > 1:
+    if len(gains) > 2:
         half = float(student(len(gains) - 1).ppf(0.975)) * statistics.stdev(gains)
         half /= len(gains) ** 0.5
     return statistics.mean(gains), half, len(gains)
@@ -108,7 +108,7 @@ def interval(found: tuple[float, float, int] | None) -> str:
     if found is None:
         return ""
     mean, half, count = found
-    return f"{mean:+.2f}" + (f" ({mean - half:+.2f} to {mean + half:+.2f})" if count > 1 else "")
+    return f"{mean:+.2f}" + (f" ({mean - half:+.2f} to {mean + half:+.2f})" if count > 2 else "")
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -266,7 +266,7 @@ def _plot_differences(panel: Any, heads: Mapping[str, Sequence[Row]], names: Seq
                 panel.errorbar(
                     found[0],
                     place + 0.13 * (2 * number - 1),
-                    xerr=found[1] if found[2] > 1 else None,
+                    xerr=found[1] if found[2] > 2 else None,
                     fmt="os"[number],
                     color=f"C{number}",
                     markerfacecolor="white" if number else f"C{number}",
