@@ -2,9 +2,8 @@
 
     python benchmarks/pool_ablation.py --tiny-imagenet DIR --fashion-mnist DIR
 
-trains the plain networks of benchmarks/study.py with other pools, as the study trains them: the
-same images in the same order, augmentation, optimiser and schedule. Four questions, a stage or
-two each:
+trains the plain networks of benchmarks/study.py with other pools, as the study trains them, step
+for step. Four questions, a stage or two each:
 
 - why: single changes between the average pool and the paper's block, at the study's rate;
 - no-loss: each pool at the rate that a fifth of the training images chose for it, then trained on
@@ -21,9 +20,10 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -43,16 +43,19 @@ from convattn.train.classification import ClassificationJob, ClassificationTask
 from convattn.train.datamodule import EpochBatches, SeededBatches
 from convattn.train.optim import create_optimizer, create_schedule, optimizer_args, schedule_args
 from convattn.train.seeding import derive_seed, seed_all
-from study import Set, laptop, over_seeds, signed
+from study import laptop, over_seeds, signed
 
 LR = 2e-2  # the study's
 ADAMW_LR = 1e-3
-HELD_OUT = 5  # a fifth of the training images chooses the rate
 NUM_TRAIN_TESTED = 5_000
 WIDEST = 16  # no rate is tried beyond so many times the study's, or under so small a share
 MARGIN = -0.5  # points that a pool may lose to the average
-MAP_SIZES = {"tiny_imagenet": 2, "fashion_mnist": 7}
-EPOCHS = {"tiny_imagenet": 4, "fashion_mnist": 1}
+TINY, FASHION = "tiny_imagenet", "fashion_mnist"
+MAP_SIZES = {TINY: 2, FASHION: 7}
+EPOCHS = {TINY: 4, FASHION: 1}
+CHOOSING_EPOCHS = {TINY: 2, FASHION: 1}
+NUM_IMAGES = {TINY: 20_000, FASHION: 60_000}
+STEP_SECONDS = {TINY: 0.18, FASHION: 0.1}  # about, one thread
 
 
 class RawValues(LearnedAggregation2d):
@@ -68,12 +71,12 @@ class RawValues(LearnedAggregation2d):
 
 
 class NormedMean(nn.Module):
-    """The mean, with a LayerNorm of the positions before it, of itself behind it, or both."""
+    """The mean, a LayerNorm behind it, and before it one of the positions or none."""
 
-    def __init__(self, channels: int, *, before: bool, behind: bool) -> None:
+    def __init__(self, channels: int, *, before: bool) -> None:
         super().__init__()
         self.before = nn.LayerNorm(channels, eps=1e-6) if before else nn.Identity()
-        self.behind = nn.LayerNorm(channels, eps=1e-6) if behind else nn.Identity()
+        self.behind = nn.LayerNorm(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C)."""
@@ -83,13 +86,6 @@ class NormedMean(nn.Module):
 def average(channels: int) -> nn.Module:
     """As the networks have it, to the last bit."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
-
-
-def normed(make: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
-    """A pool with BatchNorm behind it."""
-    return lambda channels: nn.Sequential(
-        make(channels), nn.BatchNorm1d(channels, eps=1e-6, affine=False)
-    )
 
 
 def residual(channels: int) -> nn.Module:
@@ -104,57 +100,57 @@ def one_query(channels: int) -> nn.Module:
     return pool
 
 
+def paper(channels: int, **options: Any) -> LearnedAggregation2d:
+    """The block as ``augment(pool="attention", preserve=False)`` puts it there."""
+    return LearnedAggregation2d(channels, 0, **options)
+
+
 def equal_weights(channels: int) -> nn.Module:
     """The paper's block, whose token and positions all weigh the same."""
-    block = LearnedAggregation2d(channels, 0)
+    block = paper(channels)
     for layer in (block.attn.q, block.attn.k):
         layer.requires_grad_(False)
         nn.init.zeros_(layer.weight)
     return block
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """What stands in the pool's place."""
-
-    title: str
-    make: Callable[[int], nn.Module]
-    adamw: bool = False
-    """Whether its matrices are trained by AdamW instead of Muon."""
-
-
-def paper(**options: Any) -> Callable[[int], nn.Module]:
-    """The block as ``augment(pool="attention", preserve=False)`` puts it there."""
-    return lambda channels: LearnedAggregation2d(channels, 0, **options)
+def own_values(channels: int) -> nn.Module:
+    """The paper's block whose values are the normed positions: no matrix before, none behind."""
+    block = paper(channels)
+    nn.init.eye_(block.attn.v.weight)
+    block.attn.v.requires_grad_(False)
+    block.attn.proj = cast(Any, nn.Identity())
+    return block
 
 
-def raw_values(channels: int) -> nn.Module:
-    """The paper's block that reads positions as they are."""
-    return RawValues(channels, 0)
+def normed(make: Callable[[int], nn.Module], channels: int) -> nn.Module:
+    """A pool with BatchNorm behind it."""
+    return nn.Sequential(make(channels), nn.BatchNorm1d(channels, eps=1e-6, affine=False))
 
 
-HEADS = {
-    "avg": Head(title="average", make=average),
-    "avg-bn": Head(title="average, BatchNorm", make=normed(average)),
-    "residual": Head(title="residual (light)", make=residual),
-    "residual-bn": Head(title="residual, BatchNorm", make=normed(residual)),
-    "query": Head(title="one query", make=one_query),
-    "paper": Head(title="the paper's block", make=paper()),
-    "paper-raw": Head(title="block, values of positions as they are", make=raw_values),
-    "paper-scale1": Head(title="block, LayerScale 1", make=paper(layer_scale=1.0)),
-    "paper-equal": Head(title="block, equal weights", make=equal_weights),
-    "paper-adamw": Head(title="block, matrices on AdamW 1e-3", make=paper(), adamw=True),
-    "paper-residual": Head(title="block, residual form", make=paper(residual=True)),
-    "norm-mean-norm": Head(
-        title="norm of positions, mean, norm",
-        make=lambda c: NormedMean(c, before=True, behind=True),
-    ),
-    "mean-norm": Head(title="mean, norm", make=lambda c: NormedMean(c, before=False, behind=True)),
+HEADS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
+    "avg": ("average", average),
+    "avg-bn": ("average, BatchNorm", functools.partial(normed, average)),
+    "residual": ("residual (light)", residual),
+    "residual-bn": ("residual, BatchNorm", functools.partial(normed, residual)),
+    "query": ("one query", one_query),
+    "paper": ("the paper's block", paper),
+    "paper-raw": ("block, values not normed", lambda channels: RawValues(channels, 0)),
+    "paper-values": ("block, no matrices of values", own_values),
+    "paper-scale1": ("block, LayerScale 1", functools.partial(paper, layer_scale=1.0)),
+    "paper-equal": ("block, equal weights", equal_weights),
+    "paper-adamw": ("block, matrices on AdamW 1e-3", paper),
+    "paper-residual": ("block, residual form", functools.partial(paper, residual=True)),
+    "norm-mean-norm": ("norm, mean, norm", functools.partial(NormedMean, before=True)),
+    "mean-norm": ("mean, norm", functools.partial(NormedMean, before=False)),
 }
-WHY = ("avg", "paper", "paper-raw", "norm-mean-norm", "residual", "mean-norm")
-WHY_TOO = ("paper-residual", "paper-equal", "paper-scale1", "paper-adamw", "avg-bn", "query")
+"""Title of what stands in the pool's place, and how it is made for so many channels."""
+ON_ADAMW = ("paper-adamw",)
+WHY = ("avg", "paper", "paper-values", "paper-residual", "paper-raw", "norm-mean-norm", "residual")
+WHY_TOO = ("mean-norm", "paper-equal", "paper-scale1", "paper-adamw", "avg-bn", "query")
 NO_LOSS = ("avg", "residual", "paper")
 NO_LOSS_TOO = ("avg-bn", "residual-bn", "query")
+STAGES = ("why", "no-loss", "why-too", "no-loss-too", "map", "long")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +179,10 @@ class Found:
     seconds: float
 
 
-FIELDS = [field.name for kind in (Setting, Found) for field in dataclasses.fields(kind)]
+def usual(data: str, head: str, seed: int, **other: Any) -> Setting:
+    """A test as the study would make it, but for what is said otherwise."""
+    own: dict[str, Any] = {"map_size": MAP_SIZES[data], "epochs": EPOCHS[data], **other}
+    return Setting(data=data, head=head, seed=seed, **own)
 
 
 class Rows:
@@ -200,20 +199,18 @@ class Rows:
     def add(self, setting: Setting, found: Found) -> None:
         """Keep a run."""
         self.found[setting] = found
+        row = {**dataclasses.asdict(setting), **dataclasses.asdict(found)}
         new = not self.file.exists()
         with self.file.open("a", newline="") as lines:
-            writer = csv.DictWriter(lines, FIELDS, lineterminator="\n")
+            writer = csv.DictWriter(lines, list(row), lineterminator="\n")
             if new:
                 writer.writeheader()
-            writer.writerow({**dataclasses.asdict(setting), **dataclasses.asdict(found)})
+            writer.writerow(row)
 
     def by_seed(self, setting: Setting) -> dict[int, Found]:
         """The runs that differ from ``setting`` in the seed alone."""
-        return {
-            other.seed: found
-            for other, found in sorted(self.found.items(), key=lambda item: item[0].seed)
-            if dataclasses.replace(other, seed=setting.seed) == setting
-        }
+        same = {dataclasses.replace(setting, seed=seed): seed for seed in range(100)}
+        return {seed: self.found[one] for one, seed in same.items() if one in self.found}
 
 
 def _read(kind: Any, row: dict[str, str]) -> Any:
@@ -221,67 +218,47 @@ def _read(kind: Any, row: dict[str, str]) -> Any:
     return kind(**{f.name: convert[str(f.type)](row[f.name]) for f in dataclasses.fields(kind)})
 
 
-class Trainer:
-    """Trains one setting after the other; the images of each set are read once."""
-
-    def __init__(self, roots: dict[str, Path]) -> None:
-        self.sets: dict[str, Set] = laptop()
-        self.roots = roots
-        self.jobs: dict[str, ClassificationJob] = {}
-
-    def job(self, setting: Setting) -> ClassificationJob:
-        """The study's job, for this rate, seed and length."""
-        data = self.sets[setting.data]
-        if setting.data not in self.jobs:
-            plain = data.networks[0]
-            images = dataclasses.replace(data.config.data, root=str(self.roots[setting.data]))
-            model = ModelConfig(name=plain.model, model_args=dict(plain.model_args))
-            config = dataclasses.replace(data.config, data=images, model=model)
-            self.jobs[setting.data] = ClassificationJob(config)
-        job = self.jobs[setting.data]
-        optim = dataclasses.replace(job.config.optim, lr=setting.lr)
-        job.config = dataclasses.replace(
-            job.config, optim=optim, epochs=setting.epochs, seed=setting.seed
-        )
-        return job
-
-    def __call__(self, setting: Setting) -> Found:
-        """Train and test one network."""
-        job, head = self.job(setting), HEADS[setting.head]
-        task = job.make_task(None)
-        model: Any = task.model
-        if setting.map_size != MAP_SIZES[setting.data]:
-            keep_resolution(model)
-        model.global_pool = head.make(model.num_features)
-        images = cast(TensorImages, job.data.train_images)
-        test = cast(TensorImages, job.data.test_images)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        if setting.part == "choose":
-            held = len(images) // HELD_OUT
-            test = images.select(order[:held]).with_transform(transform_of(job.data.cfg))
-            images = images.select(order[held:])
-            order = torch.arange(len(images))
-        started = time.monotonic()
-        train_loss = train(task, images, job, adamw=head.adamw)
-        seconds = time.monotonic() - started
-        seen = images.select(order[-NUM_TRAIN_TESTED:]).with_transform(transform_of(job.data.cfg))
-        accuracy, cross_entropy = evaluate(model, test)
-        return Found(
-            accuracy=accuracy,
-            cross_entropy=round(cross_entropy, 5),
-            train_accuracy=evaluate(model, seen)[0],
-            train_loss=round(train_loss, 5),
-            parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-            seconds=round(seconds, 1),
-        )
+@functools.cache
+def open_job(data: str, root: Path) -> ClassificationJob:
+    """The study's job of the plain network; images are read once."""
+    of_study = laptop()[data]
+    plain = of_study.networks[0]
+    images = dataclasses.replace(of_study.config.data, root=str(root))
+    model = ModelConfig(name=plain.model, model_args=dict(plain.model_args))
+    return ClassificationJob(dataclasses.replace(of_study.config, data=images, model=model))
 
 
-def keep_resolution(model: Any) -> None:
-    """Take the stride out of the last stage: a map of twice the side."""
-    first = model.layer4[0]
-    for conv in (first.conv1, first.downsample[0]):
-        assert conv.stride == (2, 2)
-        conv.stride = (1, 1)
+def train_and_test(setting: Setting, job: ClassificationJob) -> Found:
+    """One network, from its random start."""
+    optim = dataclasses.replace(job.config.optim, lr=setting.lr)
+    changes: dict[str, Any] = {"optim": optim, "epochs": setting.epochs, "seed": setting.seed}
+    job.config = dataclasses.replace(job.config, **changes)
+    task = job.make_task(None)
+    model: Any = task.model
+    if setting.map_size != MAP_SIZES[setting.data]:  # take the stride out of the last stage
+        model.layer4[0].conv1.stride = model.layer4[0].downsample[0].stride = (1, 1)
+    model.global_pool = HEADS[setting.head][1](model.num_features)
+    images = cast(TensorImages, job.data.train_images)
+    test = cast(TensorImages, job.data.test_images)
+    as_tested = transform_of(job.data.cfg)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    if setting.part == "choose":
+        test = images.select(order[: len(order) // 5]).with_transform(as_tested)
+        images = images.select(order[len(order) // 5 :])
+        order = torch.arange(len(images))
+    started = time.monotonic()
+    train_loss = train(task, images, job, adamw=setting.head in ON_ADAMW)
+    seconds = time.monotonic() - started
+    accuracy, cross_entropy = evaluate(model, test)
+    seen = images.select(order[-NUM_TRAIN_TESTED:]).with_transform(as_tested)
+    return Found(
+        accuracy=accuracy,
+        cross_entropy=round(cross_entropy, 5),
+        train_accuracy=evaluate(model, seen)[0],
+        train_loss=round(train_loss, 5),
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        seconds=round(seconds, 1),
+    )
 
 
 def train(
@@ -295,12 +272,8 @@ def train(
     optimizer = create_optimizer(model, **optimizer_args(config))
     if adamw:
         matrices_on_adamw(optimizer, model.global_pool, ADAMW_LR / config.optim.lr)
-    schedule = create_schedule(
-        optimizer,
-        epochs=config.epochs,
-        steps_per_epoch=batches.steps,
-        **schedule_args(config),
-    )
+    lengths: dict[str, Any] = {"epochs": config.epochs, "steps_per_epoch": batches.steps}
+    schedule = create_schedule(optimizer, **lengths, **schedule_args(config))
     losses: list[float] = []
     model.train()
     for epoch in range(config.epochs):
@@ -337,80 +310,52 @@ def evaluate(model: nn.Module, images: TensorImages) -> tuple[float, float]:
     return round(100 * float(right.double().mean()), 4), float(loss)
 
 
-Run = Callable[[Setting], Found]
+Run = Callable[[Setting], float]
+"""Gives a setting's accuracy."""
 
 
-def usual(data: str, head: str, seed: int, **other: Any) -> Setting:
-    """A test as the study would make it, but for what is said otherwise."""
-    own: dict[str, Any] = {"map_size": MAP_SIZES[data], "epochs": EPOCHS[data], **other}
-    return Setting(data=data, head=head, seed=seed, **own)
+def chosen_rate(data: str, head: str, run: Run) -> tuple[float, dict[float, float]]:
+    """The best of three rates, and of more while the best lies at an edge; all that were tried."""
+    tried: dict[float, float] = {}
+    wanted = {LR / 2, LR, LR * 2}
+    while wanted:
+        for lr in sorted(wanted):
+            other = {"epochs": CHOOSING_EPOCHS[data], "lr": lr, "part": "choose"}
+            tried[lr] = run(usual(data, head, 0, **other))
+        best = max(tried, key=lambda lr: (tried[lr], -abs(math.log(lr / LR))))
+        beyond = {best / 2} if best == min(tried) else {best * 2} if best == max(tried) else set()
+        wanted = {lr for lr in beyond if 1 / WIDEST <= lr / LR <= WIDEST}
+    return best, tried
 
 
-def chosen_rate(data: str, head: str, run: Run) -> float:
-    """The best of three rates, and of more while the best lies at an edge."""
-    factors, accuracy = [0.5, 1.0, 2.0], dict[float, float]()
-    while True:
-        for factor in factors:
-            if factor not in accuracy:
-                epochs = math.ceil(EPOCHS[data] / 2)
-                other = {"epochs": epochs, "lr": LR * factor, "part": "choose"}
-                accuracy[factor] = run(usual(data, head, 0, **other)).accuracy
-        best = max(factors, key=lambda factor: (accuracy[factor], -abs(math.log(factor))))
-        if best == factors[0] and best > 1 / WIDEST:
-            factors.insert(0, best / 2)
-        elif best == factors[-1] and best < WIDEST:
-            factors.append(best * 2)
-        else:
-            return LR * best
+def do(stage: str, sets: Sequence[str], options: argparse.Namespace, run: Run) -> None:
+    """One stage: all pools of a seed before the next seed."""
+    if stage.startswith("no-loss"):
+        few = NO_LOSS if stage == "no-loss" else NO_LOSS_TOO
+        for data in sets:
+            rates = {head: chosen_rate(data, head, run)[0] for head in few}
+            for seed in range(options.seeds):
+                for head, lr in rates.items():
+                    run(usual(data, head, seed, lr=lr))
+    elif TINY in sets:
+        heads = {"why": WHY, "why-too": WHY_TOO}.get(stage, NO_LOSS)
+        changes = {"map": {"map_size": 4}, "long": {"epochs": 12}}.get(stage, {})
+        for seed in range(options.seeds_why):
+            for head in heads:
+                run(usual(TINY, head, seed, **changes))
 
 
-def no_loss(heads: Iterable[str], sets: Iterable[str], seeds: Iterable[int], run: Run) -> None:
-    """Choose rates and test: all heads of a seed before the next seed."""
-    for data in sets:
-        rates = {head: chosen_rate(data, head, run) for head in heads}
-        for seed in seeds:
-            for head, lr in rates.items():
-                run(usual(data, head, seed, lr=lr))
+Group = dict[str, dict[int, Found]]
+"""Heads of one comparison, and their runs by seed."""
 
 
-def stages(
-    options: argparse.Namespace, sets: Sequence[str], run: Run
-) -> Iterator[Callable[[], Any]]:
-    """What is to be done, what matters most first."""
-    few, many = range(options.seeds_why), range(options.seeds)
-    tiny = "tiny_imagenet"
-
-    def at(seeds: Iterable[int], heads: Iterable[str], **other: Any) -> Callable[[], Any]:
-        return lambda: [run(usual(tiny, head, seed, **other)) for seed in seeds for head in heads]
-
-    everything = {
-        "why": at(few, WHY),
-        "no-loss": lambda: no_loss(NO_LOSS, sets, many, run),
-        "why-too": at(few, WHY_TOO),
-        "no-loss-too": lambda: no_loss(NO_LOSS_TOO, sets, many, run),
-        "map": at(few, NO_LOSS, map_size=4),
-        "long": at(few, NO_LOSS, epochs=12),
-    }
-    for name in options.stages or everything:
-        if tiny in sets or "no-loss" in name:
-            yield everything[name]
-
-
-class TimeIsUp(Exception):
-    """The study stops here for now."""
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and deviation."""
-    deviation = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{deviation}"
-
-
-def gain(mine: dict[int, Found], other: dict[int, Found]) -> tuple[np.ndarray, float, float]:
+def gain(found: Group, head: str, reference: str) -> tuple[np.ndarray, float, float]:
     """Differences at equal seeds, their mean, and half of its Student 95 % interval."""
-    both = [seed for seed in mine if seed in other]
-    gains = np.array([mine[seed].accuracy - other[seed].accuracy for seed in both])
-    return gains, *(over_seeds(gains) if len(both) else (math.nan, math.nan))
+    mine, other = found[head], found.get(reference, {})
+    gains = np.array(
+        [run.accuracy - other[seed].accuracy for seed, run in mine.items() if seed in other]
+    )
+    return gains, *(over_seeds(gains) if len(gains) else (math.nan, math.nan))
 
 
 def interval(mean: float, half: float) -> str:
@@ -420,95 +365,87 @@ def interval(mean: float, half: float) -> str:
     return f"{signed(mean)} ({signed(mean - half)} to {signed(mean + half)})"
 
 
-def verdict(mean: float, half: float) -> str:
-    """Whether a pool is within the margin of the average."""
-    if math.isnan(mean):
-        return ""
-    if mean - half > MARGIN:
-        return "yes, the whole interval"
-    return "the mean only" if mean > MARGIN else "no"
-
-
-Group = dict[str, dict[int, Found]]
-"""Heads of one comparison, and their runs by seed."""
-
-
-def group(rows: Rows, heads: Iterable[str], **other: Any) -> Group:
-    """The heads that there are runs of on Tiny ImageNet."""
-    found = {head: rows.by_seed(usual("tiny_imagenet", head, 0, **other)) for head in heads}
-    return {head: runs for head, runs in found.items() if runs}
-
-
-def tested(rows: Rows, data: str) -> tuple[Group, dict[str, tuple[float, str]]]:
-    """Heads with a chosen rate: their tests; the rate, and what each rate gave on the part."""
-    tests: Group = {}
-    rates = {}
-    for head in (*NO_LOSS, *NO_LOSS_TOO):
-        tried: dict[float, float] = {}
-
-        def known(setting: Setting, tried: dict[float, float] = tried) -> Found:
-            tried[setting.lr] = rows.found[setting].accuracy
-            return rows.found[setting]
-
-        try:
-            lr = chosen_rate(data, head, known)
-        except KeyError:  # not all are tried yet
-            continue
-        if runs := rows.by_seed(usual(data, head, 0, lr=lr)):
-            tests[head] = runs
-            rates[head] = lr, ", ".join(f"{r:g}: {tried[r]:.1f}" for r in sorted(tried))
-    return tests, rates
-
-
-def table(found: Group, rates: dict[str, tuple[float, str]] | None = None) -> str:
+def table(found: Group, rates: dict[str, str]) -> str:
     """A row a head: beside the average, and beside the paper's block."""
     lines = []
     for head, runs in found.items():
         values = [run.accuracy for run in runs.values()]
-        line = [HEADS[head].title, f"{next(iter(runs.values())).parameters / 1e3:.0f} k"]
-        if rates is not None:
-            line += [f"{rates[head][0]:g}", rates[head][1]]
-        line += [" / ".join(f"{value:.2f}" for value in values), spread(values)]
-        line += [f"{np.mean([run.train_accuracy for run in runs.values()]):.1f}"]
-        line += [f"{np.mean([run.cross_entropy for run in runs.values()]):.3f}"]
-        for reference in ("avg", "paper"):
-            _, mean, half = gain(runs, found.get(reference, {}))
-            line.append("" if head == reference else interval(mean, half))
-            if reference == "avg":
-                line.append("" if head == reference else verdict(mean, half))
-        lines.append(tuple(line))
-    names = ["pool", "parameters", *(["rate", "rate: held-out top-1"] if rates is not None else [])]
-    names += ["top-1 by seed (%)", "mean and deviation", "training top-1", "cross-entropy"]
-    names += ["to average (points, 95 %)", f"above {MARGIN}?", "to the paper's block"]
-    return markdown_table(tuple(names), lines)
+        deviation = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+        _, mean, half = gain(found, head, "avg")
+        within = "yes, all of the interval" if mean - half > MARGIN else "the mean only"
+        line = {
+            "pool": HEADS[head][0],
+            "parameters": f"{next(iter(runs.values())).parameters / 1e3:.0f} k",
+            "rate (held-out top-1 at each)": rates.get(head, ""),
+            "top-1 by seed (%)": " / ".join(f"{value:.2f}" for value in values),
+            "mean and deviation": f"{np.mean(values):.2f}{deviation}",
+            "training top-1": f"{np.mean([run.train_accuracy for run in runs.values()]):.1f}",
+            "cross-entropy": f"{np.mean([run.cross_entropy for run in runs.values()]):.3f}",
+            "to average (points, 95 %)": interval(mean, half),
+            f"above {MARGIN}?": within if mean > MARGIN else "no",
+            "to the paper's block": interval(*gain(found, head, "paper")[1:]),
+        }
+        if head == "avg":
+            line["to average (points, 95 %)"] = line[f"above {MARGIN}?"] = ""
+        if head == "paper":
+            line["to the paper's block"] = ""
+        if not rates:
+            del line["rate (held-out top-1 at each)"]
+        lines.append(line)
+    return markdown_table(tuple(lines[0]), [tuple(line.values()) for line in lines])
 
 
-def write(rows: Rows, seconds_of: str, page: Path) -> None:
-    """The page and its plot; "Reading it" is kept as it is."""
-    why = group(rows, (*WHY, *WHY_TOO))
-    parts: list[tuple[str, str, Group, dict[str, tuple[float, str]] | None]] = [
+def tested(rows: Rows, data: str) -> tuple[Group, dict[str, str]]:
+    """Heads whose rate is chosen: their tests, and in words how it was chosen."""
+    found, rates = Group(), {}
+    for head in (*NO_LOSS, *NO_LOSS_TOO):
+        try:
+            lr, tried = chosen_rate(data, head, lambda setting: rows.found[setting].accuracy)
+        except KeyError:  # not all are tried yet
+            continue
+        if runs := rows.by_seed(usual(data, head, 0, lr=lr)):
+            found[head] = runs
+            others = ", ".join(f"{rate:g}: {tried[rate]:.1f}" for rate in sorted(tried))
+            rates[head] = f"{lr:g} ({others})"
+    return found, rates
+
+
+def write(rows: Rows, page: Path) -> None:
+    """The page and its plot; "Reading it" stays as it is."""
+
+    def tiny(heads: Iterable[str], **other: Any) -> Group:
+        runs = {head: rows.by_seed(usual(TINY, head, 0, **other)) for head in heads}
+        return {head: of_head for head, of_head in runs.items() if of_head}
+
+    at_study = "Tiny ImageNet, 40 classes, 64 x 64, `resnet18_nano`, every pool at rate 0.02"
+    choosing = (
+        "A pool's rate is the best of 0.01, 0.02 and 0.04, and of half or twice that while the "
+        "best lies at an edge, on a fifth of the training images (seed 0; networks trained on the "
+        "others"
+    )
+    parts: list[tuple[str, str, Group, dict[str, str]]] = [
+        ("Why the paper's pool loses", f"{at_study}: map of 2 x 2, 4 epochs.", tiny(HEADS), {}),
         (
-            "Why the paper's pool loses",
-            "Tiny ImageNet, 40 classes, 64 x 64, `resnet18_nano`, map of 2 x 2, 4 epochs; muon at "
-            "the study's rate of 0.02 for every pool.",
-            why,
-            None,
-        )
+            "No loss: Tiny ImageNet, each pool at its rate",
+            f"{choosing} for 2 epochs). Then 4 epochs on all, tested once a seed.",
+            *tested(rows, TINY),
+        ),
+        (
+            "No loss: Fashion-MNIST, each pool at its rate",
+            f"{choosing} for 1 epoch). Then 1 epoch on all, tested once a seed; "
+            "`wide_resnet_nano`, widen=1, map of 7 x 7.",
+            *tested(rows, FASHION),
+        ),
+        (
+            "A map of 4 x 4",
+            f"{at_study}: the last stage without its stride, 4 epochs.",
+            tiny(NO_LOSS, map_size=4),
+            {},
+        ),
+        ("12 epochs", f"{at_study}: map of 2 x 2, 12 epochs.", tiny(NO_LOSS, epochs=12), {}),
     ]
-    for data, words in (("tiny_imagenet", "Tiny ImageNet"), ("fashion_mnist", "Fashion-MNIST")):
-        side = MAP_SIZES[data]
-        text = (
-            f"Map of {side} x {side}, {EPOCHS[data]} epochs. A pool's rate is the best of 0.01, "
-            "0.02, 0.04 on a fifth of the training images, of networks trained on the others for "
-            f"{math.ceil(EPOCHS[data] / 2)} epochs (seed 0); twice or half the rate is tried while "
-            "the best lies at an edge. Then all training images, and one test a seed."
-        )
-        parts.append((f"No loss: {words}, every pool at its own rate", text, *tested(rows, data)))
-    text = "Tiny ImageNet as above, rate 0.02, the stride of the last stage taken out."
-    parts.append(("A map of 4 x 4", text, group(rows, NO_LOSS, map_size=4), None))
-    text = "Tiny ImageNet as above, rate 0.02, map of 2 x 2, three times the epochs."
-    parts.append(("12 epochs", text, group(rows, NO_LOSS, epochs=12), None))
     parts = [part for part in parts if part[2]]
+    hours = sum(found.seconds for found in rows.found.values()) / 3600
     lines = [
         "# Pools trained from scratch: why the paper's loses, and whether the light one does",
         "",
@@ -516,12 +453,12 @@ def write(rows: Rows, seconds_of: str, page: Path) -> None:
         "python benchmarks/pool_ablation.py --tiny-imagenet DIR --fashion-mnist DIR",
         "```",
         "",
-        f"Torch {torch.__version__.split('+')[0]}, AMD EPYC, one thread of 2 cores (AVX-512, no "
-        f"AMX), 28 November 2026; {seconds_of}. The networks, images, augmentation, optimiser and "
-        "schedule are those of [study.md](study.md); runs of equal seed start from the same "
-        "weights but for the pool's and see the same images in the same order. Intervals are "
-        "Student's, 95 %, of the mean difference at equal seeds: what other seeds would give on "
-        "these test images. `pool_ablation.csv` beside this page holds every run.",
+        f"Torch {torch.__version__.split('+')[0]}, AMD EPYC, one of 2 cores (AVX-512, no AMX), one "
+        f"thread, 28 November 2026; {len(rows.found)} runs, {hours:.1f} hours. Networks, images, "
+        "augmentation, optimiser (muon) and schedule are those of [study.md](study.md), step for "
+        "step. Runs of equal seed start from the same weights but for the pool's and see the same "
+        "images in the same order. Intervals are Student's, 95 %, of the mean difference at equal "
+        "seeds. `pool_ablation.csv` beside this page holds every run.",
         "",
         f"![differences from the average pool]({page.with_suffix('.png').name})",
         "",
@@ -537,26 +474,21 @@ def write(rows: Rows, seconds_of: str, page: Path) -> None:
 def draw(parts: Sequence[tuple[str, Group]], file: Path) -> None:
     """Differences from the average pool: seeds, their mean and its interval."""
     heights = [len(found) for _, found in parts]
+    size = (8, 0.9 * len(parts) + 0.38 * sum(heights))
     figure, axes = plt.subplots(
-        len(parts),
-        1,
-        figsize=(8, 0.9 * len(parts) + 0.38 * sum(heights)),
-        height_ratios=heights,
-        layout="constrained",
-        squeeze=False,
+        len(parts), 1, figsize=size, height_ratios=heights, layout="constrained", squeeze=False
     )
     for panel, (title, found) in zip(axes[:, 0], parts, strict=True):
         heads = [head for head in reversed(found) if head != "avg"]
         for height, head in enumerate(heads):
-            gains, mean, half = gain(found[head], found.get("avg", {}))
+            gains, mean, half = gain(found, head, "avg")
             panel.scatter(gains, [height] * len(gains), s=14, color="grey", label="a seed")
             half = 0.0 if math.isnan(half) else half
-            panel.errorbar(
-                mean, height, xerr=half, fmt="o", color="C0", capsize=4, label="mean, 95 %"
-            )
+            style: dict[str, Any] = {"fmt": "o", "color": "C0", "capsize": 4}
+            panel.errorbar(mean, height, xerr=half, label="mean, 95 %", **style)
         panel.axvline(0, color="black", lw=0.8)
         panel.axvline(MARGIN, color="C3", lw=0.8, ls="--", label=f"{MARGIN} points")
-        panel.set_yticks(range(len(heads)), [HEADS[head].title for head in heads])
+        panel.set_yticks(range(len(heads)), [HEADS[head][0] for head in heads])
         panel.set_title(title, fontsize=10, loc="left")
         panel.grid(axis="x", alpha=0.3)
         panel.margins(y=0.15)
@@ -568,49 +500,55 @@ def draw(parts: Sequence[tuple[str, Group]], file: Path) -> None:
     plt.close(figure)
 
 
+class TimeIsUp(Exception):
+    """The study stops here for now."""
+
+
 def main() -> None:
     """Train what is missing and write what there is."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tiny-imagenet", type=Path, help="folder of train.parquet, val.parquet")
     parser.add_argument("--fashion-mnist", type=Path, help="folder of the four IDX files")
-    parser.add_argument("--stages", nargs="+", help="why no-loss why-too no-loss-too map long")
-    parser.add_argument("--seeds", type=int, default=5, help="of the comparison at chosen rates")
-    parser.add_argument("--seeds-why", type=int, default=3, help="of the others")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--seeds", type=int, default=5, help="of no-loss")
+    parser.add_argument("--seeds-why", type=int, default=3, help="of the other stages")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after these")
     parser.add_argument("--no-training", action="store_true", help="write what is there")
     parser.add_argument("--out", type=Path, default=Path("docs/pool_ablation.md"))
     options = parser.parse_args()
-    given = {"tiny_imagenet": options.tiny_imagenet, "fashion_mnist": options.fashion_mnist}
-    roots = {name: root for name, root in given.items() if root is not None}
-    rows, trainer = Rows(options.out.with_suffix(".csv")), Trainer(roots)
+    given = {TINY: options.tiny_imagenet, FASHION: options.fashion_mnist}
+    sets = [name for name, root in given.items() if root is not None]
+    rows = Rows(options.out.with_suffix(".csv"))
+    planned: dict[Setting, float] = {}
     started = time.monotonic()
     torch.use_deterministic_algorithms(True)
     cast(Any, deterministic).fill_uninitialized_memory = False
 
-    def run(setting: Setting) -> Found:
+    def plan(setting: Setting) -> float:
+        images = NUM_IMAGES[setting.data] * (0.8 if setting.part == "choose" else 1)
+        planned[setting] = STEP_SECONDS[setting.data] * setting.epochs * images / 128 / 60
+        return -abs(math.log(setting.lr / LR))  # as if the study's rate were the best
+
+    def run(setting: Setting) -> float:
         if setting not in rows.found:
             if time.monotonic() - started > 60 * options.minutes:
                 raise TimeIsUp
-            rows.add(setting, trainer(setting))
-            found = rows.found[setting]
-            print(
-                f"{(time.monotonic() - started) / 60:5.1f} min  {setting.part:6} {setting.data} "
-                f"{setting.head}, map {setting.map_size}, epochs {setting.epochs}, rate "
-                f"{setting.lr:g}, seed {setting.seed}: {found.accuracy:.2f} %, "
-                f"{found.seconds:.0f} s",
-                flush=True,
-            )
-        return rows.found[setting]
+            rows.add(setting, train_and_test(setting, open_job(setting.data, given[setting.data])))
+            minutes = (time.monotonic() - started) / 60
+            print(f"{minutes:.1f} min: {setting}: {rows.found[setting].accuracy:.2f} %", flush=True)
+        return rows.found[setting].accuracy
 
     try:
-        if not options.no_training:
-            for stage in stages(options, list(roots), run):
-                stage()
-                write(rows, f"{len(rows.found)} runs", options.out)
+        for stage in () if options.no_training else options.stages:
+            planned.clear()
+            do(stage, sets, options, plan)
+            left = [cost for setting, cost in planned.items() if setting not in rows.found]
+            print(f"{stage}: {len(left)} runs, about {sum(left):.0f} minutes", flush=True)
+            do(stage, sets, options, run)
+            write(rows, options.out)
     except (TimeIsUp, KeyboardInterrupt):
         print("stopped; the same command goes on")
-    total = sum(found.seconds for found in rows.found.values()) / 3600
-    write(rows, f"{len(rows.found)} runs, {total:.1f} hours of training", options.out)
+    write(rows, options.out)
     print(options.out)
 
 
