@@ -43,7 +43,7 @@ from convattn.train.classification import ClassificationJob, ClassificationTask
 from convattn.train.datamodule import EpochBatches, SeededBatches
 from convattn.train.optim import create_optimizer, create_schedule, optimizer_args, schedule_args
 from convattn.train.seeding import derive_seed, seed_all
-from study import laptop, over_seeds, signed
+from study import laptop, over_seeds
 
 LR = 2e-2  # the study's
 ADAMW_LR = 1e-3
@@ -123,6 +123,15 @@ def own_values(channels: int) -> nn.Module:
     return block
 
 
+def without_mlp(channels: int) -> nn.Module:
+    """The paper's block as far as its attention."""
+    block = paper(channels)
+    for part in (block.mlp, block.norm2):
+        part.requires_grad_(False)
+    block.gamma2 = nn.Parameter(torch.zeros(channels), requires_grad=False)
+    return block
+
+
 def normed(make: Callable[[int], nn.Module], channels: int) -> nn.Module:
     """A pool with BatchNorm behind it."""
     return nn.Sequential(make(channels), nn.BatchNorm1d(channels, eps=1e-6, affine=False))
@@ -137,6 +146,7 @@ HEADS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "paper": ("the paper's block", paper),
     "paper-raw": ("block, values not normed", lambda channels: RawValues(channels, 0)),
     "paper-values": ("block, no matrices of values", own_values),
+    "paper-attention": ("block, no MLP", without_mlp),
     "paper-scale1": ("block, LayerScale 1", functools.partial(paper, layer_scale=1.0)),
     "paper-equal": ("block, equal weights", equal_weights),
     "paper-adamw": ("block, matrices on AdamW 1e-3", paper),
@@ -146,7 +156,8 @@ HEADS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
 }
 """Title of what stands in the pool's place, and how it is made for so many channels."""
 ON_ADAMW = ("paper-adamw",)
-WHY = ("avg", "paper", "paper-values", "paper-residual", "paper-raw", "norm-mean-norm", "residual")
+WHY = ("avg", "paper", "residual", "norm-mean-norm", "paper-residual", "paper-values")
+WHY += ("paper-attention", "paper-raw")
 WHY_TOO = ("mean-norm", "paper-equal", "paper-scale1", "paper-adamw", "avg-bn", "query")
 NO_LOSS = ("avg", "residual", "paper")
 NO_LOSS_TOO = ("avg-bn", "residual-bn", "query")
@@ -349,20 +360,24 @@ Group = dict[str, dict[int, Found]]
 """Heads of one comparison, and their runs by seed."""
 
 
-def gain(found: Group, head: str, reference: str) -> tuple[np.ndarray, float, float]:
+def gain(
+    found: Group, head: str, reference: str, what: str = "accuracy"
+) -> tuple[np.ndarray, float, float]:
     """Differences at equal seeds, their mean, and half of its Student 95 % interval."""
     mine, other = found[head], found.get(reference, {})
-    gains = np.array(
-        [run.accuracy - other[seed].accuracy for seed, run in mine.items() if seed in other]
-    )
+    both = [(getattr(mine[s], what), getattr(other[s], what)) for s in mine if s in other]
+    gains = np.array([one - of_reference for one, of_reference in both])
     return gains, *(over_seeds(gains) if len(gains) else (math.nan, math.nan))
 
 
-def interval(mean: float, half: float) -> str:
+def interval(mean: float, half: float, digits: int = 2) -> str:
     """In a cell."""
     if math.isnan(half):
-        return "" if math.isnan(mean) else f"{signed(mean)} (one seed)"
-    return f"{signed(mean)} ({signed(mean - half)} to {signed(mean + half)})"
+        return "" if math.isnan(mean) else f"{mean:+.{digits}f} (one seed)"
+    return f"{mean:+.{digits}f} ({mean - half:+.{digits}f} to {mean + half:+.{digits}f})"
+
+
+TO_AVERAGE = "to average (points, 95 %)"
 
 
 def table(found: Group, rates: dict[str, str]) -> str:
@@ -381,12 +396,15 @@ def table(found: Group, rates: dict[str, str]) -> str:
             "mean and deviation": f"{np.mean(values):.2f}{deviation}",
             "training top-1": f"{np.mean([run.train_accuracy for run in runs.values()]):.1f}",
             "cross-entropy": f"{np.mean([run.cross_entropy for run in runs.values()]):.3f}",
-            "to average (points, 95 %)": interval(mean, half),
+            TO_AVERAGE: interval(mean, half),
             f"above {MARGIN}?": within if mean > MARGIN else "no",
             "to the paper's block": interval(*gain(found, head, "paper")[1:]),
+            "cross-entropy, to average": interval(
+                *gain(found, head, "avg", "cross_entropy")[1:], digits=3
+            ),
         }
         if head == "avg":
-            line["to average (points, 95 %)"] = line[f"above {MARGIN}?"] = ""
+            line |= dict.fromkeys((TO_AVERAGE, f"above {MARGIN}?", "cross-entropy, to average"), "")
         if head == "paper":
             line["to the paper's block"] = ""
         if not rates:
