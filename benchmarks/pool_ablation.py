@@ -156,9 +156,8 @@ HEADS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
 }
 """Title of what stands in the pool's place, and how it is made for so many channels."""
 ON_ADAMW = ("paper-adamw",)
-WHY = ("avg", "paper", "residual", "norm-mean-norm", "paper-residual", "paper-values")
-WHY += ("paper-attention", "paper-raw")
-WHY_TOO = ("mean-norm", "paper-equal", "paper-scale1", "paper-adamw", "avg-bn", "query")
+WHY = ("avg", "paper", "residual", "norm-mean-norm", "paper-residual", "paper-values", "paper-raw")
+WHY_TOO = ("paper-attention", "mean-norm", "paper-equal", "paper-scale1", "paper-adamw", "query")
 NO_LOSS = ("avg", "residual", "paper")
 NO_LOSS_TOO = ("avg-bn", "residual-bn", "query")
 STAGES = ("why", "no-loss", "why-too", "no-loss-too", "map", "long")
