@@ -9,7 +9,7 @@ weights, seed 0:
 2. the logits of the augmented network equal the plain one's, 1e-5 relative to the largest;
 3. three steps of SGD on two images of 128 pixels, or of the network's own size where it takes no
    other: every loss is finite, and every new parameter
-   has had a gradient other than zero (but the keys' bias, which a softmax cannot feel);
+   has had a gradient other than zero (but a key's bias, which a softmax cannot feel);
 4. a second augmented network takes its state dict and gives the same logits.
 
 Where the pool is a function call it is tried again as the error says, with ``pool_name``. Every

@@ -37,9 +37,9 @@ from convattn.tasks import resume, train
 
 WAYS = {
     "unchanged": AugmentConfig(),
-    "attention pool": AugmentConfig(pool="attention", lr_scale=5.0),
+    "attention pool": AugmentConfig(pool="aggregation", lr_scale=5.0),
     "attention pool and convolutions": AugmentConfig(
-        pool="attention", conv=("last-3-stages",), lr_scale=5.0
+        pool="aggregation", conv=("last-3-stages",), lr_scale=5.0
     ),
 }
 SEEDS = (0, 1, 2)

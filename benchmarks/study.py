@@ -2,10 +2,10 @@
 
     python benchmarks/study.py --tiny-imagenet DIR --fashion-mnist DIR
 
-trains ResNets (plain, squeeze-excite, attention pool, attention-augmented convolutions with three
-kinds of positions, both kinds of attention) and a PatchConvNet on both data sets: the same
-images in the same order, epochs, optimiser and schedule, seeds 0 to 2. Then it tests every saved
-network, measures training steps side by side, and writes docs/study.md, .png and .csv.
+trains ResNets (plain, squeeze-excite, the light pool, the paper's, attention-augmented convolutions
+with three kinds of positions, both kinds of attention) and a PatchConvNet on both data sets: the
+same images in the same order, epochs, optimiser and schedule, seeds 0 to 2. Then it tests every
+saved network, measures training steps side by side, and writes docs/study.md, .png and .csv.
 
 A finished run is never made again and an interrupted one goes on, so that the study can be stopped
 at any time and grown by --seeds; --minutes stops it by itself. --jobs trains several at once.
@@ -39,7 +39,14 @@ from scipy.stats import t as student
 
 from convattn.bench import Comparison, Quartiles, compare, count, training_step
 from convattn.classification.dataset import open_data, test_batches
-from convattn.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from convattn.config import (
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    PoolName,
+    TrainConfig,
+)
 from convattn.exceptions import Interrupted
 from convattn.runs import Run, augment_arguments, create_model
 from convattn.tasks import resume, train
@@ -59,13 +66,14 @@ class Network:
     title: str
     model: str
     model_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    pool: bool = False
+    pool: PoolName | None = None
 
     @property
     def made_of(self) -> str:
         """Model, its arguments, and the pool if that is replaced."""
         arguments = [f"{name}={value}" for name, value in self.model_args.items()]
-        return ", ".join([f"`{self.model}`", *arguments, *["pool=attention"] * self.pool])
+        pool = [] if self.pool is None else [f"pool={self.pool}"]
+        return ", ".join([f"`{self.model}`", *arguments, *pool])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +86,16 @@ class Set:
 
 
 def family(plain: str, squeezed: Network, augmented: str, patches: Network) -> tuple[Network, ...]:
-    """The same eight questions to a family of networks."""
+    """The same nine questions to a family of networks."""
     return (
         Network(title=PLAIN, model=plain),
         squeezed,
-        Network(title="attention pool", model=plain, pool=True),
+        Network(title="light pool", model=plain, pool="attention"),
+        Network(title="attention pool", model=plain, pool="aggregation"),
         Network(title="AA, relative", model=augmented),
         Network(title="AA, sine", model=augmented, model_args={"position": "sine"}),
         Network(title="AA, no positions", model=augmented, model_args={"position": "none"}),
-        Network(title="AA, relative + attention pool", model=augmented, pool=True),
+        Network(title="AA, relative + attention pool", model=augmented, pool="aggregation"),
         patches,
     )
 
@@ -210,7 +219,7 @@ SIZES = {"laptop": laptop, "gpu": gpu}
 
 def configuration(data: Set, network: Network, seed: int, root: Path, out: Path) -> TrainConfig:
     """One run of the study."""
-    augment = AugmentConfig(pool="attention", preserve=False) if network.pool else AugmentConfig()
+    augment = AugmentConfig(pool=network.pool, preserve=network.pool is None)
     return dataclasses.replace(
         data.config,
         data=dataclasses.replace(data.config.data, root=str(root)),
@@ -376,7 +385,7 @@ def compare_steps(data: Set, folder: Path, networks: Sequence[Network]) -> Compa
     labels = torch.randint(cfg["num_classes"], (batch,), device=device)
     steps = {}
     for one in networks:
-        augment = AugmentConfig(pool="attention" if one.pool else None, preserve=not one.pool)
+        augment = AugmentConfig(pool=one.pool, preserve=one.pool is None)
         model = create_model(
             one.model,
             num_classes=cfg["num_classes"],

@@ -1,11 +1,20 @@
 import dataclasses
 import inspect
 import json
+import typing
 
 import pytest
 
-from convattn import augment
-from convattn.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from convattn import POOLS, augment
+from convattn.config import (
+    DEFAULT_POOL,
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    PoolName,
+    TrainConfig,
+)
 from convattn.recipes import RECIPES
 
 FULL = TrainConfig(
@@ -71,7 +80,7 @@ def test_defaults_are_those_of_augment():
         ('{"data": {"scale": [0.1]}}', r"data.scale is \(0.1,\)"),
         ('{"precision": "8"}', "precision is '8'"),
         ('{"epochs": true}', "epochs is True"),
-        ('{"augment": {"pool": "max"}}', "augment.pool is 'max'"),
+        ('{"augment": {"pool": "most"}}', "augment.pool is 'most'"),
         ('{"augment": {"attn_downsample": "no"}}', "augment.attn_downsample is 'no'"),
         ('{"data": 3}', "data must be an object of fields"),
         ("[]", "the whole must be an object of fields"),
@@ -92,6 +101,8 @@ def test_bad_json_says_what_is_wrong_with_which_field(text, message):
         (lambda: DataConfig(repeated_augmentation=0), r"data.repeated_augmentation=0"),
         (lambda: AugmentConfig(pool="attention", lr_scale=0), r"augment.lr_scale=0 must be above"),
         (lambda: AugmentConfig(lr_scale=3), "augment.lr_scale is about new attention"),
+        (lambda: AugmentConfig(pool_norm=True), "augment.pool_norm=True is about the pool"),
+        (lambda: AugmentConfig(conv=("all",), mlp_ratio=2.0), "augment.mlp_ratio=2.0 is about"),
         (lambda: AugmentConfig(freeze=True), "augment.freeze is about .* give augment.pool"),
         (lambda: OptimConfig(lr=-1), r"optim.lr=-1"),
         (lambda: OptimConfig(schedule="multistep"), "needs optim.decay_milestones"),
@@ -122,3 +133,24 @@ def test_every_field_is_explained():
 def test_json_spells_out_every_field():
     values = json.loads(TrainConfig().to_json())
     assert set(values) == {item.name for item in dataclasses.fields(TrainConfig)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"pool": "attention", "pool_heads": 2, "mlp_ratio": 3.0}, ("aggregation", 2, 3.0)),
+        ({"pool": "class-attention", "pool_heads": 1}, ("class-attention", 1, None)),
+        ({"pool": None, "pool_heads": 1, "mlp_ratio": 3.0}, (None, None, None)),
+        ({"pool": "attention"}, ("attention", None, None)),
+    ],
+)
+def test_attention_in_a_run_from_before_the_light_pools_is_the_papers_block(before, after):
+    augment = TrainConfig.from_json(json.dumps({"augment": before})).augment
+    assert (augment.pool, augment.pool_heads, augment.mlp_ratio) == after
+    again = TrainConfig.from_json(TrainConfig(augment=augment).to_json()).augment
+    assert again == augment
+
+
+def test_names_of_pools_are_those_of_the_table():
+    assert set(typing.get_args(PoolName)) == {"attention", "class-attention", *POOLS}
+    assert DEFAULT_POOL in POOLS

@@ -132,12 +132,34 @@ class ModelConfig:
         return self.name if self.backbone is None else f"{self.name} {self.backbone}"
 
 
+PoolName = Literal[
+    "attention",
+    "class",
+    "aggregation",
+    "class-attention",
+    "residual",
+    "ep",
+    "simpool",
+    "abmil",
+    "map",
+    "avg",
+    "max",
+    "gem",
+    "lse",
+]
+"""What can pool: ``convattn.POOLS``; "attention", which is the light default among them; and
+"class-attention", the paper's block with a token a class."""
+
+DEFAULT_POOL: PoolName = "residual"
+"""What "attention" means; chosen by docs/frozen_pools.md."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Attention that the network is given after it is made, and how that is trained."""
 
-    pool: Literal["attention", "class-attention"] | None = None
-    """attention in place of the pool, or class-attention: one map a class; None keeps the pool."""
+    pool: PoolName | None = None
+    """What pools: attention, a light pool that begins as the average; class: a map a class; ..."""
     conv: tuple[str, ...] = ()
     """Convolutions that get attention: last-3-stages, all, names, or globs as layer3.*.conv2."""
     num_heads: int = 8
@@ -152,10 +174,14 @@ class AugmentConfig:
     """How the attention of a convolution knows positions."""
     attn_downsample: int | Literal["auto"] = "auto"
     """Factor by which attention sees its map smaller; auto chooses it by the map's size."""
-    pool_heads: int = 1
-    """Attention heads of the pool."""
-    mlp_ratio: float = 3.0
-    """Width of the MLP behind the attention pool, over the channels."""
+    pool_heads: int | None = None
+    """Attention heads of a pool that has heads; None takes the pool's own number."""
+    pool_queries: int | None = None
+    """Queries of the ep pool; None takes 32."""
+    mlp_ratio: float | None = None
+    """Width of the MLP of a pool that has one, over the channels; None takes the pool's own."""
+    pool_norm: bool = False
+    """BatchNorm without factors behind the pool: a new classifier's learning rate matters less."""
     pool_name: str | None = None
     """Name of the pool in the network; None finds it."""
     classifier_name: str | None = None
@@ -173,6 +199,13 @@ class AugmentConfig:
                 f"augment.lr_scale={self.lr_scale} must be above 0, for example 10; "
                 "augment.freeze keeps the old layers as they are"
             )
+        for name in ("pool_heads", "pool_queries", "mlp_ratio", "pool_norm"):
+            value = getattr(self, name)
+            if self.pool is None and value not in (None, False):
+                raise ValueError(
+                    f"augment.{name}={value} is about the pool, and augment.pool is not given; "
+                    "give one, for example attention"
+                )
         if self.pool is None and not self.conv and (self.freeze or self.lr_scale != 1):
             name = "freeze" if self.freeze else "lr_scale"
             raise ValueError(
@@ -343,7 +376,7 @@ class TrainConfig:
             ValueError: If it is no JSON, lacks a field, or holds a field that does not exist or has
                 a wrong type.
         """
-        values = _parse(text, source)
+        values = _with_paper_pool(_parse(text, source))
         config: TrainConfig = _build(cls, values, source, "")
         for path in required:
             found = values
@@ -408,6 +441,19 @@ def _parse(text: str, source: str) -> Any:
     except ValueError as error:  # a JSONDecodeError, or a number of thousands of digits
         reason = str(error) if text.strip() else "it is empty"
     raise ValueError(f"{source} is not JSON: {reason}; {RESTORE}")
+
+
+def _with_paper_pool(values: Any) -> Any:
+    """What "attention" meant in files from before ``pool_norm``: the paper's block."""
+    augment = values.get("augment") if isinstance(values, dict) else None
+    if not isinstance(augment, dict) or "pool_heads" not in augment or "pool_norm" in augment:
+        return values
+    old = dict(augment)
+    if old.get("pool") == "attention":
+        old["pool"] = "aggregation"
+    if old.get("pool") is None:
+        old |= {"pool_heads": None, "mlp_ratio": None}
+    return values | {"augment": old}
 
 
 def _build(cls: type[Any], values: Any, source: str, prefix: str) -> Any:

@@ -67,7 +67,7 @@ def fails(capsys, *arguments, status=2):
         (["augment", "--pool", "attention"], "name a run folder or a model before --pool"),
         (["augment", "test_resnett"], "the nearest model is 'test_resnet'"),
         (["augment", "test_resnet", "--pol", "x"], "unknown flag --pol; the nearest is --pool"),
-        (["augment", "test_resnet", "--pool", "max"], "invalid choice 'max'"),
+        (["augment", "test_resnet", "--pool", "most"], "invalid choice 'most'"),
         (["augment", "test_resnet", "--freeze"], "unknown flag --freeze; the nearest is --"),
         (["augment", "test_resnet", "attention"], "takes no 'attention'"),
         (["augment", "test_resnet", "--conv", "lyer2"], "the nearest are layer"),

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from convattn.data import DATASETS, load_source
+from convattn.data import DATASETS, load_detection, load_segmentation, load_source
 
 
 def make_classes(folder, **counts):
@@ -832,3 +832,12 @@ def test_failed_download_is_one_sentence(tmp_path, monkeypatch, name):
     with pytest.raises(FileNotFoundError, match=expected) as caught:
         load_source(name, root=tmp_path, download=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("load", "reader"),
+    [(load_source, "folder"), (load_detection, "coco"), (load_segmentation, "masks")],
+)
+def test_a_folder_for_generated_images_is_refused(load, reader, tmp_path):
+    with pytest.raises(ValueError, match=f"would not read root=.*--data.name {reader}"):
+        load("cluttered_digits", root=tmp_path, num_train=4, num_test=2)

@@ -319,6 +319,34 @@ class Adapter(nn.Linear):
         return super().forward(x) + x @ self.added.T
 
 
+class WithWeights(torch.nn.Module):
+    """A pool's vector, and where it came from."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x):
+        return self.pool(x), self.pool.attention_weights(x)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_onnxruntime_agrees_at_any_batch_and_size(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network, sizes = WithWeights(make(name).float()), dict.fromkeys((0, 2, 3), Dim.DYNAMIC)
+    program = torch.export.export(network, (torch.rand(3, 8, 4, 5),), dynamic_shapes=(sizes,))
+    torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / "pool.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "pool.onnx")
+    for shape in ((3, 8, 4, 5), (1, 8, 2, 2), (4, 8, 7, 3)):
+        x = torch.rand(shape)
+        found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        for ours, theirs in zip(network(x), found, strict=True):
+            torch.testing.assert_close(
+                torch.from_numpy(theirs), ours.detach(), atol=1e-4, rtol=1e-4
+            )
+
+
 @pytest.mark.parametrize("name", POOLS)
 def test_what_is_hung_on_a_layer_learns_and_merges(name):
     plain = make(name)

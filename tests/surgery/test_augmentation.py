@@ -1,6 +1,7 @@
 import copy
 import io
 import pickle
+from typing import get_args
 
 import pytest
 import timm
@@ -10,9 +11,11 @@ import torchvision
 from torch import nn
 
 from convattn import augment, capture_attention, param_groups, plan
-from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.config import PoolName
+from convattn.layers import AAConv2d, LearnedAggregation2d, Pool
+from convattn.layers.pools import GatedPool
 from convattn.surgery import augmented_conv, new_parameters
-from convattn.surgery.adapters import AggregationPool, TokenClassifier
+from convattn.surgery.adapters import AggregationPool, GlobalPool, TokenClassifier
 from tests.surgery.networks import (
     TIMM,
     CallsMean,
@@ -25,10 +28,14 @@ from tests.surgery.networks import (
 
 WISHES = {
     "pool": {"pool": "attention"},
+    "normed": {"pool": "attention", "pool_norm": True},
+    "paper": {"pool": "aggregation"},
+    "light class": {"pool": "class"},
     "class": {"pool": "class-attention"},
     "conv": {"conv": "last-2-stages"},
     "both": {"pool": "attention", "conv": "all", "position": "sine"},
 }
+EVERYWHERE = {name: WISHES[name] for name in ("pool", "light class", "conv", "both")}
 HEADS = {"num_heads": 4, "min_head_dim": 4}
 
 
@@ -49,7 +56,7 @@ def train(model, steps=3, x=None):
     return seen
 
 
-@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
+@pytest.mark.parametrize("wish", EVERYWHERE.values(), ids=EVERYWHERE)
 @pytest.mark.parametrize("name", TIMM)
 def test_logits_are_preserved(name, wish):
     plain = timm_network(name)
@@ -58,7 +65,7 @@ def test_logits_are_preserved(name, wish):
     assert relative(ours(x), plain(x)) < 1e-5
 
 
-@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
+@pytest.mark.parametrize("wish", [wish for name, wish in WISHES.items() if name != "normed"])
 def test_logits_are_preserved_while_training_too(wish):
     plain = timm_network("test_resnet").train()
     ours = augment(plain, input_size=64, **HEADS, **wish)
@@ -83,7 +90,8 @@ def test_attention_learns_its_way_in(wish):
     with capture_attention(ours.eval()) as maps:
         after = ours(images())
     assert relative(after, before) > 1e-3
-    pools = [m for name, m in maps.items() if name.endswith("aggregation")]
+    convs = layers_of(ours, AAConv2d)
+    pools = [m for name, m in maps.items() if name not in convs]
     assert len(pools) == ("pool" in wish)
     assert all((m / m.mean((-2, -1), keepdim=True) - 1).abs().max() > 1e-6 for m in pools)
 
@@ -146,7 +154,7 @@ def test_standardised_weights_stay_standardised():
     assert torch.allclose(less.conv(x), conv(x)[:, :channels], atol=1e-5)
 
 
-@pytest.mark.parametrize("pool", ["attention", "class-attention"])
+@pytest.mark.parametrize("pool", ["aggregation", "class-attention"])
 def test_without_preserve_it_is_the_papers_layer(pool):
     ours = augment(timm_network("test_resnet"), input_size=64, pool=pool, preserve=False)
     layer = ours.get_submodule("global_pool.pool").aggregation
@@ -190,17 +198,17 @@ def test_generalised_mean_pool_stays_and_gets_attention():
     plain = Plain(GeM()).eval()
     ours = augment(plain, pool="attention", input_size=64)
     assert relative(ours(images()), plain(images())) < 1e-5
-    assert "gather.pool.p" in dict(ours.named_parameters())
+    assert "gather.other.p" in dict(ours.named_parameters())
 
 
 @pytest.mark.parametrize("make", [CallsMean, CallsMeanOfRelu])
-@pytest.mark.parametrize("pool", ["attention", "class-attention"])
+@pytest.mark.parametrize("pool", ["attention", "class", "class-attention"])
 def test_a_pool_by_function_call_is_named(make, pool):
     plain = make().eval()
     ours = augment(plain, pool=pool, pool_name="trunk", input_size=64)
     assert relative(ours(images()), plain(images())) < 1e-5
     assert set(plain.state_dict()) - set(ours.state_dict()) == (
-        {"head.weight", "head.bias"} if pool == "class-attention" else set()
+        {"head.weight", "head.bias"} if "class" in pool else set()
     )
     expected = {n for n in new_parameters(ours) if not n.endswith("attn.k.bias")}
     assert expected <= train(ours.train())
@@ -221,11 +229,12 @@ def test_a_call_that_cannot_take_one_position_is_refused():
     model = FixedCall()
     with pytest.raises(ValueError, match="does not run with trunk replaced"):
         augment(model, pool="attention", pool_name="trunk", input_size=64, inplace=True)
-    assert not layers_of(model, AggregationPool)
+    assert not layers_of(model, (AggregationPool, GlobalPool))
 
 
-def test_a_class_has_a_map_of_its_own():
-    ours = augment(timm_network("test_resnet"), pool="class-attention", input_size=64).train()
+@pytest.mark.parametrize("pool", ["class", "class-attention"])
+def test_a_class_has_a_map_of_its_own(pool):
+    ours = augment(timm_network("test_resnet"), pool=pool, input_size=64).train()
     train(ours)
     with capture_attention(ours.eval()) as maps:
         ours(images())
@@ -234,20 +243,21 @@ def test_a_class_has_a_map_of_its_own():
     assert not torch.allclose(attention[:, :, 0], attention[:, :, 1], rtol=1e-7, atol=0)
 
 
-@pytest.mark.parametrize("pool", ["attention", "class-attention"])
+@pytest.mark.parametrize("pool", ["attention", "class", "aggregation", "class-attention"])
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
 def test_timms_reset_classifier_keeps_the_attention(name, pool):
     ours = augment(timm_network(name), pool=pool, input_size=64)
     again = copy.deepcopy(ours)
     again.reset_classifier(7)
     assert again(images()).shape == (2, 7)
-    assert len(layers_of(again, LearnedAggregation2d)) == 1
+    assert len(layers_of(again, (LearnedAggregation2d, Pool))) == 1
     assert ours(images()).shape == (2, 5)
 
 
-def test_class_tokens_need_classes():
-    ours = augment(timm_network("test_resnet"), pool="class-attention", input_size=64)
-    with pytest.raises(ValueError, match="num_classes=0, but a token a class needs classes"):
+@pytest.mark.parametrize("pool", ["class", "class-attention"])
+def test_maps_of_classes_need_classes(pool):
+    ours = augment(timm_network("test_resnet"), pool=pool, input_size=64)
+    with pytest.raises(ValueError, match="num_classes=0, but a map a class needs classes"):
         ours.reset_classifier(0)
 
 
@@ -262,7 +272,62 @@ def test_the_original_is_left_alone():
 def test_inplace_changes_the_network_itself():
     plain = timm_network("test_resnet")
     assert augment(plain, pool="attention", input_size=64, inplace=True) is plain
-    assert layers_of(plain, LearnedAggregation2d)
+    assert layers_of(plain, Pool)
+
+
+@pytest.mark.parametrize("pool", sorted(set(get_args(PoolName)) - {"avg"}))
+def test_every_pool_begins_as_the_average_learns_and_goes_round(pool):
+    plain = timm_network("test_resnet")
+    options = {"pool_heads": 2} if pool in ("simpool", "map") else {}
+    ours = augment(plain, pool=pool, input_size=64, **options)
+    assert relative(ours(images()), plain(images())) < 1e-5
+    names = {n for n in new_parameters(ours) if not n.endswith(("k.bias", "c.bias"))}
+    assert names == train(ours.train()) & names
+    again = augment(plain, pool=pool, input_size=64, **options)
+    again.load_state_dict(ours.state_dict())
+    assert torch.equal(again(images()), ours.eval()(images()))
+
+
+@pytest.mark.parametrize("pool", sorted(set(get_args(PoolName)) - {"avg", "class"}))
+def test_without_preserve_a_pool_stands_as_it_is_built(pool):
+    options = {"pool_heads": 2} if pool in ("simpool", "map") else {}
+    ours = augment(timm_network("test_resnet"), pool=pool, preserve=False, input_size=64, **options)
+    assert not layers_of(ours, GatedPool)
+    assert ours(images()).shape == (2, 5)
+
+
+@pytest.mark.parametrize("width", ["resnet18", "resnet50"])
+def test_the_default_is_a_tenth_of_the_papers_at_most_and_changes_no_logit(width):
+    torch.manual_seed(0)
+    plain = timm.create_model(width, num_classes=5).eval()
+    light, paper = (augment(plain, pool=pool) for pool in ("attention", "aggregation"))
+    before, more, most = (sum(p.numel() for p in m.parameters()) for m in (plain, light, paper))
+    assert 0 < more - before <= (most - before) / 10
+    x = images((96, 64))
+    assert relative(light(x), plain(x)) < 1e-5
+
+
+def test_a_norm_behind_the_pool_normalises_by_batch_in_training_alone():
+    plain = timm_network("test_resnet")
+    ours = augment(plain, pool="avg", pool_norm=True, input_size=64)
+    assert relative(ours(images()), plain(images())) < 1e-5
+    norm = ours.get_submodule("global_pool.pool").norm
+    seen = []
+    norm.register_forward_hook(lambda module, args, out: seen.append(out))
+    ours.train()(torch.randn(16, 3, 64, 64))
+    assert torch.allclose(seen[0].mean(0), torch.zeros(96), atol=1e-4)
+    assert not list(norm.parameters())
+
+
+def test_an_average_pool_in_an_average_pools_place_is_refused():
+    with pytest.raises(ValueError, match="pools by the mean already; pool_norm=True"):
+        augment(timm_network("test_resnet"), pool="avg", input_size=64)
+
+
+def test_a_network_with_a_light_pool_is_not_given_another():
+    ours = augment(timm_network("test_resnet"), pool="attention", input_size=64)
+    with pytest.raises(ValueError, match="has one of convattn's pools already"):
+        augment(ours, pool="attention", input_size=64)
 
 
 def test_a_network_that_uses_weights_without_calling_is_put_back():
@@ -418,7 +483,12 @@ def test_an_empty_batch(preserve):
         ({}, "asked for nothing; give pool='attention', conv='last-3-stages'"),
         ({"conv": ["layer4.0.conv1"], "num_heads": 7, "v_ratio": 1.0}, "num_heads=7 cannot share"),
         ({"conv": "all", "num_heads": 7, "v_ratio": 1.0}, "replaces no convolution of ResNet"),
-        ({"pool": "attention", "pool_heads": 7}, "pool_heads=7 does not divide in_features=96"),
+        ({"pool": "aggregation", "pool_heads": 7}, "pool_heads=7 does not divide in_features=96"),
+        ({"pool": "ep", "pool_queries": 7}, "pool_queries=7 does not divide .*works: 6"),
+        ({"pool": "attention", "pool_heads": 2}, "pool_heads=2 means nothing to pool='attention'"),
+        ({"pool": "ep", "mlp_ratio": 2.0}, "mlp_ratio=2.0 means nothing to pool='ep'"),
+        ({"conv": "all", "pool_norm": True}, "pool_norm=True is about the pool"),
+        ({"pool": "atention"}, "unknown pool 'atention'; the nearest is 'attention' of"),
     ],
 )
 def test_what_cannot_be_done_is_refused(words, message):
@@ -450,5 +520,5 @@ def test_the_plan_counts_what_augment_replaces():
     model = timm_network("test_resnet")
     found = plan(model, 64, conv="last-2-stages", **HEADS)
     ours = augment(model, pool="attention", conv="last-2-stages", input_size=64, **HEADS)
-    kinds = layers_of(ours, (AAConv2d, AggregationPool))
+    kinds = layers_of(ours, (AAConv2d, GlobalPool))
     assert set(found.replaced) == set(kinds)

@@ -169,7 +169,7 @@ def test_it_is_plain_data():
 
 def test_the_table_names_layers_costs_and_reasons():
     text = str(plan(meta("resnet50"), conv="last-1-stage"))
-    assert "25.56 M -> 68" in text
+    assert "25.56 M -> 26" in text
     assert "layer4.2.conv2" in text
     assert "48 of 512 channels, 8 heads" in text
     assert "1x1, not a spatial convolution" in text
@@ -290,11 +290,11 @@ def test_what_names_nothing_is_refused(conv, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"pool": "max"}, "pool='max' is not"),
+        ({"pool": "most"}, "unknown pool 'most'; the nearest is 'lse'|'max'"),
         ({"pool_name": "layre4"}, "pool_name='layre4' names no module; the nearest are layer4"),
         ({"classifier_name": "fcc"}, "classifier_name='fcc' names no module; the nearest are fc"),
         ({"attn_downsample": 0}, "attn_downsample=0 is not"),
-        ({"mlp_ratio": 0}, "mlp_ratio=0 is not above 0"),
+        ({"pool": "aggregation", "mlp_ratio": 0}, "mlp_ratio=0 is not above 0"),
         ({"input_size": (1, 2, 3, 4)}, r"input_size=\(1, 2, 3, 4\) is not"),
         ({"input_size": (5, 64, 64)}, "cannot run on an image of 5 x 64 x 64"),
     ],

@@ -425,7 +425,7 @@ def test_freezing_keeps_old_weights_and_statistics_to_the_bit(without_attention,
     assert changed == {"fc.weight", "fc.bias"}
     assert any(name.endswith("running_mean") for name in before)
     assert after["layer2.0.conv2.proj.weight"].any()
-    assert after["global_pool.pool.aggregation.gamma1"].any()
+    assert after["global_pool.pool.pool.gate"].any()
 
 
 def test_impossible_attention_is_one_sentence_and_no_folder(tmp_path):

@@ -21,7 +21,7 @@ from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault,
 from convattn.data.folders import find_images, find_splits
 from convattn.data.reading import image_extensions, read_sample, turned, turned_boxes
 from convattn.data.scenes import Scenes, generate_scenes
-from convattn.data.sources import draw_indices, find_root, match_classes
+from convattn.data.sources import draw_indices, find_root, match_classes, refuse_root
 from convattn.exceptions import UnreadableImageError
 from convattn.text import nearest
 
@@ -154,6 +154,7 @@ def load_detection(
     if empty_images not in ("keep", "skip", "error"):
         raise ValueError(f"empty_images={empty_images!r}; expected 'keep', 'skip' or 'error'")
     if name == "cluttered_digits":
+        refuse_root(name, root, "coco")
         source = _load_scenes(image_size, num_train, num_test, masks, seed)
         require_same_classes(source.class_names, class_names, name)
         return source

@@ -33,6 +33,7 @@ from convattn.data.sources import (
     match_classes,
     read_table,
     read_text,
+    refuse_root,
 )
 from convattn.exceptions import UnreadableImageError
 from convattn.text import nearest
@@ -164,6 +165,7 @@ def load_segmentation(
             f"{', '.join(SEGMENTATION_DATASETS)}"
         )
     if name == "cluttered_digits":
+        refuse_root(name, root, "masks")
         source = _load_scenes(image_size, num_train, num_test, seed)
         require_same_classes(source.class_names, class_names, name)
         return source

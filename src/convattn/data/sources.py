@@ -155,6 +155,7 @@ def load_source(
             f"unknown data set {name!r}; did you mean {near!r}? Known: {', '.join(DATASETS)}"
         )
     if name == "cluttered_digits":
+        refuse_root(name, root, "folder")
         source = _load_cluttered_digits(image_size, num_train, num_test, seed)
         return _as_known(source, class_names, ignore_unknown, name)
     folder = find_root(name, root, download)
@@ -288,6 +289,24 @@ def _load_cluttered_digits(
         mean=(0.404, 0.415, 0.386),
         std=(0.253, 0.204, 0.210),
     )
+
+
+def refuse_root(name: str, root: str | Path | None, reader: str) -> None:
+    """A folder given to a data set that is generated, which would not be read.
+
+    Args:
+        name: Of the data set.
+        root: The folder; None is right.
+        reader: Name of the data set that reads a folder.
+
+    Raises:
+        ValueError: If there is a folder.
+    """
+    if root is not None:
+        raise ValueError(
+            f"{name} is generated and would not read root={root} (--data.root); give --data.name "
+            f"{reader} to train on that folder, or leave the folder out"
+        )
 
 
 def find_root(name: str, root: str | Path | None, download: bool) -> Path:

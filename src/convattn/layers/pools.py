@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convattn.config import DEFAULT_POOL
 from convattn.layers.aggregation import LearnedAggregation2d
 from convattn.modes import is_unmodified
 from convattn.text import nearest
@@ -48,6 +49,8 @@ class Pool(nn.Module):
 
     is_linear = False
     """Whether the output is linear in the map once the weights are given."""
+    per_class = False
+    """Whether each of its maps is of one class."""
 
     def __init__(self, in_features: int, out_features: int | None = None) -> None:
         super().__init__()
@@ -55,6 +58,11 @@ class Pool(nn.Module):
             raise ValueError(f"in_features={in_features} must be at least 1")
         self.in_features = in_features
         self.out_features = in_features if out_features is None else out_features
+
+    @property
+    def num_maps(self) -> int:
+        """Maps that all classes share: its queries or heads; 1 where each class has its own."""
+        return 1
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """Where the vector comes from.
@@ -133,6 +141,11 @@ class AveragePool(Pool):
 class MaxPool(Pool):
     """The largest value of each channel."""
 
+    @property
+    def num_maps(self) -> int:
+        """A map a channel."""
+        return self.in_features
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C)."""
         self._positions(x)
@@ -169,6 +182,11 @@ class GeMPool(Pool):
         self.p = nn.Parameter(torch.full((1,), p, device=device, dtype=dtype))
         self.eps = eps
 
+    @property
+    def num_maps(self) -> int:
+        """A map a channel."""
+        return self.in_features
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C)."""
         self._positions(x)
@@ -194,6 +212,11 @@ class LogSumExpPool(Pool):
         if not r > 0:
             raise ValueError(f"r={r} must be above 0, for example 10")
         self.r = r
+
+    @property
+    def num_maps(self) -> int:
+        """A map a channel."""
+        return self.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C)."""
@@ -253,8 +276,10 @@ class ResidualQueryPool(Pool):
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1, H, W), of the query alone."""
-        logits = self._positions(x) @ (self.query * self.in_features**-0.5).to(x.dtype)
-        return _softmax(logits, x).view(x.shape[0], 1, *x.shape[2:])
+        self._positions(x)
+        # A row and not a vector: onnxruntime multiplies a transposed map by vectors wrongly.
+        query = (self.query[None] * self.in_features**-0.5).to(x.dtype)
+        return _softmax(query @ x.flatten(2), x).unflatten(-1, x.shape[2:])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C)."""
@@ -268,6 +293,51 @@ class ResidualQueryPool(Pool):
         shares = torch.einsum("bchw,kc->bkhw", x, weight * (1 - gate))
         gated = torch.einsum("bchw,kc->bkhw", x, weight * gate)
         return shares / (x.shape[2] * x.shape[3]) + gated * self.attention_weights(x)
+
+
+class GatedPool(Pool):
+    """The mean, and through a gate a channel another pool's difference from it.
+
+    Begins as the average pool whatever the other is: the gates start at zero.
+
+    Args:
+        pool: Of as many channels out as in.
+
+    Raises:
+        ValueError: If the pool changes the number of channels.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(pool.in_features)
+        if pool.out_features != pool.in_features:
+            raise ValueError(
+                f"a pool of {pool.in_features} to {pool.out_features} channels cannot begin as the "
+                "average, which keeps them"
+            )
+        self.pool = pool
+        self.is_linear = pool.is_linear
+        self.gate = nn.Parameter(torch.zeros(pool.in_features, device=device, dtype=dtype))
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, queries, H, W), of the other pool alone."""
+        return self.pool.attention_weights(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C)."""
+        mean = x.mean((2, 3))
+        return mean + self.gate.to(x.dtype) * (self.pool(x) - mean)
+
+    def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(B, C, H, W) and (K, C) -> (B, K, H, W)."""
+        weight, gate = weight.to(x.dtype), self.gate.to(x.dtype)
+        mean = torch.einsum("bchw,kc->bkhw", x, weight * (1 - gate)) / (x.shape[2] * x.shape[3])
+        return mean + self.pool.contributions(x, weight * gate)
 
 
 class EfficientProbingPool(Pool):
@@ -319,6 +389,11 @@ class EfficientProbingPool(Pool):
             torch.empty(num_queries, in_features, **where).normal_(std=0.02)
         )
         self.v = nn.Linear(in_features, self.out_features, bias=False, **where) if values else None
+
+    @property
+    def num_maps(self) -> int:
+        """Its queries."""
+        return self.num_queries
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, queries, H, W)."""
@@ -383,6 +458,11 @@ class SimPool(Pool):
         self.norm = nn.LayerNorm(in_features, eps=norm_eps, **where)
         self.q = nn.Linear(in_features, in_features, bias=False, **where)
         self.k = nn.Linear(in_features, in_features, bias=False, **where)
+
+    @property
+    def num_maps(self) -> int:
+        """Its heads."""
+        return self.num_heads
 
     def _weigh(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (B, heads, N) and normed positions (B, N, C)."""
@@ -462,7 +542,39 @@ class GatedAttentionPool(Pool):
         return shares * self.attention_weights(x)
 
 
-class ClassQueryPool(Pool):
+class _ClassQueries(Pool):
+    """A query a class, each with a map and a mean of its own; starts with equal weights."""
+
+    is_linear = True
+    per_class = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        num_classes: int,
+        device: torch.device | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(in_features, out_features)
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be at least 1")
+        self.queries = nn.Parameter(
+            torch.zeros(num_classes, in_features, device=device, dtype=dtype)
+        )
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, num_classes, H, W)."""
+        self._positions(x)
+        logits = (self.queries * self.in_features**-0.5).to(x.dtype) @ x.flatten(2)
+        return _softmax(logits, x).unflatten(-1, x.shape[2:])
+
+    def gather(self, x: Tensor) -> Tensor:
+        """What each class looks at: (B, C, H, W) -> (B, num_classes, C)."""
+        return self.attention_weights(x).flatten(2) @ self._positions(x)
+
+
+class ClassQueryPool(_ClassQueries):
     """A query and a weight vector a class: pool and classifier at once, a map a class.
 
     ``logit_k = b_k + sum_n a_kn w_k . x_n`` with ``a_k = softmax_n(q_k . x_n / sqrt(C))``; queries
@@ -473,7 +585,40 @@ class ClassQueryPool(Pool):
         num_classes: Classes, each an output.
     """
 
-    is_linear = True
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        num_classes: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, num_classes, num_classes, device, dtype)
+        self.weight = nn.Parameter(torch.empty_like(self.queries))
+        nn.init.normal_(self.weight, std=0.02)
+        self.bias = nn.Parameter(torch.zeros(num_classes, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, num_classes)."""
+        pooled = self.gather(x)
+        return (pooled * self.weight.to(pooled.dtype)).sum(-1) + self.bias.to(pooled.dtype)
+
+    def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(B, C, H, W) and (K, num_classes) -> (B, K, H, W), without the bias."""
+        own = torch.einsum("bchw,kc->bkhw", x, self.weight.to(x.dtype))
+        shares = own * self.attention_weights(x)
+        return torch.einsum("bkhw,jk->bjhw", shares, weight.to(shares.dtype))
+
+
+class ClassTokenPool(_ClassQueries):
+    """The queries of ``class`` alone, for a network that has its classifier: a vector a class.
+
+    Its output is (B, num_classes, C): the classifier's row k reads vector k.
+
+    Args:
+        in_features: Channels of the map.
+        num_classes: Classes.
+    """
 
     def __init__(
         self,
@@ -483,31 +628,16 @@ class ClassQueryPool(Pool):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, num_classes)
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes} must be at least 1")
-        where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.queries = nn.Parameter(torch.zeros(num_classes, in_features, **where))
-        self.weight = nn.Parameter(torch.empty(num_classes, in_features, **where))
-        nn.init.normal_(self.weight, std=0.02)
-        self.bias = nn.Parameter(torch.zeros(num_classes, **where))
-
-    def attention_weights(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, num_classes, H, W)."""
-        self._positions(x)
-        logits = (self.queries * self.in_features**-0.5).to(x.dtype) @ x.flatten(2)
-        return _softmax(logits, x).unflatten(-1, x.shape[2:])
+        super().__init__(in_features, in_features, num_classes, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, num_classes)."""
-        pooled = self.attention_weights(x).flatten(2) @ self._positions(x)  # (B, K, C)
-        return (pooled * self.weight.to(pooled.dtype)).sum(-1) + self.bias.to(pooled.dtype)
+        """(B, C, H, W) -> (B, num_classes, C)."""
+        return self.gather(x)
 
     def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
-        """(B, C, H, W) and (K, num_classes) -> (B, K, H, W), without the bias."""
-        own = torch.einsum("bchw,kc->bkhw", x, self.weight.to(x.dtype))
-        shares = own * self.attention_weights(x)
-        return torch.einsum("bkhw,jk->bjhw", shares, weight.to(shares.dtype))
+        """(B, C, H, W) and (num_classes, C), a row a class -> (B, num_classes, H, W)."""
+        shares = torch.einsum("bchw,kc->bkhw", x, weight.to(x.dtype))
+        return shares * self.attention_weights(x)
 
 
 class LatentAttentionPool(Pool):
@@ -552,6 +682,11 @@ class LatentAttentionPool(Pool):
             nn.GELU(),
             nn.Linear(hidden, in_features, **where),
         )
+
+    @property
+    def num_maps(self) -> int:
+        """Its heads."""
+        return self.num_heads
 
     def _attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (B, heads, N) and values (B, N, heads, d)."""
@@ -636,7 +771,7 @@ def create_pool(name: str, in_features: int, **options: Any) -> Pool:
     """A pool by its name.
 
     Args:
-        name: One of ``POOLS``.
+        name: One of ``POOLS``, or "attention" for the default among them.
         in_features: Channels of the map.
         options: Of the pool, see its class.
 
@@ -647,6 +782,7 @@ def create_pool(name: str, in_features: int, **options: Any) -> Pool:
         >>> create_pool("ep", 64, num_queries=8).out_features
         64
     """
+    name = DEFAULT_POOL if name == "attention" else name
     if name not in POOLS:
         raise ValueError(
             f"unknown pool {name!r}; the nearest is {nearest(name, POOLS)!r} of {', '.join(POOLS)}"
@@ -697,6 +833,16 @@ def pool_from_state_dict(name: str, state_dict: Mapping[str, Tensor], **options:
         raise ValueError(f"the tensors are not those of the pool {name!r}: see {wrong}")
     pool.load_state_dict(tensors)
     return pool
+
+
+def looks(pool: Pool) -> bool:
+    """Whether a pool itself, not one inside it, weighs positions unequally.
+
+    Args:
+        pool: Any.
+    """
+    inside = any(isinstance(child, Pool | LearnedAggregation2d) for child in pool.children())
+    return not inside and type(pool) is not AveragePool
 
 
 def _check_divides(name: str, number: int, of: str, width: int) -> None:

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any, cast
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
 
 from convattn.layers.rel_pos import Position
 from convattn.models.aa_wide_resnet import strided
+from convattn.models.pooling import build_pooled
 from convattn.surgery import augmented_conv
 
 _MNASNET_A1 = [
@@ -96,7 +97,7 @@ class AAMnasNet(EfficientNet):
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], **kwargs: Any) -> AAMnasNet:
-    model = build_model_with_cfg(
+    model = build_pooled(
         AAMnasNet,
         variant,
         pretrained,
@@ -168,7 +169,7 @@ def mnasnet_a1_125(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
         "block_args": decode_arch_def(_MNASNET_A1),
         "round_chs_fn": partial(round_channels, multiplier=1.25),
     }
-    model = build_model_with_cfg(
+    model = build_pooled(
         EfficientNet,
         "mnasnet_a1_125",
         pretrained,

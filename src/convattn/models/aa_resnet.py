@@ -9,11 +9,12 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from convattn.layers.rel_pos import Position
 from convattn.models.aa_wide_resnet import strided
+from convattn.models.pooling import build_pooled
 from convattn.surgery import augmented_conv
 
 
@@ -92,7 +93,7 @@ class AAResNet(ResNet):
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], **kwargs: Any) -> AAResNet:
-    model = build_model_with_cfg(AAResNet, variant, pretrained, **{**defaults, **kwargs})
+    model = build_pooled(AAResNet, variant, pretrained, **{**defaults, **kwargs})
     return cast(AAResNet, model)
 
 
@@ -165,7 +166,7 @@ def aa_resnet152(pretrained: bool = False, **kwargs: Any) -> AAResNet:
 
 
 def _create_plain(variant: str, pretrained: bool, defaults: dict[str, Any], **kw: Any) -> ResNet:
-    return cast(ResNet, build_model_with_cfg(ResNet, variant, pretrained, **{**defaults, **kw}))
+    return cast(ResNet, build_pooled(ResNet, variant, pretrained, **{**defaults, **kw}))
 
 
 _NANO: dict[str, Any] = {

@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch.nn.functional as F
 from timm.layers import DropPath, SqueezeExcite, create_classifier
 from timm.models import (
-    build_model_with_cfg,
     checkpoint_seq,
     generate_default_cfgs,
     register_model,
@@ -18,6 +17,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from convattn.layers.rel_pos import Position
+from convattn.models.pooling import build_pooled
 from convattn.surgery import augmented_conv
 
 
@@ -319,7 +319,7 @@ class WideResNet(nn.Module):
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], **kwargs: Any) -> WideResNet:
-    model = build_model_with_cfg(
+    model = build_pooled(
         WideResNet,
         variant,
         pretrained,

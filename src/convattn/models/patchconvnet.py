@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from convattn.kernels.patchconv_block import apply_form, fast_form, normalize, project
 from convattn.layers import LearnedAggregation2d
+from convattn.models.pooling import OUR_POOLS, PooledClassifier
 from convattn.weights import (
     RELEASES,
     Release,
@@ -120,7 +121,9 @@ class PatchConvNet(nn.Module):
         in_chans: Channels of the images.
         num_classes: Classes; 0 leaves the classifier out.
         global_pool: "attn" for learned aggregation; "avg", "max" and timm's others for a plain
-            pool, LayerNorm and linear layer; "" for neither pool nor classifier.
+            pool, LayerNorm and linear layer; "attention", "class" and others of
+            ``convattn.POOLS`` for that, BatchNorm and linear layer, whose logits have exact
+            shares; "" for neither pool nor classifier.
         patch_size: Stride of the trunk, a power of two; the stem halves the size at each step.
         embed_dim: Channels of the trunk; divisible by ``patch_size / 2``.
         depth: Blocks.
@@ -172,6 +175,10 @@ class PatchConvNet(nn.Module):
             )
         if norm not in ("layernorm", "batchnorm"):
             raise ValueError(f"norm={norm!r} is not one of 'layernorm', 'batchnorm'")
+        if global_pool == "class-attention":
+            raise ValueError("global_pool='class-attention' is class_tokens=True here")
+        if global_pool == "aggregation":
+            global_pool = "attn"
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -225,6 +232,11 @@ class PatchConvNet(nn.Module):
                 drop=self.drop_rate,
                 **where,
             )
+        if self.global_pool in OUR_POOLS:
+            head = PooledClassifier(
+                self.num_features, self.num_classes, self.global_pool, self.drop_rate
+            )
+            return head.to(**where)
         return NormMlpClassifierHead(
             self.num_features,
             self.num_classes,

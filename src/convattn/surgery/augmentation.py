@@ -11,19 +11,21 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.config import PoolName
+from convattn.layers import AAConv2d
 from convattn.layers.rel_pos import Position
-from convattn.surgery.adapters import AggregationPool, TokenClassifier
+from convattn.surgery.adapters import AggregationPool, GlobalPool, TokenClassifier
 from convattn.surgery.convs import attention_layer
 from convattn.surgery.planning import make_plan
-from convattn.surgery.records import AugmentOptions, ConvFilter, Plan, Pool, PoolPlan
+from convattn.surgery.pools import make_pool
+from convattn.surgery.records import AugmentOptions, ConvFilter, Plan, PoolPlan
 from convattn.surgery.trace import check_runs
 
 
 def augment(
     model: nn.Module,
     *,
-    pool: Pool | None = None,
+    pool: PoolName | None = None,
     conv: ConvFilter | None = None,
     input_size: int | Sequence[int] | None = None,
     num_heads: int = 8,
@@ -32,8 +34,10 @@ def augment(
     min_head_dim: int = 20,
     position: Position = "relative",
     attn_downsample: int | Mapping[int, int] | Literal["auto"] = "auto",
-    pool_heads: int = 1,
-    mlp_ratio: float = 3.0,
+    pool_heads: int | None = None,
+    pool_queries: int | None = None,
+    mlp_ratio: float | None = None,
+    pool_norm: bool = False,
     pool_name: str | None = None,
     classifier_name: str | None = None,
     preserve: bool = True,
@@ -41,17 +45,21 @@ def augment(
 ) -> nn.Module:
     """Give a convolutional network attention: in its convolutions, in place of its pool, or both.
 
-    Learned aggregation (Touvron et al. 2021, https://arxiv.org/abs/2112.13692) takes the place of
-    the global pool, and the classifier that follows reads it; attention-augmented convolutions
-    (Bello et al. 2019, https://arxiv.org/abs/1904.09925) take the place of spatial ones. Trained
-    weights stay. ``convattn.plan`` with the same arguments says beforehand what happens.
+    A pool of ``convattn.POOLS`` takes the place of the global pool, and the classifier that
+    follows reads it; attention-augmented convolutions (Bello et al. 2019,
+    https://arxiv.org/abs/1904.09925) take the place of spatial ones. Trained weights stay.
+    ``convattn.plan`` with the same arguments says beforehand what happens.
 
     Call it before the optimiser, ``torch.compile`` and DDP, which hold the old layers.
 
     Args:
         model: Any convolutional network: timm's, torchvision's, your own.
-        pool: "attention": one token asks the whole map. "class-attention": a token a class, each
-            with a map of its own, read by the class's own row of the classifier. None: not.
+        pool: "attention": the light pool that docs/frozen_pools.md chose, two numbers a channel,
+            whose output begins as the average and has exact shares (``convattn.evidence``).
+            "class": a query a class, each with a map of its own, read by the class's own row of
+            the classifier. "aggregation": the block of Touvron et al. 2021,
+            https://arxiv.org/abs/2112.13692, 10 C^2 parameters; "class-attention": that with a
+            token a class. Any other name of ``convattn.POOLS``. None: the pool stays.
         conv: Which convolutions: "last-3-stages" (spatial ones whose output has one of the three
             lowest resolutions), "all" (spatial ones), a name as in ``model.named_modules()`` (of a
             convolution, or of a part with spatial ones in it), a pattern as in "layer3.*.conv2",
@@ -69,16 +77,21 @@ def augment(
         attn_downsample: How many times smaller the map is on which attention runs; "auto" halves
             until it has at most 512 positions; a mapping gives it by stride, as in {8: 2}, and
             means 1 elsewhere.
-        pool_heads: Attention heads of the pool.
-        mlp_ratio: Hidden channels of the pool's MLP per channel.
+        pool_heads: Attention heads of aggregation, class-attention, simpool or map.
+        pool_queries: Queries of ep.
+        mlp_ratio: Hidden channels per channel of the MLP of aggregation, class-attention or map.
+        pool_norm: A BatchNorm without factors behind the pool, which makes a new classifier's
+            learning rate matter less. It changes no logit of a network in evaluation mode until it
+            has seen batches in training mode; a trained classifier then has to get used to it.
         pool_name: The module that pools, where it is not found; or, where a function call pools,
             the module that makes the map: attention goes behind it.
         classifier_name: The linear layer or 1x1 convolution that makes the logits, where it is not
             found.
         preserve: The logits stay what they are until the network is trained further: attention is
             added to convolutions that stay whole, through projections that start at zero, and the
-            pool starts with equal weights. False: the papers' layers as they stand; a convolution
-            loses the filters whose channels attention computes, the others keep their weights.
+            pool starts as the average, what differs from it through gates that start at zero.
+            False: the papers' layers as they stand; a convolution loses the filters whose channels
+            attention computes, the others keep their weights.
         inplace: Change ``model`` itself; else a copy.
 
     Returns:
@@ -212,21 +225,10 @@ def _replace_pool(undo: _Undo, item: PoolPlan, options: AugmentOptions) -> None:
     assert item.in_features is not None
     model = undo.model
     like = _neighbour(model, item)
-    per_class = options.pool == "class-attention"
-    aggregation = LearnedAggregation2d(
-        item.in_features,
-        item.tokens if per_class else 0,
-        num_heads=options.pool_heads,
-        class_tokens=per_class,
-        mlp_ratio=options.mlp_ratio,
-        residual=options.preserve,
-        device=like.device,
-        dtype=like.dtype,
-    )
-    aggregation.fc = nn.Identity()
     old = model.get_submodule(item.name)
     kept = None if item.average or not options.preserve else old
-    place = AggregationPool(aggregation, pool=kept, keepdim=item.keepdim)
+    place = make_pool(item.in_features, item.tokens, options, other=kept, keepdim=item.keepdim)
+    place.to(device=like.device, dtype=like.dtype)
     if item.place == "instead":
         undo.replace(item.name, place)
     else:
@@ -236,7 +238,7 @@ def _replace_pool(undo: _Undo, item: PoolPlan, options: AugmentOptions) -> None:
             parts["aggregation_relu"] = nn.ReLU()
         parts["aggregation_pool"] = place
         undo.replace(item.name, nn.Sequential(OrderedDict(parts)))
-    if per_class:
+    if options.per_class:
         assert item.classifier is not None
         classifier = cast("nn.Linear | nn.Conv2d", model.get_submodule(item.classifier))
         undo.replace(item.classifier, TokenClassifier(classifier))
@@ -251,11 +253,12 @@ def _neighbour(model: nn.Module, item: PoolPlan) -> torch.Tensor:
 
 def _reset_classifier(model: Any, num_classes: int, *args: Any, **kwargs: Any) -> None:
     """Timm's ``reset_classifier`` that keeps the attention pool, which timm's own may not."""
-    pools = {n: m for n, m in model.named_modules() if isinstance(m, AggregationPool)}
+    kinds = (AggregationPool, GlobalPool)
+    pools = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
     tokens = {n: m for n, m in model.named_modules() if isinstance(m, TokenClassifier)}
     if tokens and num_classes < 2:
         raise ValueError(
-            f"num_classes={num_classes}, but a token a class needs classes; augment again with "
+            f"num_classes={num_classes}, but a map a class needs classes; augment again with "
             "pool='attention'"
         )
     type(model).reset_classifier(model, num_classes, *args, **kwargs)
@@ -264,7 +267,6 @@ def _reset_classifier(model: Any, num_classes: int, *args: Any, **kwargs: Any) -
     for name, pool in pools.items():
         model.set_submodule(name, pool)
         if tokens:
-            pool.aggregation.reset(num_classes)
-            pool.aggregation.fc = nn.Identity()
+            pool.reset(num_classes)
     for name in tokens:
         model.set_submodule(name, TokenClassifier(model.get_submodule(name)))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.layers import AAConv2d, LearnedAggregation2d, Pool
 from convattn.surgery.records import NOT_ASKED, AugmentOptions, ConvFilter, ConvPlan, by, num_params
 from convattn.surgery.trace import TRANSFORMER, Call, Trace, is_transformer
 from convattn.text import nearest_few
@@ -36,7 +36,7 @@ def plan_convs(model: nn.Module, run: Trace, options: AugmentOptions) -> list[Co
     inside = tuple(
         f"{name}."
         for name, module in model.named_modules()
-        if isinstance(module, AAConv2d | LearnedAggregation2d)
+        if isinstance(module, AAConv2d | LearnedAggregation2d | Pool)
     )
     convs = {
         name: module

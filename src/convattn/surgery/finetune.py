@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.layers import AAConv2d, LearnedAggregation2d, Pool
 
 
 def new_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters that attention brought: all of its layers' but the convolutions'."""
     names = set()
     for prefix, module in model.named_modules():
-        if isinstance(module, AAConv2d | LearnedAggregation2d):
+        if isinstance(module, AAConv2d | LearnedAggregation2d | Pool):
             names |= {
                 f"{prefix}.{name}" if prefix else name
                 for name, _ in module.named_parameters()

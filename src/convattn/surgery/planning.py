@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from convattn.config import PoolName
 from convattn.layers.rel_pos import Position
 from convattn.surgery.convs import plan_convs
 from convattn.surgery.pools import plan_pool
@@ -15,7 +16,6 @@ from convattn.surgery.records import (
     ConvFilter,
     ConvPlan,
     Plan,
-    Pool,
     PoolPlan,
     num_params,
 )
@@ -26,7 +26,7 @@ def plan(
     model: nn.Module,
     input_size: int | Sequence[int] | None = None,
     *,
-    pool: Pool | None = "attention",
+    pool: PoolName | None = "attention",
     conv: ConvFilter | None = "all",
     num_heads: int = 8,
     qk_ratio: float = 0.2,
@@ -34,8 +34,10 @@ def plan(
     min_head_dim: int = 20,
     position: Position = "relative",
     attn_downsample: int | Mapping[int, int] | Literal["auto"] = "auto",
-    pool_heads: int = 1,
-    mlp_ratio: float = 3.0,
+    pool_heads: int | None = None,
+    pool_queries: int | None = None,
+    mlp_ratio: float | None = None,
+    pool_norm: bool = False,
     pool_name: str | None = None,
     classifier_name: str | None = None,
     preserve: bool = True,

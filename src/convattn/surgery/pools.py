@@ -1,17 +1,19 @@
-"""Where a network pools its last map, and what learned aggregation costs in that place."""
+"""Where a network pools its last map, and what another pool costs in that place."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convattn.layers import LearnedAggregation2d
+from convattn.layers import LearnedAggregation2d, Pool, create_pool
+from convattn.layers.pools import ClassTokenPool, GatedPool
+from convattn.surgery.adapters import AggregationPool, GlobalPool
 from convattn.surgery.records import NOT_ASKED, AugmentOptions, PoolPlan, num_params
 from convattn.surgery.trace import TRANSFORMER, Call, Trace, Value, is_transformer
 from convattn.text import nearest_few
@@ -36,29 +38,24 @@ def plan_pool(model: nn.Module, run: Trace, options: AugmentOptions) -> PoolPlan
             raise ValueError(f"{word}={name!r} names no module; the nearest are {', '.join(near)}")
     found = _find_pool(modules, run, options.pool_name)
     classifier = options.classifier_name or _find_classifier(modules, run)
-    per_class = options.pool == "class-attention"
     reason = found.reason
     tokens = 1
     if options.pool is None:
         reason = NOT_ASKED
-    elif reason is None and per_class:
+    elif reason is None and options.per_class:
         tokens, reason = _class_tokens(modules, run, classifier)
-    layer: LearnedAggregation2d | None = None
+    if reason is None and options.pool == "avg" and found.average and not options.pool_norm:
+        reason = "it pools by the mean already; pool_norm=True puts a BatchNorm behind it"
+    layer: AggregationPool | GlobalPool | None = None
     if reason is None:
         assert found.in_features is not None
         try:
             with torch.device("meta"):
-                layer = LearnedAggregation2d(
-                    found.in_features,
-                    tokens if per_class else 0,
-                    num_heads=options.pool_heads,
-                    class_tokens=per_class,
-                    mlp_ratio=options.mlp_ratio,
-                    residual=options.preserve,
-                )
-                layer.fc = nn.Identity()
+                layer = make_pool(found.in_features, tokens, options)
         except ValueError as error:
-            reason = str(error).replace("num_heads=", "pool_heads=")
+            reason = str(error)
+            for theirs, ours in _WORDS.items():
+                reason = reason.replace(f"{theirs}=", f"{ours}=")
     linear = modules.get(classifier) if classifier is not None else None
     params = num_params(linear)
     macs = linear.weight.numel() if isinstance(linear, nn.Linear | nn.Conv2d) else 0
@@ -66,11 +63,12 @@ def plan_pool(model: nn.Module, run: Trace, options: AugmentOptions) -> PoolPlan
     if layer is not None and found.feat_size is not None and found.in_features is not None:
         params_after += num_params(layer)
         image = torch.empty((1, found.in_features, *found.feat_size), device="meta")
-        with FlopCounterMode(display=False) as counter:
-            layer.pool(image)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            layer.eval()(image)
         macs_after += counter.get_total_flops() // 2
         macs_after += (tokens - 1) * _macs_between(modules, run, found.pooled, classifier)
-        memory = 4 * math.prod(found.feat_size) * (found.in_features + options.pool_heads * tokens)
+        maps = (options.pool_heads or options.pool_queries or 1) * tokens
+        memory = 4 * math.prod(found.feat_size) * (found.in_features + maps)
     return PoolPlan(
         name=found.name,
         layer=found.layer,
@@ -78,6 +76,7 @@ def plan_pool(model: nn.Module, run: Trace, options: AugmentOptions) -> PoolPlan
         classifier=classifier,
         in_features=found.in_features,
         feat_size=found.feat_size,
+        pool=options.layer,
         tokens=tokens,
         keepdim=found.keepdim,
         average=found.average,
@@ -89,6 +88,60 @@ def plan_pool(model: nn.Module, run: Trace, options: AugmentOptions) -> PoolPlan
         macs_after=macs_after,
         attn_memory=memory,
     )
+
+
+_WORDS = {"num_heads": "pool_heads", "num_queries": "pool_queries"}
+"""Options of pools -> what they are called here."""
+_BEGIN_AS_AVERAGE = ("avg", "residual")
+
+
+def make_pool(
+    in_features: int,
+    tokens: int,
+    options: AugmentOptions,
+    *,
+    other: nn.Module | None = None,
+    keepdim: bool = False,
+) -> AggregationPool | GlobalPool:
+    """What takes a network's pool's place.
+
+    Args:
+        in_features: Channels of the map.
+        tokens: Vectors that are pooled: 1, or one a class.
+        options: What was asked for.
+        other: A pool that is no average, and stays; None if there is none.
+        keepdim: Whether the pooled features are a map of one position.
+
+    Raises:
+        ValueError: If an option does not fit the channels.
+    """
+    name = options.layer
+    assert name is not None
+    more: dict[str, Any] = {
+        "num_heads": options.pool_heads,
+        "num_queries": options.pool_queries,
+        "mlp_ratio": options.mlp_ratio,
+    }
+    given = {word: value for word, value in more.items() if value is not None}
+    if name in ("aggregation", "class-attention"):
+        aggregation = LearnedAggregation2d(
+            in_features,
+            tokens if options.per_class else 0,
+            class_tokens=options.per_class,
+            residual=options.preserve,
+            **given,
+        )
+        aggregation.fc = nn.Identity()
+        norm = options.pool_norm
+        return AggregationPool(aggregation, pool=other, norm=norm, keepdim=keepdim)
+    pool: Pool
+    if name == "class":
+        pool = ClassTokenPool(in_features, num_classes=tokens)
+    else:
+        pool = create_pool(name, in_features, **given)
+        if options.preserve and name not in _BEGIN_AS_AVERAGE:
+            pool = GatedPool(pool)
+    return GlobalPool(pool, other=other, norm=options.pool_norm, keepdim=keepdim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +168,8 @@ def _find_pool(modules: Mapping[str, nn.Module], run: Trace, pool_name: str | No
         return _Found(reason=TRANSFORMER)
     if any(isinstance(module, LearnedAggregation2d) for module in modules.values()):
         return _Found(reason="it is learned aggregation already")
+    if any(isinstance(module, Pool) for module in modules.values()):
+        return _Found(reason="it has one of convattn's pools already")
     if run.output is None:
         return _Found(
             reason=f"{network} returns several tensors or none, as a backbone of features does; "
@@ -352,7 +407,7 @@ def _class_tokens(
     if not isinstance(module, nn.Linear | nn.Conv2d):
         return 1, (
             "no linear layer or 1x1 convolution makes the logits from pooled features, so that a "
-            "token a class has no weights; name it as classifier_name=, or use pool='attention'"
+            "map a class has no weights; name it as classifier_name=, or use pool='attention'"
         )
     call = next(call for call in run.calls if call.name == classifier)
     read = None if call.source is None else run.values[call.source].shape

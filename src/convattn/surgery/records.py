@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from torch import nn
 
+from convattn.config import DEFAULT_POOL, PoolName
 from convattn.layers.rel_pos import Position
-from convattn.text import aligned
+from convattn.text import aligned, nearest
 
-Pool = Literal["attention", "class-attention"]
 ConvFilter = str | Sequence[str] | Callable[[nn.Module, str], bool]
 
 NOT_ASKED = "not asked for"
+POOL_NAMES: tuple[str, ...] = get_args(PoolName)
+_HAVING = {
+    "pool_heads": ("aggregation", "class-attention", "simpool", "map"),
+    "pool_queries": ("ep",),
+    "mlp_ratio": ("aggregation", "class-attention", "map"),
+}
+"""Option -> the pools that have it."""
 _PRESERVED = "preserve=True: the logits stay what they are; attention enters as it is trained."
 _NOT_PRESERVED = "preserve=False: the papers' layers as they stand; the logits change."
 
@@ -24,7 +31,7 @@ _NOT_PRESERVED = "preserve=False: the papers' layers as they stand; the logits c
 class AugmentOptions:
     """What ``augment`` and ``plan`` are asked for; their docstrings say what each means."""
 
-    pool: Pool | None
+    pool: PoolName | None
     conv: ConvFilter | None
     num_heads: int
     qk_ratio: float
@@ -32,8 +39,10 @@ class AugmentOptions:
     min_head_dim: int
     position: Position
     attn_downsample: int | Mapping[int, int] | Literal["auto"]
-    pool_heads: int
-    mlp_ratio: float
+    pool_heads: int | None
+    pool_queries: int | None
+    mlp_ratio: float | None
+    pool_norm: bool
     pool_name: str | None
     classifier_name: str | None
     preserve: bool
@@ -44,8 +53,25 @@ class AugmentOptions:
         return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})
 
     def __post_init__(self) -> None:
-        if self.pool not in (None, "attention", "class-attention"):
-            raise ValueError(f"pool={self.pool!r} is not 'attention', 'class-attention' or None")
+        if self.pool is not None and self.pool not in get_args(PoolName):
+            near = nearest(str(self.pool), POOL_NAMES)
+            raise ValueError(
+                f"unknown pool {self.pool!r}; the nearest is {near!r} of {', '.join(POOL_NAMES)}"
+            )
+        for word, value in (
+            ("pool_heads", self.pool_heads),
+            ("pool_queries", self.pool_queries),
+            ("mlp_ratio", self.mlp_ratio),
+            ("pool_norm", self.pool_norm or None),
+        ):
+            if value is not None and self.pool is None:
+                raise ValueError(f"{word}={value!r} is about the pool, and pool=None keeps it")
+            having = _HAVING.get(word, POOL_NAMES)
+            if value is not None and self.layer not in having:
+                raise ValueError(
+                    f"{word}={value!r} means nothing to pool={self.pool!r}; those that have it are "
+                    f"{', '.join(having)}"
+                )
         factor = self.attn_downsample
         factors = factor.values() if isinstance(factor, Mapping) else (factor,)
         if factor != "auto" and any(not isinstance(f, int) or f < 1 for f in factors):
@@ -53,8 +79,18 @@ class AugmentOptions:
                 f"attn_downsample={factor!r} is not 'auto', a positive integer or a mapping of "
                 "strides to such, as in {8: 2}"
             )
-        if not self.mlp_ratio > 0:
+        if self.mlp_ratio is not None and not self.mlp_ratio > 0:
             raise ValueError(f"mlp_ratio={self.mlp_ratio!r} is not above 0; the paper's is 3")
+
+    @property
+    def layer(self) -> str | None:
+        """Name of the pool, "attention" said by what it means."""
+        return DEFAULT_POOL if self.pool == "attention" else self.pool
+
+    @property
+    def per_class(self) -> bool:
+        """Whether every class has a map of its own."""
+        return self.pool in ("class", "class-attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +157,16 @@ class PoolPlan:
     """Channels of the map that is pooled."""
     feat_size: tuple[int, int] | None
     """Height and width of the map that is pooled."""
+    pool: str | None
+    """Name of the pool that takes the place, of ``convattn.POOLS``; None if none was asked for."""
     tokens: int
-    """Class tokens: 1, or one a class."""
+    """Vectors that are pooled: 1, or one a class."""
     keepdim: bool
     """Whether the pooled features are a map of one position."""
     average: bool
     """Whether the module is an average pool; another stays and attention is added to it."""
     replaced: bool
-    """Whether learned aggregation takes its place."""
+    """Whether another pool takes its place."""
     reason: str | None
     """Why it is left alone; None if it is replaced."""
     params: int
@@ -140,7 +178,7 @@ class PoolPlan:
     macs_after: int
     """Multiply-adds of both for one image after."""
     attn_memory: int
-    """Bytes of normalised patches and attention weights of one image."""
+    """Bytes of patches and attention weights that one image keeps for the gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +259,9 @@ class Plan:
                     f"{'' if pool.place == 'instead' else 'behind '}{pool.name}",
                     pool.layer,
                     by(pool.feat_size),
-                    "one token" if pool.tokens == 1 else f"{pool.tokens} class tokens",
+                    f"{pool.pool}, a map for all classes"
+                    if pool.tokens == 1
+                    else f"{pool.pool}, {pool.tokens} maps",
                     f"{_millions(pool.params)} -> {_millions(pool.params_after)}",
                     f"{_billions(pool.macs)} -> {_billions(pool.macs_after)}",
                     _bytes(pool.attn_memory),
