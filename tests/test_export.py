@@ -386,3 +386,51 @@ def test_published_networks_agree_in_onnxruntime(name, tmp_path):
     exported = export_onnx(model, tmp_path / "model.onnx", attention=True)
     print(f"\n{name}: {exported.size / 1e6:.1f} MB\n{exported.table()}")
     assert max(max(check.differences.values()) for check in exported.checks) < TOLERANCE
+
+
+EVIDENCE = {
+    "average": lambda: timm.create_model("test_resnet", num_classes=7),
+    "light pool": lambda: augmented(pool="attention", pool_norm=True),
+    "a query a class": lambda: augmented(pool="class"),
+    "function call": lambda: torchvision.models.densenet121(num_classes=7),
+}
+
+
+def augmented(**words):
+    return convattn.augment(timm.create_model("test_resnet", num_classes=7), **words)
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_evidence_is_an_output_whose_sums_are_the_logits(name, tmp_path):
+    torch.manual_seed(0)
+    model = EVIDENCE[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    file = tmp_path / "model.onnx"
+    exported = export_onnx(model, file, evidence=True, size=(64, 64))
+    assert list(exported.checks[0].differences) == ["logits", "evidence"]
+    (text,) = [one.value for one in onnx.load(file).metadata_props if one.key == "pretrained_cfg"]
+    bias = torch.tensor(json.loads(text)["evidence_bias"])
+    session = onnxruntime.InferenceSession(file)
+    for batch in BATCHES:
+        images = random_images(*batch)
+        logits, maps = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
+        assert difference(maps.sum((2, 3)) + bias, logits) < TOLERANCE
+        assert difference(maps, convattn.evidence(model, images).maps) < TOLERANCE
+
+
+def test_a_program_gives_attention_and_evidence(tmp_path):
+    file = tmp_path / "model.pt2"
+    model = augmented(pool="attention").eval()
+    exported = export_program(model, file, attention=True, evidence=True, size=(64, 64))
+    assert list(exported.checks[0].differences) == ["logits", "attention", "evidence"]
+    _, attention, evidence = torch.export.load(file).module()(random_images(2, 64, 96))
+    assert attention.shape[:2] == (2, 1)
+    assert evidence.shape == (2, 7, *attention.shape[2:])
+
+
+def test_evidence_of_a_network_without_is_told(tmp_path):
+    with pytest.raises(ValueError, match="is learned aggregation, with an MLP"):
+        export_onnx(augmented(pool="aggregation"), tmp_path / "m.onnx", evidence=True)
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Errors that callers tell apart: images that cannot be read, work that ends early."""
+"""Errors that callers tell apart: unreadable images, work that ends early, no evidence."""
 
 from __future__ import annotations
 
@@ -21,3 +21,7 @@ class NonFiniteError(RuntimeError):
 
 class Interrupted(RuntimeError):
     """The user stopped long work; the message says how to go on with it."""
+
+
+class NoEvidenceError(ValueError):
+    """A network's logits have no exact shares; the message says which layer is in the way."""

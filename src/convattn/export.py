@@ -7,6 +7,7 @@ one that differs is not kept. It holds what its images need and what its classes
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import os
@@ -26,8 +27,9 @@ from torch.export import Dim, ExportedProgram
 from convattn import __version__
 from convattn.explanation.capture import attention_layers
 from convattn.explanation.heatmap import class_names, find_attention_layer, pretrained_cfg
+from convattn.explanation.linear_evidence import LinearHead, linear_head
 from convattn.files import written_whole
-from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.layers import AAConv2d, LearnedAggregation2d, Pool
 from convattn.surgery.trace import check_network
 
 if TYPE_CHECKING:
@@ -85,15 +87,17 @@ def export_onnx(
     path: str | os.PathLike[str],
     *,
     attention: bool = False,
+    evidence: bool = False,
     size: tuple[int, int] | None = None,
     opset: int | None = None,
 ) -> Exported:
     """Write a classifier as ONNX, for any batch and image size, and compare it in onnxruntime.
 
     The input ``images`` are normalised images (B, C, H, W), float32; the outputs are ``logits``,
-    (B, num_classes), and with ``attention`` ``attention``. The file's metadata holds, beside the
-    version of this package, ``pretrained_cfg`` as JSON: ``input_size``, ``mean``, ``std``,
-    ``interpolation``, ``crop_pct`` and ``crop_mode`` as timm has them, and ``label_names``.
+    (B, num_classes), and with ``attention`` and ``evidence`` these. The file's metadata holds,
+    beside the version of this package, ``pretrained_cfg`` as JSON: ``input_size``, ``mean``,
+    ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` as timm has them, and
+    ``label_names``.
 
     Args:
         model: Left as it is; dropout and the like are switched off in what is written.
@@ -102,6 +106,9 @@ def export_onnx(
             its pool, (B, heads * tokens, H', W'), one map a head or with class tokens one a class;
             without a pool how much each position is looked at in the last attention convolution,
             (B, heads, H', W').
+        evidence: Also give every position's exact share of every logit, (B, num_classes, H', W'),
+            see ``convattn.evidence``. What is to be added to the sum over positions is in the
+            metadata's ``pretrained_cfg`` as ``evidence_bias``, a number a class.
         size: Height and width of its images, in pixels; None takes ``pretrained_cfg``'s.
         opset: Version of ONNX's operators; None takes PyTorch's choice.
 
@@ -111,13 +118,13 @@ def export_onnx(
     Raises:
         FileExistsError: If there is such a file.
         FileNotFoundError: If there is no folder for it.
-        ValueError: If the network is no classifier, has no attention where that is asked for,
-            cannot be exported, or the file differs from it; no file is left then.
+        ValueError: If the network is no classifier, has no attention or evidence where that is
+            asked for, cannot be exported, or the file differs from it; no file is left then.
     """
     for needed in ("onnx", "onnxruntime", "onnxscript"):
         import_module(needed)  # told before the work, not after it
     file = _free(path, ".onnx")
-    network = _network(model, attention).cpu()
+    network = _network(model, attention, evidence, size).cpu()
 
     def write(part: Path, example: Tensor, metadata: dict[str, str]) -> None:
         import onnx
@@ -135,6 +142,7 @@ def export_program(
     path: str | os.PathLike[str],
     *,
     attention: bool = False,
+    evidence: bool = False,
     size: tuple[int, int] | None = None,
 ) -> Exported:
     """Write a classifier as a program of ``torch.export``, for any batch and image size.
@@ -145,7 +153,8 @@ def export_program(
     Args:
         model: Left as it is; dropout and the like are switched off in what is written.
         path: The file to write, ``.pt2``; one that exists is never overwritten.
-        attention: As for :func:`export_onnx`; the program then gives a pair.
+        attention: As for :func:`export_onnx`; the program then gives several tensors.
+        evidence: As for :func:`export_onnx`, and alike.
         size: Height and width of its images, in pixels; None takes ``pretrained_cfg``'s.
 
     Returns:
@@ -157,7 +166,7 @@ def export_program(
         ValueError: As for :func:`export_onnx`.
     """
     file = _free(path, ".pt2")
-    network = _network(model, attention)
+    network = _network(model, attention, evidence, size)
 
     def write(part: Path, example: Tensor, metadata: dict[str, str]) -> None:
         program = _program(network, example)
@@ -193,7 +202,7 @@ def export_safetensors(
         (6, {'logits': 0.0})
     """
     file = _free(path, ".safetensors")
-    network = _network(model, attention=False)
+    network = _network(model, attention=False, evidence=False, size=size)
 
     def write(part: Path, example: Tensor, metadata: dict[str, str]) -> None:
         # Tensors that share memory would be refused.
@@ -208,28 +217,59 @@ def export_safetensors(
     return _checked(network, file, size, write, reopen)
 
 
-class _WithAttention(nn.Module):
-    """A network that also gives the attention of one of its layers."""
+class _WithMaps(nn.Module):
+    """A network that also gives the attention of one of its layers, its evidence, or both."""
 
-    def __init__(self, model: nn.Module, layer: str) -> None:
+    weight: Tensor
+
+    def __init__(self, model: nn.Module, layer: str | None, head: LinearHead | None) -> None:
         super().__init__()
         self.model = model
         self.layer = layer
+        self.head = head
+        if head is not None:
+            self.register_buffer("weight", head.weight, persistent=False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> (B, num_classes), (B, maps, H', W')."""
-        layer = self.model.get_submodule(self.layer)
-        seen: list[Tensor] = []
-        handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what it gives."""
+        attention = ("attention",) if self.layer is not None else ()
+        return ("logits", *attention, *(("evidence",) if self.head is not None else ()))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) -> (B, num_classes), and (B, maps, H', W') of each."""
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        handles = []
+        for name in {self.layer, None if self.head is None else self.head.name} - {None}:
+            assert name is not None
+
+            def record(
+                module: nn.Module, args: tuple[Any, ...], out: Tensor, name: str = name
+            ) -> None:
+                seen[name] = args[0], out
+
+            handles.append(self.model.get_submodule(name).register_forward_hook(record))
         try:
-            logits = self.model(images)
+            outputs = [self.model(images)]
         finally:
-            handle.remove()
-        if isinstance(layer, LearnedAggregation2d):
-            return logits, layer.attention_weights(seen[-1]).flatten(1, 2)
-        assert isinstance(layer, AAConv2d)
-        looked_at = layer.attention_weights(seen[-1]).mean(2)
-        return logits, looked_at.unflatten(2, layer.attention_size(seen[-1]))
+            for handle in handles:
+                handle.remove()
+        if self.layer is not None:
+            layer = self.model.get_submodule(self.layer)
+            outputs.append(_attention(layer, seen[self.layer][0]))
+        if self.head is not None:
+            head = dataclasses.replace(self.head, weight=self.weight)
+            outputs.append(head.shares(self.model, head.last_map(*seen[head.name])))
+        return tuple(outputs)
+
+
+def _attention(layer: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(layer, LearnedAggregation2d):
+        return layer.attention_weights(x).flatten(1, 2)
+    if isinstance(layer, Pool):
+        return layer.attention_weights(x)
+    assert isinstance(layer, AAConv2d)
+    return layer.attention_weights(x).mean(2).unflatten(2, layer.attention_size(x))
 
 
 def _free(path: str | os.PathLike[str], suffix: str) -> Path:
@@ -243,26 +283,31 @@ def _free(path: str | os.PathLike[str], suffix: str) -> Path:
     return file
 
 
-def _network(model: nn.Module, attention: bool) -> nn.Module:
+def _network(
+    model: nn.Module, attention: bool, evidence: bool, size: tuple[int, int] | None
+) -> nn.Module:
     """A copy to export: it evaluates, and nobody else's hooks or modes are touched."""
     check_network(model, "export")
     dtypes = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
     if dtypes:
         raise ValueError(f"the network holds {dtypes.pop()}; export it in float32: model.float()")
     network = copy.deepcopy(model).eval().requires_grad_(False)
-    if not attention:
-        return network
-    if not attention_layers(network):
-        raise ValueError(
-            f"{type(network).__name__} has no attention whose maps could be an output; leave "
-            "attention out, or give it some with convattn.augment(model, pool='attention')"
-        )
-    layer, _ = find_attention_layer(network)
-    return _WithAttention(network, layer)
+    layer, head = None, None
+    if attention:
+        if not attention_layers(network):
+            raise ValueError(
+                f"{type(network).__name__} has no attention whose maps could be an output; leave "
+                "attention out, or give it some with convattn.augment(model, pool='attention')"
+            )
+        layer, _ = find_attention_layer(network)
+    if evidence:
+        images = _batches(*_cfg(network, size)["input_size"], like=next(network.parameters()))[0]
+        head = linear_head(network, images)
+    return _WithMaps(network, layer, head) if attention or evidence else network
 
 
 def _names(network: nn.Module) -> tuple[str, ...]:
-    return ("logits", "attention") if isinstance(network, _WithAttention) else ("logits",)
+    return network.outputs if isinstance(network, _WithMaps) else ("logits",)
 
 
 def _cfg(network: nn.Module, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -275,7 +320,7 @@ def _cfg(network: nn.Module, size: tuple[int, int] | None) -> dict[str, Any]:
 
 
 def _classifier(network: nn.Module) -> nn.Module:
-    return network.model if isinstance(network, _WithAttention) else network
+    return network.model if isinstance(network, _WithMaps) else network
 
 
 def _checked(
@@ -292,6 +337,8 @@ def _checked(
     num_classes = expected[0][0].shape[1]
     names = class_names(_classifier(network), num_classes)
     cfg |= {"num_classes": num_classes, "label_names": names}
+    if isinstance(network, _WithMaps) and network.head is not None:
+        cfg["evidence_bias"] = network.head.bias.tolist()
     metadata = {"convattn_version": __version__, "pretrained_cfg": json.dumps(cfg)}
     with written_whole(file) as part:
         write(part, batches[-1], metadata)

@@ -49,6 +49,29 @@ def test_an_image_gets_an_overlay_a_map_a_sheet_and_its_classes(folder, capsys, 
     assert str(out / "sheet.png") in capsys.readouterr().out
 
 
+def test_evidence_of_a_plain_network_sums_to_its_logit(folder, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    flags = "--data.num-train 32 --data.num-test 12 --data.image-size 64 --data.batch-size 8"
+    rest = "--epochs 1 --accelerator cpu --devices 1 --model.name resnet18_nano"
+    assert main(["train", "quickstart", *flags.split(), *rest.split(), "--out", str(run)]) == 0
+    words = ["--method", "evidence", "--top-k", "3", "--out", str(out)]
+    assert main(["explain", str(run), str(folder / "digit.png"), *words]) == 0
+    (told,) = json.loads((out / "explanations.json").read_text())
+    assert len(told["explanations"]) == 3
+    for explanation in told["explanations"]:
+        assert explanation["method"] == "evidence"
+        (file,) = out.glob(f"digit_{explanation['target']['name']}.npz")
+        with np.load(file) as arrays:
+            total = arrays["map"].sum() + explanation["bias"]
+        assert total == pytest.approx(explanation["logit"], rel=1e-4, abs=1e-5)
+
+
+def test_evidence_of_a_network_that_has_none_is_told(folder, capsys):
+    message = fails(capsys, BUNDLED, folder / "digit.png", "--method", "evidence")
+    assert "is learned aggregation" in message
+    assert "ask for attention or Grad-CAM" in message
+
+
 def test_a_folder_goes_on_past_what_cannot_be_read_and_says_so(folder, capsys, tmp_path):
     out = tmp_path / "out"
     assert main(["explain", BUNDLED, str(folder), "--target", "3", "8", "--out", str(out)]) == 2
@@ -89,7 +112,8 @@ def test_a_run_is_explained_and_its_maps_are_tested(folder, tmp_path, capsys):
     assert "attention" in capsys.readouterr().out
     report = json.loads((run / "faithfulness.json").read_text())
     assert report["num_images"] == 12
-    assert set(report["methods"]) == {"attention", "gradcam", "random", "centre"}
+    known = {"evidence", "attention", "gradcam", "random", "centre"}
+    assert set(report["methods"]) == known
     assert (run / "faithfulness.md").is_file()
     with Image.open(run / "faithfulness.png") as plot:
         assert plot.width > 400

@@ -21,6 +21,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import convattn
+from convattn import augment
 from convattn.data import read_image
 from convattn.demo import build, launch, page, start
 from convattn.demo.app import MEAN, Handlers
@@ -80,7 +81,10 @@ def of_convs():
         (bundled, "learned aggregation, 8 x 8 cells at 64 x 64, the same map for every class"),
         (lambda: untrained("patchconvnet_nano_multi"), "a map for each class"),
         (lambda: untrained("aa_wide_resnet_nano"), "attention in 3 convolutions"),
-        (lambda: untrained("test_resnet"), "no attention of its own; Grad-CAM"),
+        (
+            lambda: untrained("test_resnet"),
+            "no attention of its own; the map shows what speaks for a class",
+        ),
     ],
     ids=["one token", "class tokens", "convolutions", "none"],
 )
@@ -119,16 +123,33 @@ def test_the_chosen_class_is_marked(of_digits):
     assert [f"data-class='{second}'" in one for one in pressed] == [True]
 
 
-def test_a_network_without_attention_shows_gradcam_alone_and_says_so():
+def test_a_network_without_attention_shows_evidence_alone():
     _, _, _, views, answer = handlers(untrained("test_resnet")).first(None, MEAN)
     assert len(stages(views)) == 1
-    assert "no attention to show" in views
+    assert "exact share of the logit" in views
+    assert ": logit " in views
     assert answer == ""
+
+
+def test_a_network_with_a_light_pool_shows_evidence_beside_its_attention():
+    model = augment(untrained("test_resnet"), pool="class")
+    shown = handlers(model)
+    file, _, _, views, _ = shown.first(None, MEAN)
+    assert len(stages(views)) == 2
+    _, others = shown.chosen(file, event(index=3))
+    assert "class 3" in others
+    assert stages(others)[0] != stages(views)[0]
+
+
+def test_a_network_without_evidence_or_attention_shows_gradcam_and_says_so():
+    _, _, _, views, _ = handlers(untrained("test_convnext")).first(None, MEAN)
+    assert len(stages(views)) == 1
+    assert "no attention to show" in views
 
 
 def test_a_network_without_a_map_for_gradcam_says_why():
     found = Network(bundled()).explain(RGB)
-    views = page.views(ImageExplanations(found, "No Grad-CAM: the images are too small."))
+    views = page.views(ImageExplanations(None, found, "No Grad-CAM: the images are too small."))
     assert len(stages(views)) == 1
     assert "No Grad-CAM: the images are too small." in views
 
@@ -182,7 +203,7 @@ def test_names_of_classes_are_text_not_html():
     found = Network(bundled()).explain(RGB)
     evil = Prediction(0, "<img src=x onerror=alert(1)>", 1.0)
     shown = Explanation(**{**vars(found), "target": evil, "top": (evil,)})
-    explanations = ImageExplanations(shown, shown)
+    explanations = ImageExplanations(None, shown, shown)
     assert "<img src=x" not in page.classes(explanations) + page.views(explanations)
 
 

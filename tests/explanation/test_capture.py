@@ -258,3 +258,28 @@ def test_a_network_without_attention_is_told_so():
         capture_attention(nn.Linear(2, 2)),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("pool", "options", "shape"),
+    [
+        ("attention", {}, (2, 1, 1)),
+        ("ep", {"pool_queries": 4}, (2, 4, 1)),
+        ("simpool", {"pool_heads": 2}, (2, 2, 1)),
+        ("class", {}, (2, 1, 5)),
+        ("aggregation", {}, (2, 1, 1)),
+    ],
+)
+def test_light_pools_are_seen(pool, options, shape):
+    torch.manual_seed(0)
+    plain = timm.create_model("test_resnet", num_classes=5)
+    model = augment(plain, pool=pool, **options).eval()
+    x = torch.randn(2, 3, 64, 96)
+    with capture_attention(model) as maps:
+        model(x)
+    ((name, found),) = maps.items()
+    assert found.shape[:3] == shape
+    features = model.forward_features(x)
+    expected = model.get_submodule(name).attention_weights(features)
+    torch.testing.assert_close(found.flatten(1, 2), expected.flatten(1, -3))
+    assert maps.grids[name].feat_size == tuple(found.shape[3:])

@@ -320,7 +320,7 @@ def numbers(result):
 
 def test_a_convolutional_network_gets_all_but_attention():
     pytest.importorskip("pytorch_grad_cam")
-    assert list(report().methods) == ["gradcam", "random", "centre"]
+    assert list(report().methods) == ["evidence", "gradcam", "random", "centre"]
 
 
 def test_a_network_with_attention_gets_all():
@@ -501,7 +501,10 @@ def test_report_without_boxes_leaves_their_columns_out():
     ("arguments", "message"),
     [
         ({"methods": ["attention"]}, "Net has no layer of attention"),
-        ({"methods": ["centre", "lime"]}, "'lime'; known are attention, gradcam, random, centre"),
+        (
+            {"methods": ["centre", "lime"]},
+            "'lime'; known are evidence, attention, gradcam, random, centre",
+        ),
         ({"methods": ["centre"], "number": 1}, "the loader gives 1 images"),
         ({"methods": ["centre"], "boxes": torch.zeros(7, 4)}, "6 images and 7 boxes"),
         ({"methods": ["centre"], "boxes": torch.zeros(5, 4)}, r"boxes of shape \(5, 4\)"),

@@ -12,6 +12,7 @@ from convattn import AAConv2d, augment, capture_attention
 from convattn.data import generate_cluttered_digits
 from convattn.explanation import attention_maps, attention_through, class_names, explain_classes
 from convattn.explanation.heatmap import find_class
+from convattn.explanation.overlay import overlay
 from convattn.layers import LearnedAggregation2d
 
 
@@ -258,7 +259,9 @@ def test_a_pixel_looks_from_the_nearest_cell():
         ({"head": 3}, "head=3, but head has 3; give a number from 0 to 2"),
         ({"query": (9, 9)}, "a learned token looks, not a position"),
         ({"method": "gradcam", "head": 1}, "Grad-CAM has none"),
-        ({"method": "lime"}, "expected auto, attention or gradcam"),
+        ({"method": "evidence", "head": 1}, "evidence has none"),
+        ({"method": "evidence"}, "'head' is learned aggregation"),
+        ({"method": "lime"}, "expected auto, evidence, attention, gradcam"),
     ],
 )
 def test_what_a_network_cannot_show_is_told(words, message):
@@ -271,7 +274,61 @@ def test_attention_of_a_network_without_any_is_told():
     with pytest.raises(ValueError, match="holds no layer with attention"):
         convattn.explain(model, Image.new("RGB", (64, 64)), method="attention")
     found = convattn.explain(model, Image.new("RGB", (64, 64), (9, 80, 200)))
-    assert found.method == "gradcam"
+    assert found.method == "evidence"
+
+
+def test_evidence_is_the_default_where_it_exists_and_sums_to_the_logit():
+    torch.manual_seed(0)
+    plain = shaken(timm.create_model("resnet18", num_classes=5))
+    image = Image.effect_noise((96, 64), 90).convert("RGB")
+    for model in (
+        plain,
+        shaken(convattn.augment(plain, pool="attention")),
+        shaken(convattn.augment(plain, pool="class")),
+        shaken(convattn.augment(plain, conv="last-2-stages")),
+    ):
+        for found in explain_classes(model, image, top_k=5):
+            assert (found.method, found.class_specific) == ("evidence", True)
+            total = float(found.map.sum()) + found.bias
+            assert total == pytest.approx(found.logit, rel=1e-4, abs=1e-4)
+        assert f"logit {found.logit:.1f}" in found.describe_sum()
+        assert float(found.map.min()) < 0
+        assert found.heat.shape == (64, 96)
+
+
+def shaken(model):
+    """As after training: nothing is multiplied by zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: timm.create_model("convnext_atto", num_classes=3),  # a norm behind its pool
+        lambda: convattn.augment(
+            timm.create_model("resnet18", num_classes=3), pool="max", preserve=False
+        ),
+    ],
+)
+def test_without_evidence_it_is_what_else_there_is(model):
+    found = convattn.explain(model().eval(), Image.new("RGB", (96, 96), (9, 80, 200)))
+    assert found.method in ("attention", "gradcam")
+    assert found.bias is None
+    with pytest.raises(ValueError, match="no sum that means anything"):
+        found.describe_sum()
+
+
+def test_overlay_of_evidence_is_red_for_and_blue_against():
+    heat = np.array([[1.0, -0.5, 0.0]], np.float32)
+    grey = Image.new("RGB", (3, 1), (128, 128, 128))
+    shown = np.asarray(overlay(grey, heat, opacity=1.0, signed=True)).astype(int)[0]
+    assert shown[0, 0] - shown[0, 2] > 60
+    assert shown[1, 2] - shown[1, 0] > 30
+    assert np.ptp(shown[2]) == 0
 
 
 def test_many_images_are_those_of_each():

@@ -6,6 +6,8 @@ from torch import nn
 
 import convattn
 from convattn import augment, create_pool, evidence
+from convattn.exceptions import NoEvidenceError
+from convattn.explanation.linear_evidence import evidence_maps
 
 
 def woken(model, seed=0):
@@ -88,7 +90,7 @@ def test_chosen_classes_are_those_of_all_in_their_order():
 
 
 def attentive(name):
-    return augment(timm.create_model(name), pool="attention")
+    return augment(timm.create_model(name), pool="aggregation")
 
 
 class Pooled(nn.Module):
@@ -161,7 +163,7 @@ def test_what_speaks_is_where_the_object_is(name):
         (lambda: timm.create_model("test_vit"), "no module that pools"),
         (
             lambda: Pooled(create_pool("gem", 8), nn.Linear(8, 3)),
-            "GeMPool is not linear in the map",
+            r"'pool' \(GeMPool\) is not linear in the map",
         ),
         (
             lambda: Pooled(create_pool("avg", 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)),
@@ -209,3 +211,41 @@ def test_images_of_inference_mode_are_taken():
 
 def test_it_is_public():
     assert convattn.evidence is evidence
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_050", "test_convnext"])
+@pytest.mark.parametrize("pool", ["attention", "class", "ep", "simpool", "abmil"])
+@pytest.mark.parametrize("preserve", [True, False])
+def test_augmented_networks(name, pool, preserve):
+    if name == "test_convnext":  # a LayerNorm stands behind its pool
+        model = augment(timm.create_model(name), pool=pool, preserve=preserve)
+        with pytest.raises(NoEvidenceError, match=r"\(LayerNorm2d\), which is not linear"):
+            evidence(model, images())
+        return
+    options = {"pool_queries": 4} if pool == "ep" else {}
+    options |= {"pool_norm": pool in ("attention", "class")}
+    plain = timm.create_model(name, num_classes=9)
+    model = augment(plain, pool=pool, preserve=preserve, **options)
+    assert_sums_are_logits(woken(model), images())
+
+
+def test_a_query_a_class_gives_chosen_classes_as_among_all():
+    model = woken(augment(timm.create_model("test_resnet", num_classes=300), pool="class"))
+    every, some = evidence(model, images()), evidence(model, images(), [250, 3])
+    torch.testing.assert_close(some.maps, every.maps[:, [250, 3]])
+    torch.testing.assert_close(some.bias, every.bias[[250, 3]])
+
+
+def test_attention_beside_a_maximum_says_what_stands_in_the_way():
+    model = augment(timm.create_model("test_resnet", global_pool="max"), pool="attention")
+    with pytest.raises(NoEvidenceError, match=r"adds attention to a .*no mean of the map"):
+        evidence(model, images()[:1])
+
+
+def test_maps_of_targets_are_those_of_their_classes():
+    model = woken(timm.create_model("test_resnet", num_classes=7)).eval().requires_grad_(False)
+    maps, grid = evidence_maps(model, images(), torch.tensor([5, 2]))
+    every = evidence(model, images()).maps
+    torch.testing.assert_close(maps, torch.stack([every[0, 5], every[1, 2]]))
+    assert grid.feat_size == tuple(maps.shape[1:])
+    assert grid.image_size == tuple(images().shape[2:])

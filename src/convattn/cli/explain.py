@@ -43,8 +43,8 @@ class ExplainOptions:
     """Classes to explain, by name or number; none: the likeliest one."""
     top_k: int | None = None
     """Explain so many of the likeliest classes instead."""
-    method: Literal["auto", "attention", "gradcam"] = "auto"
-    """How: attention, or gradcam for any network; auto takes attention where there is some."""
+    method: Literal["auto", "evidence", "attention", "gradcam"] = "auto"
+    """evidence: exact shares of the logit; attention; gradcam; auto: the first that there is."""
     view: Literal["auto", "crop", "whole"] = "auto"
     """crop: what the network is tested with; whole: all of it; auto: whole for panoramas only."""
     layer: str | None = None
@@ -181,7 +181,11 @@ def _explain_images(
 
 
 def _sheet_title(rows: Sequence[Sequence[Explanation]], name: str) -> str:
-    how = "where it looks" if rows[0][0].method == "attention" else "Grad-CAM"
+    how = {
+        "attention": "where it looks",
+        "gradcam": "Grad-CAM",
+        "evidence": "what speaks for a class (red) and against it (blue)",
+    }[rows[0][0].method]
     return f"{Path(name).name}: {how}"
 
 

@@ -20,6 +20,7 @@ _SUFFIXES: dict[Format, str] = {
 }
 _OPTIONS: dict[str, tuple[Format, ...]] = {
     "attention": ("onnx", "torch-export"),
+    "evidence": ("onnx", "torch-export"),
     "opset": ("onnx",),
     "device": ("torch-export",),
 }
@@ -53,6 +54,8 @@ class ExportOptions:
     """Number of classes of those weights; None takes the model's own."""
     attention: bool = False
     """Also give where the network looks: a map a head, or one a class."""
+    evidence: bool = False
+    """Also give every position's exact share of every logit."""
     size: tuple[int, int] | None = None
     """Height and width that the file is checked and labelled with; None takes the network's own."""
     opset: int | None = None
@@ -85,11 +88,22 @@ def command(arguments: list[str]) -> int:
     model = target.load_model(checkpoint=options.weights, num_classes=options.num_classes)
     if options.format == "onnx":
         exported = export_onnx(
-            model, out, attention=options.attention, size=options.size, opset=options.opset
+            model,
+            out,
+            attention=options.attention,
+            evidence=options.evidence,
+            size=options.size,
+            opset=options.opset,
         )
     elif options.format == "torch-export":
         _move(model, options.device or "cpu")
-        exported = export_program(model, out, attention=options.attention, size=options.size)
+        exported = export_program(
+            model,
+            out,
+            attention=options.attention,
+            evidence=options.evidence,
+            size=options.size,
+        )
     else:
         exported = export_safetensors(model, out, size=options.size)
     outputs = ", ".join(exported.checks[0].differences)

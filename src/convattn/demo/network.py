@@ -26,15 +26,18 @@ Query = tuple[int, int]
 class ImageExplanations:
     """One image explained in every way that the network allows."""
 
+    evidence: Explanation | None
+    """None for a network whose logits have no exact shares."""
     attention: Explanation | None
     """None for a network without attention."""
-    gradcam: Explanation | str
-    """A sentence that says why there is none, for a network without a map to look at."""
+    gradcam: Explanation | str | None
+    """None beside evidence, which is the same and signed; or a sentence that says why there is
+    none, for a network without a map to look at."""
 
     @property
     def prediction(self) -> Explanation:
         """The one to read the classes from."""
-        found = self.attention or self.gradcam
+        found = self.evidence or self.attention or self.gradcam
         assert isinstance(found, Explanation)
         return found
 
@@ -58,8 +61,10 @@ class Network:
             name: num_heads(layer) for name, layer in layers.items() if isinstance(layer, AAConv2d)
         }
         """Name of each attention convolution -> number of its heads."""
-        self.has_pool = any(isinstance(layer, LearnedAggregation2d) for layer in layers.values())
-        """Whether attention takes the place of its average pool."""
+        self.pool = next(
+            (layer for layer in layers.values() if not isinstance(layer, AAConv2d)), None
+        )
+        """What takes the place of its average pool; None for a network that keeps that."""
         names = class_names(model, cast(Any, model).num_classes)
         self.knows_digits = names == list("0123456789")
         """Whether its classes are the ten digits."""
@@ -67,18 +72,19 @@ class Network:
     def describe(self) -> str:
         """What attention it has, in one line."""
         if not self.has_attention:
-            return "no attention of its own; Grad-CAM shows what speaks for a class"
-        found = self.explain(Image.new("RGB", (64, 64)))
+            return "no attention of its own; the map shows what speaks for a class"
+        found = self.explain(Image.new("RGB", (64, 64)), method="attention")
         cells = f"{_times(found.grid.feat_size)} cells at {_times(found.grid.image_size)}"
         convs = f"attention in {len(self.convs)} convolution{'s' * (len(self.convs) != 1)}"
-        if not self.has_pool:
+        if self.pool is None:
             return f"{convs}, {cells} in the last one"
         same = "a map for each class" if found.class_specific else "the same map for every class"
-        pool = f"learned aggregation, {cells}, {same}"
+        kind = "learned aggregation" if isinstance(self.pool, LearnedAggregation2d) else "a pool"
+        pool = f"{kind}, {cells}, {same}"
         return f"{pool}; {convs}" if self.convs else pool
 
     def explain_all(self, image: Image.Image, target: Target | None = None) -> ImageExplanations:
-        """Attention and Grad-CAM of one class.
+        """Evidence, attention and Grad-CAM of one class, as far as the network has them.
 
         Args:
             image: RGB.
@@ -87,15 +93,19 @@ class Network:
         Raises:
             ValueError: If the class is unknown, or the network can show nothing of this image.
         """
-        if not self.has_attention:
-            return ImageExplanations(None, self.explain(image, target))
-        attention = self.explain(image, target)
+        first = self.explain(image, target)
+        number = first.target.index
+        if first.method == "gradcam":
+            return ImageExplanations(None, None, first)
+        if first.method == "evidence":
+            attention = None
+            if self.has_attention:
+                attention = self.explain(image, number, method="attention")
+            return ImageExplanations(first, attention, None)
         try:
-            return ImageExplanations(
-                attention, self.explain(image, attention.target.index, method="gradcam")
-            )
+            return ImageExplanations(None, first, self.explain(image, number, method="gradcam"))
         except ValueError as error:
-            return ImageExplanations(attention, f"No Grad-CAM: {error}.")
+            return ImageExplanations(None, first, f"No Grad-CAM: {error}.")
 
     def explain(
         self, image: Image.Image, target: Target | None = None, *, method: Method = "auto"

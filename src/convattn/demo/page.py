@@ -169,9 +169,16 @@ def classes(explanations: ImageExplanations) -> str:
 
 
 def views(explanations: ImageExplanations) -> str:
-    """Attention beside Grad-CAM."""
+    """Evidence, attention and Grad-CAM side by side, as far as the network has them."""
     name = escape(explanations.prediction.target.name)
     figures = []
+    if explanations.evidence is not None:
+        total = escape(explanations.evidence.describe_sum())
+        text = (
+            f"<b>Evidence</b> for class {name} in red, against it in blue: every place's exact "
+            f"share of the logit. {total}."
+        )
+        figures.append(_figure(explanations.evidence, text))
     if explanations.attention is not None:
         specific = explanations.attention.class_specific
         text = f"for class {name}." if specific else "The map is the same for every class."
@@ -181,7 +188,7 @@ def views(explanations: ImageExplanations) -> str:
             "" if explanations.attention is not None else " This network has no attention to show."
         )
         figures.append(_figure(explanations.gradcam, f"<b>Grad-CAM</b> for class {name}.{alone}"))
-    else:
+    elif explanations.gradcam is not None:
         figures.append(f"<p class='note'>{escape(explanations.gradcam)}</p>")
     return _grid(figures, explanations.prediction)
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from convattn.explanation.geometry import Grid, GridTracker
-from convattn.layers import AAConv2d, LearnedAggregation2d
+from convattn.layers import AAConv2d, LearnedAggregation2d, Pool
+from convattn.layers.pools import looks
 from convattn.models.pyramid import FeatureLevels
 from convattn.modes import eager_mode
 
+AttentionLayer = AAConv2d | LearnedAggregation2d | Pool
 Queries = Sequence[tuple[int, int]] | Literal["mean"]
 
 
@@ -28,7 +30,7 @@ class AttentionMaps(dict[str, Tensor]):
         """Name of each layer -> the places of its map's cells on the network's input."""
 
 
-def attention_layers(model: nn.Module) -> dict[str, AAConv2d | LearnedAggregation2d]:
+def attention_layers(model: nn.Module) -> dict[str, AttentionLayer]:
     """The layers of ours in a network by their names, as ``capture_attention`` calls them.
 
     Args:
@@ -38,12 +40,11 @@ def attention_layers(model: nn.Module) -> dict[str, AAConv2d | LearnedAggregatio
         ".".join(part for part in name.split(".") if part != "_orig_mod"): module
         for name, module in model.named_modules()
         if isinstance(module, AAConv2d | LearnedAggregation2d)
+        or (isinstance(module, Pool) and looks(module))
     }
 
 
-def named_layers(
-    model: nn.Module, names: Sequence[str] | None
-) -> dict[str, AAConv2d | LearnedAggregation2d]:
+def named_layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, AttentionLayer]:
     """The layers of ours with these names.
 
     Args:
@@ -56,8 +57,8 @@ def named_layers(
     if not layers:
         raise ValueError(
             f"{type(model).__name__} holds no layer with attention (AAConv2d, "
-            "LearnedAggregation2d); create one of convattn's models, or give it attention with "
-            "convattn.augment"
+            "LearnedAggregation2d, a pool of POOLS); create one of convattn's models, or give it "
+            "attention with convattn.augment"
         )
     for name in names or ():
         if name not in layers:
@@ -91,6 +92,7 @@ def capture_attention(
     Yields:
         A dictionary that every forward pass refills: name of the layer -> attention after softmax,
         float32 or, of a float64 model, float64. LearnedAggregation2d: (B, heads, tokens, H, W).
+        A pool: (B, queries, 1, H, W), or (B, 1, classes, H, W) of one with a map a class.
         AAConv2d: (B, heads, N, N), N the positions of its attention map row by row; with
         ``queries`` (B, heads, Q, H, W), Q being 1 for ``"mean"``. Its ``grids`` tell where the
         maps lie on the network's input; a detector's is the batch that it makes of its images,
@@ -152,6 +154,9 @@ def _weights(
     """The size of a layer's map, and its attention as ``capture_attention`` hands it out."""
     if isinstance(layer, LearnedAggregation2d):
         return (x.shape[2], x.shape[3]), layer.attention_weights(x)
+    if isinstance(layer, Pool):
+        weights = layer.attention_weights(x)  # of queries, or a map a class
+        return (x.shape[2], x.shape[3]), weights.unsqueeze(1 if layer.per_class else 2)
     assert isinstance(layer, AAConv2d)
     size = layer.attention_size(x)
     if queries is None:

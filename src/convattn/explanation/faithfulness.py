@@ -1,6 +1,6 @@
 """Does a map tell the truth?
 
-Two questions, put to attention, to Grad-CAM, and to two maps that know nothing of the image.
+Two questions, put to evidence, attention, Grad-CAM, and two maps that know nothing of the image.
 Does the map lie on the object? The pointing game asks for its peak, the energy for all of it. And
 does the network need what the map shows? Deletion takes the hottest pixels away first and watches
 the class's probability fall, insertion brings them back first and watches it rise.
@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from convattn.exceptions import NoEvidenceError
 from convattn.explanation.capture import attention_layers
 from convattn.explanation.geometry import Grid
 from convattn.explanation.gradcam import cam_layers, grad_cam
 from convattn.explanation.heatmap import attention_maps
+from convattn.explanation.linear_evidence import evidence, evidence_maps
 from convattn.modes import frozen_eval_mode
 
-METHODS: tuple[str, ...] = ("attention", "gradcam", "random", "centre")
+METHODS: tuple[str, ...] = ("evidence", "attention", "gradcam", "random", "centre")
 """What ``measure_faithfulness`` can compare."""
 
 _TIES = 0
@@ -36,10 +38,10 @@ def peak_in_box(maps: Tensor, boxes: Tensor, grid: Grid) -> Tensor:
     """The pointing game: whether the point that a map's strongest cell looks at is in the box.
 
     Zhang et al. 2016, https://arxiv.org/abs/1608.00507, without its tolerance of 15 pixels. Of
-    equal cells the first counts; a map that is 0 throughout points nowhere and misses.
+    equal cells the first counts; a map that is nowhere above 0 points nowhere and misses.
 
     Args:
-        maps: (B, h, w), not negative.
+        maps: (B, h, w).
         boxes: (B, 4) in pixels of the network's input: xmin, ymin, xmax, ymax, the maxima one past
             the object.
         grid: Where the cells lie.
@@ -63,10 +65,10 @@ def energy_in_box(maps: Tensor, boxes: Tensor, grid: Grid) -> Tensor:
     """Share of each heat map that lies inside the box.
 
     A pixel that the box cuts counts by the part inside. A map that is 0 throughout has nothing
-    inside: 0.
+    inside: 0. Of evidence, what speaks against the class does not count.
 
     Args:
-        maps: (B, h, w), not negative.
+        maps: (B, h, w).
         boxes: (B, 4) in pixels of the network's input: xmin, ymin, xmax, ymax, the maxima one past
             the object.
         grid: Where the cells lie.
@@ -79,7 +81,7 @@ def energy_in_box(maps: Tensor, boxes: Tensor, grid: Grid) -> Tensor:
         >>> energy_in_box(torch.ones(1, 2, 2), torch.tensor([[0, 0, 4, 2]]), grid)
         tensor([0.5000])
     """
-    heat = grid.heat(maps)
+    heat = grid.heat(maps).clamp(min=0)
     xmin, ymin, xmax, ymax = boxes.to(heat)[:, :, None].unbind(1)
     y, x = (torch.arange(size).to(heat) for size in grid.image_size)
     rows = (ymax.minimum(y + 1) - ymin.maximum(y)).clamp(min=0)
@@ -389,6 +391,8 @@ MapMaker = Callable[[Tensor], tuple[Tensor, Grid]]
 
 def _map_maker(name: str, model: nn.Module, images: Tensor, generator: torch.Generator) -> MapMaker:
     """A method for one batch; the baselines give the same maps whatever the class."""
+    if name == "evidence":
+        return lambda targets: evidence_maps(model, images, targets)
     if name == "attention":
         return lambda targets: attention_maps(model, images, targets)[1:]
     if name == "gradcam":
@@ -406,6 +410,8 @@ def _centre(images: Tensor) -> tuple[Tensor, Grid]:
 
 def _random(model: nn.Module, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Grid]:
     name = "attention" if attention_layers(model) else "gradcam"
+    if name == "gradcam" and _has_evidence(model, images):
+        name = "evidence"  # of the same cells, and cheaper
     any_class = torch.zeros(1, dtype=torch.long, device=images.device)
     _, grid = _map_maker(name, model, images[:1], generator)(any_class)
     # Image by image, so that the draw does not depend on the size of the batches.
@@ -467,11 +473,22 @@ def _choose_methods(
             f"methods asks for 'attention', and {type(model).__name__} has no layer of attention; "
             "leave it out, or give the network attention with convattn.augment"
         )
+    if "evidence" in wanted:
+        evidence(model, images[:1], [0])  # says what is in the way
     return list(dict.fromkeys(wanted))
 
 
+def _has_evidence(model: nn.Module, images: Tensor) -> bool:
+    with suppress(NoEvidenceError):
+        evidence(model, images[:1], [0])
+        return True
+    return False
+
+
 def _possible_methods(model: nn.Module, images: Tensor) -> Sequence[str]:
-    possible = ["attention"] if attention_layers(model) else []
+    possible = ["evidence"] if _has_evidence(model, images) else []
+    if attention_layers(model):
+        possible.append("attention")
     with suppress(ValueError):
         cam_layers(model, images)
         possible.append("gradcam")

@@ -17,10 +17,11 @@ from convattn.explanation.heatmap import Explanation
 from convattn.explanation.overlay import overlay
 from convattn.text import shorten_name
 
-_NAMES = {"attention": "attention", "gradcam": "Grad-CAM"}
+_NAMES = {"attention": "attention", "gradcam": "Grad-CAM", "evidence": "evidence"}
 FIGURE_SIDE = 480
 """Pixels of the longer side that an image in a figure is drawn with at most."""
 _METHOD_COLOURS = {
+    "evidence": "#238b45",
     "attention": "#d94801",
     "gradcam": "#08519c",
     "centre": "#54278f",
@@ -61,6 +62,8 @@ def draw_explanations(
             how = _NAMES[explanation.method]
             if not explanation.class_specific:
                 how += ", the same for every class"
+            if explanation.bias is not None:
+                how = explanation.describe_sum()
             one.set_xlabel(how, fontsize=7, color="#636363")
     figure.savefig(out, dpi=110)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from convattn.data import ImageSource, read_image
+from convattn.exceptions import NoEvidenceError
 from convattn.explanation.capture import (
+    AttentionLayer,
     Queries,
     attention_layers,
     capture_attention,
@@ -26,13 +28,15 @@ from convattn.explanation.capture import (
 )
 from convattn.explanation.geometry import Grid
 from convattn.explanation.gradcam import grad_cam
+from convattn.explanation.linear_evidence import evidence, evidence_of_classes
 from convattn.explanation.overlay import overlay
 from convattn.explanation.preprocessing import Preprocessed, View, preprocess
 from convattn.layers import AAConv2d, LearnedAggregation2d
-from convattn.modes import eval_mode
+from convattn.modes import eval_mode, frozen_eval_mode
 from convattn.text import nearest_few, one_line
 
-Method = Literal["auto", "attention", "gradcam"]
+Shown = Literal["evidence", "attention", "gradcam"]
+Method = Literal["auto", "evidence", "attention", "gradcam"]
 Target = int | str
 
 _IMAGENET = {"input_size": (3, 224, 224)}  # timm's defaults for the rest
@@ -62,12 +66,17 @@ class Explanation:
     """The class that is explained."""
     top: tuple[Prediction, ...]
     """The likeliest classes, the likeliest first."""
-    method: Literal["attention", "gradcam"]
+    method: Shown
     """How the map was made."""
     class_specific: bool
     """Whether another class would have another map."""
     map: Tensor
-    """What the network's layer says, (h, w), not negative. Attention sums to 1 over the cells."""
+    """What the network's layer says, (h, w). Attention sums to 1 over the cells; Grad-CAM is not
+    negative. Evidence is signed: it sums, with ``bias``, to the class's ``logit``."""
+    logit: float
+    """Of the class, before softmax."""
+    bias: float | None
+    """Of evidence: the part of the logit that no place has spoken for; else None."""
     grid: Grid
     """Where its cells lie on the network's input."""
     region: tuple[float, float, float, float]
@@ -86,6 +95,8 @@ class Explanation:
             "top": [dataclasses.asdict(one) for one in self.top],
             "method": self.method,
             "class_specific": self.class_specific,
+            "logit": self.logit,
+            "bias": self.bias,
             "region": self.region,
             "grid": dataclasses.asdict(self.grid),
         }
@@ -93,12 +104,28 @@ class Explanation:
     def overlay(self, *, opacity: float = 0.7, max_side: int | None = None) -> Image.Image:
         """The image with the map over it, the hotter the clearer; what was not seen is dark.
 
+        Evidence is red where it speaks for the class and blue where it speaks against it.
+
         Args:
             opacity: 0 shows the image alone.
             max_side: The longer side in pixels at most; None keeps the image's size.
         """
         shown = self if max_side is None else self.shrink(max_side)
-        return overlay(shown.image, shown.heat, opacity=opacity, region=shown.region)
+        signed = self.method == "evidence"
+        return overlay(shown.image, shown.heat, opacity=opacity, region=shown.region, signed=signed)
+
+    def describe_sum(self) -> str:
+        """Evidence's sum in words, as "8.1 for, 1.2 against, bias 0.3: logit 7.2".
+
+        Raises:
+            ValueError: If the map is no evidence.
+        """
+        if self.bias is None:
+            raise ValueError(f"{self.method} has no sum that means anything; ask for evidence")
+        positive = float(self.map.clamp(min=0).sum())
+        negative = float(self.map.clamp(max=0).sum())
+        words = (f"{positive:.1f} for", f"{-negative:.1f} against", f"bias {self.bias:.1f}")
+        return f"{', '.join(words)}: logit {self.logit:.1f}".replace("-0.0", "0.0")
 
     def shrink(self, max_side: int) -> Explanation:
         """The same of a smaller image, its proportions kept.
@@ -137,17 +164,20 @@ def explain(
     none, and the map is laid back on the original image. The network is left as it was, and on
     its device.
 
-    Attention is shown for what it is. A network with a token a class has a map a class. With a
-    single token the map is the same for all classes. A network with attention in its convolutions
-    alone shows how much each place of its last such layer is looked at.
+    Evidence is an exact share of the class's logit for every place (``convattn.evidence``), and
+    what is shown wherever the network has it. Attention is shown for what it is. A network with a
+    query or token a class has a map a class. With a single one the map is the same for all classes.
+    A network with attention in its convolutions alone shows how much each place of its last such
+    layer is looked at.
 
     Args:
         image: A path, an open file, a PIL image, a tensor (C, H, W) of bytes or of 0..1, or an
             array (H, W, C).
         target: The class: its name, or its number; None explains the likeliest one. Names are
             those in ``pretrained_cfg["label_names"]``, or ImageNet's.
-        method: ``"attention"``; ``"gradcam"`` for any convnet, by pytorch-grad-cam; ``"auto"``
-            takes attention where there is some.
+        method: ``"evidence"`` where all is linear from the pool on; ``"attention"``; ``"gradcam"``
+            for any convnet, by pytorch-grad-cam; ``"auto"`` takes the first of these that the
+            network has, or attention if ``layer``, ``head`` or ``query`` choose among it.
         view: ``"crop"`` shows the network what its evaluation would, ``"whole"`` the whole image
             at the same scale; ``"auto"`` crops, except a panorama twice as long as wide or longer.
         layer: Name of the layer with attention; None takes the attention pool, or without one the
@@ -217,22 +247,25 @@ def explain_classes(
         >>> [one.heat.shape for one in explain_classes(model, torch.zeros(3, 64, 64), [2, 5])]
         [(64, 64), (64, 64)]
     """
-    if method not in ("auto", "attention", "gradcam"):
-        raise ValueError(f"method={method!r}; expected auto, attention or gradcam")
-    chosen = _choose_method(model, method)
-    if chosen == "gradcam" and (layer is not None or head is not None or query is not None):
+    if method not in get_args(Method):
+        raise ValueError(f"method={method!r}; expected {', '.join(get_args(Method))}")
+    choice = layer is not None or head is not None or query is not None
+    if choice and method in ("evidence", "gradcam"):
+        name = {"evidence": "evidence", "gradcam": "Grad-CAM"}[method]
         raise ValueError(
-            "layer, head and query choose among attention, and Grad-CAM has none; leave them out"
+            f"layer, head and query choose among attention, and {name} has none; leave them out"
         )
     shown, prepared, pixels = _preprocess(model, image, view)
     point = None if query is None else _on_input(query, prepared, shown)
-    with eval_mode(model):
+    bias: Tensor | None = None
+    with frozen_eval_mode(model):
+        chosen = _choose_method(model, pixels, "attention" if choice else method)
         with _describe_refusal(model, pixels):
-            if chosen == "gradcam":
+            if chosen == "attention":
+                logits, per_token, grid = _run_with_attention(model, pixels, layer, head, point)
+            else:
                 with torch.no_grad():
                     logits = model(pixels)
-            else:
-                logits, per_token, grid = _run_with_attention(model, pixels, layer, head, point)
         if logits.ndim != 2:
             raise ValueError(
                 f"the network gives a result of shape {tuple(logits.shape)}; expected logits of "
@@ -244,9 +277,14 @@ def explain_classes(
         numbers = torch.tensor(wanted, device=pixels.device)
         if chosen == "gradcam":
             maps, grid = grad_cam(model, pixels.expand(len(wanted), -1, -1, -1), numbers)
+        elif chosen == "evidence":
+            maps, bias, grid = evidence_of_classes(model, pixels, wanted)
+            maps = maps[0]
         else:
             maps = _select_classes(per_token.expand(len(wanted), -1, -1, -1), numbers)
     probabilities = logits[0].float().softmax(0).tolist()
+
+    values = logits[0].tolist()
 
     def prediction(index: int) -> Prediction:
         return Prediction(index, names[index], probabilities[index])
@@ -257,12 +295,14 @@ def explain_classes(
             target=prediction(index),
             top=tuple(map(prediction, order[:_NUM_TOP])),
             method=chosen,
-            class_specific=chosen == "gradcam" or per_token.shape[1] > 1,
+            class_specific=chosen != "attention" or per_token.shape[1] > 1,
             map=one,
+            logit=values[index],
+            bias=None if bias is None else float(bias[number]),
             grid=grid,
             region=prepared.region,
         )
-        for index, one in zip(wanted, maps.float().cpu(), strict=True)
+        for number, (index, one) in enumerate(zip(wanted, maps.float().cpu(), strict=True))
     ]
 
 
@@ -422,9 +462,13 @@ def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:
     return getattr(model, "pretrained_cfg", None) or _IMAGENET
 
 
-def num_heads(layer: AAConv2d | LearnedAggregation2d) -> int:
-    """Attention heads of a layer."""
-    return layer.num_heads if isinstance(layer, AAConv2d) else layer.attn.num_heads
+def num_heads(layer: AttentionLayer) -> int:
+    """Attention heads of a layer; queries of a light pool."""
+    if isinstance(layer, LearnedAggregation2d):
+        return layer.attn.num_heads
+    if isinstance(layer, AAConv2d):
+        return layer.num_heads
+    return layer.num_maps
 
 
 def find_class(target: Target, names: Sequence[str]) -> int:
@@ -507,15 +551,20 @@ def _class_numbers(
     return [find_class(one, names) for one in targets]
 
 
-def _choose_method(model: nn.Module, method: Method) -> Literal["attention", "gradcam"]:
+def _choose_method(model: nn.Module, pixels: Tensor, method: Method) -> Shown:
     if method != "auto":
         return method
+    if any(isinstance(module, LearnedAggregation2d) for module in model.modules()):
+        return "attention"  # evidence would say no
+    with _describe_refusal(model, pixels), torch.no_grad():
+        model(pixels)
+    with suppress(NoEvidenceError):
+        evidence(model, pixels, [0])
+        return "evidence"
     return "attention" if attention_layers(model) else "gradcam"
 
 
-def find_attention_layer(
-    model: nn.Module, layer: str | None = None
-) -> tuple[str, AAConv2d | LearnedAggregation2d]:
+def find_attention_layer(model: nn.Module, layer: str | None = None) -> tuple[str, AttentionLayer]:
     """The layer whose attention says where a network looks, with its name.
 
     Args:
@@ -525,7 +574,7 @@ def find_attention_layer(
         ValueError: If the network has no attention, or no such layer.
     """
     layers = named_layers(model, None if layer is None else [layer])
-    pools = [name for name, one in layers.items() if isinstance(one, LearnedAggregation2d)]
+    pools = [name for name, one in layers.items() if not isinstance(one, AAConv2d)]
     name = [*layers, *pools][-1]
     return name, layers[name]
 
