@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convattn.exceptions import NoEvidenceError
 from convattn.explanation.geometry import Grid, GridTracker
 from convattn.layers import LearnedAggregation2d, Pool
-from convattn.layers.pools import ClassQueryPool, ClassTokenPool, looks
+from convattn.layers.pools import ClassQueryPool, ClassTokenPool, looks, mean_shares
 from convattn.modes import frozen_eval_mode
 from convattn.surgery.adapters import AggregationPool, GlobalPool
 from convattn.text import one_line
@@ -78,8 +78,7 @@ class LinearHead:
             return module.contributions(x, rows.index_copy(0, chosen, self.weight))[:, chosen]
         if isinstance(module, Pool):
             return module.contributions(x, self.weight)
-        weight = self.weight.to(x.dtype)
-        return torch.einsum("bchw,kc->bkhw", x, weight) / (x.shape[2] * x.shape[3])
+        return mean_shares(x, self.weight)
 
 
 class _Place(NamedTuple):

@@ -112,6 +112,24 @@ def _softmax(logits: Tensor, like: Tensor) -> Tensor:
     return wide.softmax(-1).to(like.dtype)
 
 
+def class_maps(x: Tensor, weight: Tensor) -> Tensor:
+    """What every position says to linear readings: (B, C, H, W) and (K, C) -> (B, K, H, W)."""
+    return torch.einsum("bchw,kc->bkhw", x, weight.to(x.dtype))
+
+
+def mean_shares(x: Tensor, weight: Tensor) -> Tensor:
+    """Shares of every position in linear readings of the mean: CAM over their number.
+
+    Args:
+        x: (B, C, H, W).
+        weight: (K, C).
+
+    Returns:
+        (B, K, H, W).
+    """
+    return class_maps(x, weight) / (x.shape[2] * x.shape[3])
+
+
 class AveragePool(Pool):
     """The mean of all positions.
 
@@ -133,9 +151,8 @@ class AveragePool(Pool):
         return ones / (x.shape[2] * x.shape[3])
 
     def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
-        """(B, C, H, W) and (K, C) -> (B, K, H, W): CAM over the number of positions."""
-        shares = torch.einsum("bchw,kc->bkhw", x, weight.to(x.dtype))
-        return shares / (x.shape[2] * x.shape[3])
+        """(B, C, H, W) and (K, C) -> (B, K, H, W)."""
+        return mean_shares(x, weight)
 
 
 class MaxPool(Pool):
@@ -230,7 +247,31 @@ class LogSumExpPool(Pool):
         return _softmax(self.r * x.flatten(2), x).view_as(x)
 
 
-class ResidualQueryPool(Pool):
+class _Residual(Pool):
+    """The mean, and through a gate a channel what something else is beside it."""
+
+    gate: nn.Parameter
+
+    def _other(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C)."""
+        raise NotImplementedError
+
+    def _other_shares(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Its ``contributions``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C)."""
+        mean = x.mean((2, 3))
+        return mean + self.gate.to(x.dtype) * (self._other(x) - mean)
+
+    def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(B, C, H, W) and (K, C) -> (B, K, H, W)."""
+        weight, gate = weight.to(x.dtype), self.gate.to(x.dtype)
+        return mean_shares(x, weight * (1 - gate)) + self._other_shares(x, weight * gate)
+
+
+class ResidualQueryPool(_Residual):
     """The mean, and through a gate a channel one query's difference from it.
 
     ``mean + gate * (sum_n a_n x_n - mean)`` with ``a = softmax_n(q . x_n / sqrt(C))``. Begins as
@@ -281,21 +322,14 @@ class ResidualQueryPool(Pool):
         query = (self.query[None] * self.in_features**-0.5).to(x.dtype)
         return _softmax(query @ x.flatten(2), x).unflatten(-1, x.shape[2:])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C)."""
-        mean = x.mean((2, 3))
-        looked_at = (x * self.attention_weights(x)).sum((2, 3))
-        return mean + self.gate.to(x.dtype) * (looked_at - mean)
+    def _other(self, x: Tensor) -> Tensor:
+        return (x * self.attention_weights(x)).sum((2, 3))
 
-    def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
-        """(B, C, H, W) and (K, C) -> (B, K, H, W)."""
-        weight, gate = weight.to(x.dtype), self.gate.to(x.dtype)
-        shares = torch.einsum("bchw,kc->bkhw", x, weight * (1 - gate))
-        gated = torch.einsum("bchw,kc->bkhw", x, weight * gate)
-        return shares / (x.shape[2] * x.shape[3]) + gated * self.attention_weights(x)
+    def _other_shares(self, x: Tensor, weight: Tensor) -> Tensor:
+        return class_maps(x, weight) * self.attention_weights(x)
 
 
-class GatedPool(Pool):
+class GatedPool(_Residual):
     """The mean, and through a gate a channel another pool's difference from it.
 
     Begins as the average pool whatever the other is: the gates start at zero.
@@ -328,16 +362,12 @@ class GatedPool(Pool):
         """(B, C, H, W) -> (B, queries, H, W), of the other pool alone."""
         return self.pool.attention_weights(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C)."""
-        mean = x.mean((2, 3))
-        return mean + self.gate.to(x.dtype) * (self.pool(x) - mean)
+    def _other(self, x: Tensor) -> Tensor:
+        pooled: Tensor = self.pool(x)
+        return pooled
 
-    def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
-        """(B, C, H, W) and (K, C) -> (B, K, H, W)."""
-        weight, gate = weight.to(x.dtype), self.gate.to(x.dtype)
-        mean = torch.einsum("bchw,kc->bkhw", x, weight * (1 - gate)) / (x.shape[2] * x.shape[3])
-        return mean + self.pool.contributions(x, weight * gate)
+    def _other_shares(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.pool.contributions(x, weight)
 
 
 class EfficientProbingPool(Pool):
@@ -538,8 +568,7 @@ class GatedAttentionPool(Pool):
 
     def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, C, H, W) and (K, C) -> (B, K, H, W)."""
-        shares = torch.einsum("bchw,kc->bkhw", x, weight.to(x.dtype))
-        return shares * self.attention_weights(x)
+        return class_maps(x, weight) * self.attention_weights(x)
 
 
 class _ClassQueries(Pool):
@@ -551,12 +580,12 @@ class _ClassQueries(Pool):
     def __init__(
         self,
         in_features: int,
-        out_features: int,
+        *,
         num_classes: int,
-        device: torch.device | None,
-        dtype: torch.dtype | None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features)
+        super().__init__(in_features)
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} must be at least 1")
         self.queries = nn.Parameter(
@@ -593,7 +622,8 @@ class ClassQueryPool(_ClassQueries):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, num_classes, num_classes, device, dtype)
+        super().__init__(in_features, num_classes=num_classes, device=device, dtype=dtype)
+        self.out_features = num_classes
         self.weight = nn.Parameter(torch.empty_like(self.queries))
         nn.init.normal_(self.weight, std=0.02)
         self.bias = nn.Parameter(torch.zeros(num_classes, device=device, dtype=dtype))
@@ -605,8 +635,7 @@ class ClassQueryPool(_ClassQueries):
 
     def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, C, H, W) and (K, num_classes) -> (B, K, H, W), without the bias."""
-        own = torch.einsum("bchw,kc->bkhw", x, self.weight.to(x.dtype))
-        shares = own * self.attention_weights(x)
+        shares = class_maps(x, self.weight) * self.attention_weights(x)
         return torch.einsum("bkhw,jk->bjhw", shares, weight.to(shares.dtype))
 
 
@@ -620,24 +649,13 @@ class ClassTokenPool(_ClassQueries):
         num_classes: Classes.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        *,
-        num_classes: int,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, in_features, num_classes, device, dtype)
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, num_classes, C)."""
         return self.gather(x)
 
     def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, C, H, W) and (num_classes, C), a row a class -> (B, num_classes, H, W)."""
-        shares = torch.einsum("bchw,kc->bkhw", x, weight.to(x.dtype))
-        return shares * self.attention_weights(x)
+        return class_maps(x, weight) * self.attention_weights(x)
 
 
 class LatentAttentionPool(Pool):
