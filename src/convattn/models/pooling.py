@@ -8,10 +8,10 @@ from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
 from convattn.config import PoolName
-from convattn.layers import create_pool
-from convattn.layers.aggregation import ClassTokenLinear
+from convattn.layers import Pool, create_pool
 from convattn.layers.pools import ClassTokenPool
 from convattn.surgery import augment
+from convattn.surgery.adapters import GlobalPool, TokenClassifier
 
 _TIMMS = ("avg", "max")  # as timm makes them
 OUR_POOLS = tuple(name for name in get_args(PoolName) if name not in _TIMMS)
@@ -65,26 +65,25 @@ class PooledClassifier(nn.Module):
     def __init__(self, in_features: int, num_classes: int, pool: str, drop: float = 0.0) -> None:
         super().__init__()
         per_class = pool == "class" and num_classes > 0
-        self.pool = (
-            ClassTokenPool(in_features, num_classes=num_classes)
-            if per_class
-            else create_pool("residual" if pool == "class" else pool, in_features)
-        )
-        self.norm = nn.BatchNorm1d(in_features, eps=1e-6, affine=False)
+        own: Pool
+        if per_class:
+            own = ClassTokenPool(in_features, num_classes=num_classes)
+        else:
+            own = create_pool("attention" if pool == "class" else pool, in_features)
+        self.pool = GlobalPool(own, norm=True)
         self.drop = nn.Dropout(drop)
         self.fc: nn.Module = nn.Identity()
-        if per_class:
-            self.fc = ClassTokenLinear(in_features, num_classes)
-        elif num_classes:
+        if num_classes:
             fc = nn.Linear(in_features, num_classes)
             nn.init.trunc_normal_(fc.weight, std=0.02)
             nn.init.zeros_(fc.bias)
-            self.fc = fc
+            self.fc = TokenClassifier(fc) if per_class else fc
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C, H, W) -> (B, num_classes), or (B, C) before the classifier."""
-        pooled = self.pool(x)
-        pooled = self.drop(self.norm(pooled.flatten(0, -2)).view_as(pooled))
+        pooled = self.drop(self.pool(x))  # a row an image, or a row an image and class
         if not pre_logits:
             return cast(Tensor, self.fc(pooled))
-        return pooled if pooled.dim() == 2 else pooled.mean(1)
+        if isinstance(self.fc, TokenClassifier):
+            return cast(Tensor, pooled.unflatten(0, (x.shape[0], self.fc.out_features)).mean(1))
+        return cast(Tensor, pooled)
