@@ -354,15 +354,19 @@ def measure_faithfulness(
     hits: list[Tensor] = []
     shares: list[Tensor] = []
     num_images = 0
+    chosen: Sequence[str] = ()
+    cells = ""  # whose cells random maps have
     with frozen_eval_mode(model):
         for images, labels in loader:
             images, labels = images.to(device), labels.to(device)
-            methods = _choose_methods(model, images, methods)
+            if not num_images:
+                chosen = _choose_methods(model, images, methods)
+                cells = _cells_of(model, images) if "random" in chosen else ""
             there = None if boxes is None else _boxes_of(boxes, num_images, len(images)).to(device)
             with torch.no_grad():
                 predicted = model(images).argmax(1)
-            for name in methods:
-                look = _map_maker(name, model, images, generator)
+            for name in chosen:
+                look = _map_maker(name, model, images, cells, generator)
                 values = _measure(model, images, labels, predicted, there, look, num_steps)
                 found.setdefault(name, []).append(values)
             hits.append(predicted == labels)
@@ -389,7 +393,9 @@ MapMaker = Callable[[Tensor], tuple[Tensor, Grid]]
 """Class numbers (B,) -> maps (B, h, w) that explain them, and where their cells lie."""
 
 
-def _map_maker(name: str, model: nn.Module, images: Tensor, generator: torch.Generator) -> MapMaker:
+def _map_maker(
+    name: str, model: nn.Module, images: Tensor, cells: str, generator: torch.Generator
+) -> MapMaker:
     """A method for one batch; the baselines give the same maps whatever the class."""
     if name == "evidence":
         return lambda targets: evidence_maps(model, images, targets)
@@ -397,7 +403,10 @@ def _map_maker(name: str, model: nn.Module, images: Tensor, generator: torch.Gen
         return lambda targets: attention_maps(model, images, targets)[1:]
     if name == "gradcam":
         return lambda targets: grad_cam(model, images, targets)
-    maps, grid = _centre(images) if name == "centre" else _random(model, images, generator)
+    if name == "centre":
+        maps, grid = _centre(images)
+    else:
+        maps, grid = _random(model, images, cells, generator)
     return lambda targets: (maps, grid)
 
 
@@ -408,12 +417,18 @@ def _centre(images: Tensor) -> tuple[Tensor, Grid]:
     return gaussian.expand(len(images), -1, -1), Grid.of_pixels(size)
 
 
-def _random(model: nn.Module, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Grid]:
-    name = "attention" if attention_layers(model) else "gradcam"
-    if name == "gradcam" and _has_evidence(model, images):
-        name = "evidence"  # of the same cells, and cheaper
+def _cells_of(model: nn.Module, images: Tensor) -> str:
+    """The method whose cells are the network's own grid."""
+    if attention_layers(model):
+        return "attention"
+    return "evidence" if _has_evidence(model, images) else "gradcam"
+
+
+def _random(
+    model: nn.Module, images: Tensor, cells: str, generator: torch.Generator
+) -> tuple[Tensor, Grid]:
     any_class = torch.zeros(1, dtype=torch.long, device=images.device)
-    _, grid = _map_maker(name, model, images[:1], generator)(any_class)
+    _, grid = _map_maker(cells, model, images[:1], "", generator)(any_class)
     # Image by image, so that the draw does not depend on the size of the batches.
     maps = [torch.rand(grid.feat_size, generator=generator) for _ in images]
     return torch.stack(maps).to(images.device), grid

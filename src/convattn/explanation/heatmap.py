@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, get_args
+from functools import cache, cached_property, partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from convattn.explanation.capture import (
 )
 from convattn.explanation.geometry import Grid
 from convattn.explanation.gradcam import grad_cam
-from convattn.explanation.linear_evidence import evidence, evidence_of_classes
+from convattn.explanation.linear_evidence import evidence_of_classes
 from convattn.explanation.overlay import overlay
 from convattn.explanation.preprocessing import Preprocessed, View, preprocess
 from convattn.layers import AAConv2d, LearnedAggregation2d
@@ -257,15 +257,13 @@ def explain_classes(
         )
     shown, prepared, pixels = _preprocess(model, image, view)
     point = None if query is None else _on_input(query, prepared, shown)
-    bias: Tensor | None = None
+    attend = cache(partial(_run_with_attention, model, pixels, layer, head, point))
+    # What learned aggregation makes has no exact shares, which need not be tried.
+    if choice or (method == "auto" and _has_aggregation(model)):
+        method = "attention"
     with frozen_eval_mode(model):
-        chosen = _choose_method(model, pixels, "attention" if choice else method)
-        with _describe_refusal(model, pixels):
-            if chosen == "attention":
-                logits, per_token, grid = _run_with_attention(model, pixels, layer, head, point)
-            else:
-                with torch.no_grad():
-                    logits = model(pixels)
+        with _describe_refusal(model, pixels), torch.no_grad():
+            logits = attend()[0] if method == "attention" else model(pixels)
         if logits.ndim != 2:
             raise ValueError(
                 f"the network gives a result of shape {tuple(logits.shape)}; expected logits of "
@@ -274,36 +272,68 @@ def explain_classes(
         names = class_names(model, logits.shape[1])
         order = logits[0].argsort(descending=True).tolist()
         wanted = _class_numbers(targets, top_k, names, order)
-        numbers = torch.tensor(wanted, device=pixels.device)
-        if chosen == "gradcam":
-            maps, grid = grad_cam(model, pixels.expand(len(wanted), -1, -1, -1), numbers)
-        elif chosen == "evidence":
-            maps, bias, grid = evidence_of_classes(model, pixels, wanted)
-            maps = maps[0]
-        else:
-            maps = _select_classes(per_token.expand(len(wanted), -1, -1, -1), numbers)
-    probabilities = logits[0].float().softmax(0).tolist()
-
-    values = logits[0].tolist()
+        found = _look(model, pixels, wanted, method, attend)
+    probabilities, values = logits[0].float().softmax(0).tolist(), logits[0].tolist()
 
     def prediction(index: int) -> Prediction:
         return Prediction(index, names[index], probabilities[index])
 
+    biases = [None] * len(wanted) if found.bias is None else found.bias.tolist()
     return [
         Explanation(
             image=shown,
             target=prediction(index),
             top=tuple(map(prediction, order[:_NUM_TOP])),
-            method=chosen,
-            class_specific=chosen != "attention" or per_token.shape[1] > 1,
+            method=found.method,
+            class_specific=found.class_specific,
             map=one,
             logit=values[index],
-            bias=None if bias is None else float(bias[number]),
-            grid=grid,
+            bias=bias,
+            grid=found.grid,
             region=prepared.region,
         )
-        for number, (index, one) in enumerate(zip(wanted, maps.float().cpu(), strict=True))
+        for index, one, bias in zip(wanted, found.maps.float().cpu(), biases, strict=True)
     ]
+
+
+class _Looked(NamedTuple):
+    """Maps of an image's classes, (K, h, w), and how they were made."""
+
+    method: Shown
+    maps: Tensor
+    grid: Grid
+    class_specific: bool
+    bias: Tensor | None = None
+    """(K,), of evidence."""
+
+
+def _look(
+    model: nn.Module,
+    pixels: Tensor,
+    classes: Sequence[int],
+    method: Method,
+    attend: Callable[[], tuple[Tensor, Tensor, Grid]],
+) -> _Looked:
+    if method in ("auto", "evidence"):
+        try:
+            maps, bias, grid = evidence_of_classes(model, pixels, classes)
+        except NoEvidenceError:
+            if method == "evidence":
+                raise
+            method = "attention" if attention_layers(model) else "gradcam"
+        else:
+            return _Looked("evidence", maps[0], grid, True, bias)
+    numbers = torch.tensor(classes, device=pixels.device)
+    if method == "gradcam":
+        maps, grid = grad_cam(model, pixels.expand(len(classes), -1, -1, -1), numbers)
+        return _Looked("gradcam", maps, grid, True)
+    _, per_token, grid = attend()
+    maps = _select_classes(per_token.expand(len(classes), -1, -1, -1), numbers)
+    return _Looked("attention", maps, grid, per_token.shape[1] > 1)
+
+
+def _has_aggregation(model: nn.Module) -> bool:
+    return any(isinstance(module, LearnedAggregation2d) for module in model.modules())
 
 
 def attention_maps(
@@ -549,19 +579,6 @@ def _class_numbers(
     if not targets:
         raise ValueError("targets is an empty list; name at least one class")
     return [find_class(one, names) for one in targets]
-
-
-def _choose_method(model: nn.Module, pixels: Tensor, method: Method) -> Shown:
-    if method != "auto":
-        return method
-    if any(isinstance(module, LearnedAggregation2d) for module in model.modules()):
-        return "attention"  # evidence would say no
-    with _describe_refusal(model, pixels), torch.no_grad():
-        model(pixels)
-    with suppress(NoEvidenceError):
-        evidence(model, pixels, [0])
-        return "evidence"
-    return "attention" if attention_layers(model) else "gradcam"
 
 
 def find_attention_layer(model: nn.Module, layer: str | None = None) -> tuple[str, AttentionLayer]:
