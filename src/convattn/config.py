@@ -153,6 +153,51 @@ PoolName = Literal[
 DEFAULT_POOL: PoolName = "residual"
 """What "attention" means; chosen by docs/frozen_pools.md."""
 
+_HAVING: dict[str, tuple[str, ...]] = {
+    "pool_heads": ("aggregation", "class-attention", "simpool", "map"),
+    "pool_queries": ("ep",),
+    "mlp_ratio": ("aggregation", "class-attention", "map"),
+    "pool_norm": typing.get_args(PoolName),
+}
+"""Option of a pool -> the pools that have it."""
+
+
+def pool_layer(pool: str) -> str:
+    """Name of a pool, "attention" said by what it means.
+
+    Example:
+        >>> pool_layer("ep")
+        'ep'
+    """
+    return DEFAULT_POOL if pool == "attention" else pool
+
+
+def check_pool_options(options: Any, prefix: str = "") -> None:
+    """Refuse an option that the pool does not have.
+
+    Args:
+        options: Has ``pool`` and the options of pools.
+        prefix: Of their names, for errors.
+
+    Raises:
+        ValueError: If one was given, or there is no pool.
+    """
+    pool = options.pool
+    for word, having in _HAVING.items():
+        value = getattr(options, word)
+        if value is None or value is False:
+            continue
+        if pool is None:
+            raise ValueError(
+                f"{prefix}{word}={value!r} is about the pool, and {prefix}pool=None keeps that of "
+                "the network; give one, for example attention"
+            )
+        if pool_layer(pool) not in having:
+            raise ValueError(
+                f"{prefix}{word}={value!r} means nothing to {prefix}pool={pool!r}; those that have "
+                f"it are {', '.join(having)}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -181,7 +226,7 @@ class AugmentConfig:
     mlp_ratio: float | None = None
     """Width of the MLP of a pool that has one, over the channels; None takes the pool's own."""
     pool_norm: bool = False
-    """BatchNorm without factors behind the pool: a new classifier's learning rate matters less."""
+    """A BatchNorm without factors behind the pool, as the authors of ep have it."""
     pool_name: str | None = None
     """Name of the pool in the network; None finds it."""
     classifier_name: str | None = None
@@ -199,13 +244,7 @@ class AugmentConfig:
                 f"augment.lr_scale={self.lr_scale} must be above 0, for example 10; "
                 "augment.freeze keeps the old layers as they are"
             )
-        for name in ("pool_heads", "pool_queries", "mlp_ratio", "pool_norm"):
-            value = getattr(self, name)
-            if self.pool is None and value not in (None, False):
-                raise ValueError(
-                    f"augment.{name}={value} is about the pool, and augment.pool is not given; "
-                    "give one, for example attention"
-                )
+        check_pool_options(self, "augment.")
         if self.pool is None and not self.conv and (self.freeze or self.lr_scale != 1):
             name = "freeze" if self.freeze else "lr_scale"
             raise ValueError(

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convattn.config import DEFAULT_POOL
+from convattn.config import pool_layer
 from convattn.layers.aggregation import LearnedAggregation2d
 from convattn.modes import is_unmodified
 from convattn.text import nearest
@@ -800,7 +800,7 @@ def create_pool(name: str, in_features: int, **options: Any) -> Pool:
         >>> create_pool("ep", 64, num_queries=8).out_features
         64
     """
-    name = DEFAULT_POOL if name == "attention" else name
+    name = pool_layer(name)
     if name not in POOLS:
         raise ValueError(
             f"unknown pool {name!r}; the nearest is {nearest(name, POOLS)!r} of {', '.join(POOLS)}"

@@ -80,8 +80,8 @@ def augment(
         pool_heads: Attention heads of aggregation, class-attention, simpool or map.
         pool_queries: Queries of ep.
         mlp_ratio: Hidden channels per channel of the MLP of aggregation, class-attention or map.
-        pool_norm: A BatchNorm without factors behind the pool, which makes a new classifier's
-            learning rate matter less. It changes no logit of a network in evaluation mode until it
+        pool_norm: A BatchNorm without factors behind the pool, as the authors of ep have it. It
+            changes no logit of a network in evaluation mode until it
             has seen batches in training mode; a trained classifier then has to get used to it.
         pool_name: The module that pools, where it is not found; or, where a function call pools,
             the module that makes the map: attention goes behind it.

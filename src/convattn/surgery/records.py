@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 
 from torch import nn
 
-from convattn.config import DEFAULT_POOL, PoolName
+from convattn.config import PoolName, check_pool_options, pool_layer
 from convattn.layers.rel_pos import Position
 from convattn.text import aligned, nearest
 
@@ -17,12 +17,6 @@ ConvFilter = str | Sequence[str] | Callable[[nn.Module, str], bool]
 
 NOT_ASKED = "not asked for"
 POOL_NAMES: tuple[str, ...] = get_args(PoolName)
-_HAVING = {
-    "pool_heads": ("aggregation", "class-attention", "simpool", "map"),
-    "pool_queries": ("ep",),
-    "mlp_ratio": ("aggregation", "class-attention", "map"),
-}
-"""Option -> the pools that have it."""
 _PRESERVED = "preserve=True: the logits stay what they are; attention enters as it is trained."
 _NOT_PRESERVED = "preserve=False: the papers' layers as they stand; the logits change."
 
@@ -53,25 +47,12 @@ class AugmentOptions:
         return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})
 
     def __post_init__(self) -> None:
-        if self.pool is not None and self.pool not in get_args(PoolName):
+        if self.pool is not None and self.pool not in POOL_NAMES:
             near = nearest(str(self.pool), POOL_NAMES)
             raise ValueError(
                 f"unknown pool {self.pool!r}; the nearest is {near!r} of {', '.join(POOL_NAMES)}"
             )
-        for word, value in (
-            ("pool_heads", self.pool_heads),
-            ("pool_queries", self.pool_queries),
-            ("mlp_ratio", self.mlp_ratio),
-            ("pool_norm", self.pool_norm or None),
-        ):
-            if value is not None and self.pool is None:
-                raise ValueError(f"{word}={value!r} is about the pool, and pool=None keeps it")
-            having = _HAVING.get(word, POOL_NAMES)
-            if value is not None and self.layer not in having:
-                raise ValueError(
-                    f"{word}={value!r} means nothing to pool={self.pool!r}; those that have it are "
-                    f"{', '.join(having)}"
-                )
+        check_pool_options(self)
         factor = self.attn_downsample
         factors = factor.values() if isinstance(factor, Mapping) else (factor,)
         if factor != "auto" and any(not isinstance(f, int) or f < 1 for f in factors):
@@ -85,7 +66,7 @@ class AugmentOptions:
     @property
     def layer(self) -> str | None:
         """Name of the pool, "attention" said by what it means."""
-        return DEFAULT_POOL if self.pool == "attention" else self.pool
+        return None if self.pool is None else pool_layer(self.pool)
 
     @property
     def per_class(self) -> bool:
