@@ -265,7 +265,48 @@ class Classification(Task):
         return predict_images(model, files, out)
 
 
-class Detection(Task):
+class _Dense(Task):
+    """What detectors and segmenters have in common: a run's network, its classes by name."""
+
+    def assumed_size(self, data: DataConfig) -> tuple[int, int]:
+        """Height and width of what the network would see of data that are not there."""
+        if data.crop_size is not None:
+            return data.crop_size
+        if data.name == "cluttered_digits":
+            return (data.image_size or 96,) * 2
+        return _landscape(data.image_size or 800, data.max_size)
+
+    def test(
+        self,
+        target: str,
+        run: Run | None,
+        options: EvaluateConfig,
+        arguments: Sequence[str],
+        *,
+        stopped: Path | None = None,
+    ) -> tuple[Results, Sequence[Path]]:
+        """Test the network of a run."""
+        assert run is not None
+        model = run.load_model()
+        source = self.open_data(
+            options.data,
+            run.config.model.name,
+            training=False,
+            class_names=run.pretrained_cfg["label_names"],
+        )
+        result = self._evaluate(model, source, run, options)
+        file = run.folder / "evaluation.json"
+        replace_atomically(file, result.to_json().encode())
+        return result, [file]
+
+    @abstractmethod
+    def _evaluate(
+        self, model: nn.Module, source: Any, run: Run, options: EvaluateConfig
+    ) -> Results:
+        """What is found on the test images of a source."""
+
+
+class Detection(_Dense):
     """Objects, their boxes, and of some networks their masks."""
 
     name = "detection"
@@ -304,10 +345,6 @@ class Detection(Task):
             shape=(3, *(own or _landscape(cfg["image_size"], cfg["max_size"]))),
         )
 
-    def assumed_size(self, data: DataConfig) -> tuple[int, int]:
-        """Height and width of what the network would see of data that are not there."""
-        return _assumed_dense_size(data)
-
     def build(
         self, config: TrainConfig, *, num_classes: int, in_chans: int, augment: Any
     ) -> nn.Module:
@@ -322,35 +359,19 @@ class Detection(Task):
 
         return DetectionJob(config)
 
-    def test(
-        self,
-        target: str,
-        run: Run | None,
-        options: EvaluateConfig,
-        arguments: Sequence[str],
-        *,
-        stopped: Path | None = None,
-    ) -> tuple[Results, Sequence[Path]]:
-        """Test a detector."""
+    def _evaluate(
+        self, model: nn.Module, source: Any, run: Run, options: EvaluateConfig
+    ) -> Results:
         from convattn.detection.dataset import test_batches
         from convattn.detection.evaluation import evaluate_detection
 
-        assert run is not None
-        model = run.load_model()
-        source = self.open_data(
-            options.data,
-            run.config.model.name,
-            training=False,
-            class_names=run.pretrained_cfg["label_names"],
-        )
-        result = evaluate_detection(
+        return evaluate_detection(
             model,
             test_batches(options.data, source),
             class_names=source.class_names,
             has_masks=finds_masks(run.config.model.name),
             device=options.device,
         )
-        return result, [_write_result(run, result)]
 
     def predict(
         self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
@@ -361,7 +382,7 @@ class Detection(Task):
         return predict_images(model, files, out, threshold=options.threshold)
 
 
-class Segmentation(Task):
+class Segmentation(_Dense):
     """The class of every pixel."""
 
     name = "segmentation"
@@ -399,10 +420,6 @@ class Segmentation(Task):
             shape=pretrained_cfg(config.data, source)["input_size"],
         )
 
-    def assumed_size(self, data: DataConfig) -> tuple[int, int]:
-        """Height and width of what the network would see of data that are not there."""
-        return _assumed_dense_size(data)
-
     def build(
         self, config: TrainConfig, *, num_classes: int, in_chans: int, augment: Any
     ) -> nn.Module:
@@ -416,35 +433,19 @@ class Segmentation(Task):
 
         return SegmentationJob(config)
 
-    def test(
-        self,
-        target: str,
-        run: Run | None,
-        options: EvaluateConfig,
-        arguments: Sequence[str],
-        *,
-        stopped: Path | None = None,
-    ) -> tuple[Results, Sequence[Path]]:
-        """Test a segmenter."""
+    def _evaluate(
+        self, model: nn.Module, source: Any, run: Run, options: EvaluateConfig
+    ) -> Results:
         from convattn.segmentation.dataset import test_batches
         from convattn.segmentation.evaluation import evaluate_segmentation
 
-        assert run is not None
-        model = run.load_model()
-        source = self.open_data(
-            options.data,
-            run.config.model.name,
-            training=False,
-            class_names=run.pretrained_cfg["label_names"],
-        )
-        result = evaluate_segmentation(
+        return evaluate_segmentation(
             model,
             test_batches(options.data, source, cast(Mapping[str, Any], model.pretrained_cfg)),
             class_names=source.class_names,
             window=options.window,
             device=options.device,
         )
-        return result, [_write_result(run, result)]
 
     def predict(
         self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
@@ -535,20 +536,6 @@ def _dense_arguments(config: TrainConfig, augment: Any) -> dict[str, Any]:
     return {**config.model.model_args, **chosen}
 
 
-def _assumed_dense_size(data: DataConfig) -> tuple[int, int]:
-    if data.crop_size is not None:
-        return data.crop_size
-    if data.name == "cluttered_digits":
-        return (data.image_size or 96,) * 2
-    return _landscape(data.image_size or 800, data.max_size)
-
-
 def _landscape(shorter: int, longest: int | None) -> tuple[int, int]:
     """An image of 4 to 3, as most of COCO's are."""
     return shorter, min(longest or shorter * 2, shorter * 4 // 3)
-
-
-def _write_result(run: Run, result: Results) -> Path:
-    file = run.folder / "evaluation.json"
-    replace_atomically(file, result.to_json().encode())
-    return file

@@ -10,9 +10,8 @@ from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
 from convattn.data import Source, TensorImages, load_source, train_transform, transform_of
-from convattn.data.batches import report_skipped, without_bad_tests
+from convattn.data.batches import opened
 from convattn.data.images import Transform
-from convattn.text import report
 
 _SIZE_OF_VARYING_IMAGES = 224
 _CROP_OF_RESIZED_IMAGES = 0.875
@@ -48,11 +47,7 @@ def open_data(
         class_names=class_names,
         ignore_unknown=config.ignore_unknown,
     )
-    source = without_bad_tests(config, source)
-    report_skipped(source.skipped, source.skipped_names)
-    for note in source.notes:
-        report(note)
-    return source
+    return opened(config, source)
 
 
 def training_transform(config: DataConfig, source: Source) -> Transform:

@@ -29,6 +29,7 @@ from convattn.classification.evaluation import (
 from convattn.classification.predictions import Predictions, PredictionsFile, per_class_table
 from convattn.config import EvaluateConfig
 from convattn.data import ImageFiles, Source, TensorImages, load_imagenet_validation
+from convattn.data.batches import UNREADABLE, report_skipped
 from convattn.data.images import find_readable
 from convattn.data.sources import draw_indices, find_root
 from convattn.exceptions import Interrupted
@@ -213,7 +214,7 @@ def _open_imagenet(
     if options.data.bad_images == "skip":
         readable, errors = find_readable(found.images)
         if errors:
-            report(f"left out: {len(errors):,} x unreadable test image ({errors[0]}, ...)")
+            report_skipped({UNREADABLE: len(errors)}, {UNREADABLE: errors[:1]})
             found = found.select(readable)
     source = Source(
         name="imagenet",

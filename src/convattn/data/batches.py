@@ -16,27 +16,38 @@ from convattn.text import report
 Source = TypeVar("Source", bound=Any)
 
 
-def without_bad_tests(config: DataConfig, source: Source) -> Source:
-    """The source without test images that cannot be read, if the configuration wants that.
+UNREADABLE = "unreadable test image"
+"""Reason why an image is left out of a test."""
+
+
+def opened(config: DataConfig, source: Source) -> Source:
+    """A source as it is used: what it leaves out, and what else is to be known, told on stderr.
 
     Args:
-        config: Whether it does.
+        config: Whether test images that cannot be read are left out.
         source: Of any task, its images without a transform.
 
     Raises:
         UnreadableImageError: If no test image can be read.
     """
+    source = _without_bad_tests(config, source)
+    report_skipped(source.skipped, source.skipped_names)
+    for note in source.notes:
+        report(note)
+    return source
+
+
+def _without_bad_tests(config: DataConfig, source: Source) -> Source:
     if config.bad_images == "error" or isinstance(source.test, TensorImages):
         return source
     readable, errors = find_readable(source.test)
     if not errors:
         return source
-    reason = "unreadable test image"
     left_out: Source = dataclasses.replace(
         source,
         test=source.test.select(readable),
-        skipped={**source.skipped, reason: len(errors)},
-        skipped_names={**source.skipped_names, reason: tuple(errors[:3])},
+        skipped={**source.skipped, UNREADABLE: len(errors)},
+        skipped_names={**source.skipped_names, UNREADABLE: tuple(errors[:3])},
     )
     return left_out
 

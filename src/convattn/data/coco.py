@@ -69,6 +69,8 @@ class DetectionSource:
     """How many entries were left out, by reason; see ``describe_skipped``."""
     skipped_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """The first names of those, by reason, where they are known."""
+    notes: tuple[str, ...] = ()
+    """What whoever trains or tests on it has to know, a sentence each."""
 
 
 def load_detection(

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
-from convattn.data.batches import list_batches, report_skipped, without_bad_tests
+from convattn.data.batches import list_batches, opened
 from convattn.data.coco import DetectionSource, load_detection
 from convattn.data.dense_transforms import detection_test_transform
 
@@ -55,9 +55,7 @@ def open_data(
             f"{config.name} has boxes and no masks, which this detector needs; name annotations "
             "with masks (--data.annotations), or train a retinanet"
         )
-    source = without_bad_tests(config, source)
-    report_skipped(source.skipped, source.skipped_names)
-    return source
+    return opened(config, source)
 
 
 def pretrained_cfg(config: DataConfig, source: DetectionSource) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
-from convattn.data.batches import list_batches, report_skipped, without_bad_tests
+from convattn.data.batches import list_batches, opened
 from convattn.data.dense_transforms import segmentation_test_transform
 from convattn.data.masks import SegmentationSource, load_segmentation
-from convattn.text import report
 
 _SHORTER_SIDE = 512
 
@@ -41,11 +40,7 @@ def open_data(
         class_names=class_names,
         ignore_unknown=config.ignore_unknown,
     )
-    source = without_bad_tests(config, source)
-    report_skipped(source.skipped, source.skipped_names)
-    for note in source.notes:
-        report(note)
-    return source
+    return opened(config, source)
 
 
 def pretrained_cfg(config: DataConfig, source: SegmentationSource) -> dict[str, Any]:
