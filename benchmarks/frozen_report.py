@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
 from convattn.text import markdown_table
 from frozen_features import DEFECTS
+from study import over_seeds
 
 Row = Mapping[str, str]
 REFERENCES = ("avg-bn", "avg")
@@ -96,11 +97,7 @@ def paired(
             gains.append(mine - other)
     if not gains:
         return None
-    half = float("nan")
-    if len(gains) > 2:
-        half = float(student(len(gains) - 1).ppf(0.975)) * statistics.stdev(gains)
-        half /= len(gains) ** 0.5
-    return statistics.mean(gains), half, len(gains)
+    return *over_seeds(np.array(gains)), len(gains)
 
 
 def interval(found: tuple[float, float, int] | None) -> str:

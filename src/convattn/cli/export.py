@@ -86,24 +86,12 @@ def command(arguments: list[str]) -> int:
     from convattn.export import TOLERANCE, export_onnx, export_program, export_safetensors
 
     model = target.load_model(checkpoint=options.weights, num_classes=options.num_classes)
+    maps = {"attention": options.attention, "evidence": options.evidence}
     if options.format == "onnx":
-        exported = export_onnx(
-            model,
-            out,
-            attention=options.attention,
-            evidence=options.evidence,
-            size=options.size,
-            opset=options.opset,
-        )
+        exported = export_onnx(model, out, **maps, size=options.size, opset=options.opset)
     elif options.format == "torch-export":
         _move(model, options.device or "cpu")
-        exported = export_program(
-            model,
-            out,
-            attention=options.attention,
-            evidence=options.evidence,
-            size=options.size,
-        )
+        exported = export_program(model, out, **maps, size=options.size)
     else:
         exported = export_safetensors(model, out, size=options.size)
     outputs = ", ".join(exported.checks[0].differences)
