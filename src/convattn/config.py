@@ -18,6 +18,9 @@ from convattn.text import nearest
 
 Scalar = bool | int | float | str
 
+DataFormat = Literal["auto", "folder", "table", "coco", "yolo", "voc", "labelme", "masks"]
+"""How a person's own data hold what is known of each image."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -27,6 +30,13 @@ class DataConfig:
     """Name of the data set; `convattn list --data` shows them all."""
     root: str | None = None
     """Folder that holds the data set; sets that are generated need none."""
+    format: DataFormat = "auto"
+    """How the folder or file holds what is known of its images; auto looks, and says what it
+    took."""
+    path_column: str | None = None
+    """Tables: the column of the images' paths; None: the one whose name says so."""
+    labels_column: str | None = None
+    """Tables: the column of their classes, alike."""
     annotations: str | None = None
     """Detection: name of the COCO json before _train2017.json; None: instances."""
     bad_annotations: Literal["error", "skip"] = "error"

@@ -17,15 +17,16 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from convattn.config import DataFormat
 from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault, Faults
 from convattn.data.folders import find_images, find_splits
 from convattn.data.reading import image_extensions, read_sample, turned, turned_boxes
 from convattn.data.scenes import Scenes, generate_scenes
-from convattn.data.sources import draw_indices, find_root, match_classes, refuse_root
+from convattn.data.sources import check_format, draw_indices, find_root, match_classes, refuse_root
 from convattn.exceptions import UnreadableImageError
 from convattn.text import nearest
 
-DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "coco")
+DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "folder", "coco")
 
 DetectionImages = AnnotatedImages[dict[str, Any]]
 """An item is ``(image, target)``: see ``load_detection``."""
@@ -80,6 +81,7 @@ def load_detection(
     image_size: int | None = None,
     num_train: int | None = None,
     num_test: int | None = None,
+    format: DataFormat = "auto",
     annotations: str | None = None,
     masks: bool = True,
     bad_annotations: BadAnnotations = "error",
@@ -93,7 +95,8 @@ def load_detection(
     - ``cluttered_digits`` is generated (see ``generate_scenes``): 4,000 training and 500 test
       images of 96 x 96 unless told otherwise. ``seed`` chooses the training images; the test
       images are always the same.
-    - ``coco`` reads COCO's json, https://cocodataset.org/#format-data, in one of two layouts:
+    - ``folder`` reads your own, in any format of ``format``; ``coco`` is a folder in that one:
+      COCO's json, https://cocodataset.org/#format-data, in one of two layouts:
       ``root/annotations/instances_train2017.json`` with its images in ``root/train2017`` or
       ``root/images/train2017``, and the same for val2017; or ``root/train/_annotations.coco.json``
       with the images beside it, and the same for valid. The test set may be called val, valid or
@@ -123,6 +126,7 @@ def load_detection(
         image_size: Side of generated images in pixels; all others keep their own size.
         num_train: Training images to make, or to draw by ``seed`` from all; None means all.
         num_test: Test images, alike; the draw does not depend on ``seed``.
+        format: How a ``folder`` tells the objects: ``"coco"``; ``"auto"`` looks.
         annotations: First part of the json's name, ``"instances"`` unless told otherwise.
         masks: Whether to read masks where there are some.
         bad_annotations: ``"error"`` stops at faulty entries, ``"skip"`` leaves them out and counts.
@@ -155,8 +159,9 @@ def load_detection(
         )
     if empty_images not in ("keep", "skip", "error"):
         raise ValueError(f"empty_images={empty_images!r}; expected 'keep', 'skip' or 'error'")
+    check_format(name, format, {"folder": ("coco",), "coco": ("coco",)}.get(name, ()))
     if name == "cluttered_digits":
-        refuse_root(name, root, "coco")
+        refuse_root(name, root, "folder")
         source = _load_scenes(image_size, num_train, num_test, masks, seed)
         require_same_classes(source.class_names, class_names, name)
         return source

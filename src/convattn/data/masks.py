@@ -15,6 +15,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from convattn.config import DataFormat
 from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault, Faults
 from convattn.data.coco import (
     SCENES_MEAN,
@@ -27,6 +28,7 @@ from convattn.data.folders import NO_IMAGE, find_images, find_splits, subfolders
 from convattn.data.reading import read_sample, read_values, turned
 from convattn.data.scenes import Scenes
 from convattn.data.sources import (
+    check_format,
     draw_indices,
     find_root,
     first_word,
@@ -38,7 +40,14 @@ from convattn.data.sources import (
 from convattn.exceptions import UnreadableImageError
 from convattn.text import nearest
 
-SEGMENTATION_DATASETS: tuple[str, ...] = ("cluttered_digits", "masks", "camvid", "ade20k", "voc")
+SEGMENTATION_DATASETS: tuple[str, ...] = (
+    "cluttered_digits",
+    "folder",
+    "masks",
+    "camvid",
+    "ade20k",
+    "voc",
+)
 
 IGNORED = 255
 """The class index of pixels that count neither in training nor in evaluation."""
@@ -101,6 +110,7 @@ def load_segmentation(
     image_size: int | None = None,
     num_train: int | None = None,
     num_test: int | None = None,
+    format: DataFormat = "auto",
     bad_annotations: BadAnnotations = "error",
     class_names: Sequence[str] | None = None,
     ignore_unknown: bool = False,
@@ -111,7 +121,8 @@ def load_segmentation(
     - ``cluttered_digits`` is generated (see ``generate_scenes``): 4,000 training and 500 test
       images of 96 x 96 unless told otherwise; background and ten digits. ``seed`` chooses the
       training images; the test images are always the same.
-    - ``masks`` reads ``root/images/train/x.jpg`` with ``root/masks/train/x.png``, the same for val
+    - ``folder`` reads your own, in any format of ``format``; ``masks`` is a folder in that one:
+      ``root/images/train/x.jpg`` with ``root/masks/train/x.png``, the same for val
       or test, and ``root/classes.txt``, one name a line. Images and their masks may lie in deeper
       folders of the same names; folders of the splits may be called as those of ``load_source``.
       Masks of 0 and 255 alone, with two classes or without ``classes.txt``, are background and
@@ -140,6 +151,7 @@ def load_segmentation(
         image_size: Side of generated images in pixels; all others keep their own size.
         num_train: Training images to make, or to draw by ``seed`` from all; None means all.
         num_test: Test images, alike; the draw does not depend on ``seed``.
+        format: How a ``folder`` tells the pixels' classes: ``"masks"``; ``"auto"`` looks.
         bad_annotations: ``"error"`` stops at an image without a mask or a mask without an image,
             ``"skip"`` leaves them out and counts.
         class_names: What a network calls its classes, from index 0. The source then has these
@@ -164,8 +176,9 @@ def load_segmentation(
             f"unknown data set {name!r} for segmentation; did you mean {near!r}? Known: "
             f"{', '.join(SEGMENTATION_DATASETS)}"
         )
+    check_format(name, format, {"folder": ("masks",), "masks": ("masks",)}.get(name, ()))
     if name == "cluttered_digits":
-        refuse_root(name, root, "masks")
+        refuse_root(name, root, "folder")
         source = _load_scenes(image_size, num_train, num_test, seed)
         require_same_classes(source.class_names, class_names, name)
         return source
@@ -435,6 +448,7 @@ def _lay_out_voc(root: Path, faults: Faults) -> _Layout:
 
 
 _LAYOUTS: dict[str, Callable[[Path, Faults], _Layout]] = {
+    "folder": _lay_out_masks,
     "masks": _lay_out_masks,
     "camvid": _lay_out_camvid,
     "ade20k": _lay_out_ade20k,

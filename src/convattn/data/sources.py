@@ -20,6 +20,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
+from convattn.config import DataFormat
 from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.folders import (
     LeftOut,
@@ -88,6 +89,7 @@ def load_source(
     image_size: int | None = None,
     num_train: int | None = None,
     num_test: int | None = None,
+    format: DataFormat = "auto",
     group: str | None = None,
     class_names: Sequence[str] | None = None,
     ignore_unknown: bool = False,
@@ -124,6 +126,7 @@ def load_source(
         image_size: Side of generated images in pixels; all others keep their own size.
         num_train: Training images to make, or to draw by ``seed`` from all; None means all.
         num_test: Test images, alike; the draw does not depend on ``seed``.
+        format: How a ``folder`` tells the classes: ``"folder"`` by class folders; ``"auto"`` looks.
         group: A regular expression for a ``folder`` without splits. Images in whose paths below
             ``root`` its group, or the whole of it, finds the same are in one part.
         class_names: What a network calls its classes, in its order. The source then has these
@@ -154,6 +157,7 @@ def load_source(
         raise ValueError(
             f"unknown data set {name!r}; did you mean {near!r}? Known: {', '.join(DATASETS)}"
         )
+    check_format(name, format, ("folder",) if name == "folder" else ())
     if name == "cluttered_digits":
         refuse_root(name, root, "folder")
         source = _load_cluttered_digits(image_size, num_train, num_test, seed)
@@ -288,6 +292,30 @@ def _load_cluttered_digits(
         in_chans=3,
         mean=(0.404, 0.415, 0.386),
         std=(0.253, 0.204, 0.210),
+    )
+
+
+def check_format(name: str, format: DataFormat, known: Sequence[str]) -> None:
+    """Refuse a format in which a data set never comes.
+
+    Args:
+        name: Of the data set.
+        format: What is asked for; ``"auto"`` is right for any.
+        known: What the data set may be in; nothing if it has one form of its own.
+
+    Raises:
+        ValueError: If it is not among these.
+    """
+    if format == "auto" or format in known:
+        return
+    if not known:
+        raise ValueError(
+            f"format={format!r} (--data.format) says how your own folder is read, and {name} has "
+            "a form of its own; leave it out, or give --data.name folder"
+        )
+    raise ValueError(
+        f"{name} cannot be read as format={format!r} (--data.format); expected auto or "
+        f"{' or '.join(known)}"
     )
 
 

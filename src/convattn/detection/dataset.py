@@ -43,6 +43,7 @@ def open_data(
         image_size=config.image_size,
         num_train=config.num_train if training else 1,
         num_test=config.num_test,
+        format=config.format,
         annotations=config.annotations,
         masks=masks,
         bad_annotations=config.bad_annotations,

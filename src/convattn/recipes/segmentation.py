@@ -107,7 +107,7 @@ add_recipe(
         config=TrainConfig(
             recipe="finetune_upernet",
             data=DataConfig(
-                name="masks",
+                name="folder",
                 image_size=512,
                 batch_size=8,
                 num_workers=2,

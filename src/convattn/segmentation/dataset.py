@@ -36,6 +36,7 @@ def open_data(
         image_size=config.image_size,
         num_train=config.num_train if training else 1,
         num_test=config.num_test,
+        format=config.format,
         bad_annotations=config.bad_annotations,
         class_names=class_names,
         ignore_unknown=config.ignore_unknown,
