@@ -97,7 +97,8 @@ def test_eval_of_bytes_equals_that_of_images(channels, size, crop_pct):
         {"auto_augment": "rand-m9-mstd0.5-inc1", "interpolation": "random"},
     ],
 )
-def test_random_resized_training_of_images_is_timms(extra):
+def test_random_resized_training_of_images_is_timms(extra, monkeypatch):
+    monkeypatch.setattr(transforms, "_resize", TF.resize)  # how nearly it is: the test below
     ours = train_transform(24, scale=(0.3, 1.0), **extra)
     theirs = timm.data.create_transform(
         24,
@@ -114,6 +115,18 @@ def test_random_resized_training_of_images_is_timms(extra):
         expected = theirs(pil_image(seed=seed))
         seed_all(seed)
         assert torch.equal(ours(pil_image(seed=seed)), expected)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("kind", ["L", "RGB"])
+def test_training_resizes_nearly_as_pillow(mode, kind):
+    image = pil_image(301, 203).convert(kind)
+    for size in ((224, 224), (97, 400)):
+        ours = np.asarray(transforms._resize(image, size, InterpolationMode(mode)), np.int16)
+        pillows = image.resize(size[::-1], Image.Resampling[mode.upper()])
+        difference = np.abs(ours - np.asarray(pillows, np.int16))
+        assert difference.max() <= 2
+        assert (difference > 0).mean() < 0.01
 
 
 @pytest.mark.parametrize(("width", "height"), [(70, 50), (20, 90), (24, 24), (10, 12)])

@@ -15,6 +15,7 @@ them before each batch.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -25,9 +26,10 @@ from PIL import Image
 from timm.data import Mixup, create_transform, resolve_data_config
 from timm.data.auto_augment import AugMixAugment, AutoAugment, RandAugment, posterize
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.transforms import str_to_interp_mode
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from torch import Tensor
 from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import to_pil_image
 
 from convattn.data.images import Transform
@@ -277,18 +279,25 @@ class _Normalize:
                 f"{len(self.mean)}; give the data set's own mean and std"
             )
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Image.Image | Tensor) -> Tensor:
+        """A PIL image as (C, H, W) floats, or (B, C, H, W) bytes as as many floats."""
+        if isinstance(images, Image.Image):
+            return self(_bytes_of(images))[0]
         self.check(images)
         shape = (-1, 1, 1)
         mean, std = torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
-        return images.float().div_(255).sub_(mean).div_(std)
+        floats = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        return floats.div_(255).sub_(mean).div_(std)
+
+    def __repr__(self) -> str:
+        return f"Normalize(mean={self.mean}, std={self.std})"
 
 
 class EvalTransform:
     """What a network is tested with. See ``eval_transform``.
 
     Attributes:
-        pil: What is done to a PIL image, in four steps: resize, crop, to a tensor, normalise.
+        pil: What is done to a PIL image, in three steps: resize, crop, normalise.
     """
 
     def __init__(
@@ -302,7 +311,7 @@ class EvalTransform:
         self.size = size
         self.crop_pct = crop_pct
         self.normalize = normalize
-        self.pil = create_transform(
+        resize, crop, *_ = create_transform(
             (3, *size),
             is_training=False,
             interpolation=interpolation,
@@ -310,7 +319,8 @@ class EvalTransform:
             std=normalize.std,
             crop_pct=crop_pct,
             crop_mode=crop_mode,
-        )
+        ).transforms
+        self.pil = transforms.Compose([resize, crop, normalize])
 
     def __call__(self, images: Image.Image | Tensor) -> Tensor:
         """A PIL image as (C, H, W) floats, or (B, C, H, W) bytes as as many floats."""
@@ -373,15 +383,21 @@ class _TrainTransform:
             ) from error
         if auto_augment is not None:
             _allow_posterize_to_nothing(recolour.transforms[0])
-        if scale is None:
+        flip = crop_and_flip.transforms[1:]
+        crops: list[Any]
+        if scale is not None:
+            crops = [_RandomResizedCrop(size, scale, ratio, interpolation)]
+        else:
             crop = (
                 transforms.RandomCrop(size, padding=self.padding, padding_mode=padding_mode)
                 if self.padding
                 else transforms.CenterCrop(size)
             )
-            cover = _Cover(size, interpolation)
-            crop_and_flip = transforms.Compose([cover, crop, *crop_and_flip.transforms[1:]])
-        self.pil = transforms.Compose([crop_and_flip, recolour, finish])
+            crops = [_Cover(size, interpolation), crop]
+        erase = finish.transforms[2:]
+        self.pil = transforms.Compose(
+            [transforms.Compose([*crops, *flip]), recolour, normalize, *erase]
+        )
 
     def __call__(self, images: Image.Image | Tensor) -> Tensor:
         if isinstance(images, Image.Image):
@@ -458,7 +474,38 @@ class _Cover:
             max(least, round(length * enlarge))
             for least, length in zip(self.size, (image.height, image.width), strict=True)
         ]
-        return transforms.functional.resize(image, size, self.mode)
+        return _resize(image, (size[0], size[1]), self.mode)
+
+
+class _RandomResizedCrop(RandomResizedCropAndInterpolation):
+    """timm's, drawn alike and resized sooner."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        top, left, height, width = self.get_params(image, self.scale, self.ratio)
+        modes = self.interpolation
+        mode = random.choice(modes) if isinstance(modes, tuple) else modes
+        return _resize(image.crop((left, top, left + width, top + height)), self.size, mode)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], mode: InterpolationMode) -> Image.Image:
+    """Resize to a height and width, for training.
+
+    PyTorch's vectors are two to five times as fast as Pillow's loops, and within 2 grey levels of
+    them; fewer than one value in a hundred differs.
+    """
+    if mode not in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC):
+        return transforms.functional.resize(image, list(size), mode)
+    if (image.height, image.width) == size:
+        return image
+    pixels = F.interpolate(_bytes_of(image), size, mode=mode.value, antialias=True)
+    values = pixels[0].permute(1, 2, 0).numpy()
+    return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
+
+
+def _bytes_of(image: Image.Image) -> Tensor:
+    """(1, C, H, W), channels last in memory as Pillow has them, which PyTorch resizes fastest."""
+    values = np.array(image)
+    return torch.from_numpy(values.reshape(1, *values.shape[:2], -1)).permute(0, 3, 1, 2)
 
 
 def _one_by_one(images: Tensor, pil: Any, normalize: _Normalize) -> Tensor:

@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import resolve_data_config
 from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor
-from torchvision.transforms import Compose, InterpolationMode
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize as resize_tensor
 
 from convattn.data import transform_of
@@ -62,7 +62,7 @@ def preprocess(image: Image.Image, cfg: Mapping[str, Any], view: View = "auto") 
         raise ValueError(f"view={view!r}; expected one of {', '.join(get_args(View))}")
     channels = _check_channels(cfg)
     transform = transform_of(cfg)
-    resize, crop, *finish = transform.pil.transforms
+    resize, crop, normalize = transform.pil.transforms
     resized = _resized_size(image.size, resize)
     whole = view == "whole" or (view == "auto" and _is_panorama(image, cfg))
     if whole and max(image.size) > _MOST_ELONGATED * min(image.size):
@@ -75,7 +75,7 @@ def preprocess(image: Image.Image, cfg: Mapping[str, Any], view: View = "auto") 
         image = image.convert("L")
     if whole:
         region = (0.0, 0.0, float(image.width), float(image.height))
-        return Preprocessed(Compose(finish)(resize(image)), region)
+        return Preprocessed(normalize(resize(image)), region)
     height, width = crop.size
     left, right = _centre_crop_region(image.width, resized[0], width)
     top, bottom = _centre_crop_region(image.height, resized[1], height)
