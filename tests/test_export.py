@@ -392,7 +392,7 @@ EVIDENCE = {
     "average": lambda: timm.create_model("test_resnet", num_classes=7),
     "light pool": lambda: augmented(pool="attention", pool_norm=True),
     "a query a class": lambda: augmented(pool="class"),
-    "function call": lambda: torchvision.models.densenet121(num_classes=7),
+    "function call": lambda: torchvision.models.DenseNet(8, (2, 2), 16, num_classes=7),
 }
 
 

@@ -588,7 +588,7 @@ def test_scenes_without_masks():
 
 
 def test_every_name_opens_something():
-    assert DETECTION_DATASETS == ("cluttered_digits", "coco")
+    assert DETECTION_DATASETS == ("cluttered_digits", "folder", "coco")
 
 
 # --- real files

@@ -73,10 +73,14 @@ def test_the_logits_stay(kind):
 
 
 @pytest.mark.parametrize(
-    ("make", "backbone"), [(retinanet, "resnet_nano"), (mask_rcnn, "patchconvnet_nano")]
+    ("make", "backbone", "options"),
+    [
+        (retinanet, "resnet_nano", {}),
+        (mask_rcnn, "patchconvnet_nano", {"box_channels": 64, "mask_channels": 16}),
+    ],
 )
-def test_the_maps_of_a_detector_stay(make, backbone):
-    model = _trained(make(backbone, num_classes=3))
+def test_the_maps_of_a_detector_stay(make, backbone, options):
+    model = _trained(make(backbone, num_classes=3, channels=32, **options))
     optimised = optimize_for_inference(model)
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
@@ -231,7 +235,7 @@ def test_images_of_other_floating_formats_are_taken():
     assert optimised(torch.randn(1, 3, 64, 64, dtype=torch.float64)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("size", [32, 256])  # few positions, and many
+@pytest.mark.parametrize("size", [32, pytest.param(256, marks=pytest.mark.slow)])
 def test_compiled_logits_stay(size):
     model = _create("patchconvnet_nano", norm="layernorm", depth=1)
     optimised = optimize_for_inference(model, compile=True)
