@@ -164,7 +164,7 @@ def test_networks_of_one_channel_see_grey(view, crop_mode):
 @pytest.mark.parametrize("channels", [2, 4, 12])
 def test_other_numbers_of_channels_are_refused(channels):
     cfg = {"input_size": (channels, 32, 32)}
-    with pytest.raises(ValueError, match=rf"takes {channels} channels.* a tensor of your own"):
+    with pytest.raises(ValueError, match=rf"takes {channels} channels.* a file with as many bands"):
         preprocess(coloured((40, 40)), cfg)
 
 

@@ -8,27 +8,27 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from convattn.data import UnreadableImageError
-from convattn.data.reading import read_or_error
 from convattn.explanation import Prediction, class_names, preprocess
 from convattn.explanation.heatmap import pretrained_cfg
+from convattn.explanation.preprocessing import read_as_seen
 from convattn.files import replace_atomically
 from convattn.modes import eval_mode
 
 _NUM_TOP = 5
 
 
-def classify(model: nn.Module, image: Image.Image) -> list[Prediction]:
+def classify(model: nn.Module, image: Image.Image | Tensor) -> list[Prediction]:
     """The five likeliest classes of an image, the likeliest first; fewer where there are fewer.
 
     Args:
         model: A classifier; its ``pretrained_cfg`` says what it needs of an image.
-        image: In RGB, as ``read_image`` gives it.
+        image: In RGB, as ``read_image`` gives it, or bytes (C, H, W), as ``read_bands`` does.
 
     Raises:
-        ValueError: If the network takes neither grey nor RGB.
+        ValueError: If the network takes other channels.
     """
     weight = next(model.parameters())
     pixels = preprocess(image, pretrained_cfg(model), "crop").pixels.to(weight.device, weight.dtype)
@@ -57,10 +57,12 @@ def predict_images(
         The likeliest class of each image; or why it could not be read.
     """
     content = []
+    cfg = pretrained_cfg(model)
     for file in files:
-        image = read_or_error(file)
-        if isinstance(image, UnreadableImageError):
-            yield image
+        try:
+            image = read_as_seen(file, cfg)
+        except UnreadableImageError as error:
+            yield error
             continue
         found = classify(model, image)
         top = [{"class": one.name, "probability": one.probability} for one in found]

@@ -1,6 +1,7 @@
 """Data: sets of labelled images by name, and what is done to the images before a network."""
 
 from convattn.data.annotated import AnnotatedImages, describe_skipped
+from convattn.data.bands import read_bands
 from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.coco import DETECTION_DATASETS, DetectionSource, load_detection
 from convattn.data.dense_transforms import (
@@ -43,6 +44,7 @@ __all__ = [
     "load_imagenet_validation",
     "load_segmentation",
     "load_source",
+    "read_bands",
     "read_image",
     "segmentation_test_transform",
     "segmentation_train_transform",

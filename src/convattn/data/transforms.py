@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import to_pil_image
 
 from convattn.data.images import Transform
+
+Pixels = TypeVar("Pixels", Image.Image, Tensor)
+"""An image of PIL's, or bytes (C, H, W)."""
 
 PaddingMode = Literal["constant", "reflect"]
 ErasingMode = Literal["const", "rand", "pixel"]
@@ -81,6 +84,11 @@ def eval_transform(
     _check_one_of("crop_mode", crop_mode, ("center", "squash", "border"))
     if not 0 < crop_pct <= 1:
         raise ValueError(f"crop_pct={crop_pct}; expected a share above 0, at most 1")
+    if crop_mode == "border" and len(mean) not in (1, 3):
+        raise ValueError(
+            f"crop_mode='border' fills borders of grey and RGB alone, and mean has {len(mean)} "
+            "channels; give 'center' or 'squash'"
+        )
     return EvalTransform(size, crop_pct, crop_mode, interpolation, _Normalize(mean, std))
 
 
@@ -280,9 +288,11 @@ class _Normalize:
             )
 
     def __call__(self, images: Image.Image | Tensor) -> Tensor:
-        """A PIL image as (C, H, W) floats, or (B, C, H, W) bytes as as many floats."""
+        """A PIL image, or (C, H, W) bytes, as such floats; (B, C, H, W) bytes as as many floats."""
         if isinstance(images, Image.Image):
             return self(_bytes_of(images))[0]
+        if images.ndim == 3:
+            return self(images[None])[0]
         self.check(images)
         shape = (-1, 1, 1)
         mean, std = torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
@@ -323,9 +333,11 @@ class EvalTransform:
         self.pil = transforms.Compose([resize, crop, normalize])
 
     def __call__(self, images: Image.Image | Tensor) -> Tensor:
-        """A PIL image as (C, H, W) floats, or (B, C, H, W) bytes as as many floats."""
+        """A PIL image, or (C, H, W) bytes, as such floats; (B, C, H, W) bytes as as many floats."""
         if isinstance(images, Image.Image):
             return self.pil(images)
+        if images.ndim == 3:
+            return self(images[None])[0]
         if images.shape[2:] == self.size and self.crop_pct == 1:
             return self.normalize(images)
         return _one_by_one(images, self.pil, self.normalize)
@@ -402,6 +414,13 @@ class _TrainTransform:
     def __call__(self, images: Image.Image | Tensor) -> Tensor:
         if isinstance(images, Image.Image):
             return self.pil(images)
+        if images.ndim == 3:
+            return self(images[None])[0]
+        if images.shape[1] not in (1, 3) and len(self.pil.transforms[1].transforms):
+            raise ValueError(
+                f"the images have {images.shape[1]} channels; color_jitter and auto_augment are "
+                "for grey and RGB alone: leave them out"
+            )
         if not self._has_tensor_operations(images.shape[2], images.shape[3]):
             return _one_by_one(images, self.pil, self.normalize)
         if self.padding:
@@ -468,11 +487,12 @@ class _Cover:
         self.size = size
         self.mode = str_to_interp_mode(interpolation)
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        enlarge = max(self.size[0] / image.height, self.size[1] / image.width)
+    def __call__(self, image: Pixels) -> Pixels:
+        width, height = transforms.functional.get_image_size(image)
+        enlarge = max(self.size[0] / height, self.size[1] / width)
         size = [
             max(least, round(length * enlarge))
-            for least, length in zip(self.size, (image.height, image.width), strict=True)
+            for least, length in zip(self.size, (height, width), strict=True)
         ]
         return _resize(image, (size[0], size[1]), self.mode)
 
@@ -480,14 +500,14 @@ class _Cover:
 class _RandomResizedCrop(RandomResizedCropAndInterpolation):
     """timm's, drawn alike and resized sooner."""
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        top, left, height, width = self.get_params(image, self.scale, self.ratio)
+    def __call__(self, image: Pixels) -> Pixels:
+        box = self.get_params(image, self.scale, self.ratio)
         modes = self.interpolation
         mode = random.choice(modes) if isinstance(modes, tuple) else modes
-        return _resize(image.crop((left, top, left + width, top + height)), self.size, mode)
+        return _resize(transforms.functional.crop(image, *box), self.size, mode)
 
 
-def _resize(image: Image.Image, size: tuple[int, int], mode: InterpolationMode) -> Image.Image:
+def _resize(image: Pixels, size: tuple[int, int], mode: InterpolationMode) -> Pixels:
     """Resize to a height and width, for training.
 
     PyTorch's vectors are two to five times as fast as Pillow's loops, and within 2 grey levels of
@@ -495,6 +515,8 @@ def _resize(image: Image.Image, size: tuple[int, int], mode: InterpolationMode) 
     """
     if mode not in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC):
         return transforms.functional.resize(image, list(size), mode)
+    if isinstance(image, Tensor):
+        return F.interpolate(image[None], size, mode=mode.value, antialias=True)[0]
     if (image.height, image.width) == size:
         return image
     pixels = F.interpolate(_bytes_of(image), size, mode=mode.value, antialias=True)
@@ -510,6 +532,8 @@ def _bytes_of(image: Image.Image) -> Tensor:
 
 def _one_by_one(images: Tensor, pil: Any, normalize: _Normalize) -> Tensor:
     normalize.check(images)
+    if images.shape[1] not in (1, 3):  # Pillow has no such images, and the steps take tensors, too
+        return torch.stack([pil(image) for image in images])
     return torch.stack([pil(to_pil_image(image)) for image in images])
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
-from convattn.data import ImageSource, read_image
+from convattn.data import ImageSource
+from convattn.data.bands import as_rgb
 from convattn.exceptions import NoEvidenceError
 from convattn.explanation.capture import (
     AttentionLayer,
@@ -30,7 +31,7 @@ from convattn.explanation.geometry import Grid
 from convattn.explanation.gradcam import grad_cam
 from convattn.explanation.linear_evidence import evidence_of_classes
 from convattn.explanation.overlay import overlay
-from convattn.explanation.preprocessing import Preprocessed, View, preprocess
+from convattn.explanation.preprocessing import Preprocessed, View, preprocess, read_as_seen
 from convattn.layers import AAConv2d, LearnedAggregation2d
 from convattn.modes import eval_mode, frozen_eval_mode
 from convattn.text import nearest_few, one_line
@@ -549,8 +550,10 @@ def _preprocess(
     model: nn.Module, image: ImageSource, view: View
 ) -> tuple[Image.Image, Preprocessed, Tensor]:
     """The image, what the network sees of it, and that as a batch of one, ready for it."""
-    shown = read_image(image)
-    prepared = preprocess(shown, pretrained_cfg(model), view)
+    cfg = pretrained_cfg(model)
+    seen = read_as_seen(image, cfg)
+    prepared = preprocess(seen, cfg, view)
+    shown = as_rgb(seen) if isinstance(seen, Tensor) else seen
     weight = next(model.parameters())
     return shown, prepared, prepared.pixels.unsqueeze(0).to(weight.device, weight.dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,9 +13,11 @@ from timm.data import resolve_data_config
 from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import get_image_size
 from torchvision.transforms.functional import resize as resize_tensor
 
-from convattn.data import transform_of
+from convattn.data import ImageSource, read_image, transform_of
+from convattn.data.bands import read_bands
 from convattn.data.reading import MAX_PIXELS
 
 View = Literal["auto", "crop", "whole"]
@@ -36,7 +39,9 @@ class Preprocessed:
     region: tuple[float, float, float, float]
 
 
-def preprocess(image: Image.Image, cfg: Mapping[str, Any], view: View = "auto") -> Preprocessed:
+def preprocess(
+    image: Image.Image | Tensor, cfg: Mapping[str, Any], view: View = "auto"
+) -> Preprocessed:
     """What a network is given of an image.
 
     ``"crop"`` is the transform that the network is tested with, to the bit. ``"whole"`` is the
@@ -46,12 +51,13 @@ def preprocess(image: Image.Image, cfg: Mapping[str, Any], view: View = "auto") 
     ``fixed_input_size`` are always given the crop.
 
     Args:
-        image: In RGB, as ``read_image`` gives it; converted for networks of one channel.
+        image: In RGB, as ``read_image`` gives it; converted for networks of one channel. For one of
+            other channels bytes (C, H, W), as ``read_bands`` gives them.
         cfg: The network's ``pretrained_cfg``; what it lacks is timm's default.
 
     Raises:
-        ValueError: If there is no such view, the network takes neither grey nor RGB, or the
-            image is so long and thin that the resized one would fill the memory or vanish.
+        ValueError: If there is no such view, the network takes other channels than the image has,
+            or the image is so long and thin that the resized one would fill the memory or vanish.
 
     Example:
         >>> cfg = {"input_size": (3, 64, 64), "crop_pct": 1.0}
@@ -60,46 +66,74 @@ def preprocess(image: Image.Image, cfg: Mapping[str, Any], view: View = "auto") 
     """
     if view not in get_args(View):
         raise ValueError(f"view={view!r}; expected one of {', '.join(get_args(View))}")
-    channels = _check_channels(cfg)
+    _check_channels(cfg, None if isinstance(image, Image.Image) else len(image))
     transform = transform_of(cfg)
     resize, crop, normalize = transform.pil.transforms
-    resized = _resized_size(image.size, resize)
-    whole = view == "whole" or (view == "auto" and _is_panorama(image, cfg))
-    if whole and max(image.size) > _MOST_ELONGATED * min(image.size):
+    width, height = size = tuple(get_image_size(image))
+    resized = _resized_size(size, resize)
+    whole = view == "whole" or (view == "auto" and _is_panorama(size, cfg))
+    if whole and max(size) > _MOST_ELONGATED * min(size):
         raise ValueError(
-            f"an image of {image.width} x {image.height} pixels is too long to be seen whole, at "
+            f"an image of {width} x {height} pixels is too long to be seen whole, at "
             f"most {_MOST_ELONGATED} times its shorter side; crop it first"
         )
-    _check_resized(image.size, resized)
-    if channels == 1:
+    _check_resized(size, resized)
+    if isinstance(image, Image.Image) and _num_channels(cfg) == 1:
         image = image.convert("L")
     if whole:
-        region = (0.0, 0.0, float(image.width), float(image.height))
-        return Preprocessed(normalize(resize(image)), region)
-    height, width = crop.size
-    left, right = _centre_crop_region(image.width, resized[0], width)
-    top, bottom = _centre_crop_region(image.height, resized[1], height)
+        return Preprocessed(normalize(resize(image)), (0.0, 0.0, float(width), float(height)))
+    left, right = _centre_crop_region(width, resized[0], crop.size[1])
+    top, bottom = _centre_crop_region(height, resized[1], crop.size[0])
     return Preprocessed(transform(image), (left, top, right, bottom))
 
 
-def _check_channels(cfg: Mapping[str, Any]) -> int:
+def read_as_seen(source: ImageSource, cfg: Mapping[str, Any]) -> Image.Image | Tensor:
+    """An image as ``preprocess`` wants it for a network.
+
+    Args:
+        source: As for ``read_image``; for a network of other channels than 1 or 3 the path of a
+            file with as many bands.
+        cfg: The network's ``pretrained_cfg``; what it lacks is timm's default.
+
+    Returns:
+        In RGB, or its bands as bytes (C, H, W).
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        UnreadableImageError: If it is no image, or has another number of bands.
+    """
+    channels = _num_channels(cfg)
+    if channels in (1, 3) or not isinstance(source, str | Path) or not Path(source).is_file():
+        return read_image(source)
+    return read_bands(str(source), channels)
+
+
+def _num_channels(cfg: Mapping[str, Any]) -> int:
+    return int(resolve_data_config(pretrained_cfg=dict(cfg))["input_size"][0])
+
+
+def _check_channels(cfg: Mapping[str, Any], given: int | None) -> None:
     resolved = resolve_data_config(pretrained_cfg=dict(cfg))
     channels, mean = resolved["input_size"][0], resolved["mean"]
-    if channels not in (1, 3):
+    if given is None and channels not in (1, 3):
         raise ValueError(
             f"the network takes {channels} channels, where an image has 3, or 1 of grey; give "
-            "the network a tensor of your own"
+            "the path of a file with as many bands"
+        )
+    if given is not None and given != channels:
+        raise ValueError(
+            f"the image has {given} bands and the network takes {channels} channels; give an image "
+            "with as many"
         )
     if len(mean) != channels:
         raise ValueError(
             f"the network's configuration has input_size={tuple(resolved['input_size'])} and "
             f"mean={tuple(mean)}; expected one mean and one std a channel"
         )
-    return int(channels)
 
 
-def _is_panorama(image: Image.Image, cfg: Mapping[str, Any]) -> bool:
-    return max(image.size) >= 2 * min(image.size) and not cfg.get("fixed_input_size")
+def _is_panorama(size: tuple[int, int], cfg: Mapping[str, Any]) -> bool:
+    return max(size) >= 2 * min(size) and not cfg.get("fixed_input_size")
 
 
 def _resized_size(size: tuple[int, int], resize: Any) -> tuple[int, int]:
