@@ -29,7 +29,7 @@ class DataConfig:
     name: str = "cluttered_digits"
     """Name of the data set; `convattn list --data` shows them all."""
     root: str | None = None
-    """Folder that holds the data set; sets that are generated need none."""
+    """Folder that holds the data set, or its table; sets that are generated need none."""
     format: DataFormat = "auto"
     """How the folder or file holds what is known of its images; auto looks, and says what it
     took."""
@@ -40,15 +40,16 @@ class DataConfig:
     annotations: str | None = None
     """Detection: name of the COCO json before _train2017.json; None: instances."""
     bad_annotations: Literal["error", "skip"] = "error"
-    """Detection and segmentation: refuse a set with faulty annotations, or leave them out."""
+    """Tables, detection and segmentation: refuse a set with faulty annotations, or leave them
+    out."""
     bad_images: Literal["error", "skip"] = "error"
     """Stop at an image file that cannot be read, or go on: in training the next image takes its
     place, from a test it is left out. Each is told once."""
     empty_images: Literal["keep", "skip", "error"] = "keep"
     """Detection: what is done with training images that show no object."""
     group: str | None = None
-    """Folders without splits: a regular expression; images in whose paths it (or its group) finds
-    the same are in one part, for example (patient[0-9]+)_."""
+    """Folders and tables without splits: a regular expression; images in whose paths it (or its
+    group) finds the same are in one part, for example (patient[0-9]+)_."""
     ignore_unknown: bool = False
     """Tests: leave out and count what is of a class that the network does not know."""
     download: bool = False
@@ -596,12 +597,14 @@ _OF_CLASSIFIERS = (
         "interpolation",
         "crop_pct",
         "group",
+        "path_column",
+        "labels_column",
     )
     | _defaults("model", ModelConfig, "drop_rate")
     | _defaults("augment", AugmentConfig, "pool")
     | _defaults("optim", OptimConfig, "loss")
 )
-_OF_DENSE = _defaults("data", DataConfig, "scale_jitter", "crop_size", "bad_annotations")
+_OF_DENSE = _defaults("data", DataConfig, "scale_jitter", "crop_size")
 _OF_DENSE |= _defaults("model", ModelConfig, "backbone", "backbone_args")
 _OF_DETECTORS = _defaults("data", DataConfig, "max_size", "annotations", "empty_images")
 

@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
-from convattn.data import Source, TensorImages, load_source, train_transform, transform_of
+from convattn.data import (
+    ImageFiles,
+    Source,
+    TensorImages,
+    load_source,
+    train_transform,
+    transform_of,
+)
 from convattn.data.batches import opened
 from convattn.data.images import Transform
 
@@ -44,10 +51,22 @@ def open_data(
         num_train=config.num_train if training else 1,
         num_test=config.num_test,
         format=config.format,
+        path_column=config.path_column,
+        labels_column=config.labels_column,
+        bad_annotations=config.bad_annotations,
         group=config.group,
         class_names=class_names,
         ignore_unknown=config.ignore_unknown,
     )
+    if source.multi_label:
+        raise ValueError(
+            f"{config.root} gives images several classes, and classifiers are trained on one an "
+            "image; name a column of one class an image (--data.labels-column)"
+        )
+    if isinstance(source.train, ImageFiles) and source.train.weights is not None:
+        raise ValueError(
+            f"{config.root} has a column of weights, which training does not heed; rename it"
+        )
     return opened(config, source)
 
 

@@ -180,7 +180,10 @@ def _transform(model: nn.Module) -> dict[str, Any]:
 def _names(images: TensorImages | ImageFiles, root: str | None) -> list[str]:
     if not isinstance(images, ImageFiles):
         return [str(number) for number in range(len(images))]
-    return [os.path.relpath(path, Path(root or ".").expanduser()) for path in images.paths]
+    base = Path(root or ".").expanduser()
+    if base.is_file():
+        base = base.parent
+    return [os.path.relpath(path, base) for path in images.paths]
 
 
 def _open(load: LoadModel, options: EvaluateConfig, *, is_run: bool) -> tuple[nn.Module, _Test]:

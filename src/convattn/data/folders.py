@@ -6,7 +6,8 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -95,7 +96,7 @@ class _Scan:
 
     def files(
         self, folder: str, extensions: tuple[str, ...], reason: str
-    ) -> Iterator[tuple[str, list[str]]]:
+    ) -> Generator[tuple[str, list[str]]]:
         """Every folder from this one down, with the names of the files in it that are taken."""
         waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(folder, (_identity(folder),))]
         with tqdm(unit=" files", desc=folder, disable=None, delay=1, leave=False) as progress:
@@ -147,6 +148,13 @@ def find_images(
     scan = _Scan(str(base or folder), left_out)
     found = list(scan.files(str(folder), extensions or image_extensions(), reason))
     return [os.path.join(inside, name) for inside, names in sorted(found) for name in names]
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there is an image in a folder or below it, by its name."""
+    found = _Scan(str(folder), LeftOut()).files(str(folder), image_extensions(), NO_IMAGE)
+    with closing(found):
+        return next(found, None) is not None
 
 
 def subfolders(
@@ -280,10 +288,11 @@ def draw_test(
 ) -> Tensor:
     """Which images are for the test, (N,) bool: about a fifth of each class.
 
-    At least one image of every class is for the test, and at least one is not.
+    At least one image of every class is for the test, and at least one is not. Where images have
+    several classes, the rarest class is drawn first.
 
     Args:
-        labels: Class numbers (N,).
+        labels: Class numbers (N,); or which classes an image has, (N, K) bool.
         class_names: Name of each class, for errors.
         together: Places of images that are all in one part.
         seed: Of the draw.
@@ -298,8 +307,8 @@ def draw_test(
     generator = torch.Generator().manual_seed(seed)
     for_test = torch.zeros(len(labels), dtype=torch.bool)
     decided: set[int] = set()
-    for label in labels.unique().tolist():
-        own = (labels == label).nonzero()[:, 0].tolist()
+    of_classes = _images_of_classes(labels)
+    for label, own in of_classes.items():
         units = list(dict.fromkeys(unit[index] for index in own))
         if len(units) < 2:
             raise ValueError(
@@ -324,14 +333,25 @@ def draw_test(
         for one in chosen:
             for_test[members[one]] = True
         decided |= set(units)
-    for label in labels.unique().tolist():
-        share = for_test[labels == label]
+    for label, own in of_classes.items():
+        share = for_test[own]
         if share.all() or not share.any():
             raise ValueError(
                 f"the images of class {class_names[label]!r} cannot be parted, since they belong "
-                f"together with those of other classes; put test images into a folder of their own"
+                f"together with those of other classes; say yourself which images are for the test"
             )
     return for_test
+
+
+def _images_of_classes(labels: Tensor) -> dict[int, list[int]]:
+    """Class -> the places of its images, in the order in which the classes are drawn."""
+    if labels.ndim == 1:
+        places = {one: (labels == one).nonzero()[:, 0] for one in labels.unique().tolist()}
+    else:
+        counts = labels.sum(0)
+        order = [one for one in counts.argsort(stable=True).tolist() if counts[one]]
+        places = {one: labels[:, one].nonzero()[:, 0] for one in order}
+    return {one: found.tolist() for one, found in places.items()}
 
 
 def _units(count: int, together: Iterable[Sequence[int]]) -> list[int]:

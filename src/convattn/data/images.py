@@ -91,15 +91,18 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         return list(zip(images.unbind(), self.labels[chosen].tolist(), strict=True))
 
 
-class ImageFiles(Dataset[tuple[Any, int]]):
+class ImageFiles(Dataset[tuple[Any, ...]]):
     """Labelled image files, read as ``read_image`` reads them when asked for.
 
-    An item is ``(image, label)``; the image is what ``transform`` makes of the PIL image. A
-    transform that has a method ``reduction`` tells by it how much smaller a JPEG may be decoded.
+    An item is ``(image, label)``, or where there are weights ``(image, label, weight)``; the image
+    is what ``transform`` makes of the PIL image, the label a number or, where images have several
+    classes, floats (K,) of 0 and 1. A transform that has a method ``reduction`` tells by it how
+    much smaller a JPEG may be decoded.
 
     Args:
         paths: One file an image.
-        labels: Class numbers, (N,) int64.
+        labels: Class numbers, (N,) int64; or which classes an image has, (N, K) bool.
+        weights: How much each counts in the loss, (N,) float32; None: all alike.
         transform: Called with an upright PIL image in RGB; None gives that image.
 
     Raises:
@@ -107,30 +110,45 @@ class ImageFiles(Dataset[tuple[Any, int]]):
     """
 
     def __init__(
-        self, paths: Sequence[str], labels: Tensor, *, transform: Transform | None = None
+        self,
+        paths: Sequence[str],
+        labels: Tensor,
+        *,
+        weights: Tensor | None = None,
+        transform: Transform | None = None,
     ) -> None:
         assert len(paths) == len(labels)
         self.paths = paths
         self.labels = labels
+        self.weights = weights
         self.transform = transform
 
     def with_transform(self, transform: Transform | None) -> ImageFiles:
         """The same files seen through another transform."""
-        return ImageFiles(self.paths, self.labels, transform=transform)
+        return ImageFiles(self.paths, self.labels, weights=self.weights, transform=transform)
 
     def select(self, indices: Tensor) -> ImageFiles:
         """The files at ``indices`` (M,), in that order."""
         paths = [self.paths[index] for index in indices.tolist()]
-        return ImageFiles(paths, self.labels[indices], transform=self.transform)
+        return ImageFiles(
+            paths,
+            self.labels[indices],
+            weights=None if self.weights is None else self.weights[indices],
+            transform=self.transform,
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         path = self.paths[index]
-        image = read_sample(path, path, reduction=getattr(self.transform, "reduction", None)).image
-        label = int(self.labels[index])
-        return (image if self.transform is None else self.transform(image)), label
+        reduction = getattr(self.transform, "reduction", None)
+        image: Any = read_sample(path, path, reduction=reduction).image
+        if self.transform is not None:
+            image = self.transform(image)
+        label = self.labels[index]
+        truth = int(label) if label.ndim == 0 else label.float()
+        return (image, truth) if self.weights is None else (image, truth, self.weights[index])
 
 
 class Replacing(Dataset[Any]):

@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from convattn.config import DataFormat
+from convattn.data.annotated import BadAnnotations
 from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.folders import (
     LeftOut,
@@ -29,12 +30,28 @@ from convattn.data.folders import (
     find_images,
     find_splits,
     group_by_name,
+    holds_images,
     split_of,
     subfolders,
 )
 from convattn.data.imagenet import imagenet_names
 from convattn.data.images import ImageFiles, TensorImages
 from convattn.data.reading import image_extensions, read_sample
+from convattn.data.tables import (
+    TABLES,
+    Row,
+    Rows,
+    TableFiles,
+    check_known,
+    classes_of,
+    find_metadata,
+    find_tables,
+    groups_of,
+    has_labels,
+    read_tables,
+    single_table,
+    tables_in,
+)
 from convattn.text import nearest, one_line
 
 DATASETS: tuple[str, ...] = (
@@ -65,6 +82,8 @@ class Source:
     """Training images, without a transform: give them one by ``with_transform``."""
     test: TensorImages | ImageFiles
     """Test images, alike."""
+    multi_label: bool = False
+    """Whether an image may have several classes, or none; its label is then (K,) of 0 and 1."""
     image_size: tuple[int, int] | None
     """Height and width in pixels; None when the images vary."""
     in_chans: int
@@ -90,6 +109,9 @@ def load_source(
     num_train: int | None = None,
     num_test: int | None = None,
     format: DataFormat = "auto",
+    path_column: str | None = None,
+    labels_column: str | None = None,
+    bad_annotations: BadAnnotations = "error",
     group: str | None = None,
     class_names: Sequence[str] | None = None,
     ignore_unknown: bool = False,
@@ -107,7 +129,10 @@ def load_source(
       fifth of each class, drawn by ``seed``, becomes the test set; files of the same bytes, and
       what ``group`` finds to belong together, stay on one side. What is hidden (as
       ``.ipynb_checkpoints``), left by a system (as ``__MACOSX``) or no image by its name is left
-      out and counted in ``skipped``.
+      out and counted in ``skipped``. Or ``root`` is a table (CSV, TSV, JSON lines, parquet), or a
+      folder with one, with ``metadata.csv`` as Hugging Face's imagefolder has it, or with
+      ``train.csv`` and ``val.csv``; see ``convattn.data.tables.read_tables``. A table's own column
+      of splits, of groups and of weights is heeded.
     - ``imagenet`` reads ``root/train/n01440764/...`` and ``root/val/n01440764/...``, for all of
       ImageNet's classes or some. For a test, ``load_imagenet_validation`` wants no training
       images.
@@ -126,7 +151,12 @@ def load_source(
         image_size: Side of generated images in pixels; all others keep their own size.
         num_train: Training images to make, or to draw by ``seed`` from all; None means all.
         num_test: Test images, alike; the draw does not depend on ``seed``.
-        format: How a ``folder`` tells the classes: ``"folder"`` by class folders; ``"auto"`` looks.
+        format: How a ``folder`` tells the classes: ``"folder"`` by class folders, ``"table"`` by a
+            table; ``"auto"`` looks.
+        path_column: Column of the images' paths in a table; None: by its name.
+        labels_column: Column of their classes, alike.
+        bad_annotations: Refuse a table with rows without image, class or weight, or leave them
+            out, counted in ``skipped``.
         group: A regular expression for a ``folder`` without splits. Images in whose paths below
             ``root`` its group, or the whole of it, finds the same are in one part.
         class_names: What a network calls its classes, in its order. The source then has these
@@ -157,18 +187,39 @@ def load_source(
         raise ValueError(
             f"unknown data set {name!r}; did you mean {near!r}? Known: {', '.join(DATASETS)}"
         )
-    check_format(name, format, ("folder",) if name == "folder" else ())
+    check_format(name, format, ("folder", "table") if name == "folder" else ())
+    of_tables = {
+        "path_column": path_column,
+        "labels_column": labels_column,
+        "bad_annotations": None if bad_annotations == "error" else bad_annotations,
+    }
+    if name != "folder":
+        _refuse_of_tables(of_tables, name)
     if name == "cluttered_digits":
         refuse_root(name, root, "folder")
         source = _load_cluttered_digits(image_size, num_train, num_test, seed)
         return _as_known(source, class_names, ignore_unknown, name)
-    folder = find_root(name, root, download)
+    folder = find_root(name, root, download, files=TABLES if name == "folder" else ())
     if name == "tiny_imagenet":
         source = _load_tiny_imagenet(folder, num_train, num_test, seed)
         return _as_known(source, class_names, ignore_unknown, str(folder))
     if name == "folder":
-        tested = class_names is not None and _is_split(folder)
-        source = _load_test_folder(folder) if tested else _load_folder(folder, group, seed)
+        testing = class_names is not None
+        named = path_column is not None or labels_column is not None
+        tables = _tables_of(folder, "table" if named and format == "auto" else format)
+        if tables is not None:
+            rows = read_tables(
+                tables,
+                path_column=path_column,
+                labels_column=labels_column,
+                bad_annotations=bad_annotations,
+            )
+            source = _load_tables(tables, rows, group, seed, testing=testing)
+        else:
+            _refuse_of_tables(of_tables, str(folder))
+            tested = testing and _is_split(folder)
+            source = _load_test_folder(folder) if tested else _load_folder(folder, group, seed)
+            source = _with_tables_noted(source, folder)
     elif name == "imagenet":
         source = _load_imagenet(folder)
     elif name == "fashion_mnist":
@@ -190,11 +241,13 @@ def _as_known(
         return source
     numbers = match_classes(source.class_names, class_names, ignore_unknown, where)
     left_out = {
-        name: int((source.test.labels == number).sum())
+        name: int(_has_class(source.test.labels, number).sum())
         for number, name in enumerate(source.class_names)
         if numbers[number] < 0
     }
-    train, test = (_renumbered(part, numbers) for part in (source.train, source.test))
+    train, test = (
+        _renumbered(part, numbers, len(class_names)) for part in (source.train, source.test)
+    )
     if not len(test):
         raise ValueError(
             f"{where} holds no image of a class that the network knows; expected some of "
@@ -256,16 +309,28 @@ def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def _has_class(labels: Tensor, number: int) -> Tensor:
+    """Which images are of a class, (N,) bool, by labels (N,) or (N, K)."""
+    return labels == number if labels.ndim == 1 else labels[:, number]
+
+
 def _renumbered(
-    images: TensorImages | ImageFiles, numbers: Sequence[int]
+    images: TensorImages | ImageFiles, numbers: Sequence[int], num_classes: int
 ) -> TensorImages | ImageFiles:
-    """The images whose class has a number, with that as their label."""
+    """The images all of whose classes have a number, with that as their label."""
     if not len(images):
         return images
-    labels = torch.tensor(numbers)[images.labels]
-    kept = images.select((labels >= 0).nonzero()[:, 0])
-    kept.labels = labels[labels >= 0]
-    return kept
+    known = torch.tensor(numbers) >= 0
+    if images.labels.ndim == 1:
+        kept = known[images.labels]
+        labels = torch.tensor(numbers)[images.labels]
+    else:
+        kept = ~images.labels[:, ~known].any(1)
+        labels = torch.zeros(len(images), num_classes, dtype=torch.bool)
+        labels[:, torch.tensor(numbers)[known]] = images.labels[:, known]
+    chosen = images.select(kept.nonzero()[:, 0])
+    chosen.labels = labels[kept]
+    return chosen
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -337,12 +402,26 @@ def refuse_root(name: str, root: str | Path | None, reader: str) -> None:
         )
 
 
-def find_root(name: str, root: str | Path | None, download: bool) -> Path:
+def _refuse_of_tables(options: Mapping[str, str | None], where: str) -> None:
+    """Refuse what only a table heeds where none is read."""
+    for option, value in options.items():
+        if value is not None:
+            flag = option.replace("_", "-")
+            raise ValueError(
+                f"{option}={value!r} (--data.{flag}) is about a table, and {where} is not read as "
+                "one; leave it out, or give a table (--data.name folder --data.format table)"
+            )
+
+
+def find_root(
+    name: str, root: str | Path | None, download: bool, *, files: Sequence[str] = ()
+) -> Path:
     """The folder of a data set, which may be missing only if it is going to be downloaded.
 
     Args:
         name: Of the data set, for errors.
         download: Whether it will be filled.
+        files: Ends of the names of files, in lower case, that may be there instead.
 
     Raises:
         ValueError: If none was given.
@@ -352,8 +431,9 @@ def find_root(name: str, root: str | Path | None, download: bool) -> Path:
     if root is None:
         raise ValueError(f"{name} needs root (--data.root), the folder that holds its files")
     folder = Path(root).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"root={folder} is a file; expected the folder of {name}")
+    if folder.exists() and not folder.is_dir() and folder.suffix.lower() not in files:
+        tables = f", or a table ({', '.join(files)})" if files else ""
+        raise NotADirectoryError(f"root={folder} is a file; expected the folder of {name}{tables}")
     if not folder.exists() and not download:
         raise FileNotFoundError(f"root={folder} does not exist; name a folder (--data.root)")
     return folder
@@ -407,6 +487,151 @@ def _load_folder(root: Path, group: str | None, seed: int) -> Source:
         )
     source = _file_source("folder", class_names, train, test)
     return _with_left_out(source, left_out, notes)
+
+
+def _tables_of(root: Path, format: DataFormat) -> TableFiles | None:
+    """The tables that say of which class the images are; None where folders do."""
+    if root.is_file():
+        if format == "folder":
+            raise NotADirectoryError(
+                f"root={root} is a file; expected class folders, as format='folder' (--data.format)"
+                " says: leave that out to have it read as a table"
+            )
+        return single_table(root)
+    if format == "folder" or not root.is_dir():
+        return None
+    metadata = find_metadata(root)
+    if metadata is not None and (format == "table" or has_labels(metadata)):
+        return metadata
+    if format == "auto" and (not tables_in(root) or _has_class_folders(root)):
+        return None
+    found = find_tables(root)
+    if found is None:
+        raise FileNotFoundError(
+            f"{root} holds no table ({', '.join(TABLES)}); add one, as train.csv and val.csv or "
+            "metadata.csv, or give the table itself as root (--data.root)"
+        )
+    return found
+
+
+def _with_tables_noted(source: Source, root: Path) -> Source:
+    """Tell of tables beside class folders, which may have been meant."""
+    beside = tables_in(root)
+    if not beside:
+        return source
+    note = f"read as class folders, not by {', '.join(beside)}; --data.format table would"
+    return replace(source, notes=(*source.notes, note))
+
+
+def _has_class_folders(root: Path) -> bool:
+    """Whether the folders are classes, by what is in them: at least two, with images in each.
+
+    One that is called ``images`` only keeps images together.
+    """
+    splits = [root / name for name in subfolders(root) if split_of(name) is not None]
+    for folder in splits if _is_split(root) else [root]:
+        names = subfolders(folder)
+        if len(names) < 2 or "images" in (name.lower() for name in names):
+            return False
+        if not all(holds_images(folder / name) for name in names):
+            return False
+    return True
+
+
+def _load_tables(
+    tables: TableFiles, found: Rows, group: str | None, seed: int, *, testing: bool
+) -> Source:
+    """What tables say, as training and test images; where those are enough, the test's alone."""
+    train_rows, test_rows, unused = _part_rows(tables, found, testing=testing)
+    notes = [found.note]
+    if test_rows and group is not None:
+        raise ValueError(
+            f"group={group!r} parts images without splits, and {tables.names} has some; leave "
+            "group out"
+        )
+    if not test_rows:
+        class_names, images = _files_of(train_rows, found, classes_of(train_rows))
+        together = _find_together(notes, tables.folder, images, class_names, group)
+        train, test = _set_aside(images, class_names, together + groups_of(train_rows), seed)
+        notes.append(
+            f"{tables.names} has no test images: {len(test):,} of its {len(images):,}, about a "
+            "fifth of each class, are the test set; a column split would say which"
+        )
+    elif testing:
+        class_names, test = _files_of(test_rows, found, classes_of(test_rows), least=1)
+        train = test.select(torch.arange(0))
+    else:
+        class_names, train = _files_of(train_rows, found, classes_of(train_rows))
+        check_known(test_rows, class_names)
+        _, test = _files_of(test_rows, found, class_names)
+        _note_copies(notes, tables.folder, train, test)
+        _note_groups(notes, train_rows, test_rows)
+    test.weights = None  # every image of a test counts once
+    source = _file_source("folder", class_names, train, test)
+    return replace(
+        source,
+        multi_label=found.several,
+        skipped={**found.skipped, **unused},
+        notes=tuple(notes),
+    )
+
+
+def _part_rows(
+    tables: TableFiles, found: Rows, *, testing: bool
+) -> tuple[Sequence[Row], Sequence[Row], dict[str, int]]:
+    """Rows to train, rows to test, none if they are not told apart, and how many are neither."""
+    parts: dict[str | None, list[Row]] = {}
+    for row in found.rows:
+        parts.setdefault(row.split, []).append(row)
+    held_out = next((split for split in ("val", "test") if split in parts), None)
+    if held_out is None:
+        file, *others = tables.files.values()
+        only_test = testing and not others and split_of(file.stem) in ("val", "test")
+        return ((), found.rows, {}) if only_test else (found.rows, (), {})
+    if "train" not in parts and not testing:
+        raise ValueError(
+            f"{tables.names} in {tables.folder} has rows of {' and '.join(map(str, parts))} and "
+            "none of train; add some, or leave the splits out to have a fifth set aside"
+        )
+    unused = {
+        f"row of {split}, {held_out} being the test set": len(rows)
+        for split, rows in parts.items()
+        if split not in ("train", held_out)
+    }
+    return parts.get("train", ()), parts[held_out], unused
+
+
+def _files_of(
+    rows: Sequence[Row], found: Rows, class_names: tuple[str, ...], *, least: int = 2
+) -> tuple[tuple[str, ...], ImageFiles]:
+    if len(class_names) < least:
+        raise ValueError(
+            f"{rows[0].found_at()} and all other rows are of one class, "
+            f"{', '.join(map(repr, class_names)) or 'none'}; expected at least 2 classes"
+        )
+    numbers = {name: number for number, name in enumerate(class_names)}
+    if found.several:
+        labels = torch.zeros(len(rows), len(class_names), dtype=torch.bool)
+        places = [(row, numbers[name]) for row, one in enumerate(rows) for name in one.classes]
+        labels[tuple(torch.tensor(places).reshape(-1, 2).T)] = True
+    else:
+        labels = torch.tensor([numbers[row.classes[0]] for row in rows])
+    weights = torch.tensor([row.weight for row in rows]) if found.weighted else None
+    if weights is not None and not weights.sum():
+        raise ValueError(
+            f"{rows[0].found_at()} and all other rows have the weight 0; expected one above 0"
+        )
+    return class_names, ImageFiles([row.path for row in rows], labels, weights=weights)
+
+
+def _note_groups(notes: list[str], train: Sequence[Row], test: Sequence[Row]) -> None:
+    """Tell of groups that are in both parts."""
+    groups = {row.group for row in train} & {row.group for row in test} - {None}
+    if groups:
+        notes.append(
+            f"{len(groups):,} groups, as {min(map(str, groups))!r}, have images in training and "
+            "test: the test flatters"
+        )
 
 
 def _load_test_folder(root: Path) -> Source:
@@ -555,7 +780,7 @@ def _find_together(
     copies = find_duplicates(images.paths)
     for places in copies:
         labels = images.labels[places]
-        other = next((one for one in places if images.labels[one] != labels[0]), None)
+        other = next((one for one in places if (images.labels[one] != labels[0]).any()), None)
         if other is not None:
             notes.append(
                 f"{images.paths[places[0]]} and {images.paths[other]} are the same file in two "
@@ -587,15 +812,27 @@ def _set_aside(
     images: ImageFiles, class_names: Sequence[str], together: Sequence[Sequence[int]], seed: int
 ) -> tuple[ImageFiles, ImageFiles]:
     """Training and test part: of each class a fifth, rounded, for the test, and both get some."""
-    for label, count in enumerate(images.labels.bincount().tolist()):
+    labels = images.labels
+    counts = labels.bincount() if labels.ndim == 1 else labels.sum(0)
+    for label, count in enumerate(counts.tolist()):
         if count < 2:
-            path = images.paths[int((images.labels == label).nonzero()[0])]
+            path = images.paths[int(_has_class(labels, label).nonzero()[0])]
             raise ValueError(
-                f"{path} is the only image of its class; expected at least 2, one to train and one "
-                "to test"
+                f"{path} is the only image of its class {class_names[label]!r}; expected at least "
+                "2, one to train and one to test"
             )
-    for_test = draw_test(images.labels, class_names, together, seed)
+    for_test = draw_test(*_with_classless(labels, class_names), together, seed)
     return images.select((~for_test).nonzero()[:, 0]), images.select(for_test.nonzero()[:, 0])
+
+
+def _with_classless(labels: Tensor, class_names: Sequence[str]) -> tuple[Tensor, Sequence[str]]:
+    """Images of no class are drawn as those of a class are."""
+    if labels.ndim == 1:
+        return labels, class_names
+    none = ~labels.any(1, keepdim=True)
+    if none.sum() < 2:
+        return labels, class_names
+    return torch.cat([labels, none], dim=1), [*class_names, "none"]
 
 
 def _load_cifar(name: str, root: Path, download: bool) -> Source:
