@@ -54,6 +54,9 @@ class DataConfig:
     """Tests: leave out and count what is of a class that the network does not know."""
     download: bool = False
     """Fetch the data set into root when it is missing."""
+    in_chans: int | None = None
+    """Folders and tables: channels that the network sees; 1 for grey, None for RGB, any other
+    number for the bands of the files themselves."""
     image_size: int | None = None
     """Height and width that the network sees, in pixels; None keeps the images' own size.
     Detection and segmentation: length of the shorter side."""
@@ -599,6 +602,7 @@ _OF_CLASSIFIERS = (
         "group",
         "path_column",
         "labels_column",
+        "in_chans",
     )
     | _defaults("model", ModelConfig, "drop_rate")
     | _defaults("augment", AugmentConfig, "pool")

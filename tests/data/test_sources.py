@@ -846,3 +846,50 @@ def test_a_format_is_for_a_folder(load, tmp_path):
         load("cluttered_digits", format="folder", num_train=4, num_test=2)
     with pytest.raises(ValueError, match=r"folder cannot be read as format=.*expected auto or"):
         load("folder", root=tmp_path, format="xml")
+
+
+# --- channels
+
+
+def save_bands(root, bands=5):
+    for split, count in (("train", 3), ("val", 2)):
+        for number, name in enumerate(("a", "b")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for place in range(count):
+                pixels = np.full((4, 6, bands), 40 * number + place, np.uint8)
+                np.save(folder / f"{place}.npy", pixels)
+
+
+def test_the_bands_of_files_are_kept_and_measured(tmp_path):
+    save_bands(tmp_path)
+    source = load_source("folder", root=tmp_path, in_chans=5)
+    image, label = source.train.select(torch.tensor([4]))[0]
+    assert (source.in_chans, label) == (5, 1)
+    assert torch.equal(image, torch.full((5, 4, 6), 41, dtype=torch.uint8))
+    values = np.array([0, 1, 2, 40, 41, 42]) / 255
+    assert source.mean == pytest.approx([values.mean()] * 5, abs=1e-4)
+    assert source.std == pytest.approx([values.std()] * 5, abs=1e-4)
+
+
+def test_grey_is_one_channel(tmp_path):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4), (200, 10, 10)).save(tmp_path / split / name / "x.png")
+    source = load_source("folder", root=tmp_path, in_chans=1)
+    image, _ = source.test[0]
+    assert (image.mode, source.in_chans, len(source.mean)) == ("L", 1, 1)
+    assert image.getpixel((0, 0)) == Image.new("RGB", (1, 1), (200, 10, 10)).convert("L").getpixel(
+        (0, 0)
+    )
+
+
+def test_channels_are_of_files(tmp_path):
+    with pytest.raises(ValueError, match="cluttered_digits has channels of its own"):
+        load_source("cluttered_digits", in_chans=1, num_train=4, num_test=2)
+    save_bands(tmp_path)
+    with pytest.raises(ValueError, match=r"shape \(4, 6, 5\); expected 7 bands"):
+        load_source("folder", root=tmp_path, in_chans=7)
+    with pytest.raises(ValueError, match=r"in_chans=0 .* at least 1"):
+        load_source("folder", root=tmp_path, in_chans=0)

@@ -50,6 +50,7 @@ def open_data(
         image_size=config.image_size,
         num_train=config.num_train if training else 1,
         num_test=config.num_test,
+        in_chans=config.in_chans,
         format=config.format,
         path_column=config.path_column,
         labels_column=config.labels_column,

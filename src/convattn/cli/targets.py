@@ -183,11 +183,12 @@ def find_target(
     return Target(name=target, run=None)
 
 
-def find_images(path: Path) -> list[Path]:
+def find_images(path: Path, in_chans: int = 3) -> list[Path]:
     """The file, or every image file of the folder and those in it; what is left out is told.
 
     Args:
         path: An image or a folder.
+        in_chans: Channels that the network sees.
 
     Raises:
         UsageError: If the folder holds none.
@@ -195,10 +196,12 @@ def find_images(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     from convattn.data import folders
+    from convattn.data.bands import extensions_of
     from convattn.data.batches import report_skipped
 
     left_out = folders.LeftOut()
-    found = sorted(map(Path, folders.find_images(path, left_out)))
+    extensions = extensions_of(in_chans)
+    found = sorted(map(Path, folders.find_images(path, left_out, extensions=extensions)))
     if not found:
         raise UsageError(f"{path} holds no image; name a folder of .jpg, .png or similar files")
     report_skipped(left_out.counts, left_out.names)

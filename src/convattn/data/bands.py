@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def read_bands(path: str, in_chans: int) -> Tensor:
             f"{path} is too large: {bands.shape[2]} x {bands.shape[1]} pixels, where at most "
             f"{MAX_PIXELS / 1e6:.0f} million are read; make it smaller"
         )
-    return torch.from_numpy(np.ascontiguousarray(_as_bytes(path, bands)))
+    return torch.from_numpy(np.array(_as_bytes(path, bands), order="C"))
 
 
 def as_rgb(bands: Tensor) -> Image.Image:
@@ -89,13 +89,13 @@ def as_rgb(bands: Tensor) -> Image.Image:
     return Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy())
 
 
-def band_extensions() -> tuple[str, ...]:
-    """Ends of the names of files that are read by their bands, in lower case."""
-    return (*image_extensions(), ".npy")
+def extensions_of(in_chans: int) -> tuple[str, ...]:
+    """Ends of the names of files that are read as images of so many channels, in lower case."""
+    return image_extensions() if in_chans in (1, 3) else (*image_extensions(), ".npy")
 
 
 def measure_channels(
-    paths: list[str], in_chans: int
+    paths: Sequence[str], in_chans: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each band over some files, in 0..1.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from convattn.data.reading import read_sample
+from convattn.data.bands import read_channels
 from convattn.exceptions import UnreadableImageError
 from convattn.text import report
 
@@ -103,7 +103,9 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
         paths: One file an image.
         labels: Class numbers, (N,) int64; or which classes an image has, (N, K) bool.
         weights: How much each counts in the loss, (N,) float32; None: all alike.
-        transform: Called with an upright PIL image in RGB; None gives that image.
+        in_chans: Channels that are read of a file: see ``read_channels``.
+        transform: Called with an upright PIL image in RGB, or in grey for one channel, or bytes (C,
+            H, W) for others; None gives that image.
 
     Raises:
         UnreadableImageError: From ``[]``, for a file that is missing, cut short, or no image.
@@ -115,17 +117,35 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
         labels: Tensor,
         *,
         weights: Tensor | None = None,
+        in_chans: int = 3,
         transform: Transform | None = None,
     ) -> None:
         assert len(paths) == len(labels)
         self.paths = paths
         self.labels = labels
         self.weights = weights
+        self.in_chans = in_chans
         self.transform = transform
 
     def with_transform(self, transform: Transform | None) -> ImageFiles:
         """The same files seen through another transform."""
-        return ImageFiles(self.paths, self.labels, weights=self.weights, transform=transform)
+        return ImageFiles(
+            self.paths,
+            self.labels,
+            weights=self.weights,
+            in_chans=self.in_chans,
+            transform=transform,
+        )
+
+    def with_channels(self, in_chans: int) -> ImageFiles:
+        """The same files, read with as many channels."""
+        return ImageFiles(
+            self.paths,
+            self.labels,
+            weights=self.weights,
+            in_chans=in_chans,
+            transform=self.transform,
+        )
 
     def select(self, indices: Tensor) -> ImageFiles:
         """The files at ``indices`` (M,), in that order."""
@@ -134,6 +154,7 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
             paths,
             self.labels[indices],
             weights=None if self.weights is None else self.weights[indices],
+            in_chans=self.in_chans,
             transform=self.transform,
         )
 
@@ -143,7 +164,7 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         path = self.paths[index]
         reduction = getattr(self.transform, "reduction", None)
-        image: Any = read_sample(path, path, reduction=reduction).image
+        image: Any = read_channels(path, self.in_chans, reduction=reduction)
         if self.transform is not None:
             image = self.transform(image)
         label = self.labels[index]

@@ -22,6 +22,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from convattn.config import DataFormat
 from convattn.data.annotated import BadAnnotations
+from convattn.data.bands import extensions_of, measure_channels
 from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.folders import (
     LeftOut,
@@ -67,7 +68,10 @@ DATASETS: tuple[str, ...] = (
 _IDX_SUFFIXES = ("", ".gz")
 _TEST_SEED = 0
 _MOST_COMPARED = 100_000  # images that are looked through for copies
+_MEASURED = 200  # images whose bands are measured
 _SHOWN = 10  # names in an error
+_GREY: tuple[tuple[float, ...], tuple[float, ...]] = ((0.449,), (0.226,))
+"""Mean and deviation: the means of ImageNet's three."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,7 @@ def load_source(
     image_size: int | None = None,
     num_train: int | None = None,
     num_test: int | None = None,
+    in_chans: int | None = None,
     format: DataFormat = "auto",
     path_column: str | None = None,
     labels_column: str | None = None,
@@ -151,6 +156,9 @@ def load_source(
         image_size: Side of generated images in pixels; all others keep their own size.
         num_train: Training images to make, or to draw by ``seed`` from all; None means all.
         num_test: Test images, alike; the draw does not depend on ``seed``.
+        in_chans: Channels of a ``folder``'s images: 1 for grey, 3 for RGB (None), any other number
+            for the bands of the files themselves (``read_bands``), whose mean and deviation are
+            measured.
         format: How a ``folder`` tells the classes: ``"folder"`` by class folders, ``"table"`` by a
             table; ``"auto"`` looks.
         path_column: Column of the images' paths in a table; None: by its name.
@@ -188,6 +196,11 @@ def load_source(
             f"unknown data set {name!r}; did you mean {near!r}? Known: {', '.join(DATASETS)}"
         )
     check_format(name, format, ("folder", "table") if name == "folder" else ())
+    if in_chans is not None and name != "folder":
+        raise ValueError(
+            f"in_chans={in_chans} (--data.in-chans) says what is read of your own folder's files, "
+            f"and {name} has channels of its own; leave it out"
+        )
     of_tables = {
         "path_column": path_column,
         "labels_column": labels_column,
@@ -218,8 +231,13 @@ def load_source(
         else:
             _refuse_of_tables(of_tables, str(folder))
             tested = testing and _is_split(folder)
-            source = _load_test_folder(folder) if tested else _load_folder(folder, group, seed)
+            extensions = extensions_of(3 if in_chans is None else in_chans)
+            if tested:
+                source = _load_test_folder(folder, extensions)
+            else:
+                source = _load_folder(folder, group, seed, extensions)
             source = _with_tables_noted(source, folder)
+        source = _with_channels(source, in_chans)
     elif name == "imagenet":
         source = _load_imagenet(folder)
     elif name == "fashion_mnist":
@@ -466,7 +484,7 @@ def draw_indices(available: int, number: int, seed: int, what: str) -> Tensor:
     return torch.randperm(available, generator=generator)[:number].sort().values
 
 
-def _load_folder(root: Path, group: str | None, seed: int) -> Source:
+def _load_folder(root: Path, group: str | None, seed: int, extensions: tuple[str, ...]) -> Source:
     left_out = LeftOut()
     notes: list[str] = []
     if _is_split(root):
@@ -475,10 +493,10 @@ def _load_folder(root: Path, group: str | None, seed: int) -> Source:
                 f"group={group!r} parts a folder without splits, and {root} has some; leave group "
                 "out"
             )
-        class_names, train, test = _read_split_folders(root, left_out)
+        class_names, train, test = _read_split_folders(root, left_out, extensions)
         _note_copies(notes, root, train, test)
     else:
-        class_names, images = _read_class_folders(root, left_out)
+        class_names, images = _read_class_folders(root, left_out, extensions)
         together = _find_together(notes, root, images, class_names, group)
         train, test = _set_aside(images, class_names, together, seed)
         notes.append(
@@ -634,10 +652,12 @@ def _note_groups(notes: list[str], train: Sequence[Row], test: Sequence[Row]) ->
         )
 
 
-def _load_test_folder(root: Path) -> Source:
+def _load_test_folder(root: Path, extensions: tuple[str, ...]) -> Source:
     """The images to test alone."""
     left_out = LeftOut()
-    class_names, test = _read_class_folders(_held_out(root), left_out, base=root, least=1)
+    class_names, test = _read_class_folders(
+        _held_out(root), left_out, extensions, base=root, least=1
+    )
     source = _file_source("folder", class_names, test.select(torch.arange(0)), test)
     return _with_left_out(source, left_out, ())
 
@@ -651,9 +671,31 @@ def _with_left_out(source: Source, left_out: LeftOut, notes: Sequence[str]) -> S
     )
 
 
+def _with_channels(source: Source, in_chans: int | None) -> Source:
+    """The source with grey images, or with the bands of its files."""
+    if in_chans is None or in_chans == 3:
+        return source
+    if in_chans < 1:
+        raise ValueError(f"in_chans={in_chans} (--data.in-chans); expected channels, at least 1")
+    assert isinstance(source.train, ImageFiles)
+    assert isinstance(source.test, ImageFiles)
+    mean, std = _GREY
+    if in_chans != 1:
+        paths = source.train.paths or source.test.paths
+        mean, std = measure_channels(paths[:: math.ceil(len(paths) / _MEASURED)], in_chans)
+    return replace(
+        source,
+        train=source.train.with_channels(in_chans),
+        test=source.test.with_channels(in_chans),
+        in_chans=in_chans,
+        mean=mean,
+        std=std,
+    )
+
+
 def _load_imagenet(root: Path) -> Source:
     left_out = LeftOut()
-    class_names, train, test = _read_split_folders(root, left_out)
+    class_names, train, test = _read_split_folders(root, left_out, image_extensions())
     source = _file_source("imagenet", imagenet_names(class_names), train, test)
     return _with_left_out(source, left_out, ())
 
@@ -694,7 +736,7 @@ def _held_out(root: Path) -> Path:
 
 
 def _read_split_folders(
-    root: Path, left_out: LeftOut
+    root: Path, left_out: LeftOut, extensions: tuple[str, ...]
 ) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
     splits = find_splits(root)
     if "train" not in splits:
@@ -706,8 +748,8 @@ def _read_split_folders(
     for name in subfolders(root, left_out):
         if root / name not in (splits["train"], held_out):
             left_out.add("folder beside the splits", name)
-    class_names, train = _read_class_folders(splits["train"], left_out, base=root)
-    test_names, test = _read_class_folders(held_out, left_out, base=root)
+    class_names, train = _read_class_folders(splits["train"], left_out, extensions, base=root)
+    test_names, test = _read_class_folders(held_out, left_out, extensions, base=root)
     if class_names != test_names:
         only = [
             f"only in {folder}: {', '.join(sorted(names)[:10])}"
@@ -725,7 +767,12 @@ def _read_split_folders(
 
 
 def _read_class_folders(
-    folder: Path, left_out: LeftOut, *, base: Path | None = None, least: int = 2
+    folder: Path,
+    left_out: LeftOut,
+    extensions: tuple[str, ...],
+    *,
+    base: Path | None = None,
+    least: int = 2,
 ) -> tuple[tuple[str, ...], ImageFiles]:
     base = base or folder
     folders = subfolders(folder, left_out, base=base)
@@ -744,13 +791,13 @@ def _read_class_folders(
     paths: list[str] = []
     counts = []
     for name in folders:
-        found = find_images(folder / name, left_out, base=base)
+        found = find_images(folder / name, left_out, base=base, extensions=extensions)
         paths += found
         counts.append(len(found))
     empty = [name for name, count in zip(folders, counts, strict=True) if not count]
     if empty:
         raise FileNotFoundError(
-            f"no images ({', '.join(image_extensions())}) in "
+            f"no images ({', '.join(extensions)}) in "
             f"{', '.join(str(folder / name) for name in empty[:5])}; add some or remove the folder"
         )
     labels = torch.arange(len(folders)).repeat_interleave(torch.tensor(counts))
