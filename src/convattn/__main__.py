@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 _EXTRAS = {
+    "cleanlab": "check",
+    "cleanvision": "check",
     "cv2": "explain",  # pytorch-grad-cam's
     "faster_coco_eval": "detection",
     "gradio": "demo",

@@ -35,6 +35,24 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def printable(text: str) -> str:
+    r"""A text that does nothing to a terminal, whoever named the file or class that it tells of.
+
+    Args:
+        text: Of any characters; such as are not printed become their escapes.
+
+    Example:
+        >>> printable("red \x1b[31m, Jürgen")
+        'red \\x1b[31m, Jürgen'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode()
+        for one in text
+    )
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """The rows of a table as lines, every column as wide as its widest cell.
 
@@ -57,7 +75,7 @@ def report(message: str) -> None:
     """
     # Processes that help the first one would only say the same again.
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"convattn: {message}", file=sys.stderr)
+        print(f"convattn: {printable(message)}", file=sys.stderr)
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

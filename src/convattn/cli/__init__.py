@@ -15,6 +15,7 @@ from convattn.exceptions import Interrupted, NonFiniteError
 
 COMMANDS = {
     "list": "listing",
+    "check-data": "check_data",
     "train": "train",
     "evaluate": "evaluate",
     "predict": "predict",
@@ -34,17 +35,18 @@ usage: convattn COMMAND ...
 Attention for any convolutional network: inside its convolutions and in place of its pool.
 
 commands:
-  list      show the models, the recipes (--recipes) or the data sets (--data)
-  train     train a recipe and leave a run folder: convattn train quickstart
-  evaluate  test a run, or a model by name, on its test images: convattn evaluate RUN
-  predict   find objects, or every pixel's class, on images: convattn predict RUN IMAGE
-  augment   show where a network can get attention, and at what cost: convattn augment resnet50
-  explain   show where a network looks, and test whether that is true: convattn explain RUN IMAGE
-  demo      the same as a page in the browser: convattn demo
-  bench     measure what a network or a layer costs: convattn bench resnet50
-  export    write a network for other software: convattn export RUN --format onnx
-  reproduce show both papers' tables beside what is verified here: convattn reproduce
-  weights   show released weights, get them, convert them: convattn weights
+  list        show the models, the recipes (--recipes) or the data sets (--data)
+  check-data  tell what is wrong with a data set before training: convattn check-data IMAGES
+  train       train a recipe and leave a run folder: convattn train quickstart
+  evaluate    test a run, or a model by name, on its test images: convattn evaluate RUN
+  predict     find objects, or every pixel's class, on images: convattn predict RUN IMAGE
+  augment     show where a network can get attention, and at what cost: convattn augment resnet50
+  explain     show where a network looks, and test whether that is true: convattn explain RUN IMAGE
+  demo        the same as a page in the browser: convattn demo
+  bench       measure what a network or a layer costs: convattn bench resnet50
+  export      write a network for other software: convattn export RUN --format onnx
+  reproduce   show both papers' tables beside what is verified here: convattn reproduce
+  weights     show released weights, get them, convert them: convattn weights
 
 convattn COMMAND --help tells more; --debug shows the traceback of an error.
 """

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from convattn.config import DataConfig
 from convattn.data.annotated import describe_skipped
+from convattn.data.counts import summarize
 from convattn.data.images import TensorImages, find_readable
 from convattn.text import report
 
@@ -23,6 +24,8 @@ UNREADABLE = "unreadable test image"
 def opened(config: DataConfig, source: Source) -> Source:
     """A source as it is used: what it leaves out, and what else is to be known, told on stderr.
 
+    Of data from a folder it is told, too, how many images they have, and what is worst about that.
+
     Args:
         config: Whether test images that cannot be read are left out.
         source: Of any task, its images without a transform.
@@ -34,6 +37,9 @@ def opened(config: DataConfig, source: Source) -> Source:
     report_skipped(source.skipped, source.skipped_names)
     for note in source.notes:
         report(note)
+    if config.root is not None:
+        for line in summarize(source, config.root):
+            report(line)
     return source
 
 

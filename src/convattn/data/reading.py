@@ -150,6 +150,57 @@ def read_sample(
         raise known.unreadable("it is no longer there") from error
 
 
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself before a pixel of it is decoded."""
+
+    size: tuple[int, int]
+    """Width and height of the upright image."""
+    format: str
+    """Pillow's name of the format, by the contents."""
+    traits: tuple[str, ...]
+    """What ``read_image`` changes or leaves out: some of ``HEADER_TRAITS``."""
+
+
+HEADER_TRAITS = ("grey", "CMYK", "16 bits or floats", "transparent", "several frames", "turned")
+
+
+def read_header(path: str) -> Header:
+    """Size and kind of an image file; no pixel is decoded.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        UnreadableImageError: If it is missing, or no image by its beginning.
+    """
+    name = _Name(path, "file")
+    if not os.path.isfile(path):
+        raise name.unreadable("it is no longer there")
+    with _one_sentence(name), open(path, "rb") as file, _open(file, name) as image:
+        width, height = image.size
+        orientation = _noted_orientation(image)
+        # Pillow gives the size of a TIFF as it is after turning.
+        if orientation in _QUARTER_TURNS and image.format != "TIFF":
+            width, height = height, width
+        found = {
+            "grey": image.mode in ("1", "L", "LA", "La") or image.mode[0] in "IF",
+            "CMYK": image.mode == "CMYK",
+            "16 bits or floats": image.mode[0] in "IF" or _has_deep_colours(image),
+            "transparent": image.has_transparency_data,
+            # A camera's MPO has previews beside the photograph.
+            "several frames": getattr(image, "is_animated", False) and image.format != "MPO",
+            "turned": orientation != 1,
+        }
+        traits = tuple(trait for trait in HEADER_TRAITS if found[trait])
+        return Header((width, height), image.format or "unknown", traits)
+
+
+def _has_deep_colours(image: ImageFile.ImageFile) -> bool:
+    """Whether colours of 16 bits are stored, which Pillow gives in 8."""
+    return any(";16" in str(tile[3]) for tile in image.tile)
+
+
 def read_values(path: str) -> tuple[str, NDArray[Any]]:
     """An image as its file stores its values, but upright, as masks want it.
 

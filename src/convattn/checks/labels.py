@@ -1,0 +1,130 @@
+"""Labels that a trained network does not believe, by cleanlab's confident learning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from convattn.checks.report import LabelCheck, LabelDoubt
+from convattn.config import DataConfig
+from convattn.data import ImageFiles, Source, load_source, transform_of
+from convattn.data.sources import match_classes
+from convattn.modes import default_device, eval_mode
+from convattn.runs import Run
+from convattn.text import one_line
+
+_BATCH = 64
+
+
+def check_labels(
+    run: Run,
+    source: Source,
+    root: str,
+    readable: Mapping[str, Sequence[bool]],
+    names: Sequence[str],
+) -> LabelCheck:
+    """Have the network of a run judge the labels of images that it did not learn from.
+
+    Args:
+        run: Of a classifier.
+        source: The data; its classes are found by name among those of the network.
+        root: Where the data lie, for errors.
+        readable: Part, train and test -> which of its images can be read.
+        names: What the images are called, those of training first.
+
+    Raises:
+        ValueError: If the network does not know one of the classes, or has learnt all images.
+        ModuleNotFoundError: If cleanlab, of the extra ``check``, is not installed.
+    """
+    from cleanlab.filter import find_label_issues
+
+    known: Sequence[str] = run.pretrained_cfg["label_names"]
+    numbers = torch.tensor(match_classes(source.class_names, known, False, root))
+    unseen, judged = _unseen(run.config.data, source)
+    unseen &= torch.tensor([*readable["train"], *readable["test"]])
+    if not unseen.any():
+        raise ValueError(
+            f"{run.folder} has learnt every image of {root} that can be read; judge them by a run "
+            "that has not"
+        )
+    parts = [_judged_part(source.train, unseen[: len(source.train)])]
+    parts.append(_judged_part(source.test, unseen[len(source.train) :]))
+    model = run.load_model()
+    probabilities = np.concatenate([_probabilities(model, part) for part in parts if len(part)])
+    labels = torch.cat([numbers[part.labels] for part in parts]).numpy()
+    order = find_label_issues(
+        labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
+    )
+    places = unseen.nonzero()[:, 0].tolist()
+    doubts = tuple(
+        LabelDoubt(
+            image=names[places[index]],
+            given=known[labels[index]],
+            suggested=known[probabilities[index].argmax()],
+            confidence=float(probabilities[index, labels[index]]),
+        )
+        for index in order.tolist()
+    )
+    return LabelCheck(run=str(run.folder), judged=judged, num_images=len(labels), doubts=doubts)
+
+
+def _unseen(config: DataConfig, source: Source) -> tuple[Tensor, str]:
+    """Which images a run did not learn from, (N,) bool, and that in a sentence."""
+    in_test = torch.arange(len(source.train) + len(source.test)) >= len(source.train)
+    try:
+        learnt = _files_learnt(config)
+    except (ValueError, OSError) as error:
+        return in_test, (
+            "Only the test part was judged: which images the run has learnt cannot be looked up "
+            f"({one_line(error)}). If it has learnt some of these, they are judged too kindly."
+        )
+    if learnt is None or not isinstance(source.train, ImageFiles):
+        return in_test, (
+            "Only the test part was judged; the run has learnt from data that are not in files."
+        )
+    files = [*source.train.paths, *cast(ImageFiles, source.test).paths]
+    unseen = torch.tensor([os.path.realpath(file) not in learnt for file in files])
+    return unseen, (
+        f"Only the {int(unseen.sum()):,} images that the run has not learnt from were judged, of "
+        f"{len(files):,}: a network believes what it was taught."
+    )
+
+
+def _files_learnt(config: DataConfig) -> frozenset[str] | None:
+    if config.root is None:
+        return None
+    learnt = load_source(
+        config.name,
+        root=config.root,
+        num_train=config.num_train,
+        format=config.format,
+        group=config.group,
+    ).train
+    if not isinstance(learnt, ImageFiles):
+        return None
+    return frozenset(map(os.path.realpath, learnt.paths))
+
+
+def _judged_part(images: Any, chosen: Tensor) -> Any:
+    return images.select(chosen.nonzero()[:, 0])
+
+
+def _probabilities(model: nn.Module, images: Any) -> NDArray[np.float64]:
+    """(N, K): of every class of the network."""
+    cfg = cast(Mapping[str, Any], model.pretrained_cfg)
+    loader = DataLoader(images.with_transform(transform_of(cfg)), batch_size=_BATCH)
+    device = default_device(None)
+    model.to(device)
+    found = []
+    with eval_mode(model), torch.inference_mode():
+        for batch, _ in tqdm(loader, desc="judging labels", disable=None, leave=False):
+            found.append(model(batch.to(device)).double().softmax(1).cpu())
+    return torch.cat(found).numpy()

@@ -1,0 +1,240 @@
+"""What can be said of a data set without opening an image: numbers a class and part, and faults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convattn.data.annotated import AnnotatedImages
+from convattn.data.coco import DetectionSource
+
+Severity = Literal["error", "warning", "note"]
+"""An error stops a training or makes its result wrong; a warning may spoil it."""
+
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+"""The worst first."""
+
+_UNBALANCED = 10  # times as many of one class as of another
+_FEW = 20  # training images, or objects, of a class
+_SMALL_TEST = 100  # images
+_SHOWN = 5  # names in a sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something about a data set that whoever trains on it has to know."""
+
+    kind: str
+    """One word or two, for programs."""
+    severity: Severity
+    """How bad it is."""
+    sentence: str
+    """What was found, and what to do."""
+    images: tuple[str, ...] = ()
+    """Names of the images that it is about."""
+    groups: tuple[tuple[str, ...], ...] = ()
+    """The same in groups of images that belong together, where they do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How much there is of each class."""
+
+    unit: str
+    """What is counted: images or objects."""
+    class_names: tuple[str, ...]
+    """The classes in the order of their numbers."""
+    images: Mapping[str, int]
+    """Part, train or test -> its images; a part that was not asked for is missing."""
+    classes: Mapping[str, tuple[int, ...]]
+    """Part -> how many of each class; a part where only its pixels would tell is missing."""
+
+
+def count(source: Any) -> Counts:
+    """Count the images, or their objects, of each class; none is opened.
+
+    Args:
+        source: Of any task.
+    """
+    is_detection = isinstance(source, DetectionSource)
+    parts = {"train": source.train, "test": source.test}
+    if len(source.train) <= 1:  # whoever tests asks for no training images, or one of them
+        del parts["train"]
+    found = {
+        part: count_classes(images, len(source.class_names), first=int(is_detection))
+        for part, images in parts.items()
+    }
+    return Counts(
+        unit="objects" if is_detection else "images",
+        class_names=tuple(source.class_names),
+        images={part: len(images) for part, images in parts.items()},
+        classes={part: numbers for part, numbers in found.items() if numbers is not None},
+    )
+
+
+def count_classes(images: Any, num_classes: int, *, first: int) -> tuple[int, ...] | None:
+    """How many labels of each class images have, None if only their pixels tell.
+
+    Args:
+        images: A part of a source.
+        num_classes: Without the background.
+        first: Label of the first class.
+    """
+    labels = getattr(images, "labels", None)
+    if labels is None and isinstance(images, AnnotatedImages):
+        own = [getattr(sample, "labels", None) for sample in images.samples]
+        if not own or own[0] is None:
+            return None
+        labels = torch.from_numpy(np.concatenate([np.asarray(some, np.int64) for some in own]))
+    if not isinstance(labels, Tensor):
+        return None
+    if labels.ndim == 2:  # a column a class
+        return tuple((labels > 0).sum(0).tolist())
+    return tuple(torch.bincount(labels - first, minlength=num_classes)[:num_classes].tolist())
+
+
+def judge_counts(counts: Counts) -> list[Finding]:
+    """What will disturb a training, or a test, in these numbers.
+
+    Args:
+        counts: Of a data set.
+
+    Example:
+        >>> counts = Counts(
+        ...     unit="images", class_names=("ant", "bee"), images={"train": 330},
+        ...     classes={"train": (300, 30)},
+        ... )
+        >>> [finding.kind for finding in judge_counts(counts)]
+        ['imbalance']
+    """
+    found: list[Finding] = []
+    for part in counts.classes:
+        found += _absent(counts, part)
+    if "train" in counts.classes:
+        found += _unbalanced(counts)
+        found += _few(counts)
+    return found + _small_test(counts)
+
+
+def by_severity(findings: Sequence[Finding]) -> list[Finding]:
+    """The worst first, those that are as bad as each other in their order."""
+    return sorted(findings, key=lambda one: SEVERITIES.index(one.severity))
+
+
+def listed(names: Sequence[str], most: int = _SHOWN) -> str:
+    """The first names, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _absent(counts: Counts, part: str) -> list[Finding]:
+    pairs = zip(counts.class_names, counts.classes[part], strict=True)
+    names = [name for name, number in pairs if not number]
+    if not names:
+        return []
+    what = counts.unit.removesuffix("s")
+    if part == "test":
+        sentence = (
+            f"no test {what} is of {_classes(names)}: how well they are told apart is not "
+            "measured; add some, or leave the classes out"
+        )
+    else:
+        sentence = (
+            f"no training {what} is of {_classes(names)}, which cannot be learnt; add some, or "
+            "leave the classes out"
+        )
+    worst: Severity = "error" if part == "train" and counts.unit == "images" else "warning"
+    return [Finding(kind=f"no_{part}_{what}", severity=worst, sentence=sentence)]
+
+
+def _classes(names: Sequence[str]) -> str:
+    quoted = [repr(name) for name in names]
+    return f"class {quoted[0]}" if len(names) == 1 else f"{len(names)} classes ({listed(quoted)})"
+
+
+def _unbalanced(counts: Counts) -> list[Finding]:
+    there = {
+        name: number
+        for name, number in zip(counts.class_names, counts.classes["train"], strict=True)
+        if number
+    }
+    if len(there) < 2:
+        return []
+    largest, smallest = max(there, key=there.__getitem__), min(there, key=there.__getitem__)
+    times = there[largest] / there[smallest]
+    if times < _UNBALANCED:
+        return []
+    sentence = (
+        f"of class {largest!r} there are {there[largest]:,} training {counts.unit}, {times:,.0f} "
+        f"times as many as the {there[smallest]:,} of {smallest!r}: read the figures class by "
+        "class, since the mean hides rare ones, and gather more of those"
+    )
+    return [Finding(kind="imbalance", severity="warning", sentence=sentence)]
+
+
+def _few(counts: Counts) -> list[Finding]:
+    there = zip(counts.class_names, counts.classes["train"], strict=True)
+    few = sorted((number, name) for name, number in there if 0 < number < _FEW)
+    if not few:
+        return []
+    told = [f"{name!r} {number}" for number, name in few]
+    sentence = (
+        f"{len(few)} of {len(counts.class_names)} classes have fewer than {_FEW} training "
+        f"{counts.unit} ({listed(told)}): little can be learnt of them; gather more"
+    )
+    return [Finding(kind="few", severity="warning", sentence=sentence)]
+
+
+def _small_test(counts: Counts) -> list[Finding]:
+    number = counts.images.get("test", 0)
+    if not 0 < number < _SMALL_TEST:
+        return []
+    margin = 100 * 1.96 * math.sqrt(0.25 / number)
+    sentence = (
+        f"there are {number} test images: a share measured on them may be off by up to "
+        f"{margin:.0f} points by chance; compare networks on more"
+    )
+    return [Finding(kind="small_test", severity="note", sentence=sentence)]
+
+
+def summarize(source: Any, root: str) -> list[str]:
+    """One line on how much there is, and one on the worst of what is wrong with that.
+
+    Args:
+        source: Of any task.
+        root: Where the data lie, for the command that tells more.
+    """
+    counts = count(source)
+    names = {"train": "to train", "test": "to test"}
+    parts = [
+        f"{number:,} images {names[part]}{_range(counts, part)}"
+        for part, number in counts.images.items()
+    ]
+    number = len(counts.class_names)
+    lines = [f"{', '.join(parts)}; {number:,} class{'' if number == 1 else 'es'}"]
+    worst = [one for one in by_severity(judge_counts(counts)) if one.severity != "note"]
+    if worst:
+        more = f" ({len(worst) - 1} more)" if len(worst) > 1 else ""
+        lines.append(f"{worst[0].sentence}{more}; see convattn check-data {root}")
+    return lines
+
+
+def _range(counts: Counts, part: str) -> str:
+    numbers = counts.classes.get(part)
+    if not numbers:
+        return ""
+    unit = "" if counts.unit == "images" else f" {counts.unit}"
+    low, high = min(numbers), max(numbers)
+    between = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f" ({between}{unit} a class)"
