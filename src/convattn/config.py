@@ -21,6 +21,9 @@ Scalar = bool | int | float | str
 DataFormat = Literal["auto", "folder", "table", "coco", "yolo", "voc", "labelme", "masks"]
 """How a person's own data hold what is known of each image."""
 
+BadAnnotations = Literal["error", "skip"]
+"""Whether a faulty entry of a data set stops the loading, or is left out and counted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -39,7 +42,7 @@ class DataConfig:
     """Tables: the column of their classes, alike."""
     annotations: str | None = None
     """Detection: name of the COCO json before _train2017.json; None: instances."""
-    bad_annotations: Literal["error", "skip"] = "error"
+    bad_annotations: BadAnnotations = "error"
     """Tables, detection and segmentation: refuse a set with faulty annotations, or leave them
     out."""
     bad_images: Literal["error", "skip"] = "error"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from convattn.checks.report import LabelCheck, LabelDoubt
 from convattn.config import DataConfig
 from convattn.data import ImageFiles, Source, load_source, transform_of
-from convattn.data.sources import match_classes
+from convattn.data.classes import match_classes
 from convattn.modes import default_device, eval_mode
 from convattn.runs import Run
 from convattn.text import one_line

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convattn.config import DataFormat
+from convattn.config import BadAnnotations, DataFormat
 from convattn.data import (
     DATASETS,
     DETECTION_DATASETS,
@@ -16,7 +16,6 @@ from convattn.data import (
     load_segmentation,
     load_source,
 )
-from convattn.data.annotated import BadAnnotations
 
 
 @dataclass(frozen=True, kw_only=True)

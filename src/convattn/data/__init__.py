@@ -3,18 +3,22 @@
 from convattn.data.annotated import AnnotatedImages, describe_skipped
 from convattn.data.bands import read_bands
 from convattn.data.cluttered_digits import generate_cluttered_digits
-from convattn.data.coco import DETECTION_DATASETS, DetectionSource, load_detection
 from convattn.data.dense_transforms import (
     detection_test_transform,
     detection_train_transform,
     segmentation_test_transform,
     segmentation_train_transform,
 )
+from convattn.data.detection import DETECTION_DATASETS, DetectionSource, load_detection
 from convattn.data.imagenet import ImageNetValidation, load_imagenet_validation
 from convattn.data.images import ImageFiles, TensorImages
-from convattn.data.masks import SEGMENTATION_DATASETS, SegmentationSource, load_segmentation
 from convattn.data.reading import ImageSource, read_image
 from convattn.data.scenes import Scenes, generate_scenes
+from convattn.data.segmentation import (
+    SEGMENTATION_DATASETS,
+    SegmentationSource,
+    load_segmentation,
+)
 from convattn.data.sources import DATASETS, Source, load_source
 from convattn.data.transforms import batch_mix, eval_transform, train_transform, transform_of
 from convattn.exceptions import UnreadableImageError

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from convattn.data.folders import LeftOut
-
-BadAnnotations = Literal["error", "skip"]
+from convattn.config import BadAnnotations
+from convattn.data.classes import match_classes
+from convattn.data.folders import LeftOut, draw_mixed_test, find_duplicates, group_by_name
 
 Truth = TypeVar("Truth")
 
@@ -152,3 +153,94 @@ def describe_skipped(
         listed = f" ({', '.join(known)}{more})" if known else ""
         parts.append(f"{count:,} x {reason}{listed}")
     return f"left out: {', '.join(parts)}" if parts else ""
+
+
+def require_same_classes(theirs: Sequence[str], known: Sequence[str] | None, where: str) -> None:
+    """Refuse a network of other classes than those of generated images.
+
+    Args:
+        theirs: Classes of the images.
+        known: The network's; None stands for any.
+        where: What an error calls the images.
+
+    Raises:
+        ValueError: If they are not the same in the same order.
+    """
+    if known is not None and tuple(known) != tuple(theirs):
+        match_classes(theirs, known, False, where)
+        raise ValueError(
+            f"the network knows {len(known)} classes, and {where} has {len(theirs)} of them; name "
+            "data with the same classes in the same order"
+        )
+
+
+def refuse_shared(train: Iterable[str], test: Iterable[str]) -> None:
+    """Refuse an image that is to be learnt and tested.
+
+    Args:
+        train: Paths of the training images.
+        test: Of the test images.
+
+    Raises:
+        ValueError: If an image is among both; names the first.
+    """
+    learnt = {os.path.realpath(path): path for path in train}
+    shared = [path for path in test if os.path.realpath(path) in learnt]
+    if shared:
+        raise ValueError(
+            f"{shared[0]} is among the training and the test images"
+            + (f", as are {len(shared) - 1:,} more" if len(shared) > 1 else "")
+            + "; expected every image in one of them: take it out of the other"
+        )
+
+
+def part_images(
+    paths: Sequence[str],
+    classes: Sequence[Iterable[int]],
+    root: Path,
+    group: str | None,
+    seed: int,
+    notes: list[str],
+) -> tuple[Tensor, Tensor]:
+    """Places of the training and of the test images, where a folder does not part them.
+
+    Args:
+        paths: Of the images; those of the same bytes stay together.
+        classes: What each shows.
+        root: The folder.
+        group: A regular expression: images in whose paths below ``root`` its group, or the whole of
+            it, finds the same stay together.
+        seed: Of the draw.
+        notes: Gets a sentence about what was done.
+
+    Raises:
+        ValueError: If no image can be spared for the test, or ``group`` finds nothing.
+    """
+    together = find_duplicates(paths)
+    if together:
+        extra = sum(map(len, together)) - len(together)
+        notes.append(f"{extra:,} images are copies of others; copies stay in one part")
+    if group is not None:
+        groups = group_by_name(paths, root, group)
+        alone = len(paths) - sum(map(len, groups))
+        rest = f"; {alone:,} images are in none" if alone else ""
+        notes.append(f"group {group!r}: {len(groups):,} groups{rest}")
+        together += groups
+    for_test = draw_mixed_test(classes, together, seed)
+    notes.append(
+        f"{root} has no splits: {int(for_test.sum()):,} of its {len(paths):,} images, about a "
+        "fifth of those that have their rarest class in common, are the test set"
+    )
+    return (~for_test).nonzero()[:, 0], for_test.nonzero()[:, 0]
+
+
+def refuse_group(group: str | None, root: Path) -> None:
+    """A pattern given for a folder that is parted already.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if group is not None:
+        raise ValueError(
+            f"group={group!r} parts a folder without splits, and {root} has some; leave group out"
+        )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convattn.data.annotated import AnnotatedImages
-from convattn.data.coco import DetectionSource
+from convattn.data.detection import DetectionSource
 
 Severity = Literal["error", "warning", "note"]
 """An error stops a training or makes its result wrong; a warning may spoil it."""

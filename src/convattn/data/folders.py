@@ -354,6 +354,60 @@ def _images_of_classes(labels: Tensor) -> dict[int, list[int]]:
     return {one: found.tolist() for one, found in places.items()}
 
 
+def draw_mixed_test(
+    classes: Sequence[Iterable[int]], together: Iterable[Sequence[int]], seed: int
+) -> Tensor:
+    """Which images are for the test where one may show several classes, (N,) bool: about a fifth.
+
+    Images that belong together are drawn as one, among those whose rarest class is the same. Every
+    class of a test image is one of a training image, too.
+
+    Args:
+        classes: Class numbers of each image.
+        together: Places of images that are all in one part.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: If no image can be spared for the test.
+    """
+    shown = [frozenset(one) for one in classes]
+    unit = _units(len(shown), together)
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for index, number in enumerate(unit):
+        members[number].append(index)
+    counts = Counter(number for one in shown for number in one)
+    of_unit = {
+        number: min(
+            (label for index in own for label in shown[index]),
+            key=lambda label: (counts[label], label),
+            default=-1,
+        )
+        for number, own in members.items()
+    }
+    strata = Counter(of_unit.values())
+    labels = torch.tensor([of_unit[number] for number in unit])
+    drawn = torch.tensor([strata[label] > 1 for label in labels.tolist()], dtype=torch.bool)
+    for_test = torch.zeros(len(shown), dtype=torch.bool)
+    if drawn.any():
+        places = {index: place for place, index in enumerate(drawn.nonzero()[:, 0].tolist())}
+        bound = [[places[i] for i in own] for own in members.values() if own[0] in places]
+        _, strata_numbers = labels[drawn].unique(return_inverse=True)
+        names = [str(number) for number in range(len(strata))]
+        for_test[drawn] = draw_test(strata_numbers, names, bound, seed)
+    for label in counts:
+        showing = [index for index, one in enumerate(shown) if label in one]
+        if for_test[showing].all():
+            for index in showing:
+                for_test[members[unit[index]]] = False
+    if not for_test.any():
+        raise ValueError(
+            f"none of the {len(shown)} images can be spared for a test, since each shows a class "
+            "that no other does, or belongs with the others; put test images into a folder of "
+            "their own"
+        )
+    return for_test
+
+
 def _units(count: int, together: Iterable[Sequence[int]]) -> list[int]:
     """For each place the first of those that it belongs with."""
     first = list(range(count))

@@ -1,61 +1,32 @@
-"""Data sets for segmentation by name: folders of index masks, and generated scenes."""
+"""Folders of masks: which mask is of which image, and what its values mean."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from convattn.config import DataFormat
-from convattn.data.annotated import AnnotatedImages, BadAnnotations, EntryFault, Faults
-from convattn.data.coco import (
-    SCENES_MEAN,
-    SCENES_STD,
-    draw_scenes,
-    require_same_classes,
-    scene_names,
-)
+from convattn.data.annotated import EntryFault, Faults
 from convattn.data.folders import NO_IMAGE, find_images, find_splits, subfolders
+from convattn.data.listing import Listing
 from convattn.data.reading import read_sample, read_values, turned
-from convattn.data.scenes import Scenes
-from convattn.data.sources import (
-    check_format,
-    draw_indices,
-    find_root,
-    first_word,
-    match_classes,
-    read_table,
-    read_text,
-    refuse_root,
-)
+from convattn.data.sources import first_word, read_table, read_text
 from convattn.exceptions import UnreadableImageError
-from convattn.text import nearest
 
-SEGMENTATION_DATASETS: tuple[str, ...] = (
-    "cluttered_digits",
-    "folder",
-    "masks",
-    "camvid",
-    "ade20k",
-    "voc",
-)
+LOOKED_FOR = "images/train beside masks/train"
+VOC_LOOKED_FOR = "SegmentationClass beside JPEGImages"
 
 IGNORED = 255
 """The class index of pixels that count neither in training nor in evaluation."""
 
-SegmentationImages = AnnotatedImages[tv_tensors.Mask]
-"""An item is ``(image, mask)``: see ``load_segmentation``."""
-
-_TEST_SEED = 0
 _LOOKED_AT = 500  # masks, to learn how a set draws objects
 _PACKING = np.array([1 << 16, 1 << 8, 1], np.int32)
 _COLOUR_TABLES = {
@@ -77,186 +48,23 @@ _VOC = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentationSource:
-    """A data set for segmentation."""
-
-    name: str
-    """Its name in ``SEGMENTATION_DATASETS``."""
-    class_names: tuple[str, ...]
-    """The classes in the order of their indices, from 0."""
-    train: SegmentationImages
-    """Training images, without a transform: give them one by ``with_transform``."""
-    test: SegmentationImages
-    """Test images, alike."""
-    mean: tuple[float, ...]
-    """Mean of each channel, in 0..1."""
-    std: tuple[float, ...]
-    """Standard deviation of each channel, in 0..1."""
-    image_size: tuple[int, int] | None
-    """Height and width in pixels; None when the images vary."""
-    skipped: dict[str, int]
-    """How many entries were left out, by reason; see ``describe_skipped``."""
-    skipped_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """The first names of those, by reason, where they are known."""
-    notes: tuple[str, ...] = ()
-    """What whoever trains or tests on it has to know, a sentence each."""
-
-
-def load_segmentation(
-    name: str,
-    *,
-    root: str | Path | None = None,
-    image_size: int | None = None,
-    num_train: int | None = None,
-    num_test: int | None = None,
-    format: DataFormat = "auto",
-    bad_annotations: BadAnnotations = "error",
-    class_names: Sequence[str] | None = None,
-    ignore_unknown: bool = False,
-    seed: int = 0,
-) -> SegmentationSource:
-    """Open a data set for segmentation by name.
-
-    - ``cluttered_digits`` is generated (see ``generate_scenes``): 4,000 training and 500 test
-      images of 96 x 96 unless told otherwise; background and ten digits. ``seed`` chooses the
-      training images; the test images are always the same.
-    - ``folder`` reads your own, in any format of ``format``; ``masks`` is a folder in that one:
-      ``root/images/train/x.jpg`` with ``root/masks/train/x.png``, the same for val
-      or test, and ``root/classes.txt``, one name a line. Images and their masks may lie in deeper
-      folders of the same names; folders of the splits may be called as those of ``load_source``.
-      Masks of 0 and 255 alone, with two classes or without ``classes.txt``, are background and
-      object. Masks in RGB or with a palette are read by their colours where there is a table of
-      them: ``root/label_colors.txt`` (red, green, blue, name), ``root/class_dict.csv`` (name, red,
-      green, blue, under a line of titles) or ``root/labelmap.txt`` (CVAT's).
-    - ``camvid`` reads SegNet's layout: ``root/train/x.jpg`` with ``root/trainannot/x.png``, the
-      same for val or test; 11 classes, index 11 is ignored. ``root/classes.txt`` may rename them.
-    - ``ade20k`` reads ``root/images/training/x.jpg`` with ``root/annotations/training/x.png``, the
-      same for validation, and the names in ``root/objectInfo150.txt``; 0 is ignored. Without these
-      folders, as in the development kit's sample of three, the images in ``root/images`` serve
-      for training and test alike, with a warning.
-    - ``voc`` reads the images that ``root/ImageSets/Segmentation/train.txt`` and ``val.txt``
-      list, ``root/JPEGImages/x.jpg`` with ``root/SegmentationClass/x.png``.
-
-    An item is ``(image, mask)``: a ``tv_tensors.Image`` of bytes (3, H, W) and a
-    ``tv_tensors.Mask`` (H, W) int64 of class indices from 0, 255 where a pixel is ignored. A mask
-    file is an 8-bit PNG of indices, grey or with a palette, unless said otherwise. One that is not,
-    is of another size than its image or holds an index beyond the classes raises
-    ``UnreadableImageError`` when it is asked for, whatever ``bad_annotations`` says: only reading
-    it tells.
-
-    Args:
-        name: One of ``SEGMENTATION_DATASETS``.
-        root: Folder of the data set; generated sets need none.
-        image_size: Side of generated images in pixels; all others keep their own size.
-        num_train: Training images to make, or to draw by ``seed`` from all; None means all.
-        num_test: Test images, alike; the draw does not depend on ``seed``.
-        format: How a ``folder`` tells the pixels' classes: ``"masks"``; ``"auto"`` looks.
-        bad_annotations: ``"error"`` stops at an image without a mask or a mask without an image,
-            ``"skip"`` leaves them out and counts.
-        class_names: What a network calls its classes, from index 0. The source then has these
-            classes; the data set's are found among them by name, and may be fewer.
-        ignore_unknown: Ignore pixels of classes that are not among ``class_names``, and count these
-            classes, rather than refuse them.
-        seed: Any integer from 0.
-
-    Raises:
-        ValueError: If a name or number does not fit, or an image lacks its partner.
-        FileNotFoundError: If folders or files are missing.
-
-    Example:
-        >>> source = load_segmentation("cluttered_digits", num_train=20, num_test=10)
-        >>> image, mask = source.test[0]
-        >>> tuple(image.shape), tuple(mask.shape), source.class_names[:2]
-        ((3, 96, 96), (96, 96), ('background', '0'))
-    """
-    if name not in SEGMENTATION_DATASETS:
-        near = nearest(name, SEGMENTATION_DATASETS)
-        raise ValueError(
-            f"unknown data set {name!r} for segmentation; did you mean {near!r}? Known: "
-            f"{', '.join(SEGMENTATION_DATASETS)}"
-        )
-    check_format(name, format, {"folder": ("masks",), "masks": ("masks",)}.get(name, ()))
-    if name == "cluttered_digits":
-        refuse_root(name, root, "folder")
-        source = _load_scenes(image_size, num_train, num_test, seed)
-        require_same_classes(source.class_names, class_names, name)
-        return source
-    folder = find_root(name, root, download=False)
-    faults = Faults(bad_annotations)
-    layout = _LAYOUTS[name](folder, faults)
-    faults.settle()
-    for what, pairs in (("training", layout.train), ("test", layout.test)):
-        if not pairs:
-            raise FileNotFoundError(f"{folder} holds no {what} image with its mask; add some")
-    numbers = list(range(len(layout.class_names)))
-    if class_names is not None:
-        numbers = match_classes(layout.class_names, class_names, ignore_unknown, str(folder))
-        for theirs, number in zip(layout.class_names, numbers, strict=True):
-            if number < 0:
-                faults.left_out.add("class that the network does not know", theirs)
-    reader = _FileReader(numbers, layout)
-    return SegmentationSource(
-        name=name,
-        class_names=layout.class_names if class_names is None else tuple(class_names),
-        train=_images(layout.train, reader, num_train, seed, f"{name}: num_train"),
-        test=_images(layout.test, reader, num_test, _TEST_SEED, f"{name}: num_test"),
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-        image_size=None,
-        skipped=faults.skipped,
-        skipped_names=faults.left_out.names,
-        notes=layout.notes,
-    )
-
-
-def _images(
-    pairs: list[_Pair], reader: _FileReader, number: int | None, seed: int, what: str
-) -> SegmentationImages:
-    images = AnnotatedImages(pairs, reader, [image for image, _ in pairs])
-    if number is None:
-        return images
-    return images.select(draw_indices(len(images), number, seed, what))
-
-
-@dataclass(frozen=True)
-class _SceneReader:
-    scenes: Scenes
-
-    def __call__(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        image = tv_tensors.Image(self.scenes.images[index])
-        return image, tv_tensors.Mask(self.scenes.semantic(index))
-
-
-def _load_scenes(
-    image_size: int | None, num_train: int | None, num_test: int | None, seed: int
-) -> SegmentationSource:
-    train, test = draw_scenes(image_size, num_train, num_test, seed)
-    return SegmentationSource(
-        name="cluttered_digits",
-        class_names=("background", *"0123456789"),
-        train=AnnotatedImages(range(len(train)), _SceneReader(train), scene_names(train)),
-        test=AnnotatedImages(range(len(test)), _SceneReader(test), scene_names(test)),
-        mean=SCENES_MEAN,
-        std=SCENES_STD,
-        image_size=(train.images.shape[2], train.images.shape[3]),
-        skipped={},
-    )
-
-
 # --- layouts of folders
 
-_Pair = tuple[str, str]
+Pair = tuple[str, str]
 """Paths of an image and its mask."""
 
 _Colours = dict[tuple[int, int, int], int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layout:
+class MaskSet:
+    """Images with their masks, and what the masks' values mean."""
+
     class_names: tuple[str, ...]
-    train: list[_Pair]
-    test: list[_Pair]
+    """The classes in the order of their indices, from 0."""
+    train: list[Pair]
+    test: list[Pair] | None
+    """None where nothing parts the images."""
     first: int = 0
     """What the mask files call class 0."""
     ignored: tuple[int, ...] = (IGNORED,)
@@ -265,6 +73,8 @@ class _Layout:
     """Whether the mask files call class 1 255."""
     colours: _Colours | None = None
     """Colour -> index, where mask files are in colours."""
+    is_sample: bool = False
+    """Whether the images are said to serve for training and test alike."""
     notes: tuple[str, ...] = ()
     """As in ``SegmentationSource``."""
 
@@ -276,23 +86,18 @@ class _Layout:
         return list(range(self.first, self.first + len(self.class_names)))
 
 
-def _lay_out_masks(root: Path, faults: Faults) -> _Layout:
-    images, masks = (_split_folders(root / name) for name in ("images", "masks"))
-    train, test = (
-        _match(image_folder, mask_folder, faults)
-        for image_folder, mask_folder in zip(images, masks, strict=True)
-    )
-    for name in subfolders(root / "images"):
-        if root / "images" / name not in images:
-            faults.left_out.add("folder beside the splits", f"images/{name}")
+def _lay_out_masks(root: Path, faults: Faults) -> MaskSet:
+    folders = _mask_folders(root, faults)
+    train, *test = (_match(images, masks, faults) for images, masks in folders)
+    masks = folders[0][1]
     names_file = root / "classes.txt"
-    table_file = next((root / name for name in _COLOUR_TABLES if (root / name).is_file()), None)
+    table_file = _find_colours(root)
     table = {} if table_file is None else _read_colours(table_file)
     is_binary = table_file is None and _are_binary(train)
     if names_file.is_file() or not (table or is_binary):
         class_names = _read_lines(names_file)
     elif table:
-        class_names = tuple(dict.fromkeys(name for name in table.values() if not _is_void(name)))
+        class_names = _named_colours(table)
     else:
         class_names = ("background", "object")
     if len(class_names) > IGNORED:
@@ -302,20 +107,20 @@ def _lay_out_masks(root: Path, faults: Faults) -> _Layout:
         )
     if is_binary and len(class_names) != 2:
         raise ValueError(
-            f"{names_file} names {len(class_names)} classes, and the masks of {masks[0]} hold 0 "
+            f"{names_file} names {len(class_names)} classes, and the masks of {masks} hold 0 "
             "and 255 alone, as those of one object do; expected two names, the background's and "
             "the object's, or masks of indices"
         )
     notes = []
     if is_binary:
         notes.append(
-            f"the masks of {masks[0]} hold 0 and 255 alone: 0 is taken for {class_names[0]!r}, 255 "
+            f"the masks of {masks} hold 0 and 255 alone: 0 is taken for {class_names[0]!r}, 255 "
             f"for {class_names[1]!r}"
         )
-    return _Layout(
+    return MaskSet(
         class_names=class_names,
         train=train,
-        test=test,
+        test=test[0] if test else None,
         ignored=() if is_binary else (IGNORED,),
         is_binary=is_binary,
         colours=_indices_of_colours(table, class_names, table_file, names_file),
@@ -323,7 +128,55 @@ def _lay_out_masks(root: Path, faults: Faults) -> _Layout:
     )
 
 
-def _are_binary(pairs: list[_Pair]) -> bool:
+def _mask_folders(root: Path, faults: Faults) -> list[tuple[Path, Path]]:
+    """The folders of images and masks of the training and test set, or of all."""
+    inner = _inner_splits(root)
+    if inner is not None:
+        for name in subfolders(root):
+            if root / name not in inner:
+                faults.left_out.add("folder beside the splits", name)
+        return [(split / "images", split / "masks") for split in inner]
+    if (root / "images").is_dir() and not find_splits(root / "images"):
+        return [(root / "images", root / "masks")]
+    images, masks = (_split_folders(root / name) for name in ("images", "masks"))
+    for name in subfolders(root / "images"):
+        if root / "images" / name not in images:
+            faults.left_out.add("folder beside the splits", f"images/{name}")
+    return list(zip(images, masks, strict=True))
+
+
+def _inner_splits(root: Path) -> tuple[Path, Path] | None:
+    """The folders of the splits where each holds its images and masks."""
+    splits = find_splits(root)
+    held_out = splits.get("val", splits.get("test"))
+    if "train" in splits and held_out is not None and (splits["train"] / "masks").is_dir():
+        return splits["train"], held_out
+    return None
+
+
+def find(listing: Listing, annotations: str | None = None) -> str | None:
+    """The masks in a folder, as they are to be told; None if there are none."""
+    root = listing.root
+    if (root / "masks").is_dir() and (root / "images").is_dir():
+        return "images, masks"
+    inner = _inner_splits(root)
+    return None if inner is None else f"{inner[0].name}/images, {inner[0].name}/masks"
+
+
+def find_voc(listing: Listing, annotations: str | None = None) -> str | None:
+    """Pascal's masks in a folder, as they are to be told; None if there are none."""
+    return "SegmentationClass" if (listing.root / "SegmentationClass").is_dir() else None
+
+
+def _find_colours(root: Path) -> Path | None:
+    return next((root / name for name in _COLOUR_TABLES if (root / name).is_file()), None)
+
+
+def _named_colours(table: Mapping[tuple[int, int, int], str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for name in table.values() if not _is_void(name)))
+
+
+def _are_binary(pairs: list[Pair]) -> bool:
     """Whether masks from all over a set hold 0 and 255 alone, as objects are often drawn."""
     found: set[int] = set()
     step = max(1, len(pairs) // _LOOKED_AT)
@@ -389,7 +242,7 @@ def _indices_of_colours(
     return {colour: numbers.get(name, IGNORED) for colour, name in table.items()}
 
 
-def _lay_out_camvid(root: Path, faults: Faults) -> _Layout:
+def _lay_out_camvid(root: Path, faults: Faults) -> MaskSet:
     train, test = (
         _match(folder, root / f"{folder.name}annot", faults) for folder in _split_folders(root)
     )
@@ -402,7 +255,7 @@ def _lay_out_camvid(root: Path, faults: Faults) -> _Layout:
             f"{names_file} names {len(class_names)} classes; expected CamVid's {unlabelled}, and "
             "perhaps a last one for what is unlabelled"
         )
-    return _Layout(
+    return MaskSet(
         class_names=class_names[:unlabelled],
         train=train,
         test=test,
@@ -410,7 +263,7 @@ def _lay_out_camvid(root: Path, faults: Faults) -> _Layout:
     )
 
 
-def _lay_out_ade20k(root: Path, faults: Faults) -> _Layout:
+def _lay_out_ade20k(root: Path, faults: Faults) -> MaskSet:
     images, annotations = root / "images", root / "annotations"
     if (images / "training").is_dir() or (images / "validation").is_dir():
         train, test = (
@@ -425,30 +278,49 @@ def _lay_out_ade20k(root: Path, faults: Faults) -> _Layout:
             stacklevel=3,
         )
     _, *rows = read_table(root / "objectInfo150.txt", 5)
-    return _Layout(
+    return MaskSet(
         class_names=tuple(first_word(name) for *_, name in rows),
         train=train,
         test=test,
         first=1,
         ignored=(0, IGNORED),
+        is_sample=train is test,
     )
 
 
-def _lay_out_voc(root: Path, faults: Faults) -> _Layout:
-    train, test = (
-        _match(
-            root / "JPEGImages",
-            root / "SegmentationClass",
-            faults,
-            _read_lines(root / "ImageSets" / "Segmentation" / f"{split}.txt"),
-        )
-        for split in ("train", "val")
+def _lay_out_voc(root: Path, faults: Faults) -> MaskSet:
+    folder = root / "ImageSets" / "Segmentation"
+    lists = {file.stem.lower(): file for file in sorted(folder.glob("*.txt"))}
+    tests = [lists[name] for name in ("val", "test") if name in lists]
+    if "train" in lists and tests:
+        parts = [lists["train"], tests[0]]
+        for file in tests[1:]:
+            faults.left_out.add("list beside train and val", file.name)
+    else:
+        parts = []
+    every = root / "JPEGImages", root / "SegmentationClass"
+    if parts:
+        train, *test = (_match(*every, faults, _read_lines(file)) for file in parts)
+    else:
+        masks = _by_stem(every[1], faults, (".png",), "no mask by its name")
+        train, test = _match(*every, faults, tuple(sorted(masks))), []
+    table_file, names_file = _find_colours(root), root / "classes.txt"
+    table = {} if table_file is None else _read_colours(table_file)
+    if names_file.is_file():
+        class_names = _read_lines(names_file)
+    else:
+        class_names = _named_colours(table) if table else _VOC
+    notes = () if table or names_file.is_file() else (f"the classes of {root} are Pascal VOC's",)
+    return MaskSet(
+        class_names=class_names,
+        train=train,
+        test=test[0] if test else None,
+        colours=_indices_of_colours(table, class_names, table_file, names_file),
+        notes=notes,
     )
-    return _Layout(class_names=_VOC, train=train, test=test)
 
 
-_LAYOUTS: dict[str, Callable[[Path, Faults], _Layout]] = {
-    "folder": _lay_out_masks,
+LAYOUTS: Mapping[str, Callable[[Path, Faults], MaskSet]] = {
     "masks": _lay_out_masks,
     "camvid": _lay_out_camvid,
     "ade20k": _lay_out_ade20k,
@@ -475,7 +347,7 @@ def _read_lines(file: Path) -> tuple[str, ...]:
 
 def _match(
     images: Path, masks: Path, faults: Faults, stems: tuple[str, ...] | None = None
-) -> list[_Pair]:
+) -> list[Pair]:
     """Pair the files of two folders by name: all of them, or those called ``stems``."""
     image_files = _by_stem(images, faults)
     mask_files = _by_stem(masks, faults, (".png",), "no mask by its name")
@@ -521,8 +393,15 @@ def _by_stem(
 # --- mask files
 
 
-class _FileReader:
-    def __init__(self, numbers: Sequence[int], layout: _Layout) -> None:
+class MaskReader:
+    """Reads an image and its mask.
+
+    Args:
+        numbers: The index of each class, from class 0; -1 for one that is ignored.
+        layout: What the masks' values mean.
+    """
+
+    def __init__(self, numbers: Sequence[int], layout: MaskSet) -> None:
         values, ignored = layout.values, layout.ignored
         self.colours = layout.colours
         self.meaning = np.full(256, -1, np.int64)
@@ -536,7 +415,12 @@ class _FileReader:
         if layout.is_binary:
             self.allowed = "0 and 255 alone, as the masks looked at hold"
 
-    def __call__(self, pair: _Pair) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    def __call__(self, pair: Pair) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        """The image and its mask.
+
+        Raises:
+            UnreadableImageError: If one cannot be read, or the mask is none of the image.
+        """
         path, file = pair
         sample = read_sample(path, path)
         pixels = F.to_image(sample.image)

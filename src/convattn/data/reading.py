@@ -222,6 +222,33 @@ def read_values(path: str) -> tuple[str, NDArray[Any]]:
         return image.mode, np.array(image)
 
 
+def read_size(path: str) -> tuple[int, int]:
+    """Height and width of the upright image in a file, which is decoded only where it must be.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        UnreadableImageError: As for ``read_image``.
+    """
+    name = _Name(path, "file")
+    with _one_sentence(name), open(path, "rb") as file, _open(file, name) as image:
+        _check_number_of_pixels(image.size, name, _most_pixels(image))
+        width, height = image.size
+        # Pillow decodes a PNG to learn whether notes stand behind its pixels; few have any.
+        is_plain = image.format == "PNG" and not _has_notes(file)
+        turns = not is_plain and _noted_orientation(image) in _QUARTER_TURNS
+    return (width, height) if turns else (height, width)
+
+
+def _has_notes(png: BinaryIO) -> bool:
+    place = png.tell()
+    png.seek(0)
+    content = png.read()
+    png.seek(place)  # where decoding goes on
+    return any(mark in content for mark in (b"eXIf", b"type exif", b"adobe.xmp"))
+
+
 @cache
 def image_extensions() -> tuple[str, ...]:
     """Ends of the names of files that are read as images, in lower case.

@@ -31,11 +31,17 @@ from convattn.data.cluttered_digits import (
 MAX_DIGITS = 5
 """No scene holds more whole digits."""
 
+SCENES_MEAN = (0.401, 0.413, 0.384)
+"""Mean of each channel, in 0..1."""
+SCENES_STD = (0.255, 0.205, 0.211)
+"""Standard deviation of each channel, in 0..1."""
+
 _CHUNK = 128  # images drawn together: bounds the memory, and part of what a seed means
 _EMPTY_SHARE = 0.05  # of the images have no digit
 _FRAGMENTS = (2, 5)  # fewest and most in an image
 _NUM_PLACES = 32  # draws of a place for a digit or fragment before it is left out
 _DIGIT_SIDE = (18 / 96, 28 / 96)  # of the image's side
+_TEST_SEED = 0
 _SALT = 1  # keeps the random numbers apart from those of cluttered_digits
 
 
@@ -218,3 +224,20 @@ def _place(
     boxes *= wanted[:, :, None, None]
     placed, chosen = place_boxes(boxes, boxes.new_zeros(len(boxes), 0, 4))
     return placed & wanted, chosen[:, :, :2] - low[:, :, 0]
+
+
+def draw_scenes(
+    image_size: int | None, num_train: int | None, num_test: int | None, seed: int
+) -> tuple[Scenes, Scenes]:
+    """Training and test scenes: 4,000 and 500 of 96 x 96 unless told otherwise."""
+    size = 96 if image_size is None else image_size
+    train = generate_scenes(4_000 if num_train is None else num_train, image_size=size, seed=seed)
+    test = generate_scenes(
+        500 if num_test is None else num_test, split="test", image_size=size, seed=_TEST_SEED
+    )
+    return train, test
+
+
+def scene_names(scenes: Scenes) -> list[str]:
+    """What an error calls each image."""
+    return [f"image {index}" for index in range(len(scenes))]

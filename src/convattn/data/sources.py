@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import gzip
 import math
-import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,9 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
-from convattn.config import DataFormat
-from convattn.data.annotated import BadAnnotations
+from convattn.config import BadAnnotations, DataFormat
 from convattn.data.bands import extensions_of, measure_channels
+from convattn.data.classes import list_names, match_classes, normal_name
 from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.folders import (
     LeftOut,
@@ -69,7 +68,6 @@ _IDX_SUFFIXES = ("", ".gz")
 _TEST_SEED = 0
 _MOST_COMPARED = 100_000  # images that are looked through for copies
 _MEASURED = 200  # images whose bands are measured
-_SHOWN = 10  # names in an error
 _GREY: tuple[tuple[float, ...], tuple[float, ...]] = ((0.449,), (0.226,))
 """Mean and deviation: the means of ImageNet's three."""
 
@@ -269,7 +267,7 @@ def _as_known(
     if not len(test):
         raise ValueError(
             f"{where} holds no image of a class that the network knows; expected some of "
-            f"{_listed(class_names)}"
+            f"{list_names(class_names)}"
         )
     skipped, names = dict(source.skipped), dict(source.skipped_names)
     if left_out:
@@ -283,48 +281,6 @@ def _as_known(
         skipped=skipped,
         skipped_names=names,
     )
-
-
-def match_classes(
-    theirs: Sequence[str], known: Sequence[str], ignore_unknown: bool, where: str
-) -> list[int]:
-    """For each class of a data set its number among those that a network knows, by its name.
-
-    A class that the network does not know has -1. One of ImageNet's WordNet ids is known by its
-    words, too.
-
-    Args:
-        theirs: The data set's classes.
-        known: The network's.
-        ignore_unknown: Whether there may be some that it does not know.
-        where: What an error calls the data set.
-
-    Raises:
-        ValueError: If there are and must not; names the first.
-
-    Example:
-        >>> match_classes(["dog", "ant"], ["ant", "bee", "dog"], False, "here")
-        [2, 0]
-    """
-    numbers = {_normal(name): number for number, name in enumerate(known)}
-    found = []
-    for name, words in zip(theirs, imagenet_names(theirs), strict=True):
-        found.append(numbers.get(_normal(name), numbers.get(_normal(words), -1)))
-    unknown = [name for name, number in zip(theirs, found, strict=True) if number < 0]
-    if unknown and not ignore_unknown:
-        raise ValueError(
-            f"{where} has the class {unknown[0]!r}"
-            + (f" and {len(unknown) - 1} more" if len(unknown) > 1 else "")
-            + f", which the network does not know, the nearest being {nearest(unknown[0], known)!r}"
-            + f" of its {len(known)} ({_listed(known)}); rename it, or leave such images out with "
-            "--ignore-unknown"
-        )
-    return found
-
-
-def _normal(name: str) -> str:
-    """An umlaut is one character or two, as the system that packed the folder has it."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _has_class(labels: Tensor, number: int) -> Tensor:
@@ -349,11 +305,6 @@ def _renumbered(
     chosen = images.select(kept.nonzero()[:, 0])
     chosen.labels = labels[kept]
     return chosen
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _load_cluttered_digits(
@@ -801,13 +752,13 @@ def _read_class_folders(
             f"{', '.join(str(folder / name) for name in empty[:5])}; add some or remove the folder"
         )
     labels = torch.arange(len(folders)).repeat_interleave(torch.tensor(counts))
-    return tuple(_normal(name) for name in folders), ImageFiles(paths, labels)
+    return tuple(normal_name(name) for name in folders), ImageFiles(paths, labels)
 
 
 def _check_case(folder: Path, names: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(_normal(name).casefold(), name)
+        other = seen.setdefault(normal_name(name).casefold(), name)
         if other != name:
             raise ValueError(
                 f"{folder} holds the class folders {other!r} and {name!r}, which differ only in "

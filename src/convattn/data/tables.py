@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convattn.data.annotated import BadAnnotations, EntryFault, Faults
+from convattn.config import BadAnnotations
+from convattn.data.annotated import EntryFault, Faults
 from convattn.data.folders import SPLITS, split_of, subfolders
 from convattn.text import nearest, one_line
 

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
 from convattn.data.batches import list_batches, opened
-from convattn.data.coco import DetectionSource, load_detection
 from convattn.data.dense_transforms import detection_test_transform
+from convattn.data.detection import DetectionSource, load_detection
 
 _SHORTER_SIDE = 800
 _LONGEST_OVER_SHORTER = 5 / 3
@@ -50,6 +50,7 @@ def open_data(
         class_names=class_names,
         ignore_unknown=config.ignore_unknown,
         empty_images=config.empty_images,
+        group=config.group,
     )
     if masks and not source.has_masks:
         raise ValueError(

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from convattn.config import DataConfig
 from convattn.data.batches import list_batches, opened
 from convattn.data.dense_transforms import segmentation_test_transform
-from convattn.data.masks import SegmentationSource, load_segmentation
+from convattn.data.segmentation import SegmentationSource, load_segmentation
 
 _SHORTER_SIDE = 512
 
@@ -37,7 +37,9 @@ def open_data(
         num_train=config.num_train if training else 1,
         num_test=config.num_test,
         format=config.format,
+        annotations=config.annotations,
         bad_annotations=config.bad_annotations,
+        group=config.group,
         class_names=class_names,
         ignore_unknown=config.ignore_unknown,
     )

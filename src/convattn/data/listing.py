@@ -1,0 +1,156 @@
+"""The files of a data set's folder, found by what annotations call them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from convattn.data.annotated import EntryFault
+from convattn.data.folders import LeftOut, find_images, split_of
+from convattn.data.reading import image_extensions
+
+
+class Listing:
+    """All files to be seen in a folder and those below it, listed once.
+
+    Args:
+        root: The folder.
+        left_out: Counts what is hidden or left by a system.
+
+    Attributes:
+        files: Paths, sorted by folder, then by name.
+    """
+
+    def __init__(self, root: Path, left_out: LeftOut) -> None:
+        self.root = root
+        self.files = find_images(root, left_out, extensions=("",))
+
+    @cached_property
+    def images(self) -> list[str]:
+        """Those of the files that are images by their names."""
+        return self.ending(*image_extensions())
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for path in self.images:
+            found[os.path.basename(path)].append(path)
+        return dict(found)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for path in self.images:
+            found[Path(path).stem].append(path)
+        return dict(found)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.files)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._known
+
+    def ending(self, *extensions: str) -> list[str]:
+        """The files whose names end so, in any case.
+
+        Args:
+            extensions: In lower case.
+        """
+        return [path for path in self.files if path.lower().endswith(extensions)]
+
+    def relative(self, path: str | Path) -> str:
+        """A path below the folder, with slashes."""
+        return Path(os.path.relpath(path, self.root)).as_posix()
+
+    def split_of(self, path: str) -> str | None:
+        """The split that a folder above a file means, the nearest first; None if none does."""
+        above = reversed(Path(self.relative(path)).parts[:-1])
+        return next((split for split in map(split_of, above) if split is not None), None)
+
+    def find(
+        self, name: str, tiers: Sequence[Sequence[Path]], apart: Sequence[Path] = ()
+    ) -> str | None:
+        """The image of that name; backslashes are taken for slashes where need be.
+
+        Args:
+            name: A path that ends as the image's does.
+            tiers: Folders that the path may begin in, those of the first tier before those of the
+                second. Behind them comes any folder.
+            apart: But these, and what is below them.
+
+        Raises:
+            EntryFault: If two images may be meant.
+        """
+        for spelt in dict.fromkeys((name, name.replace("\\", "/"))):
+            for folders in tiers:
+                paths = {os.path.normpath(folder / spelt) for folder in folders}
+                if found := self._only(name, sorted(paths & self._known)):
+                    return found
+            tail = "/" + spelt.removeprefix("./").lstrip("/")
+            same = self._by_name.get(os.path.basename(spelt), ())
+            same = [path for path in same if path.endswith(tail) and not _is_below(path, apart)]
+            if found := self._only(name, same):
+                return found
+        return None
+
+    def find_by_name(self, name: str, apart: Sequence[Path] = ()) -> str | None:
+        """The one image of that name, in whatever folder.
+
+        Args:
+            name: A path whose folders need not be there.
+            apart: Folders that it is not in.
+
+        Raises:
+            EntryFault: If two images may be meant.
+        """
+        last = name.replace("\\", "/").rsplit("/", 1)[-1]
+        same = self._by_name.get(last, ())
+        return self._only(name, [path for path in same if not _is_below(path, apart)])
+
+    def find_by_stem(self, file: str, within: Path, known: Callable[[Path], Sequence[Path]]) -> str:
+        """The image that is called as a file is, but for the extension.
+
+        Args:
+            file: The file.
+            within: The folder that the image is in, or below.
+            known: Gives the folders to look into first, for that of the file.
+
+        Raises:
+            EntryFault: If there is none, or two may be meant.
+        """
+        stem = Path(file).stem
+        same = [path for path in self._by_stem.get(stem, ()) if Path(path).is_relative_to(within)]
+        for folder in known(Path(file).parent):
+            if found := self._only(stem, [path for path in same if Path(path).parent == folder]):
+                return found
+        found = self._only(stem, same)
+        if found is None:
+            raise EntryFault("missing image", f"has no image: none in {within} is called {stem}")
+        return found
+
+    def _only(self, name: str, paths: Sequence[str]) -> str | None:
+        if len(paths) > 1:
+            raise EntryFault(
+                "ambiguous image",
+                f"{name!r} may be {self.relative(paths[0])} or {self.relative(paths[1])}; name the "
+                "folder, too, or remove one of them",
+            )
+        return paths[0] if paths else None
+
+
+def _is_below(path: str, folders: Sequence[Path]) -> bool:
+    return any(Path(path).is_relative_to(folder) for folder in folders)
+
+
+def holds(path: str, *words: bytes) -> bool:
+    """Whether all of these stand in a file, which is not kept in memory."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            return all(text.find(word) >= 0 for word in words)
+    except (OSError, ValueError):  # the latter for an empty file
+        return False
