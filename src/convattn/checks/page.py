@@ -13,8 +13,7 @@ from torch import Tensor
 from convattn.checks.checking import CheckedData
 from convattn.checks.looking import as_pictured
 from convattn.data.counts import Finding
-from convattn.data.masks import IGNORED
-from convattn.drawing import BLACK, WHITE, class_colour, draw_box, tint
+from convattn.drawing import BLACK, Colour, class_colour, draw_box, tint
 from convattn.exceptions import UnreadableImageError
 from convattn.pages import Picture, embed, render
 
@@ -34,7 +33,22 @@ _DOUBTS = 60
 class _ShownFinding:
     finding: Finding
     groups: list[list[Picture]]
-    listed: int
+
+    @property
+    def pictured(self) -> int:
+        return sum(map(len, self.groups))
+
+    @property
+    def listed(self) -> int:
+        return min(_NAMES, len(self.finding.images))
+
+    @property
+    def title(self) -> str:
+        """Of the list of names."""
+        total = len(self.finding.images)
+        if total <= _NAMES:
+            return "its name" if total == 1 else f"all {total:,} names"
+        return f"the first {_NAMES:,} of {total:,} names"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +56,8 @@ class _Samples:
     title: str
     pictures: list[list[Picture]]
     is_large: bool
+    colour: str
+    """Of its boxes or pixels, for CSS; nothing if images are of one class."""
 
 
 def render_page(checked: CheckedData) -> bytes:
@@ -96,7 +112,7 @@ def _shown(checked: CheckedData, places: dict[str, int], finding: Finding) -> _S
         found = [_picture(checked, places[name], name) for name in group[:_PICTURES]]
         groups += [[one for one in found if one is not None]] if any(found) else []
         number += len(found)
-    return _ShownFinding(finding=finding, groups=groups, listed=min(_NAMES, len(finding.images)))
+    return _ShownFinding(finding=finding, groups=groups)
 
 
 def _picture(checked: CheckedData, place: int, caption: str, detail: str = "") -> Picture | None:
@@ -120,7 +136,8 @@ def _samples(checked: CheckedData) -> Iterator[_Samples]:
             drawn = _drawn(image, truth, label, checked.report.class_names)
             data = embed(drawn, _LARGE if is_large else _SIDE)
             pictures.append([Picture(data=data, caption=checked.names[place])])
-        yield _Samples(title=name, pictures=pictures, is_large=is_large)
+        colour = "rgb({}, {}, {})".format(*_colour(label, name)) if is_large else ""
+        yield _Samples(title=name, pictures=pictures, is_large=is_large, colour=colour)
 
 
 def _spread(places: Sequence[int], number: int) -> list[int]:
@@ -130,12 +147,16 @@ def _spread(places: Sequence[int], number: int) -> list[int]:
 
 
 def _drawn(image: Image.Image, truth: Any, label: int, names: Sequence[str]) -> Image.Image:
-    """An image with what is known of it: the boxes of one class with its name, or all pixels."""
+    """An image with what is known of one class on it: its boxes and masks, or its pixels."""
     if isinstance(truth, dict):
         return _with_boxes(image, truth, label, names[label])
     if isinstance(truth, Tensor) and truth.ndim == 2:
-        return _with_classes(image, np.asarray(truth), names)
+        return _with_pixels(image, np.asarray(truth), label, names[label])
     return image
+
+
+def _colour(label: int, name: str) -> Colour:
+    return BLACK if name == "background" else class_colour(label)
 
 
 def _with_boxes(image: Image.Image, truth: Any, label: int, name: str) -> Image.Image:
@@ -147,18 +168,15 @@ def _with_boxes(image: Image.Image, truth: Any, label: int, name: str) -> Image.
     if "masks" in truth and own.any():
         covered = np.asarray(truth["masks"])[own].any(0)
         shown = Image.fromarray(covered).resize(size, Image.Resampling.NEAREST)
-        colours = np.full((size[1], size[0], 3), class_colour(label), np.uint8)
+        colours = np.full((size[1], size[0], 3), _colour(label, name), np.uint8)
         drawn = tint(drawn, colours, np.asarray(shown, np.float32) * _OPACITY)
     for box in boxes[own].tolist():
-        draw_box(drawn, box, class_colour(label), name)
+        draw_box(drawn, box, _colour(label, name), name)
     return drawn
 
 
-def _with_classes(
-    image: Image.Image, classes: np.ndarray[Any, Any], names: Sequence[str]
+def _with_pixels(
+    image: Image.Image, classes: np.ndarray[Any, Any], label: int, name: str
 ) -> Image.Image:
-    palette = np.full((256, 3), WHITE, np.uint8)
-    for label, name in enumerate(names):
-        palette[label] = BLACK if name == "background" else class_colour(label)
-    opacity = np.where(classes == IGNORED, 0, _OPACITY).astype(np.float32)
-    return tint(image, palette[classes], opacity)
+    colours = np.full((image.height, image.width, 3), _colour(label, name), np.uint8)
+    return tint(image, colours, np.where(classes == label, np.float32(_OPACITY), np.float32(0)))
