@@ -24,8 +24,8 @@ quickstart: $(INSTALLED) ## Train a small attention network on digits in clutter
 test: $(INSTALLED) ## Run the fast tests
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not browser and not weights"
 
-browser: $(INSTALLED) ## Run the demo's tests in headless Chromium, which the system must have
-	$(BIN)/python -m pytest -m browser tests/demo
+browser: $(INSTALLED) ## Run the tests of pages in headless Chromium, which the system must have
+	$(BIN)/python -m pytest -m browser tests/demo tests/checks
 
 check: $(INSTALLED) ## Format, lint, types and import direction; changes nothing
 	$(BIN)/ruff format --check .

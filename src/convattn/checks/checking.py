@@ -17,7 +17,7 @@ from convattn.checks.labels import check_labels
 from convattn.checks.looking import Look, files_of, look_at
 from convattn.checks.opening import OpenedData, Place, open_place
 from convattn.checks.report import DataReport, LabelCheck, Part, Spread
-from convattn.data import describe_skipped
+from convattn.data import DetectionSource, Source, describe_skipped
 from convattn.data.counts import (
     Counts,
     Finding,
@@ -130,12 +130,13 @@ def check_data(
     """
     opened = open_place(place, task)
     source = opened.source
-    if run is not None and opened.task != "classification":
+    if run is not None and not isinstance(source, Source):
         raise ValueError(
             f"--run judges labels of whole images, and {place.root} is read for {opened.task}; "
             "leave it out"
         )
     names = _names(source, place.root)
+    unit = _unit(source)
     decode = not quick
     looks: list[Look] = []
     objects: dict[str, _Objects] = {}
@@ -156,7 +157,7 @@ def check_data(
         *_unreadable(looks, names),
         *_copied(source, looks, names),
         *_counted(counts, objects),
-        *_objects_found(objects, names, opened.task),
+        *_objects_found(objects, names, unit),
         *_odd(looks, names),
         *_traits(looks, names),
         *_left_out(source),
@@ -166,7 +167,7 @@ def check_data(
         root=place.root,
         task=opened.task,
         class_names=tuple(source.class_names),
-        unit={"detection": "boxes", "segmentation": "pixels"}.get(opened.task),
+        unit=unit,
         parts={part: _part(source, part, looks, names, counts, objects[part]) for part in PARTS},
         findings=tuple(by_severity(findings)),
         notes=tuple(source.notes),
@@ -176,6 +177,13 @@ def check_data(
     return CheckedData(
         source=source, report=report, names=names, shown_by=_shown_by(source, objects)
     )
+
+
+def _unit(source: Any) -> str | None:
+    """What images show several of; None where each is of one class."""
+    if isinstance(source, Source):
+        return None
+    return "boxes" if isinstance(source, DetectionSource) else "pixels"
 
 
 def count_all(source: Any) -> Counts:
@@ -427,14 +435,14 @@ def _counted(counts: Counts, objects: Mapping[str, _Objects]) -> Iterator[Findin
 
 
 def _objects_found(
-    objects: Mapping[str, _Objects], names: Sequence[str], task: str
+    objects: Mapping[str, _Objects], names: Sequence[str], unit: str | None
 ) -> Iterator[Finding]:
     tallies = list(objects.values())
     unlabelled = [place for tally in tallies for place in tally.without]
     if unlabelled:
         number = _many(len(unlabelled), "image", "images")
         shows = "shows" if len(unlabelled) == 1 else "show"
-        what = "no object" if task == "detection" else "no class, all pixels are ignored"
+        what = "no object" if unit == "boxes" else "no class, all pixels are ignored"
         sentence = (
             f"{number} {shows} {what}: right if there is none to be seen, else label what is there"
         )

@@ -79,7 +79,7 @@ def command(arguments: list[str]) -> int:
     from convattn.tasks import task_of
 
     run = None if options.run is None else Run.open(options.run)
-    if run is not None and task_of(run.config.model.name).name != "classification":
+    if run is not None and task_of(run.config.model.name).models:
         raise UsageError(f"--run judges labels of whole images; {options.run} is no classifier's")
     data = options.data
     place = Place(
