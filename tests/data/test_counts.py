@@ -36,6 +36,14 @@ def test_a_class_without_training_images_is_an_error_and_without_objects_a_warni
     assert judged((30, 30), (200, 0))["no_test_image"].severity == "warning"
 
 
+def test_folders_of_data_that_became_classes_are_told():
+    counts = Counts(
+        unit="images", class_names=("images", "masks"), images={}, classes={"train": (30, 30)}
+    )
+    (finding,) = judge_counts(counts)
+    assert finding.sentence.startswith("'images', 'masks' taken as classes")
+
+
 def test_few_images_are_told_with_the_fewest_first():
     assert "2 of 3 classes" in judged((20, 19, 3))["few"].sentence
     assert "'c' 3, 'b' 19" in judged((20, 19, 3))["few"].sentence

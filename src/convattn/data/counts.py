@@ -24,6 +24,9 @@ _UNBALANCED = 10  # times as many of one class as of another
 _FEW = 20  # training images, or objects, of a class
 _SMALL_TEST = 100  # images
 _SHOWN = 5  # names in a sentence
+_NO_CLASSES = frozenset(
+    ("images", "image", "imgs", "masks", "annotations", "labels", "jpegimages", "data")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,7 @@ def judge_counts(counts: Counts) -> list[Finding]:
         >>> [finding.kind for finding in judge_counts(counts)]
         ['imbalance']
     """
-    found: list[Finding] = []
+    found = _misplaced(counts)
     for part in counts.classes:
         found += _absent(counts, part)
     if "train" in counts.classes:
@@ -136,6 +139,17 @@ def listed(names: Sequence[str], most: int = _SHOWN) -> str:
     """
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def _misplaced(counts: Counts) -> list[Finding]:
+    names = [name for name in counts.class_names if name.casefold() in _NO_CLASSES]
+    if counts.unit != "images" or not names:
+        return []
+    sentence = (
+        f"{listed([repr(name) for name in names])} taken as classes are names of folders that hold "
+        "data, not of what is on images: if the class folders are inside one, give that instead"
+    )
+    return [Finding(kind="misplaced", severity="warning", sentence=sentence)]
 
 
 def _absent(counts: Counts, part: str) -> list[Finding]:
