@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import random
 from pathlib import Path
 
@@ -82,8 +81,8 @@ def table(folder, text, name="labels.csv", encoding="utf-8"):
 
 @pytest.mark.data
 @pytest.mark.parametrize("form", FORMATS)
-def test_hymenoptera_is_the_same_by_folders_and_by_tables(form, tmp_path):
-    root = Path(os.environ["CONVATTN_DATA"]) / "hymenoptera"
+def test_hymenoptera_is_the_same_by_folders_and_by_tables(form, tmp_path, data_dir):
+    root = data_dir / "hymenoptera"
     folders = load_source("folder", root=root)
     rows = [
         {"path": path, "label": name, "split": "val" if part == "test" else part}
@@ -98,8 +97,8 @@ def test_hymenoptera_is_the_same_by_folders_and_by_tables(form, tmp_path):
 @pytest.mark.data
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("seed", [0, 5])
-def test_hymenoptera_is_split_alike_by_folders_and_by_tables(form, seed, tmp_path):
-    root = Path(os.environ["CONVATTN_DATA"]) / "hymenoptera" / "train"
+def test_hymenoptera_is_split_alike_by_folders_and_by_tables(form, seed, tmp_path, data_dir):
+    root = data_dir / "hymenoptera" / "train"
     folders = load_source("folder", root=root, seed=seed)
     rows = [{"path": path, "label": name} for path, name, _ in sorted(labelled(folders))]
     source = load_source("folder", root=write(tmp_path / f"all.{form}", rows), seed=seed)
