@@ -28,7 +28,7 @@ from torch import nn
 
 from convattn.bench import Comparison, compare, training_step
 from convattn.classification.dataset import open_data, pretrained_cfg, test_batches
-from convattn.classification.evaluation import evaluate_classification
+from convattn.classification.evaluation import ClassificationResult, evaluate_classification
 from convattn.config import AugmentConfig, TrainConfig
 from convattn.recipes import RECIPES
 from convattn.runs import Run
@@ -90,7 +90,9 @@ def beginning(base: Path, way: AugmentConfig) -> tuple[nn.Module, float]:
         augment=augment_arguments(way, cfg["input_size"]),
     )
     loader, _ = test_batches(config.data, source, cfg)
-    return model, evaluate_classification(model, loader, class_names=source.class_names).top1
+    result = evaluate_classification(model, loader, class_names=source.class_names)
+    assert isinstance(result, ClassificationResult)
+    return model, result.top1
 
 
 def compare_steps(models: dict[str, nn.Module], batch: int = 128) -> Comparison:

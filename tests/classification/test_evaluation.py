@@ -4,11 +4,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import average_precision_score, f1_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from convattn.classification.evaluation import evaluate_classification, predict_batches, summarize
-from convattn.classification.predictions import Predictions
+from convattn.classification.predictions import Predictions, join
 from convattn.runs.build import create_model
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
@@ -132,7 +133,7 @@ def test_predictions_come_a_batch_at_a_time():
     loader = batches(logits, labels)
     parts = list(predict_batches(Lookup(), loader, num_classes=7, device="cpu"))
     assert [len(part) for part in parts] == [4, 4, 2]
-    found = Predictions.cat(parts)
+    found = join(parts)
     assert torch.equal(found.labels, labels)
     assert torch.equal(found.classes, logits.argsort(dim=1, descending=True)[:, :5])
     expected = F.cross_entropy(logits, labels, reduction="none")
@@ -143,3 +144,27 @@ def test_no_gradient_mode_leaks_between_batches():
     loader = batches(torch.randn(8, 7), torch.arange(8) % 7)
     for _ in predict_batches(Lookup(), loader, num_classes=7, device="cpu"):
         assert not torch.is_inference_mode_enabled()
+
+
+def test_several_classes_are_scikit_learns():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 7, generator=generator)
+    labels = (torch.rand(40, 7, generator=generator) < 0.4).float()
+    labels[:, 2] = 0  # a class without images
+    logits[:, 2] = -9
+    result = evaluate_classification(
+        Lookup(), batches(logits, labels), class_names=NAMES, device="cpu"
+    )
+    having = [0, 1, 3, 4, 5, 6]
+    scores, truth = logits.sigmoid().numpy(), labels.numpy()
+    for number in having:
+        expected = average_precision_score(truth[:, number], scores[:, number])
+        assert result.per_class[NAMES[number]] == pytest.approx(expected, abs=1e-6)
+    expected = average_precision_score(truth[:, having], scores[:, having], average="macro")
+    assert result.map == pytest.approx(expected, abs=1e-6)
+    expected = f1_score(truth[:, having], scores[:, having] >= 0.5, average="macro")
+    assert result.macro_f1 == pytest.approx(expected, abs=1e-6)
+    expected = F.binary_cross_entropy_with_logits(logits, labels).item()
+    assert result.loss == pytest.approx(expected, rel=1e-5)
+    assert "mAP" in result.table()
+    assert "6 of 7" in result.table()

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from convattn.classification.predictions import (
+    MultiLabelPredictions,
     Predictions,
     PredictionsFile,
+    average_precision_table,
     confusions,
+    join,
     per_class_table,
 )
 
@@ -171,3 +174,43 @@ def test_class_that_is_always_right_is_mistaken_for_nothing():
         labels=labels, classes=torch.tensor([[0, 1], [1, 0]]), losses=torch.zeros(2)
     )
     assert per_class_table(predictions, NAMES[:2]).splitlines()[1] == "0,,ant,1,1.0,1.0,,0"
+
+
+def part_of(predictions, start, end):
+    return MultiLabelPredictions(**{k: v[start:end] for k, v in vars(predictions).items()})
+
+
+def several(count=10):
+    generator = torch.Generator().manual_seed(1)
+    return MultiLabelPredictions(
+        labels=torch.rand(count, 3, generator=generator) < 0.4,
+        scores=torch.rand(count, 3, generator=generator),
+        losses=torch.rand(count, generator=generator).double(),
+    )
+
+
+def test_file_of_several_classes_gives_the_same_bits_back(tmp_path):
+    predictions = several()
+    file = PredictionsFile(tmp_path / "file.csv", names(10))
+    file.append(predictions)
+    again = PredictionsFile(file.path, names(10)).rewind(predictions.labels, 4)
+    assert same(again, predictions)
+    assert same(join([part_of(again, 0, 3), part_of(again, 3, 10)]), predictions)
+    other = predictions.labels.clone()
+    other[2] = torch.tensor([True, False, True])
+    predictions.labels[2] = False
+    file.path.unlink()
+    PredictionsFile(file.path, names(10)).append(predictions)
+    with pytest.raises(ValueError, match=r"row 3 .*classes none, where .*classes 0, 2: the data"):
+        PredictionsFile(file.path, names(10)).rewind(other, 4)
+
+
+def test_table_of_several_classes_counts():
+    predictions = several()
+    text = average_precision_table(predictions, ["a", "b", "c"], {"a": 0.5, "c": 0.25})
+    rows = list(csv.DictReader(io.StringIO(text)))
+    for number, row in enumerate(rows):
+        assert int(row["images"]) == sum(bits[number] for bits in predictions.labels.tolist())
+        taken = sum(scores[number] >= 0.5 for scores in predictions.scores.tolist())
+        assert int(row["taken"]) == taken
+    assert [row["average_precision"] for row in rows] == ["0.5", "", "0.25"]

@@ -1,12 +1,30 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score, f1_score
 
+from convattn.classification.prediction import classify
+from convattn.classification.testing import run_test
+from convattn.config import DataConfig, EvaluateConfig, OptimConfig
+from convattn.data import batch_mix, transform_of
+from convattn.explanation import explain
+from convattn.runs import Run
 from convattn.surgery import new_parameters
-from convattn.train.classification import ClassificationTask, training_loss
+from convattn.tasks import train
+from convattn.train.classification import (
+    ClassificationJob,
+    ClassificationTask,
+    MultiLabelScores,
+    dense_targets,
+    training_loss,
+    weighted_loss,
+)
+from tests.train.conftest import tiny
 
 
 def test_task_reloads_from_a_checkpoint_alone(finished):
@@ -59,3 +77,127 @@ def test_bce_asks_every_class():
     loss = training_loss("bce", label_smoothing=0.0, mixes=False)
     expected = F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, 4).float())
     torch.testing.assert_close(loss(logits, labels), expected)
+
+
+# --- several classes an image, and weights
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "bce"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_weight_2_is_the_image_twice(name, smoothing):
+    logits, labels = torch.randn(4, 3).double(), torch.tensor([0, 2, 1, 1])
+    weights = torch.tensor([1.0, 2.0, 1.0, 0.0]).double()
+    targets = dense_targets(labels, 3, smoothing)
+    found = weighted_loss(name, logits, targets.double(), weights / weights.mean())
+    twice = torch.tensor([0, 1, 1, 2])
+    expected = training_loss(name, label_smoothing=smoothing, mixes=False)(
+        logits[twice], labels[twice]
+    )
+    assert float(found) == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "bce"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_of_a_mixture_is_the_mixture_of_the_losses(name, weighted):
+    images, targets = torch.rand(6, 3, 8, 8), torch.randint(2, (6, 4)).float()
+    targets[:, 0] = 1
+    weights = torch.tensor([1.0, 0, 3, 2, 0.5, 0]) if weighted else None
+    mix = batch_mix(mixup=0.7, num_classes=4)
+    mixed, soft, counts = mix.mix_weighted(images.clone(), targets, weights)
+    # What the mixture holds of each image is found in its pixels.
+    pairs = images.flatten(1), images.flip(0).flatten(1)
+    share = ((mixed.flatten(1) - pairs[1]) / (pairs[0] - pairs[1])).nanmedian()
+    own = torch.ones(6) if weights is None else weights
+    logits, ones = torch.randn(6, 4), torch.ones(6)
+    expected = share * weighted_loss(name, logits, targets, own)
+    expected += (1 - share) * weighted_loss(name, logits, targets.flip(0), own.flip(0))
+    found = weighted_loss(name, logits, soft, ones if counts is None else counts)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (mix.num_classes, mix.label_smoothing) == (4, 0.0)
+
+
+def test_scores_of_all_batches_are_those_of_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 5, generator=generator)
+    labels = (torch.rand(50, 5, generator=generator) < 0.3).float()
+    metric = MultiLabelScores()
+    for start in range(0, 50, 20):
+        metric.update(logits[start : start + 20], labels[start : start + 20])
+    found = metric.compute()
+    truth = labels.numpy()
+    precision = average_precision_score(truth, logits.numpy(), average="macro")
+    assert found["val_map"] == pytest.approx(precision, abs=1e-6)
+    f1 = f1_score(truth, (logits > 0).numpy(), average="macro")
+    assert found["val_macro_f1"] == pytest.approx(f1, abs=1e-6)
+
+
+@pytest.fixture
+def tagged(tmp_path):
+    """A table of 16 images with red, green, both or neither, and weights."""
+    lines = ["path,tags,split,weight"]
+    for number in range(16):
+        red, green = number % 2, number // 2 % 2
+        Image.new("RGB", (16, 16), (255 * red, 255 * green, number)).save(
+            tmp_path / f"{number}.png"
+        )
+        tags = ["[]", "red", "green", "red|green"][red + 2 * green]
+        lines.append(f"{number}.png,{tags},{'val' if number >= 12 else 'train'},{1 + number % 3}")
+    file = tmp_path / "tagged.csv"
+    file.write_text("\n".join(lines))
+    return file
+
+
+def small(tagged, **data):
+    """A run on that table."""
+    options = {"name": "folder", "root": str(tagged), "image_size": 32, "batch_size": 4}
+    return tiny(tagged.parent / "run", data=DataConfig(**options | data), epochs=1)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_a_run_of_several_classes_an_image(tagged, mixup, capsys):
+    run = train(small(tagged, mixup=mixup))
+    assert "trained with optim.loss bce" in capsys.readouterr().err
+    saved = json.loads((run.folder / "evaluation.json").read_text())
+    assert 0 <= saved["map"] <= 1
+    assert set(saved["per_class"]) == {"green", "red"}
+    assert "mAP" in (run.folder / "report.md").read_text()
+    header = (run.folder / "metrics.csv").read_text().splitlines()[0]
+    assert header.endswith("val_loss,val_map,val_macro_f1")
+    opened = Run.open(run.folder)
+    assert opened.config.optim.loss == "bce"
+    assert opened.pretrained_cfg["multi_label"] is True
+    assert opened.pretrained_cfg["label_names"] == ["green", "red"]
+
+
+def test_a_run_of_several_classes_tells_them_one_by_one(tagged):
+    run = train(small(tagged))
+    model = Run.open(run.folder).load_model()
+    image = Image.open(tagged.parent / "3.png").convert("RGB")
+    found = {one.index: one.probability for one in classify(model, image)}
+    pixels = transform_of(model.pretrained_cfg)(image)[None]
+    expected = model(pixels)[0].sigmoid().tolist()
+    assert [found[0], found[1]] == pytest.approx(expected, abs=1e-6)
+    told = explain(model, image, target="red")
+    assert told.target.probability == pytest.approx(expected[1], abs=1e-6)
+    options = EvaluateConfig(data=small(tagged).data, out=str(tagged.parent / "tested"))
+    result, files = run_test("run", lambda **_: model, options, [], run_folder=run.folder)
+    assert result.map == pytest.approx(run.result.map, abs=1e-6)
+    assert all(file.stat().st_size for file in files)
+    one = tagged.with_name("test.csv")
+    one.write_text("path,label\n1.png,red\n2.png,green\n")
+    options = replace(options, data=replace(options.data, root=str(one)), out=str(one.parent / "t"))
+    result, _ = run_test("run", lambda **_: model, options, [], run_folder=run.folder)
+    assert result.num_images == 2
+
+
+def test_smoothing_of_several_classes_is_refused(tagged):
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1 .* leave it out"):
+        ClassificationJob(small(tagged, label_smoothing=0.1))
+
+
+def test_weights_of_training_have_mean_one(tagged):
+    job = ClassificationJob(replace(small(tagged), optim=OptimConfig(loss="bce")))
+    weights = job.data.train_images.weights
+    assert float(weights.mean()) == pytest.approx(1)
+    assert float(weights[1] / weights[0]) == pytest.approx(2)
+    assert job.source.test.weights is None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
 from convattn.data import (
-    ImageFiles,
     Source,
     TensorImages,
     load_source,
@@ -25,7 +26,11 @@ _CROP_OF_RESIZED_IMAGES = 0.875
 
 
 def open_data(
-    config: DataConfig, *, training: bool = True, class_names: Sequence[str] | None = None
+    config: DataConfig,
+    *,
+    training: bool = True,
+    class_names: Sequence[str] | None = None,
+    multi_label: bool | None = None,
 ) -> Source:
     """The data set that a configuration names; its images are the same for every run's seed.
 
@@ -37,9 +42,11 @@ def open_data(
             generating all takes longer than most tests.
         class_names: What the network that is tested on it calls its classes; None: those of the
             data set.
+        multi_label: Whether it finds several classes an image; None: as the data set is.
 
     Raises:
-        ValueError: If there is no such data set, its files are not what they should be, or it has
+        ValueError: If there is no such data set, its images have several classes where the network
+            finds one, its files are not what they should be, or it has
             a class that the network does not know.
         FileNotFoundError: If its files are missing.
     """
@@ -59,16 +66,28 @@ def open_data(
         class_names=class_names,
         ignore_unknown=config.ignore_unknown,
     )
-    if source.multi_label:
-        raise ValueError(
-            f"{config.root} gives images several classes, and classifiers are trained on one an "
-            "image; name a column of one class an image (--data.labels-column)"
-        )
-    if isinstance(source.train, ImageFiles) and source.train.weights is not None:
-        raise ValueError(
-            f"{config.root} has a column of weights, which training does not heed; rename it"
-        )
+    if multi_label is not None:
+        source = _with_label_of(source, multi_label, config)
     return opened(config, source)
+
+
+def _with_label_of(source: Source, multi_label: bool, config: DataConfig) -> Source:
+    """The source with labels as the network knows them; one class an image is a case of several."""
+    if source.multi_label and not multi_label:
+        raise ValueError(
+            f"{config.root} gives images several classes, and the network finds one an image; name "
+            "a column of one class an image (--data.labels-column), or train a network on these"
+        )
+    if source.multi_label == multi_label:
+        return source
+    num_classes = len(source.class_names)
+    parts = []
+    for part in (source.train, source.test):
+        alike = part.with_transform(part.transform)
+        alike.labels = one_hot(part.labels, num_classes).bool()
+        parts.append(alike)
+    train, test = parts
+    return replace(source, train=train, test=test, multi_label=True)
 
 
 def training_transform(config: DataConfig, source: Source) -> Transform:
@@ -91,6 +110,8 @@ def training_transform(config: DataConfig, source: Source) -> Transform:
 def pretrained_cfg(config: DataConfig, source: Source) -> dict[str, Any]:
     """What a network trained on these images needs of a test image, in timm's words.
 
+    Where images have several classes ``multi_label`` is true, which timm has no word for.
+
     Args:
         config: How images are resized and cropped.
     """
@@ -98,6 +119,7 @@ def pretrained_cfg(config: DataConfig, source: Source) -> dict[str, Any]:
     crop_pct = config.crop_pct
     if crop_pct is None:
         crop_pct = 1.0 if size == source.image_size else _CROP_OF_RESIZED_IMAGES
+    several = {"multi_label": True} if source.multi_label else {}
     return {
         "num_classes": len(source.class_names),
         "input_size": (source.in_chans, *size),
@@ -107,6 +129,7 @@ def pretrained_cfg(config: DataConfig, source: Source) -> dict[str, Any]:
         "crop_pct": crop_pct,
         "crop_mode": "center",
         "label_names": source.class_names,
+        **several,
     }
 
 

@@ -6,12 +6,19 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convattn.classification.predictions import NUM_RANKS, Predictions
+from convattn.classification.predictions import (
+    NUM_RANKS,
+    THRESHOLD,
+    MultiLabelPredictions,
+    Predictions,
+    join,
+)
 from convattn.explanation import attention_layers, attention_maps, energy_in_box, peak_in_box
 from convattn.modes import default_device, eval_mode
 from convattn.results import Results, Rows, percentages, worst_class
@@ -42,6 +49,11 @@ class ClassificationResult(Results):
     images_per_second: float
     """Images a second, loading included."""
 
+    @property
+    def headline(self) -> str:
+        """What counts most, in a few words."""
+        return f"{self.top1:.1%} right"
+
     def rows(self) -> Rows:
         """Names and values for people."""
         shares = {
@@ -50,7 +62,7 @@ class ClassificationResult(Results):
         }
         return [
             ("images", f"{self.num_images:,}"),
-            *self._classes_tested(),
+            *_classes_tested(len(self.per_class), self.num_classes),
             *percentages({"top-1": self.top1, "top-5": self.top5}),
             *percentages({f"ImageNet-ReaL top-1, {self.num_real:,} images": self.real_top1}),
             ("cross-entropy", f"{self.loss:.4f}"),
@@ -59,12 +71,46 @@ class ClassificationResult(Results):
             ("images a second", f"{self.images_per_second:,.0f}"),
         ]
 
-    def _classes_tested(self) -> Rows:
-        """How many classes have images, where some have none."""
-        tested = len(self.per_class)
-        if tested == self.num_classes:
-            return []
-        return [("classes with images", f"{tested:,} of {self.num_classes:,}")]
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelResult(Results):
+    """What ``evaluate_classification`` found where images have several classes."""
+
+    num_classes: int
+    """Classes that the network tells apart."""
+    loss: float
+    """Mean binary cross-entropy in nats, over images and classes."""
+    map: float | None
+    """Mean of the classes' average precisions; None if no image has a class."""
+    macro_f1: float
+    """Mean of the classes' F1 where a score from 0.5 on counts as a yes."""
+    per_class: dict[str, float]
+    """Average precision of each class; one without images is left out."""
+    images_per_second: float
+    """Images a second, loading included."""
+
+    @property
+    def headline(self) -> str:
+        """What counts most, in a few words."""
+        return f"macro F1 {self.macro_f1:.1%}" if self.map is None else f"mAP {self.map:.1%}"
+
+    def rows(self) -> Rows:
+        """Names and values for people."""
+        return [
+            ("images", f"{self.num_images:,}"),
+            *_classes_tested(len(self.per_class), self.num_classes),
+            *percentages({"mAP": self.map, f"macro F1 at {THRESHOLD}": self.macro_f1}),
+            ("binary cross-entropy", f"{self.loss:.4f}"),
+            *worst_class(self.per_class),
+            ("images a second", f"{self.images_per_second:,.0f}"),
+        ]
+
+
+def _classes_tested(tested: int, num_classes: int) -> Rows:
+    """How many classes have images, where some have none."""
+    if tested == num_classes:
+        return []
+    return [("classes with images", f"{tested:,} of {num_classes:,}")]
 
 
 def predict_batches(
@@ -75,14 +121,15 @@ def predict_batches(
     boxes: Tensor | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Iterator[Predictions]:
+) -> Iterator[Predictions] | Iterator[MultiLabelPredictions]:
     """What a classifier says of the images, a batch at a time.
 
     Until the last batch is taken the model is in evaluation mode; it stays on ``device``.
 
     Args:
         model: The classifier.
-        loader: Batches of normalised images (B, C, H, W) and class numbers (B,), in order.
+        loader: Batches of normalised images (B, C, H, W) and class numbers (B,), in order; or,
+            where images have several classes, (B, K) of 0 and 1.
         num_classes: Classes of the data.
         boxes: The object of each image, in the loader's order and in pixels of what the model
             sees: (N, 4), xmin, ymin, xmax, ymax, the maxima one past the object.
@@ -111,7 +158,7 @@ def predict_batches(
 
 def _predict(
     model: nn.Module, images: Tensor, labels: Tensor, boxes: Tensor | None, num_classes: int
-) -> Predictions:
+) -> Any:
     peaks = energies = None
     if boxes is None:
         logits = model(images)
@@ -122,6 +169,8 @@ def _predict(
         energies = energy_in_box(maps, boxes, grid).double().cpu()
     check_num_classes(logits.shape[1], num_classes)
     logits = logits.float()
+    if labels.ndim == 2:
+        return _of_several(logits, labels)
     losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
     return Predictions(
         labels=labels.cpu(),
@@ -129,6 +178,16 @@ def _predict(
         losses=losses.double().cpu(),
         peaks=peaks,
         energies=energies,
+    )
+
+
+def _of_several(logits: Tensor, labels: Tensor) -> MultiLabelPredictions:
+    truths = labels.to(logits.device, logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, truths, reduction="none")
+    return MultiLabelPredictions(
+        labels=labels.bool().cpu(),
+        scores=logits.sigmoid().cpu(),
+        losses=losses.double().mean(1).cpu(),
     )
 
 
@@ -150,12 +209,12 @@ def check_num_classes(model: int, data: int) -> None:
 
 
 def summarize(
-    predictions: Predictions,
+    predictions: Predictions | MultiLabelPredictions,
     *,
     class_names: Sequence[str],
     real: Sequence[Sequence[int]] | None = None,
     images_per_second: float,
-) -> ClassificationResult:
+) -> ClassificationResult | MultiLabelResult:
     """Sum up what a classifier said.
 
     Args:
@@ -164,6 +223,8 @@ def summarize(
         real: The ImageNet-ReaL classes of each image; one with none is left out there.
         images_per_second: Images a second that it took.
     """
+    if isinstance(predictions, MultiLabelPredictions):
+        return _summarize_several(predictions, class_names, images_per_second)
     right = predictions.right
     hits, counts = (
         torch.bincount(labels, minlength=len(class_names)).tolist()
@@ -191,6 +252,49 @@ def summarize(
     )
 
 
+def _summarize_several(
+    predictions: MultiLabelPredictions, class_names: Sequence[str], images_per_second: float
+) -> MultiLabelResult:
+    found = average_precisions(predictions.scores, predictions.labels)
+    per_class = {class_names[number]: precision for number, precision in found.items()}
+    return MultiLabelResult(
+        num_images=len(predictions),
+        num_classes=len(class_names),
+        loss=math.fsum(predictions.losses.tolist()) / len(predictions),
+        map=math.fsum(found.values()) / len(found) if found else None,
+        macro_f1=macro_f1(predictions.scores, predictions.labels),
+        per_class=per_class,
+        images_per_second=images_per_second,
+    )
+
+
+def average_precisions(scores: Tensor, labels: Tensor) -> dict[int, float]:
+    """The average precision of each class that an image has, by its number.
+
+    Args:
+        scores: How likely each class is, (N, K), between 0 and 1.
+        labels: Which classes an image has, (N, K) of 0 and 1.
+    """
+    from torchmetrics.functional.classification import binary_average_precision
+
+    labels = labels.long()
+    having = labels.any(0).nonzero()[:, 0].tolist()
+    return {one: float(binary_average_precision(scores[:, one], labels[:, one])) for one in having}
+
+
+def macro_f1(scores: Tensor, labels: Tensor) -> float:
+    """The mean of the classes' F1; one that no image has, nor is taken to have, is left out.
+
+    Args:
+        scores: How likely each class is, (N, K), between 0 and 1.
+        labels: Which classes an image has, (N, K) of 0 and 1.
+    """
+    taken, there = scores >= THRESHOLD, labels.bool()
+    hits = (taken & there).sum(0)
+    marked = taken.sum(0) + there.sum(0)
+    return float((2 * hits / marked)[marked > 0].double().mean()) if marked.any() else 0.0
+
+
 def evaluate_classification(
     model: nn.Module,
     loader: Iterable[Sequence[Tensor]],
@@ -198,12 +302,13 @@ def evaluate_classification(
     class_names: Sequence[str],
     boxes: Tensor | None = None,
     device: torch.device | str | None = None,
-) -> ClassificationResult:
+) -> ClassificationResult | MultiLabelResult:
     """Test a classifier; the model is left as it was, but on ``device``.
 
     Args:
         model: The classifier.
-        loader: Batches of normalised images (B, C, H, W) and class numbers (B,), in order.
+        loader: Batches of normalised images (B, C, H, W) and class numbers (B,), in order; or,
+            where images have several classes, (B, K) of 0 and 1.
         class_names: Name of each class number.
         boxes: The object of each image, in the loader's order and in pixels of what the model
             sees: (N, 4), xmin, ymin, xmax, ymax, the maxima one past the object.
@@ -216,10 +321,10 @@ def evaluate_classification(
     batches = predict_batches(
         model, loader, num_classes=len(class_names), boxes=boxes, device=device
     )
-    parts = list(batches)
+    parts: list[Any] = list(batches)
     if not parts:
         raise ValueError("there is no image to evaluate; name a data set with test images")
-    predictions = Predictions.cat(parts)
+    predictions = join(parts)
     return summarize(
         predictions,
         class_names=class_names,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,22 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from torchvision.transforms.functional import to_pil_image
 
+from convattn.classification.predictions import THRESHOLD
 from convattn.explanation import attention_maps
 from convattn.explanation.overlay import overlay
 from convattn.text import shorten_name
 
+_FEW = 3  # names of one image
 _MOST_NAMED, _MOST_CELLS, _MOST_PAIRS = 40, 500, 20  # of a confusion matrix
 
 
 def draw_attention(
     model: nn.Module,
     images: Tensor,
-    labels: Sequence[int],
+    labels: Sequence[int] | Tensor,
     out: Path,
     *,
     class_names: Sequence[str],
@@ -41,7 +44,7 @@ def draw_attention(
     Args:
         model: The trained classifier, which has attention.
         images: (B, C, H, W), normalised; 12 fill the page.
-        labels: The true class numbers.
+        labels: The true class numbers; or which classes an image has, (B, K) of 0 and 1.
         out: The PNG to write.
         class_names: Name of each class number.
         mean: Of the normalisation, per channel.
@@ -55,7 +58,7 @@ def draw_attention(
     device = next(model.parameters()).device
     with torch.inference_mode():
         logits, maps, grid = attention_maps(model.eval(), images.to(device))
-    predicted = logits.argmax(1).tolist()
+    guesses, truths = _named(logits.cpu(), labels, class_names)
     size = grid.image_size
     heats = grid.heat(maps).cpu().numpy()
     scale, shift = (torch.tensor(values).view(-1, 1, 1) for values in (std, mean))
@@ -76,11 +79,11 @@ def draw_attention(
         top = row * (tall + title_height) + title_height
         left = pair * (2 + 3 * gap)
         right = left + 1 + gap
-        guess, truth = predicted[index], labels[index]
+        guess, truth = guesses[index], truths[index]
         verdict, colour = ("✓", "#006d2c") if guess == truth else ("✗", "#cb181d")
         for panel, start, label, ink in (
-            (image, left, class_names[truth], "black"),
-            (overlay(image, heat), right, f"{verdict} {class_names[guess]}", colour),
+            (image, left, _few(truth), "black"),
+            (overlay(image, heat), right, f"{verdict} {_few(guess)}", colour),
         ):
             axes.imshow(panel, extent=(start, start + 1, top + tall, top))
             axes.text(start + 0.5, top - 0.04, label, ha="center", fontsize=10, color=ink)
@@ -97,6 +100,56 @@ def draw_attention(
                 )
             )
     axes.set(xlim=(0, width), ylim=(height, 0))
+    figure.savefig(out, dpi=110)
+
+
+def _named(
+    logits: Tensor, labels: Sequence[int] | Tensor, class_names: Sequence[str]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """The classes that each image is taken for, and those that it has."""
+    if isinstance(labels, Tensor) and labels.ndim == 2:
+        taken, there = logits.sigmoid() >= THRESHOLD, labels.bool()
+    else:
+        num_classes = len(class_names)
+        taken = one_hot(logits.argmax(1), num_classes)
+        there = one_hot(torch.as_tensor(labels), num_classes)
+
+    def names(rows: Tensor) -> list[list[str]]:
+        return [[class_names[one] for one in row.nonzero()[:, 0].tolist()] for row in rows]
+
+    return names(taken), names(there)
+
+
+def _few(names: Sequence[str]) -> str:
+    """The one name; or the first of several, shortened."""
+    if len(names) == 1:
+        return names[0]
+    more = f" +{len(names) - _FEW}" if len(names) > _FEW else ""
+    return ", ".join(map(shorten_name, names[:_FEW])) + more or "none"
+
+
+def draw_average_precisions(per_class: Mapping[str, float], out: Path, *, title: str) -> None:
+    """The average precision of each class as a bar, the worst first; the worst 40 of many.
+
+    Args:
+        per_class: Average precision by the class's name.
+        out: The PNG to write.
+        title: Stands above.
+    """
+    worst = sorted(per_class.items(), key=lambda one: one[1])[:_MOST_NAMED]
+    figure = Figure(figsize=(9, max(2.5, 0.26 * len(worst) + 1.2)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11, fontweight="bold")
+    axes = figure.subplots()
+    places = range(len(worst))
+    axes.barh(places, [value for _, value in worst], height=0.75, color="#9ecae1")
+    for place, (_, value) in enumerate(worst):
+        axes.text(min(value, 0.93) + 0.005, place, f"{value:.1%}", va="center", fontsize=8)
+    axes.set_yticks(places, [shorten_name(name) for name, _ in worst], fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(len(worst) - 0.5, -0.5), xlabel="average precision")
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(worst) < len(per_class):
+        axes.set_title(f"The worst {len(worst)} of {len(per_class):,} classes", fontsize=9)
     figure.savefig(out, dpi=110)
 
 

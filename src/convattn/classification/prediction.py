@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convattn.data import UnreadableImageError
-from convattn.explanation import Prediction, class_names, preprocess
+from convattn.explanation import Prediction, class_names, class_probabilities, preprocess
 from convattn.explanation.heatmap import pretrained_cfg
 from convattn.explanation.preprocessing import read_as_seen
 from convattn.files import replace_atomically
@@ -33,7 +33,7 @@ def classify(model: nn.Module, image: Image.Image | Tensor) -> list[Prediction]:
     weight = next(model.parameters())
     pixels = preprocess(image, pretrained_cfg(model), "crop").pixels.to(weight.device, weight.dtype)
     with eval_mode(model), torch.inference_mode():
-        shares = model(pixels[None])[0].float().softmax(0)
+        shares = class_probabilities(model, model(pixels[None]))[0]
     names = class_names(model, len(shares))
     found = shares.topk(min(_NUM_TOP, len(shares)))
     ranked = zip(found.indices.tolist(), found.values.tolist(), strict=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+THRESHOLD = 0.5
+"""Score from which on an image is taken to have a class, where it may have several."""
 NUM_RANKS = 5
 """Classes that are kept of an image at most, the likeliest first."""
 
@@ -40,27 +42,69 @@ class Predictions:
         """Which of the likeliest classes is the right one, (N, 5) bool."""
         return self.classes == self.labels[:, None]
 
-    @staticmethod
-    def cat(parts: Sequence[Predictions]) -> Predictions:
-        """One after the other.
+    def columns(self) -> dict[str, list[int] | list[float]]:
+        """What a file keeps of each image, by the columns' names; what is right comes first."""
+        ranks = self.classes.unbind(1)
+        columns = {
+            "label": self.labels.tolist(),
+            "loss": self.losses.tolist(),
+            **{f"rank{rank}": column.tolist() for rank, column in enumerate(ranks, start=1)},
+        }
+        if self.peaks is not None and self.energies is not None:
+            columns["peak_in_box"] = self.peaks.int().tolist()
+            columns["energy_in_box"] = self.energies.tolist()
+        return columns
 
-        Args:
-            parts: At least one, of the same network.
-        """
 
-        def joined(name: str) -> Any:
-            column = [getattr(part, name) for part in parts]
-            return None if column[0] is None else torch.cat(column)
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelPredictions:
+    """What a classifier said of N images that may have several classes, on the CPU."""
 
-        return Predictions(**{field.name: joined(field.name) for field in fields(Predictions)})
+    labels: Tensor
+    """Which classes an image has, (N, K) bool."""
+    scores: Tensor
+    """How likely the network finds each class, (N, K) float32, between 0 and 1."""
+    losses: Tensor
+    """Binary cross-entropy in nats, the mean over the classes, (N,) float64."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def columns(self) -> dict[str, list[int] | list[float]]:
+        """What a file keeps of each image, by the columns' names; what is right comes first."""
+        labels, scores = self.labels.int().unbind(1), self.scores.unbind(1)
+        return {
+            **{f"label{number}": column.tolist() for number, column in enumerate(labels)},
+            "loss": self.losses.tolist(),
+            **{f"score{number}": column.tolist() for number, column in enumerate(scores)},
+        }
+
+
+AnyPredictions = TypeVar("AnyPredictions", Predictions, MultiLabelPredictions)
+
+
+def join(parts: Sequence[AnyPredictions]) -> AnyPredictions:
+    """Predictions one after the other.
+
+    Args:
+        parts: At least one, of the same network.
+    """
+    kind = type(parts[0])
+
+    def joined(name: str) -> Any:
+        column = [getattr(part, name) for part in parts]
+        return None if column[0] is None else torch.cat(column)
+
+    return kind(**{field.name: joined(field.name) for field in fields(kind)})
 
 
 class PredictionsFile:
     """``predictions.csv``: one row an image, at hand while the test goes on.
 
     Columns are the image, the number of its class, the cross-entropy, the likeliest classes'
-    numbers, and of the attention what ``Predictions`` has. Numbers are written so that reading
-    gives the same bits.
+    numbers, and of the attention what ``Predictions`` has; where images have several classes, for
+    each class 1 or 0, the loss, and the score of each. Numbers are written so that reading gives
+    the same bits.
 
     Args:
         path: The file.
@@ -72,13 +116,13 @@ class PredictionsFile:
         self.images = images
         self._rows = 0
 
-    def rewind(self, labels: Tensor, batch_size: int) -> Predictions | None:
+    def rewind(self, labels: Tensor, batch_size: int) -> Predictions | MultiLabelPredictions | None:
         """Read what a test that was stopped has left, and cut off what is no whole batch.
 
         Whole batches only, since the bits of a result can depend on what else was in its batch.
 
         Args:
-            labels: The right classes of all images, (N,).
+            labels: The right classes of all images, (N,), or (N, K) bool.
             batch_size: Images a batch.
 
         Returns:
@@ -93,24 +137,26 @@ class PredictionsFile:
         count = len(rows)
         if count < len(self.images):
             count -= count % batch_size
-        there = zip(rows[:count], self.images, labels.tolist(), strict=False)
-        for number, ((name, numbers), image, label) in enumerate(there, start=1):
-            if (name, numbers[0]) != (image, label):
+        truths = labels.reshape(len(labels), -1).int().tolist()
+        there = zip(rows[:count], self.images, truths, strict=False)
+        for number, ((name, numbers), image, truth) in enumerate(there, start=1):
+            kept = numbers[: len(truth)]
+            if (name, kept) != (image, truth):
                 raise ValueError(
-                    f"row {number} of {self.path} is of {name}, class {numbers[0]:.0f}, where the "
-                    f"data have {image}, class {label}: the data have changed, test anew"
+                    f"row {number} of {self.path} is of {name}, {_classes_said(kept)}, where the "
+                    f"data have {image}, {_classes_said(truth)}: the data have changed, test anew"
                 )
         self._rows = count
         os.truncate(self.path, len(header) + sum(map(len, lines[:count])) if count else 0)
         return _of_rows([numbers for _, numbers in rows[:count]], columns) if count else None
 
-    def append(self, predictions: Predictions) -> None:
+    def append(self, predictions: Predictions | MultiLabelPredictions) -> None:
         """Add the rows of the next images.
 
         Args:
             predictions: Of a batch.
         """
-        columns = _columns(predictions)
+        columns = predictions.columns()
         end = self._rows + len(predictions)
         names = self.images[self._rows : end]
         rows = zip(names, *columns.values(), strict=True)
@@ -120,27 +166,30 @@ class PredictionsFile:
         self._rows = end
 
 
-def _columns(predictions: Predictions) -> dict[str, list[int] | list[float]]:
-    ranks = predictions.classes.unbind(1)
-    columns = {
-        "label": predictions.labels.tolist(),
-        "loss": predictions.losses.tolist(),
-        **{f"rank{rank}": column.tolist() for rank, column in enumerate(ranks, start=1)},
-    }
-    if predictions.peaks is not None and predictions.energies is not None:
-        columns["peak_in_box"] = predictions.peaks.int().tolist()
-        columns["energy_in_box"] = predictions.energies.tolist()
-    return columns
+def _classes_said(truth: Sequence[float]) -> str:
+    """The class, or the several, that the first numbers of a row mean."""
+    if len(truth) == 1:
+        return f"class {truth[0]:.0f}"
+    return f"classes {', '.join(str(place) for place, bit in enumerate(truth) if bit) or 'none'}"
 
 
-def _of_rows(rows: Sequence[Sequence[float]], columns: Sequence[str]) -> Predictions:
-    """What ``_columns`` was made of."""
+def _of_rows(
+    rows: Sequence[Sequence[float]], columns: Sequence[str]
+) -> Predictions | MultiLabelPredictions:
+    """What ``columns`` of either was made of."""
     table = dict(zip(columns, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
-    ranks = [column for name, column in table.items() if name.startswith("rank")]
+
+    def numbered(word: str) -> Tensor:
+        return torch.stack([column for name, column in table.items() if name.startswith(word)], 1)
+
+    if "label" not in table:
+        return MultiLabelPredictions(
+            labels=numbered("label").bool(), scores=numbered("score").float(), losses=table["loss"]
+        )
     peaks = table.get("peak_in_box")
     return Predictions(
         labels=table["label"].long(),
-        classes=torch.stack(ranks, 1).long(),
+        classes=numbered("rank").long(),
         losses=table["loss"],
         peaks=None if peaks is None else peaks.bool(),
         energies=table.get("energy_in_box"),
@@ -210,6 +259,26 @@ def per_class_table(
                 times,
             )
         )
+    return _csv(rows)
+
+
+def average_precision_table(
+    predictions: MultiLabelPredictions, class_names: Sequence[str], precisions: Mapping[str, float]
+) -> str:
+    """How each of several classes an image fares, as the text of a CSV file.
+
+    Columns: number, name, images that have it, images that are taken to have it, average precision.
+
+    Args:
+        predictions: Of all images.
+        class_names: Name of each class number.
+        precisions: Average precision of each class that has images.
+    """
+    having = predictions.labels.sum(0).tolist()
+    taken = (predictions.scores >= THRESHOLD).sum(0).tolist()
+    rows: list[Sequence[object]] = [("number", "name", "images", "taken", "average_precision")]
+    for number, (name, *counts) in enumerate(zip(class_names, having, taken, strict=True)):
+        rows.append((number, name, *counts, precisions.get(name, "")))
     return _csv(rows)
 
 

@@ -22,11 +22,19 @@ from convattn.classification import figures
 from convattn.classification.dataset import open_data, test_batches
 from convattn.classification.evaluation import (
     ClassificationResult,
+    MultiLabelResult,
     check_num_classes,
     predict_batches,
     summarize,
 )
-from convattn.classification.predictions import Predictions, PredictionsFile, per_class_table
+from convattn.classification.predictions import (
+    MultiLabelPredictions,
+    Predictions,
+    PredictionsFile,
+    average_precision_table,
+    join,
+    per_class_table,
+)
 from convattn.config import EvaluateConfig
 from convattn.data import ImageFiles, Source, TensorImages, load_imagenet_validation
 from convattn.data.batches import UNREADABLE, report_skipped
@@ -87,7 +95,7 @@ def run_test(
     *,
     run_folder: Path | None = None,
     stopped: Path | None = None,
-) -> tuple[ClassificationResult, Sequence[Path]]:
+) -> tuple[ClassificationResult | MultiLabelResult, Sequence[Path]]:
     """Test a classifier, or go on with its test; the rows are on the disk while it runs.
 
     Args:
@@ -191,9 +199,15 @@ def _open(load: LoadModel, options: EvaluateConfig, *, is_run: bool) -> tuple[nn
         return _open_imagenet(load, options, is_run=is_run)
     if is_run:
         model = load()
-        known = cast(Mapping[str, Any], model.pretrained_cfg).get("label_names")
-        return model, _Test(source=open_data(options.data, training=False, class_names=known))
-    source = open_data(options.data, training=False)
+        cfg = cast(Mapping[str, Any], model.pretrained_cfg)
+        source = open_data(
+            options.data,
+            training=False,
+            class_names=cfg.get("label_names"),
+            multi_label=bool(cfg.get("multi_label")),
+        )
+        return model, _Test(source=source)
+    source = open_data(options.data, training=False, multi_label=False)
     num_classes = None if options.weights is None else len(source.class_names)
     return load(num_classes=num_classes, in_chans=source.in_chans), _Test(source=source)
 
@@ -234,11 +248,11 @@ def _open_imagenet(
 
 def _predict(
     model: nn.Module, source: Source, options: EvaluateConfig, file: PredictionsFile
-) -> tuple[Predictions, float]:
+) -> tuple[Predictions | MultiLabelPredictions, float]:
     """All predictions, those that the file has already among them, and images a second."""
     labels, total = source.test.labels, len(source.test)
     before = file.rewind(labels, options.data.batch_size)
-    parts = [] if before is None else [before]
+    parts: list[Any] = [] if before is None else [before]
     start = sum(map(len, parts))
     rest = dataclasses.replace(source, test=source.test.select(torch.arange(start, total)))
     loader, boxes = test_batches(options.data, rest, cast(Mapping[str, Any], model.pretrained_cfg))
@@ -260,26 +274,39 @@ def _predict(
             parts.append(batch)
             progress.update(len(batch))
     speed = (total - start) / max(1e-9, time.monotonic() - started)
-    return Predictions.cat(parts), speed
+    return join(parts), speed
 
 
 def _finish(
-    folder: Path, predictions: Predictions, speed: float, test: _Test, *, title: str
-) -> tuple[ClassificationResult, Sequence[Path]]:
+    folder: Path,
+    predictions: Predictions | MultiLabelPredictions,
+    speed: float,
+    test: _Test,
+    *,
+    title: str,
+) -> tuple[ClassificationResult | MultiLabelResult, Sequence[Path]]:
     """Write what was found; the rows get their name last, and with it the test ends."""
     names = test.source.class_names
     result = summarize(predictions, class_names=names, real=test.real, images_per_second=speed)
     replace_atomically(folder / "evaluation.json", result.to_json().encode())
-    table = per_class_table(predictions, names, test.wnids)
+    title = f"{title}: {result.headline}"
+    if isinstance(predictions, MultiLabelPredictions):
+        table = average_precision_table(predictions, names, result.per_class)
+        figure = "average_precision.png"
+        with written_whole(folder / figure) as drawing:
+            figures.draw_average_precisions(result.per_class, drawing, title=title)
+    else:
+        table = per_class_table(predictions, names, test.wnids)
+        figure = "confusion.png"
+        with written_whole(folder / figure) as drawing:
+            figures.draw_confusion(
+                predictions.labels.numpy(),
+                predictions.classes[:, 0].numpy(),
+                names,
+                drawing,
+                title=title,
+            )
     replace_atomically(folder / "per_class.csv", table.encode())
-    with written_whole(folder / "confusion.png") as drawing:
-        figures.draw_confusion(
-            predictions.labels.numpy(),
-            predictions.classes[:, 0].numpy(),
-            names,
-            drawing,
-            title=f"{title}: {result.top1:.1%} right",
-        )
     (folder / _STOPPED).replace(folder / "predictions.csv")
-    files = ("evaluation.json", "per_class.csv", "confusion.png", "predictions.csv")
+    files = ("evaluation.json", "per_class.csv", figure, "predictions.csv")
     return result, [folder / name for name in files]

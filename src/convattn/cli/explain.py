@@ -207,6 +207,11 @@ def _test_faithfulness(
 
     cfg = cast(Mapping[str, Any], model.pretrained_cfg)
     source = open_data(options.data, training=False, class_names=cfg.get("label_names"))
+    if source.multi_label:
+        raise UsageError(
+            f"{options.data.root} gives images several classes, and faithfulness is measured on "
+            "the one class of each; name data of one class an image by --data"
+        )
     loader, boxes = test_batches(options.data, source, cfg)
     num_classes, total = len(source.class_names), len(source.test)
     if model.num_classes != num_classes:

@@ -88,7 +88,9 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         images = self.images.index_select(0, chosen)  # ten times faster than [chosen]
         if self.transform is not None:
             images = self.transform(images)
-        return list(zip(images.unbind(), self.labels[chosen].tolist(), strict=True))
+        labels = self.labels[chosen]
+        truths = labels.tolist() if labels.ndim == 1 else labels.float().unbind()
+        return list(zip(images.unbind(), truths, strict=True))
 
 
 class ImageFiles(Dataset[tuple[Any, ...]]):

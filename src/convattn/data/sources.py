@@ -519,7 +519,8 @@ def _load_tables(
             "group out"
         )
     if not test_rows:
-        class_names, images = _files_of(train_rows, found, classes_of(train_rows))
+        least = 1 if testing else 2
+        class_names, images = _files_of(train_rows, found, classes_of(train_rows), least=least)
         together = _find_together(notes, tables.folder, images, class_names, group)
         train, test = _set_aside(images, class_names, together + groups_of(train_rows), seed)
         notes.append(

@@ -258,6 +258,9 @@ def batch_mix(
 class BatchMix(Mixup):
     """timm's Mixup, with an error that says what to change. See ``batch_mix``."""
 
+    num_classes: int
+    label_smoothing: float
+
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix (B, C, H, W) images, in place, and give (B, num_classes) targets for (B,) labels."""
         if len(images) % 2:
@@ -267,6 +270,36 @@ class BatchMix(Mixup):
             )
         mixed: tuple[Tensor, Tensor] = super().__call__(images, labels)
         return mixed
+
+    def mix_weighted(
+        self, images: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mix images whose targets are known for every class, and which may count differently.
+
+        A loss that is linear in its targets is then the mean of the parts' losses by their shares
+        and weights. ``label_smoothing`` is not applied.
+
+        Args:
+            images: (B, C, H, W), changed in place.
+            targets: (B, K).
+            weights: (B,); None: all alike.
+
+        Returns:
+            Images, targets and weights of the mixtures.
+        """
+        own: tuple[int, float] = (self.num_classes, self.label_smoothing)
+        # As labels of so many classes the images' numbers become their shares in each mixture.
+        self.num_classes, self.label_smoothing = len(images), 0.0
+        try:
+            images, shares = self(images, torch.arange(len(images), device=images.device))
+        finally:
+            self.num_classes, self.label_smoothing = own
+        shares = shares.to(targets.dtype)
+        if weights is None:
+            return images, shares @ targets, None
+        mixed = shares @ weights
+        parts = shares * weights / mixed.clamp_min(torch.finfo(mixed.dtype).tiny)[:, None]
+        return images, parts @ targets, mixed
 
 
 class _Normalize:

@@ -19,6 +19,7 @@ from convattn.explanation.heatmap import (
     attention_maps,
     attention_through,
     class_names,
+    class_probabilities,
     explain,
     explain_classes,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "capture_attention",
     "cell_centres",
     "class_names",
+    "class_probabilities",
     "deletion_insertion",
     "energy_in_box",
     "evidence",

@@ -23,7 +23,7 @@ from convattn.exceptions import NoEvidenceError
 from convattn.explanation.capture import attention_layers
 from convattn.explanation.geometry import Grid
 from convattn.explanation.gradcam import cam_layers, grad_cam
-from convattn.explanation.heatmap import attention_maps
+from convattn.explanation.heatmap import attention_maps, class_probabilities
 from convattn.explanation.linear_evidence import evidence, evidence_maps
 from convattn.modes import frozen_eval_mode
 
@@ -176,7 +176,7 @@ def _curves(
     num_pixels = heats[0].numel()
 
     def probability(altered: Tensor) -> Tensor:
-        shares = model(altered).float().softmax(1)
+        shares = class_probabilities(model, model(altered))
         return shares.gather(1, targets[:, None])[:, 0]
 
     deletion, insertion = [], []

@@ -54,7 +54,7 @@ class Prediction:
     name: str
     """Its name, the number itself where no names are known."""
     probability: float
-    """Between 0 and 1, by softmax."""
+    """Between 0 and 1: by softmax, or by sigmoid where images may have several classes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +75,7 @@ class Explanation:
     """What the network's layer says, (h, w). Attention sums to 1 over the cells; Grad-CAM is not
     negative. Evidence is signed: it sums, with ``bias``, to the class's ``logit``."""
     logit: float
-    """Of the class, before softmax."""
+    """Of the class, before it is made a probability."""
     bias: float | None
     """Of evidence: the part of the logit that no place has spoken for; else None."""
     grid: Grid
@@ -274,7 +274,7 @@ def explain_classes(
         order = logits[0].argsort(descending=True).tolist()
         wanted = _class_numbers(targets, top_k, names, order)
         found = _look(model, pixels, wanted, method, attend)
-    probabilities, values = logits[0].float().softmax(0).tolist(), logits[0].tolist()
+    probabilities, values = class_probabilities(model, logits)[0].tolist(), logits[0].tolist()
 
     def prediction(index: int) -> Prediction:
         return Prediction(index, names[index], probabilities[index])
@@ -465,6 +465,18 @@ def attention_through(
         name: list(grids[name].heat(maps[name][0, :, 0].cpu(), size, prepared.region).numpy())
         for name in names
     }
+
+
+def class_probabilities(model: nn.Module, logits: Tensor) -> Tensor:
+    """How likely a classifier finds each class, (B, K), between 0 and 1.
+
+    Args:
+        model: The classifier; where its ``pretrained_cfg["multi_label"]`` is true every class is a
+            question of its own, else they sum to 1.
+        logits: What it gives, (B, K).
+    """
+    values = logits.float()
+    return values.sigmoid() if pretrained_cfg(model).get("multi_label") else values.softmax(1)
 
 
 def class_names(model: nn.Module, num_classes: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import timm.loss
 import torch
 import torchmetrics
 from torch import Tensor, nn
+from torchmetrics.utilities import dim_zero_cat
 
 from convattn.classification.dataset import (
     open_data,
@@ -17,13 +19,20 @@ from convattn.classification.dataset import (
     test_batches,
     training_transform,
 )
-from convattn.classification.evaluation import ClassificationResult, evaluate_classification
+from convattn.classification.evaluation import (
+    ClassificationResult,
+    MultiLabelResult,
+    average_precisions,
+    evaluate_classification,
+    macro_f1,
+)
 from convattn.classification.figures import draw_attention
 from convattn.config import TrainConfig
-from convattn.data import batch_mix, transform_of
+from convattn.data import ImageFiles, TensorImages, batch_mix, transform_of
 from convattn.explanation import attention_layers
 from convattn.runs import augment_arguments, create_model, plan_model
 from convattn.surgery import freeze as freeze_all_but
+from convattn.text import report
 from convattn.train.datamodule import TrainingData
 from convattn.train.optim import optimizer_args, schedule_args
 from convattn.train.seeding import seed_all
@@ -35,6 +44,13 @@ from convattn.train.task import (
 from convattn.weights import classifier_names
 
 _NUM_IMAGES = 12
+
+MULTI_LABEL_CURVES = Curves(
+    shares={"val_map": "mAP", "val_macro_f1": "macro F1"},
+    title="Test",
+    loss="binary cross-entropy (nats)",
+)
+"""How tests are shown where images have several classes."""
 
 
 class ClassificationTask(TrainingTask):
@@ -59,6 +75,7 @@ class ClassificationTask(TrainingTask):
         label_smoothing: Share of the target spread over all classes.
         mixup: alpha of mixup.
         cutmix: alpha of cutmix.
+        multi_label: Whether an image may have several classes, or none; the loss is then ``bce``.
         epochs: Length of the schedule.
         optimizer_args: Arguments of ``create_optimizer``.
         schedule_args: Arguments of ``create_schedule`` but for the lengths.
@@ -92,6 +109,7 @@ class ClassificationTask(TrainingTask):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        multi_label: bool = False,
         epochs: int = 1,
         optimizer_args: Mapping[str, Any] | None = None,
         schedule_args: Mapping[str, Any] | None = None,
@@ -120,34 +138,115 @@ class ClassificationTask(TrainingTask):
             mixup=mixup, cutmix=cutmix, label_smoothing=label_smoothing, num_classes=num_classes
         )
         self.loss = training_loss(loss, label_smoothing=label_smoothing, mixes=self.mix is not None)
-        self.metrics = torchmetrics.MetricCollection(
-            {
-                f"val_top{k}": torchmetrics.classification.MulticlassAccuracy(
-                    num_classes, top_k=min(k, num_classes), average="micro"
-                )
-                for k in (1, 5)
-            }
-        )
+        self.metrics: Any = MultiLabelScores() if multi_label else _accuracies(num_classes)
+        if multi_label:
+            self.curves = MULTI_LABEL_CURVES
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_chans, H, W) images -> (B, num_classes) logits."""
         return self.model(images)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch of images and class numbers."""
-        images, targets = batch
-        if self.mix is not None:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch of images, their classes and, where they have some, weights."""
+        images, targets, *weighted = batch
+        weights = weighted[0] if weighted else None
+        dense = weights is not None or targets.ndim == 2
+        if dense:
+            smoothing, num_classes = self.hparams["label_smoothing"], self.hparams["num_classes"]
+            targets = dense_targets(targets, num_classes, smoothing)
+        if self.mix is not None and dense:
+            images, targets, weights = self.mix.mix_weighted(images, targets, weights)
+        elif self.mix is not None:
             images, targets = self.mix(images, targets)
-        return self.loss(self(images.to(memory_format=self.memory_format)), targets)
+        logits = self(images.to(memory_format=self.memory_format))
+        if weights is not None:
+            return weighted_loss(self.hparams["loss"], logits, targets, weights)
+        return self.loss(logits, targets)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count one batch of test images."""
         images, labels = batch
         logits = self(images)
-        loss = nn.functional.cross_entropy(logits.float(), labels)
         self.metrics.update(logits, labels)
+        if self.hparams["multi_label"]:
+            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
+        else:
+            loss = nn.functional.cross_entropy(logits.float(), labels)
+            self.log_dict(self.metrics, batch_size=len(labels), logger=False)
         self.log("val_loss", loss, batch_size=len(labels), sync_dist=True, logger=False)
-        self.log_dict(self.metrics, batch_size=len(labels), logger=False)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what needs all test images at once; Lightning does so for the rest."""
+        if self.hparams["multi_label"]:
+            self.log_dict(self.metrics.compute(), sync_dist=True, logger=False)
+            self.metrics.reset()
+
+
+def _accuracies(num_classes: int) -> torchmetrics.MetricCollection:
+    return torchmetrics.MetricCollection(
+        {
+            f"val_top{k}": torchmetrics.classification.MulticlassAccuracy(
+                num_classes, top_k=min(k, num_classes), average="micro"
+            )
+            for k in (1, 5)
+        }
+    )
+
+
+class MultiLabelScores(torchmetrics.Metric):
+    """mAP and macro F1, each as ``convattn.classification.evaluation`` has it.
+
+    torchmetrics' own mAP counts a class without images as one of which nothing is found.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("labels", default=[], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Take in a batch: (B, K) logits and (B, K) of 0 and 1."""
+        self.scores.append(logits.float().sigmoid())
+        self.labels.append(labels.bool())
+
+    def compute(self) -> dict[str, float]:
+        """Both by the names of their columns; mAP is 0 where no image has a class."""
+        scores, labels = dim_zero_cat(self.scores), dim_zero_cat(self.labels)
+        found = average_precisions(scores, labels)
+        mean = sum(found.values()) / max(1, len(found))
+        return {"val_map": mean, "val_macro_f1": macro_f1(scores, labels)}
+
+
+def dense_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Targets of every class, (B, K).
+
+    Args:
+        labels: Class numbers (B,), or the targets themselves.
+        num_classes: K.
+        smoothing: Share of a single class's target that is spread over all.
+    """
+    if labels.ndim == 2:
+        return labels
+    return nn.functional.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
+
+
+def weighted_loss(name: str, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """The mean of the images' losses times their weights.
+
+    Args:
+        name: ``cross_entropy`` or ``bce``.
+        logits: (B, K).
+        targets: (B, K).
+        weights: (B,), of mean 1 over all training images.
+    """
+    if name == "bce":
+        questions = nn.functional.binary_cross_entropy_with_logits
+        losses = questions(logits, targets, reduction="none").mean(1)
+    else:
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    return (weights * losses).mean()
 
 
 def training_loss(name: str, *, label_smoothing: float, mixes: bool) -> nn.Module:
@@ -167,6 +266,28 @@ def training_loss(name: str, *, label_smoothing: float, mixes: bool) -> nn.Modul
     return nn.CrossEntropyLoss()
 
 
+def _for_several(config: TrainConfig) -> TrainConfig:
+    """The configuration for images of several classes, which ask a question a class."""
+    if config.data.label_smoothing:
+        raise ValueError(
+            f"data.label_smoothing={config.data.label_smoothing} spreads the share of one class "
+            f"over the others, and images of {config.data.root} have several; leave it out"
+        )
+    if config.optim.loss == "bce":
+        return config
+    report("images have several classes: trained with optim.loss bce, a question a class")
+    return replace(config, optim=replace(config.optim, loss="bce"))
+
+
+def _weighted(images: TensorImages | ImageFiles) -> TensorImages | ImageFiles:
+    """The images with weights of mean 1, where they have some, so that the step stays as long."""
+    if isinstance(images, TensorImages) or images.weights is None:
+        return images
+    alike = images.with_transform(images.transform)
+    alike.weights = images.weights / images.weights.mean()
+    return alike
+
+
 class ClassificationJob:
     """Trains a classifier on labelled images.
 
@@ -182,11 +303,14 @@ class ClassificationJob:
     def __init__(self, config: TrainConfig) -> None:
         config.check_task("classification")
         self.source = source = open_data(config.data)
+        if source.multi_label:
+            config = _for_several(config)
+            self.curves = MULTI_LABEL_CURVES
         self.config = config.with_classes(len(source.class_names))
         cfg = pretrained_cfg(config.data, source)
         self.data = TrainingData(
             config.data,
-            train=source.train.with_transform(training_transform(config.data, source)),
+            train=_weighted(source.train).with_transform(training_transform(config.data, source)),
             test=source.test.with_transform(transform_of(cfg)),
             cfg=cfg,
             seed=config.seed,
@@ -218,6 +342,7 @@ class ClassificationJob:
             label_smoothing=config.data.label_smoothing,
             mixup=config.data.mixup,
             cutmix=config.data.cutmix,
+            multi_label=self.source.multi_label,
             epochs=config.epochs,
             optimizer_args=optimizer_args(config),
             schedule_args=schedule_args(config),
@@ -244,7 +369,7 @@ class ClassificationJob:
 
     def show(
         self, model: nn.Module, folder: Path, *, title: str
-    ) -> tuple[ClassificationResult, Sequence[Path]]:
+    ) -> tuple[ClassificationResult | MultiLabelResult, Sequence[Path]]:
         """Test the saved classifier and draw where it looks.
 
         Args:
@@ -262,12 +387,12 @@ class ClassificationJob:
         draw_attention(
             model.cpu(),
             torch.stack([image for image, _ in items]),
-            [label for _, label in items],
+            source.test.labels[: len(items)],
             folder / "attention.png",
             class_names=source.class_names,
             mean=source.mean,
             std=source.std,
             boxes=boxes,
-            title=f"{title}: where it looks ({result.top1:.1%} right)",
+            title=f"{title}: where it looks ({result.headline})",
         )
         return result, (folder / "attention.png",)
