@@ -51,8 +51,8 @@ class DataConfig:
     empty_images: Literal["keep", "skip", "error"] = "keep"
     """Detection: what is done with training images that show no object."""
     group: str | None = None
-    """Folders and tables without splits: a regular expression; images in whose paths it (or its
-    group) finds the same are in one part, for example (patient[0-9]+)_."""
+    """Your own data without splits: a regular expression; images in whose paths it (or its group)
+    finds the same are in one part, for example (patient[0-9]+)_."""
     ignore_unknown: bool = False
     """Tests: leave out and count what is of a class that the network does not know."""
     download: bool = False
@@ -602,7 +602,6 @@ _OF_CLASSIFIERS = (
         "label_smoothing",
         "interpolation",
         "crop_pct",
-        "group",
         "path_column",
         "labels_column",
         "in_chans",

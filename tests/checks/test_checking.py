@@ -225,7 +225,8 @@ def test_what_fits_no_task_is_told_with_what_was_looked_for(tmp_path):
 @pytest.mark.parametrize(
     ("place", "task", "words"),
     [
-        ({"group": "a"}, "detection", "--group is not for detection"),
+        ({"labels_column": "a"}, "detection", "--data.labels-column is not for detection"),
+        ({"path_column": "a"}, "segmentation", "--data.path-column is not for segmentation"),
         ({"annotations": "a"}, "segmentation", "--data.annotations is not for segmentation"),
         ({"format": "masks"}, "classification", "format='masks'"),
     ],

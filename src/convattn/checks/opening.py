@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,10 @@ class Place:
     """As for ``load_source``."""
     annotations: str | None = None
     """As for ``load_detection``."""
-
-    def __post_init__(self) -> None:
-        if self.group is not None and self.annotations is not None:
-            raise ValueError(
-                "--group parts images of classes, --data.annotations names COCO's json of boxes; "
-                "give one of them"
-            )
+    path_column: str | None = None
+    """As for ``load_source``."""
+    labels_column: str | None = None
+    """As for ``load_source``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,28 +58,48 @@ class _Kind:
     looked_for: str
 
 
-def _load_classes(place: Place, _: BadAnnotations) -> Any:
+def _load_classes(place: Place, bad_annotations: BadAnnotations) -> Any:
     _refuse_option("--data.annotations", place.annotations, place, "classification")
-    return load_source(place.name, root=place.root, format=place.format, group=place.group)
+    if bad_annotations == "skip":  # only a table has some
+        place = replace(place, format="table")
+    return load_source(
+        place.name,
+        root=place.root,
+        format=place.format,
+        group=place.group,
+        path_column=place.path_column,
+        labels_column=place.labels_column,
+        bad_annotations=bad_annotations,
+    )
 
 
 def _load_boxes(place: Place, bad_annotations: BadAnnotations) -> Any:
-    _refuse_option("--group", place.group, place, "detection")
+    _refuse_columns(place, "detection")
     return load_detection(
         place.name,
         root=place.root,
         format=place.format,
+        group=place.group,
         annotations=place.annotations,
         bad_annotations=bad_annotations,
     )
 
 
 def _load_masks(place: Place, bad_annotations: BadAnnotations) -> Any:
-    _refuse_option("--group", place.group, place, "segmentation")
     _refuse_option("--data.annotations", place.annotations, place, "segmentation")
+    _refuse_columns(place, "segmentation")
     return load_segmentation(
-        _mask_layout(place), root=place.root, format=place.format, bad_annotations=bad_annotations
+        _mask_layout(place),
+        root=place.root,
+        format=place.format,
+        group=place.group,
+        bad_annotations=bad_annotations,
     )
+
+
+def _refuse_columns(place: Place, task: str) -> None:
+    _refuse_option("--data.path-column", place.path_column, place, task)
+    _refuse_option("--data.labels-column", place.labels_column, place, task)
 
 
 def _refuse_option(flag: str, value: str | None, place: Place, task: str) -> None:
@@ -113,7 +130,7 @@ _KINDS: Mapping[str, _Kind] = {
     "segmentation": _Kind(
         _load_masks,
         SEGMENTATION_DATASETS,
-        ("masks",),
+        ("masks", "voc", "coco", "yolo", "labelme"),
         "masks (images/train with masks/train, train with trainannot)",
     ),
     "classification": _Kind(
@@ -147,7 +164,7 @@ def open_place(place: Place, task: str = "auto") -> OpenedData:
     for name in possible or ["classification"]:
         try:
             return _open(place, name)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             if len(possible) < 2:
                 raise
             missing.append(str(error))
@@ -161,7 +178,8 @@ def open_place(place: Place, task: str = "auto") -> OpenedData:
 def _may_be(kind: _Kind, place: Place) -> bool:
     if place.name != "folder":
         return place.name in kind.datasets
-    if place.group is not None and "folder" not in kind.formats:
+    named = place.path_column is not None or place.labels_column is not None
+    if named and "table" not in kind.formats:
         return False
     if place.annotations is not None and "coco" not in kind.formats:
         return False

@@ -28,8 +28,12 @@ class CheckedDataOptions:
     """How the folder or file holds what is known of its images; auto looks."""
     annotations: str | None = None
     """Detection: name of the COCO json before _train2017.json; None: instances."""
+    path_column: str | None = None
+    """Tables: the column of the images' paths; None: the one whose name says so."""
+    labels_column: str | None = None
+    """Tables: the column of their classes, alike."""
     group: str | None = None
-    """Folders without splits: as in training."""
+    """What has no splits: as in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,8 @@ def command(arguments: list[str]) -> int:
         format=data.format,
         group=data.group,
         annotations=data.annotations,
+        path_column=data.path_column,
+        labels_column=data.labels_column,
     )
     checked = check_data(
         place, task=options.task, run=run, quick=options.quick, num_workers=options.num_workers
