@@ -208,6 +208,141 @@ def test_folders_beside_the_json_may_be_called_otherwise(tmp_path, names):
     assert len(load(tmp_path).test) == 2
 
 
+LAYOUTS = {
+    "in the root": ("train.json", "images/", "val.json", "images/"),
+    "in annotations": ("annotations/train.json", "train/", "annotations/test.json", "test/"),
+    "in capitals": ("Train.json", "data/", "Validation.json", "data/"),
+    "a folder a split": ("train/annotations.json", "train/", "valid/annotations.json", "valid/"),
+    "FiftyOne's": ("train/labels.json", "train/data/", "val/labels.json", "val/data/"),
+    "years": (
+        "annotations/instances_train2012.json",
+        "t/",
+        "annotations/instances_val2012.json",
+        "v/",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_json_may_lie_anywhere(tmp_path, name):
+    train, images, test, test_images = LAYOUTS[name]
+    write(tmp_path / images, tmp_path / train, [annotation(1)], [image(1)])
+    write(tmp_path / test_images, tmp_path / test, [annotation(1, image_id=2)], [image(2)])
+    for folder, unlisted in ((images, 2), (test_images, 1)):
+        if images != test_images:
+            (tmp_path / folder / f"{unlisted}.png").unlink()
+    source = load_detection("folder", root=tmp_path)
+    assert source.train.names == [str(tmp_path / images / "1.png")]
+    assert source.test.names == [str(tmp_path / test_images / "2.png")]
+    assert f"is taken as COCO's json: {train}" in source.notes[0] or test in source.notes[0]
+    assert source.skipped == {}
+
+
+@pytest.mark.parametrize(
+    "file", ["annotations.json", "annotations/instances_default.json", "x.json"]
+)
+def test_one_json_of_all_images_is_parted(tmp_path, file):
+    images = [image(number) for number in range(1, 11)]
+    write(tmp_path / "images", tmp_path / file, [annotation(1)], images)
+    for number in range(3, 11):
+        pixels = Image.new("RGB", (WIDTH, HEIGHT), (number,) * 3)
+        pixels.save(tmp_path / "images" / f"{number}.png")
+    source = load(tmp_path)
+    assert (len(source.train), len(source.test)) == (8, 2)
+    assert not set(source.train.names) & set(source.test.names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "images/a/1.png",
+        "./images/a/1.png",
+        "a/1.png",
+        "images\\a\\1.png",
+        "../a/1.png",
+        "/home/me/a/1.png",
+    ],
+)
+def test_file_name_may_begin_anywhere(tmp_path, name):
+    write(
+        tmp_path / "images" / "a",
+        tmp_path / "labels" / "train.json",
+        [annotation(1)],
+        [image(1, file_name=name)],
+    )
+    write(
+        tmp_path / "images" / "b",
+        tmp_path / "labels" / "val.json",
+        [annotation(1, image_id=2)],
+        [image(2, file_name="b/2.png")],
+    )
+    if name.startswith("/"):
+        (tmp_path / "images" / "b" / "1.png").unlink()
+    source = load(tmp_path)
+    assert source.train.names == [str(tmp_path / "images" / "a" / "1.png")]
+    assert any("by its last part alone" in note for note in source.notes) == name.startswith("/")
+
+
+def test_a_name_that_two_images_have_is_refused(tmp_path):
+    write(tmp_path / "images" / "a", tmp_path / "train.json", [annotation(1)], [image(1)])
+    write(tmp_path / "images" / "b", tmp_path / "val.json", [annotation(1, image_id=2)], [image(2)])
+    with pytest.raises(ValueError, match=r"image 1: '1\.png' may be images/a/1\.png or images/b/1"):
+        load(tmp_path)
+
+
+def test_an_image_that_is_listed_twice_is_a_fault(make):
+    root = make([annotation(1)], [image(1), image(2, file_name="1.png")])
+    with pytest.raises(ValueError, match=r"image 2 is '1\.png', as another entry of images is"):
+        load(root)
+    source = load(root, bad_annotations="skip")
+    assert source.skipped == {"repeated image": 1, "image that the json does not list": 1}
+
+
+def test_two_files_of_one_split_are_refused_and_one_can_be_chosen(make):
+    root = make([annotation(1)])
+    listings = root / "annotations"
+    shutil.copy(listings / "instances_train2017.json", listings / "boxes_train2017.json")
+    shutil.copy(listings / "instances_val2017.json", listings / "boxes_val2017.json")
+    expected = r"boxes_train2017\.json and annotations/instances_train2017\.json; choose .*'boxes'"
+    with pytest.raises(ValueError, match=expected):
+        load(root)
+    assert len(load(root, annotations="boxes").train) == 2
+    shutil.copy(listings / "instances_train2017.json", root / "train.json")
+    shutil.copy(listings / "instances_val2017.json", root / "val.json")
+    assert len(load(root, annotations="annotations/inst").train) == 2
+
+
+@pytest.mark.parametrize("kind", ["captions", "person_keypoints", "panoptic", "stuff"])
+def test_other_files_of_coco_itself_are_in_nobodys_way(make, kind):
+    root = make([annotation(1)])
+    listings = root / "annotations"
+    for split in ("train", "val"):
+        shutil.copy(listings / f"instances_{split}2017.json", listings / f"{kind}_{split}2017.json")
+    assert len(load(root).train) == 2
+    assert len(load(root, annotations=kind).train) == 2
+
+
+def test_roboflows_group_of_all_classes_is_no_class(tmp_path):
+    categories = [
+        {"id": 0, "name": "animals", "supercategory": "none"},
+        {"id": 3, "name": "bird", "supercategory": "animals"},
+        {"id": 7, "name": "cat", "supercategory": "animals"},
+    ]
+    for split in ("train", "valid"):
+        file = tmp_path / split / "_annotations.coco.json"
+        write(tmp_path / split, file, [annotation(1)], categories=categories)
+    source = load(tmp_path)
+    assert (source.class_names, source.category_ids) == (("bird", "cat"), (3, 7))
+    assert "is no class" in source.notes[0]
+    write(
+        tmp_path / "train",
+        tmp_path / "train" / "_annotations.coco.json",
+        [annotation(1, category_id=0)],
+        categories=categories,
+    )
+    assert load(tmp_path).class_names == ("animals", "bird", "cat")
+
+
 def test_missing_json_says_what_was_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"annotations/instances_train2017\.json"):
         load(tmp_path)
@@ -271,6 +406,8 @@ BROKEN = {
     "box of texts": ({"bbox": ["a", "b", "c", "d"]}, "bad box", "expected four numbers"),
     "no box": ({"bbox": None}, "bad box", "expected four numbers"),
     "area of NaN": ({"area": float("nan")}, "bad box", "has the area nan"),
+    "box of huge numbers": ({"bbox": [10**400, 3, 4, 6]}, "bad box", "expected four numbers"),
+    "box of boxes": ({"bbox": [[1], [2], [3], [4]]}, "bad box", "expected"),
     "area of text": ({"area": "large"}, "bad box", "has the area 'large'"),
     "image": ({"image_id": 99}, "unknown image", "belongs to image 99"),
     "category": ({"category_id": 4}, "unknown category", "category 4; expected one of 3, 7"),

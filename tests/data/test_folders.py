@@ -7,6 +7,7 @@ from PIL import Image
 from convattn.data import describe_skipped, load_source
 from convattn.data.folders import (
     LeftOut,
+    draw_mixed_test,
     draw_test,
     find_duplicates,
     find_images,
@@ -316,3 +317,41 @@ def test_groups_are_what_the_pattern_finds(tmp_path):
     assert group_by_name(paths, tmp_path, r"p\d") == [[0, 1], [2]]
     assert group_by_name(paths, tmp_path, r"/(p)\d") == [[0, 1, 2]]
     assert group_by_name(paths, tmp_path, r"^(\w)/") == [[0], [1, 2, 3]]
+
+
+# --- a test of images with several classes
+
+
+def test_a_fifth_of_images_with_several_classes_and_every_class_is_learnt():
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(60):
+        count = int(torch.randint(20, 60, (), generator=generator))
+        classes = [
+            set(torch.randint(0, 6, (int(number),), generator=generator).tolist())
+            for number in torch.randint(0, 4, (count,), generator=generator)
+        ]
+        together = [torch.randperm(count, generator=generator)[:2].tolist() for _ in range(2)]
+        for_test = draw_mixed_test(classes, together, seed)
+        tested = set().union(*(one for one, test in zip(classes, for_test, strict=True) if test))
+        learnt = set().union(
+            *(one for one, test in zip(classes, for_test, strict=True) if not test)
+        )
+        assert tested <= learnt
+        assert 0.1 * count < for_test.sum() < 0.35 * count
+        assert all(for_test[one] == for_test[other] for one, other in together)
+        assert torch.equal(for_test, draw_mixed_test(classes, together, seed))
+
+
+def test_classes_that_one_image_has_stay_in_training():
+    classes = [{0}, {0}, {0}, {0}, {0, 1}, {2}]
+    for seed in range(20):
+        for_test = draw_mixed_test(classes, [], seed)
+        assert for_test.tolist()[4:] == [False, False]
+        assert for_test.sum() == 1
+
+
+def test_no_image_to_spare_is_an_error():
+    with pytest.raises(ValueError, match="none of the 3 images can be spared for a test"):
+        draw_mixed_test([{0}, {1}, {2}], [], 0)
+    with pytest.raises(ValueError, match="none of the 3 images can be spared for a test"):
+        draw_mixed_test([{0}, {0}, {0}], [[0, 1, 2]], 0)

@@ -10,7 +10,14 @@ import torch
 from PIL import Image, WebPImagePlugin
 
 from convattn.data import UnreadableImageError, reading
-from convattn.data.reading import MAX_PIXELS, read_image, read_sample, turned, turned_boxes
+from convattn.data.reading import (
+    MAX_PIXELS,
+    read_image,
+    read_sample,
+    read_size,
+    turned,
+    turned_boxes,
+)
 
 
 def noise(height=6, width=8, channels=3, seed=0):
@@ -646,3 +653,37 @@ def test_extensions_without_heif(monkeypatch):
     for cached in (reading._add_heif, reading.image_extensions):
         cached.cache_clear()
     assert ".heic" not in reading.image_extensions()
+
+
+# --- sizes alone
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_size_is_that_of_the_upright_image(tmp_path, kind, orientation):
+    notes = Image.Exif()
+    notes[0x0112] = orientation
+    path = str(tmp_path / "image")
+    Image.fromarray(noise(6, 8)).save(path, kind, exif=notes)
+    width, height = read_image(path).size
+    assert read_size(path) == (height, width)
+    assert (height, width) == ((8, 6) if orientation > 4 else (6, 8))
+
+
+def test_notes_behind_the_pixels_of_a_png_count(tmp_path):
+    notes = Image.Exif()
+    notes[0x0112] = 6
+    content = encoded(Image.fromarray(noise(6, 8)), "PNG").getvalue()
+    chunk = b"eXIf" + notes.tobytes().removeprefix(b"Exif\0\0")
+    length, check = len(chunk) - 4, zlib.crc32(chunk)
+    exif = struct.pack(">I", length) + chunk + struct.pack(">I", check)
+    path = tmp_path / "image.png"
+    path.write_bytes(content[:-12] + exif + content[-12:])
+    assert read_size(str(path)) == read_image(path).size[::-1] == (8, 6)
+
+
+def test_size_of_no_image_is_an_error(tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(b"no image")
+    with pytest.raises(UnreadableImageError, match=r"image\.png cannot be read as an image"):
+        read_size(str(path))

@@ -321,6 +321,7 @@ class _ImageFinder:
         self.notes: list[str] = []
         self._found: set[str] = set()
         self._elsewhere: list[str] = []
+        self._is_ambiguous = False
 
     def __call__(self, image: Entry) -> str:
         name: str = image["file_name"]
@@ -330,6 +331,7 @@ class _ImageFinder:
                 path = self.listing.find_by_name(name, self.apart)
                 self._elsewhere += [name] if path is not None else []
         except EntryFault as fault:
+            self._is_ambiguous = True
             raise EntryFault(fault.reason, f"image {image['id']}: {fault}") from fault
         if path is None:
             where = self.tiers[0][0] if self.tiers[0] else self.listing.root
@@ -351,7 +353,7 @@ class _ImageFinder:
         Raises:
             FileNotFoundError: If none is there.
         """
-        if images and not self._found and any(isinstance(image, dict) for image in images):
+        if images and not self._found and not self._is_ambiguous:
             expected = self.tiers[0] or self.tiers[1]
             raise FileNotFoundError(
                 f"{self.file} is there, but none of its {len(images):,} images is; expected them "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -91,7 +92,7 @@ class Listing:
                 paths = {os.path.normpath(folder / spelt) for folder in folders}
                 if found := self._only(name, sorted(paths & self._known)):
                     return found
-            tail = "/" + spelt.removeprefix("./").lstrip("/")
+            tail = "/" + re.sub(r"^(\.{0,2}/)+", "", spelt)
             same = self._by_name.get(os.path.basename(spelt), ())
             same = [path for path in same if path.endswith(tail) and not _is_below(path, apart)]
             if found := self._only(name, same):
