@@ -234,10 +234,12 @@ def read_size(path: str) -> tuple[int, int]:
     name = _Name(path, "file")
     with _one_sentence(name), open(path, "rb") as file, _open(file, name) as image:
         _check_number_of_pixels(image.size, name, _most_pixels(image))
-        width, height = image.size
+        if image.format == "TIFF":  # which Pillow turns itself, sooner or later
+            image.load()
         # Pillow decodes a PNG to learn whether notes stand behind its pixels; few have any.
-        is_plain = image.format == "PNG" and not _has_notes(file)
-        turns = not is_plain and _noted_orientation(image) in _QUARTER_TURNS
+        has_notes = image.format != "PNG" or _has_notes(file)
+        turns = image.format != "TIFF" and has_notes and _noted_orientation(image) in _QUARTER_TURNS
+        width, height = image.size
     return (width, height) if turns else (height, width)
 
 
