@@ -14,6 +14,7 @@ from convattn.layers import (
     pool_from_state_dict,
 )
 from convattn.models import OUR_MODELS
+from convattn.probing import probe
 from convattn.surgery import augment, freeze, param_groups, plan
 
 __version__ = "0.1.0"
@@ -34,5 +35,6 @@ __all__ = [
     "param_groups",
     "plan",
     "pool_from_state_dict",
+    "probe",
     "relative_attention_2d",
 ]

@@ -484,6 +484,105 @@ class PredictConfig:
             raise ValueError(f"threshold={self.threshold} must lie between 0 and 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """A frozen network's maps, and the pools that are trained on them."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(name="folder"))
+    model: str | None = None
+    """Name in timm's registry, torchvision/NAME, or a run folder; None: EfficientNet-Lite0 with
+    the weights of the package of extra offline."""
+    weights: str | None = None
+    """File of trained weights of the model; None, without pretrained or random: a run's own."""
+    pretrained: bool = False
+    """Take the model's released weights, which may be downloaded."""
+    random: bool = False
+    """Take random weights, to know what the training is worth."""
+    layer: str = "last"
+    """The map: last, which the network's own pool reads; stage1, stage2 ...; or a module's name."""
+    image_size: int | None = None
+    """Height and width that the network sees, in pixels; None: what its weights want."""
+    pools: tuple[str, ...] = ()
+    """Names of convattn.POOLS, and knn; none: all of them."""
+    seeds: int = 5
+    """Times that all is drawn and trained anew: validation part, order, first weights."""
+    views: int = 1
+    """Passes over the training images; from the second on flipped and cropped at random."""
+    epochs: int = 20
+    """Times that the training images are gone through at most."""
+    patience: int = 3
+    """Epochs without a better validation loss after which a head is trained no further."""
+    batch_size: int = 64
+    """Images a step."""
+    weight_decays: tuple[float, ...] = (0.01,)
+    """Of AdamW; each is tried with every learning rate."""
+    valid_share: float = 0.2
+    """Share of the training images on which rates and epochs are chosen."""
+    norm: bool = True
+    """A BatchNorm without factors behind every pool."""
+    cache: str | None = None
+    """Folder of caches; None: convattn/maps in the user's cache folder."""
+    cache_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Number format of the cached maps."""
+    cache_limit: float = 20.0
+    """Gigabytes of maps that may be written at most."""
+    device: str | None = None
+    """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
+    out: str | None = None
+    """Folder to make; None makes runs/probe, or runs/probe-2 where that is taken."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("seeds", 1), ("views", 1), ("epochs", 1), ("patience", 1)):
+            _require_at_least(name, getattr(self, name), least)
+        _require_at_least("batch_size", self.batch_size, 2)
+        if not 0 < self.valid_share < 1:
+            raise ValueError(
+                f"valid_share={self.valid_share} must lie between 0 and 1, as 0.2 does"
+            )
+        if not self.cache_limit > 0:
+            raise ValueError(f"cache_limit={self.cache_limit} must be above 0 gigabytes, as 20 is")
+        if not self.weight_decays or min(self.weight_decays) < 0:
+            raise ValueError(
+                f"weight_decays={self.weight_decays}; expected one or several from 0 on, as 0.01"
+            )
+        given = [name for name in ("weights", "pretrained", "random") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} exclude each other; give one of them")
+        default = DataConfig()
+        heeded = ("root", *DATA_FLAGS)
+        for name in (item.name for item in dataclasses.fields(DataConfig)):
+            if name not in heeded and getattr(self.data, name) != getattr(default, name):
+                raise ValueError(
+                    f"data.{name}={getattr(self.data, name)!r} has no meaning for a probe, whose "
+                    "images are seen as the network's weights want them; leave it out"
+                )
+
+    def to_json(self) -> str:
+        """The configuration as JSON text, every field spelled out."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> ProbeConfig:
+        """Read back what ``to_json`` wrote.
+
+        Args:
+            text: The JSON text.
+            source: Where it came from, for error messages.
+
+        Raises:
+            ValueError: If it is no JSON or does not fit.
+        """
+        found: ProbeConfig = _build(cls, _parse(text, source), source, "")
+        return found
+
+
+DATA_FLAGS = (
+    *("name", "format", "path_column", "labels_column", "bad_annotations", "bad_images"),
+    *("group", "download", "num_train", "num_test", "num_workers"),
+)
+"""Fields of the data that a probe heeds."""
+
+
 RESTORE = "restore it from the run's backup or train anew"
 """What to do when a run's `config.json` is not what was written."""
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "list": "listing",
     "check-data": "check_data",
     "train": "train",
+    "probe": "probe",
     "evaluate": "evaluate",
     "predict": "predict",
     "augment": "augment",
@@ -38,6 +39,7 @@ commands:
   list        show the models, the recipes (--recipes) or the data sets (--data)
   check-data  tell what is wrong with a data set before training: convattn check-data IMAGES
   train       train a recipe and leave a run folder: convattn train quickstart
+  probe       cache a frozen network's maps and train every pool on them: convattn probe IMAGES
   evaluate    test a run, or a model by name, on its test images: convattn evaluate RUN
   predict     find objects, or every pixel's class, on images: convattn predict RUN IMAGE
   augment     show where a network can get attention, and at what cost: convattn augment resnet50

@@ -323,7 +323,7 @@ class ResidualQueryPool(_Residual):
         return _softmax(query @ x.flatten(2), x).unflatten(-1, x.shape[2:])
 
     def _other(self, x: Tensor) -> Tensor:
-        return (x * self.attention_weights(x)).sum((2, 3))
+        return (self.attention_weights(x).flatten(2) @ self._positions(x))[:, 0]
 
     def _other_shares(self, x: Tensor, weight: Tensor) -> Tensor:
         return class_maps(x, weight) * self.attention_weights(x)
@@ -564,7 +564,7 @@ class GatedAttentionPool(Pool):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C)."""
-        return (x * self.attention_weights(x)).sum((2, 3))
+        return (self.attention_weights(x).flatten(2) @ self._positions(x))[:, 0]
 
     def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, C, H, W) and (K, C) -> (B, K, H, W)."""
@@ -706,13 +706,34 @@ class LatentAttentionPool(Pool):
         """Its heads."""
         return self.num_heads
 
-    def _attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (B, heads, N) and values (B, N, heads, d)."""
+    @property
+    def _query(self) -> Tensor:
+        """(heads, d), scaled."""
+        query: Tensor = self.q(self.latent)[0, 0].unflatten(-1, (self.num_heads, -1))
+        return query * (self.in_features // self.num_heads) ** -0.5
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (B, heads, N) and what each head sees, (B, heads, d): by keys and values."""
         keys, values = self.kv(self._positions(x)).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        query = self.q(self.latent)[0, 0].unflatten(-1, (self.num_heads, -1))  # (heads, d)
-        query = query * (self.in_features // self.num_heads) ** -0.5
-        logits = torch.einsum("hd,bnhd->bhn", query.to(keys.dtype), keys)
-        return _softmax(logits, values), values
+        logits = torch.einsum("hd,bnhd->bhn", self._query.to(keys.dtype), keys)
+        weights = _softmax(logits, values)
+        return weights, torch.einsum("bhn,bnhd->bhd", weights, values)
+
+    def _attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same by matrices that are moved to the other side of the positions, where few ask.
+
+        A head's weights sum to 1: its values are pooled first and projected after; and a bias of
+        the keys is the same for all positions.
+        """
+        if not is_unmodified(self.kv):
+            return self._project(x)
+        positions = self._positions(x)
+        keys, rows = self.kv.weight.to(x.dtype).unflatten(0, (2, self.num_heads, -1)).unbind(0)
+        asked = torch.einsum("hd,hdc->hc", self._query.to(x.dtype), keys)
+        weights = _softmax(asked @ positions.transpose(1, 2), x)
+        pooled = torch.einsum("bhc,hdc->bhd", weights @ positions, rows)
+        bias = self.kv.bias.to(x.dtype).unflatten(0, (2, self.num_heads, -1))[1]
+        return weights, pooled + bias
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, heads, H, W)."""
@@ -720,8 +741,7 @@ class LatentAttentionPool(Pool):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C)."""
-        weights, values = self._attend(x)
-        pooled = self.proj(torch.einsum("bhn,bnhd->bhd", weights, values).flatten(1))
+        pooled = self.proj(self._attend(x)[1].flatten(1))
         return pooled + self.mlp(self.norm(pooled))
 
 

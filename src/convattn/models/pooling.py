@@ -44,7 +44,7 @@ def build_pooled(cls: type[nn.Module], variant: str, pretrained: bool, **kwargs:
 
 
 class PooledClassifier(nn.Module):
-    """One of ``convattn.POOLS``, a BatchNorm without factors, and a linear layer.
+    """One of ``convattn.POOLS``, a BatchNorm without factors if wanted, and a linear layer.
 
     All of it is linear in the map once the pool's weights are given, where the pool is: so its
     logits have exact shares, ``convattn.evidence``.
@@ -54,27 +54,38 @@ class PooledClassifier(nn.Module):
         num_classes: Classes; 0 leaves the classifier out.
         pool: Name of the pool; "class" has a query a class.
         drop: Dropout before the classifier.
+        norm: Whether the BatchNorm is there.
+        **options: Of the pool.
 
     Shape:
         (B, C, H, W) -> (B, num_classes), or (B, C) without a classifier.
 
     Raises:
-        ValueError: If there is no such pool.
+        ValueError: If there is no such pool, or it refuses an option.
     """
 
-    def __init__(self, in_features: int, num_classes: int, pool: str, drop: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        pool: str,
+        drop: float = 0.0,
+        *,
+        norm: bool = True,
+        **options: Any,
+    ) -> None:
         super().__init__()
         per_class = pool == "class" and num_classes > 0
         own: Pool
         if per_class:
-            own = ClassTokenPool(in_features, num_classes=num_classes)
+            own = ClassTokenPool(in_features, num_classes=num_classes, **options)
         else:
-            own = create_pool("attention" if pool == "class" else pool, in_features)
-        self.pool = GlobalPool(own, norm=True)
+            own = create_pool("attention" if pool == "class" else pool, in_features, **options)
+        self.pool = GlobalPool(own, norm=norm)
         self.drop = nn.Dropout(drop)
         self.fc: nn.Module = nn.Identity()
         if num_classes:
-            fc = nn.Linear(in_features, num_classes)
+            fc = nn.Linear(own.out_features, num_classes)
             nn.init.trunc_normal_(fc.weight, std=0.02)
             nn.init.zeros_(fc.bias)
             self.fc = TokenClassifier(fc) if per_class else fc

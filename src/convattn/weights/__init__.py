@@ -6,6 +6,7 @@ from convattn.weights.fitting import (
     adapt_classifier,
     adapt_input_channels,
     classifier_names,
+    load_backbone,
     load_checked,
 )
 from convattn.weights.names import (
@@ -14,6 +15,7 @@ from convattn.weights.names import (
     patchconvnet_to_released,
     remap_keys,
 )
+from convattn.weights.offline import find_installed
 from convattn.weights.public_layers import aa_conv_from_public
 from convattn.weights.reading import (
     mismatch_error,
@@ -34,6 +36,8 @@ __all__ = [
     "classifier_names",
     "convert_weights",
     "fetch",
+    "find_installed",
+    "load_backbone",
     "load_checked",
     "mismatch_error",
     "patchconvnet_from_released",

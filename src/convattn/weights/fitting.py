@@ -10,7 +10,9 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from convattn.layers import LearnedAggregation2d
-from convattn.weights.reading import mismatch_error, tensor_differences
+from convattn.layers.pools import Pool
+from convattn.weights.names import names_of_timm
+from convattn.weights.reading import mismatch_error, read_weights, tensor_differences
 
 _IMAGE_CHANNELS = 3  # of every released network
 
@@ -28,6 +30,51 @@ def load_checked(model: nn.Module, file: Path, weights: Mapping[str, Tensor]) ->
     if differences:
         raise mismatch_error(file, weights, differences)
     model.load_state_dict(weights)
+
+
+def load_backbone(network: nn.Module, path: Path) -> None:
+    """Fill a network with trained weights of the same one, whatever its classes or its pool.
+
+    Tensors under timm's names, which are torchvision's for its ResNets, or an EfficientNet-Lite's
+    own; counts of batches that an older file lacks stay as they are.
+
+    Args:
+        network: Of timm's, ours among them, or of torchvision's; with a classifier or without.
+        path: As ``read_weights`` takes it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or of another network.
+    """
+    file, weights = read_weights(path)
+    own = network.state_dict()
+    head = _head_names(network)
+    theirs = names_of_timm(weights, own)
+    fitting = {name: tensor for name, tensor in theirs.items() if not name.startswith(head)}
+    kept = {
+        name: tensor
+        for name, tensor in own.items()
+        if name.startswith(head) or (name.endswith("num_batches_tracked") and name not in fitting)
+    }
+    differences = tensor_differences(fitting | kept, own)
+    if differences:
+        raise mismatch_error(file, weights, differences)
+    network.load_state_dict(fitting | kept)
+
+
+def _head_names(network: nn.Module) -> tuple[str, ...]:
+    """Beginnings of names of tensors that are no part of a backbone."""
+    pools = [
+        f"{name}."
+        for name, module in network.named_modules()
+        if isinstance(module, Pool | LearnedAggregation2d)
+    ]
+    cfg = getattr(network, "pretrained_cfg", None)
+    if cfg is None:  # torchvision's call it so
+        return ("fc.", "classifier.", "heads.", "AuxLogits.", "aux1.", "aux2.", *pools)
+    named = cast(Mapping[str, Any], cfg).get("classifier") or ()
+    names = [named] if isinstance(named, str) else list(named)
+    return (*(f"{name}." for name in names), *pools)
 
 
 def classifier_names(model: nn.Module) -> list[str]:

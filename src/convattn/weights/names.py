@@ -117,6 +117,39 @@ def patchconvnet_to_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tens
     return out
 
 
+_OWN_TO_LITE = "_conv_stem.weight"  # EfficientNets as their PyTorch port names them
+
+
+def names_of_timm(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An EfficientNet(-Lite) as its PyTorch port names it under timm's names; others as they are.
+
+    Both list the same layers in the same order, so their shapes must agree one by one.
+
+    Args:
+        tensors: A state dict.
+        own: That of timm's network, classifier or not.
+
+    Example:
+        >>> given = {"_conv_stem.weight": torch.ones(2, 3)}
+        >>> list(names_of_timm(given, {"conv_stem.weight": torch.zeros(2, 3)}))
+        ['conv_stem.weight']
+    """
+    if _OWN_TO_LITE not in tensors or _OWN_TO_LITE in own:
+        return dict(tensors)
+    theirs = {name: tensor for name, tensor in tensors.items() if not _is_count(name)}
+    classifier = {name: theirs.pop(name) for name in ("_fc.weight", "_fc.bias") if name in theirs}
+    names = [name for name in own if not _is_count(name) and not name.startswith("classifier.")]
+    if len(names) != len(theirs):
+        return dict(tensors)
+    found = dict(zip(names, theirs.values(), strict=True))
+    return found | {name.replace("_fc", "classifier"): x for name, x in classifier.items()}
+
+
+def _is_count(name: str) -> bool:
+    """Whether it is a BatchNorm's number of batches, which older files lack."""
+    return name.endswith("num_batches_tracked")
+
+
 def remap_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A PatchConvNet as released under our names; any other state dict as it is."""
     return patchconvnet_from_released(tensors) if _OWN_TO_THEM in tensors else dict(tensors)

@@ -1,0 +1,90 @@
+"""How good predictions are, for one class an image or for several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_NUM_BINS = 15  # of the calibration error, as Guo et al. 2017 have them
+
+
+def is_multi_label(labels: Tensor) -> bool:
+    """Whether an image may have several classes: labels (N, K) and not (N,)."""
+    return labels.dim() == 2
+
+
+def training_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, or of several classes an image the binary one, their mean.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) class numbers, or (B, K) of 0 and 1.
+    """
+    if is_multi_label(labels):
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    return F.cross_entropy(logits, labels)
+
+
+def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Shares of 1, and the loss in nats.
+
+    ``accuracy`` is the share of images whose likeliest class is right, ``balanced_accuracy`` its
+    mean over the classes, ``ece`` the expected calibration error. Of several classes an image,
+    they are of the yes and no of each class: ``balanced_accuracy`` is the mean of sensitivity and
+    specificity; and there are ``map``, the mean average precision, and ``macro_f1``. What a class
+    without such images leaves undefined is left out of the means.
+
+    Args:
+        logits: (N, K), of the whole test.
+        labels: (N,) class numbers, or (N, K) of 0 and 1.
+    """
+    logits = logits.double()
+    loss = float(training_loss(logits, labels))
+    if is_multi_label(labels):
+        return {**_of_several(logits, labels.bool()), "cross_entropy": loss}
+    right = logits.argmax(1) == labels
+    recalls = [right[labels == number].double().mean() for number in labels.unique()]
+    confidence = logits.softmax(1).amax(1)
+    return {
+        "accuracy": float(right.double().mean()),
+        "balanced_accuracy": float(torch.stack(recalls).mean()),
+        "cross_entropy": loss,
+        "ece": _calibration_error(confidence, right),
+    }
+
+
+def per_image(logits: Tensor, labels: Tensor) -> Tensor:
+    """What ``accuracy`` is the mean of, (N,)."""
+    if is_multi_label(labels):
+        return ((logits > 0) == labels.bool()).double().mean(1)
+    return (logits.argmax(1) == labels).double()
+
+
+def _of_several(logits: Tensor, truth: Tensor) -> dict[str, float]:
+    from torchmetrics.functional.classification import (
+        multilabel_average_precision,
+        multilabel_f1_score,
+    )
+
+    shares, said = logits.sigmoid(), logits > 0
+    having = truth.any(0)
+    sensitivity = (said & truth).sum(0) / truth.sum(0)
+    specificity = (~said & ~truth).sum(0) / (~truth).sum(0)
+    options: dict[str, Any] = {"num_labels": int(having.sum())}
+    present, numbers = shares[:, having], truth[:, having].long()
+    return {
+        "accuracy": float((said == truth).double().mean()),
+        "balanced_accuracy": float(((sensitivity + specificity) / 2).nanmean()),
+        "ece": _calibration_error(shares.flatten(), truth.flatten()),
+        "map": float(multilabel_average_precision(present, numbers, **options)),
+        "macro_f1": float(multilabel_f1_score(present, numbers, **options)),
+    }
+
+
+def _calibration_error(confidence: Tensor, right: Tensor) -> float:
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    return float(binary_calibration_error(confidence, right.long(), n_bins=_NUM_BINS, norm="l1"))
