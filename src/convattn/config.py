@@ -489,6 +489,7 @@ class ProbeConfig:
     """A frozen network's maps, and the pools that are trained on them."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(name="folder"))
+    """The images; see DataConfig."""
     model: str | None = None
     """Name in timm's registry, torchvision/NAME, or a run folder; None: EfficientNet-Lite0 with
     the weights of the package of extra offline."""

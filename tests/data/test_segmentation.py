@@ -165,10 +165,10 @@ def test_masks_that_nothing_parts_are_drawn(tmp_path):
     (tmp_path / "classes.txt").write_text("road\ncar\n")
     source = load_segmentation("folder", root=tmp_path)
     assert (len(source.train), len(source.test)) == (8, 2)
-    by_group = load_segmentation("folder", root=tmp_path, group="images/([0-4])?")
-    together = {int(Path(name).stem) for name in by_group.test.names} & {5, 6, 7, 8, 9}
-    assert len(together) in (0, 5)
-    with pytest.raises(ValueError, match=r"group='\(x\)' is found in none"):
+    by_group = load_segmentation("folder", root=tmp_path, group="([0-4])?[.]jpg")
+    fives = [name for name in by_group.test.names if int(Path(name).stem) >= 5]
+    assert len(fives) in (0, 5)
+    with pytest.raises(ValueError, match="is found in none of the 10 paths"):
         load_segmentation("folder", root=tmp_path, group="(x)")
 
 
@@ -261,8 +261,8 @@ def test_real_camvid_is_the_same_as_indices_palette_and_colours(data_dir, tmp_pa
                 for folder in ("images", "masks"):
                     (tmp_path / kind / folder / split).mkdir(parents=True, exist_ok=True)
                 mask.save(tmp_path / kind / "masks" / split / file.name)
-                image = tmp_path / kind / "images" / split / file.name
-                image.symlink_to(camvid / split / file.name)
+                (image,) = (camvid / split).glob(f"{file.stem}.*")
+                (tmp_path / kind / "images" / split / image.name).symlink_to(image)
         (tmp_path / kind / "classes.txt").write_text("\n".join(names))
         if kind != "index":
             rows = zip(colours.tolist(), [*names, "void"], strict=True)
