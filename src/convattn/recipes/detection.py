@@ -97,8 +97,8 @@ _FINETUNING = add_recipe(
             deterministic=False,
         ),
         summary=(
-            "RetinaNet with a trained backbone on your COCO json: give its folder by "
-            "``--data.root``."
+            "RetinaNet with a trained backbone on your images with boxes, in COCO's json, YOLO, "
+            "Pascal VOC or LabelMe: give their folder by ``--data.root``."
         ),
         notes=(
             "It downloads nothing by itself: add ``--model.pretrained`` for the backbone's "
@@ -113,8 +113,8 @@ add_recipe(
     Recipe(
         config=vary_model(_FINETUNING, "finetune_mask_rcnn", name="mask_rcnn"),
         summary=(
-            "Mask R-CNN with a trained backbone on your COCO json with masks; as "
-            "``finetune_retinanet``."
+            "Mask R-CNN with a trained backbone on your images with outlines, in COCO's json, YOLO "
+            "or LabelMe; as ``finetune_retinanet``."
         ),
         hardware="one GPU",
     )

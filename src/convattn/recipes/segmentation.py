@@ -123,7 +123,8 @@ add_recipe(
             deterministic=False,
         ),
         summary=(
-            "UPerNet with a trained backbone on your mask folders: give their folder by "
+            "UPerNet with a trained backbone on your images with masks or outlines, in mask "
+            "folders, Pascal VOC, COCO's json, YOLO or LabelMe: give their folder by "
             "``--data.root``."
         ),
         notes=(
