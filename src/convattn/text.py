@@ -35,6 +35,21 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def list_names(names: Sequence[str], most: int = 10) -> str:
+    """The first of some names, and how many more there are.
+
+    Args:
+        names: All of them.
+        most: How many are told.
+
+    Example:
+        >>> list_names(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def printable(text: str) -> str:
     r"""A text that does nothing to a terminal, whoever named the file or class that it tells of.
 

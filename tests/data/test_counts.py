@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from convattn.data import load_detection, load_source
-from convattn.data.counts import Counts, count, judge_counts, listed, summarize
+from convattn.data.counts import SHOWN, Counts, count, judge_counts, summarize
+from convattn.text import list_names
 from tests.checks.faults import good_classes
 
 
@@ -84,4 +85,4 @@ def test_a_test_alone_is_summed_up_alone(tmp_path):
 
 
 def test_long_lists_are_cut():
-    assert listed(list("abcdefg")) == "a, b, c, d, e and 2 more"
+    assert list_names(list("abcdefg"), SHOWN) == "a, b, c, d, e and 2 more"

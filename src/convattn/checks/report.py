@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convattn.data.counts import SEVERITIES, Finding, Severity, listed
-from convattn.text import aligned, printable
+from convattn.data.counts import SEVERITIES, SHOWN, Finding, Severity
+from convattn.text import aligned, list_names, printable
 
 _CLASSES_SHOWN = 30  # rows of the text's table
 _BINS = 12
@@ -164,7 +164,7 @@ class DataReport:
         for finding in self.findings:
             lines.append(f"{finding.severity:<9}{finding.sentence}")
             if finding.images:
-                lines.append(f"{'':9}  {listed(finding.images)}")
+                lines.append(f"{'':9}  {list_names(finding.images, SHOWN)}")
         if self.labels is not None:
             lines += ["", *self._label_lines(self.labels)]
         lines += ["", *self.notes] if self.notes else []

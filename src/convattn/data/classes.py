@@ -6,9 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from convattn.data.imagenet import imagenet_names
-from convattn.text import nearest
-
-_SHOWN = 10  # names in an error
+from convattn.text import list_names, nearest
 
 
 def match_classes(
@@ -51,9 +49,3 @@ def match_classes(
 def normal_name(name: str) -> str:
     """An umlaut is one character or two, as the system that packed the folder has it."""
     return unicodedata.normalize("NFC", name)
-
-
-def list_names(names: Sequence[str]) -> str:
-    """The first of some names, for an error, and how many more there are."""
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from convattn.data.annotated import AnnotatedImages
 from convattn.data.detection import DetectionSource
+from convattn.text import list_names
 
 Severity = Literal["error", "warning", "note"]
 """An error stops a training or makes its result wrong; a warning may spoil it."""
@@ -23,7 +24,8 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 _UNBALANCED = 10  # times as many of one class as of another
 _FEW = 20  # training images, or objects, of a class
 _SMALL_TEST = 100  # images
-_SHOWN = 5  # names in a sentence
+SHOWN = 5
+"""Names in a sentence."""
 _NO_CLASSES = frozenset(
     ("images", "image", "imgs", "masks", "annotations", "labels", "jpegimages", "data")
 )
@@ -130,23 +132,13 @@ def by_severity(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda one: SEVERITIES.index(one.severity))
 
 
-def listed(names: Sequence[str], most: int = _SHOWN) -> str:
-    """The first names, and how many more there are.
-
-    Example:
-        >>> listed(["a", "b", "c"], 2)
-        'a, b and 1 more'
-    """
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def _misplaced(counts: Counts) -> list[Finding]:
     names = [name for name in counts.class_names if name.casefold() in _NO_CLASSES]
     if counts.unit != "images" or not names:
         return []
+    quoted = [repr(name) for name in names]
     sentence = (
-        f"{listed([repr(name) for name in names])} taken as classes are names of folders that hold "
+        f"{list_names(quoted, SHOWN)} taken as classes are names of folders that hold "
         "data, not of what is on images: if the class folders are inside one, give that instead"
     )
     return [Finding(kind="misplaced", severity="warning", sentence=sentence)]
@@ -174,7 +166,9 @@ def _absent(counts: Counts, part: str) -> list[Finding]:
 
 def _classes(names: Sequence[str]) -> str:
     quoted = [repr(name) for name in names]
-    return f"class {quoted[0]}" if len(names) == 1 else f"{len(names)} classes ({listed(quoted)})"
+    if len(names) == 1:
+        return f"class {quoted[0]}"
+    return f"{len(names)} classes ({list_names(quoted, SHOWN)})"
 
 
 def _unbalanced(counts: Counts) -> list[Finding]:
@@ -205,7 +199,7 @@ def _few(counts: Counts) -> list[Finding]:
     told = [f"{name!r} {number}" for number, name in few]
     sentence = (
         f"{len(few)} of {len(counts.class_names)} classes have fewer than {_FEW} training "
-        f"{counts.unit} ({listed(told)}): little can be learnt of them; gather more"
+        f"{counts.unit} ({list_names(told, SHOWN)}): little can be learnt of them; gather more"
     )
     return [Finding(kind="few", severity="warning", sentence=sentence)]
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from convattn.data.folders import LeftOut, find_images, subfolders
 from convattn.data.images import ImageFiles
+from convattn.text import list_names
 
 NUM_VALIDATION = 50_000
 """Images of the whole validation set."""
@@ -29,7 +30,6 @@ LABEL_FILES = ("imagenet_2012_validation_synset_labels.txt", "val.txt", "LOC_val
 """Names that a file of labels may have, for images that lie in one folder."""
 
 _NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
-_SHOWN = 10  # names in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def load_imagenet_validation(
     if missing and not allow_missing_classes:
         raise ValueError(
             f"{folder} holds images of {len(present):,} of the {len(wnids):,} classes; missing: "
-            f"{_listed(missing)}; add them, or test the others with --allow-missing-classes"
+            f"{list_names(missing)}; add them, or test the others with --allow-missing-classes"
         )
     numbers = _image_numbers(paths)
     return ImageNetValidation(
@@ -188,8 +188,8 @@ def _read_class_folders(
     if unknown:
         raise ValueError(
             f"{folder} holds {len(unknown):,} folders that are none of the network's "
-            f"{len(wnids):,} classes: {_listed(unknown)}; expected folders named as {wnids[0]}, or "
-            "numbered as ImageNet-V2's, in val, validation or the folder itself"
+            f"{len(wnids):,} classes: {list_names(unknown)}; expected folders named as {wnids[0]}, "
+            "or numbered as ImageNet-V2's, in val, validation or the folder itself"
         )
     paths: list[str] = []
     labels: list[int] = []
@@ -317,8 +317,3 @@ def _notes(
             f"{folder} holds {numbered:,} images; ImageNet's validation set has {NUM_VALIDATION:,}"
         )
     return tuple(notes)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -29,7 +29,7 @@ from convattn.data.objects import (
     record_image,
     size_of,
 )
-from convattn.data.sources import read_text
+from convattn.data.texts import read_lines
 
 LOOKED_FOR = "LabelMe's json files with shapes, beside their images"
 
@@ -158,10 +158,7 @@ def _read_class_list(root: Path) -> tuple[str, ...]:
     file = root / "labels.txt"
     if not file.is_file():
         return ()
-    try:
-        lines = [line.strip() for line in read_text(file).splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text in UTF-8; save it as one") from error
+    lines = [line.strip() for line in read_lines(file)]
     return tuple(dict.fromkeys(name for name in lines if name not in ("", _IGNORED, BACKGROUND)))
 
 

@@ -18,7 +18,7 @@ from convattn.data.annotated import EntryFault, Faults
 from convattn.data.folders import NO_IMAGE, find_images, find_splits, subfolders
 from convattn.data.listing import Listing
 from convattn.data.reading import read_sample, read_values, turned
-from convattn.data.sources import first_word, read_table, read_text
+from convattn.data.texts import first_word, read_lines, read_table
 from convattn.exceptions import UnreadableImageError
 
 LOOKED_FOR = "images/train beside masks/train"
@@ -195,10 +195,7 @@ def _are_binary(pairs: list[Pair]) -> bool:
 
 def _read_colours(file: Path) -> dict[tuple[int, int, int], str]:
     """What a table of colours calls each."""
-    try:
-        lines = [line.strip() for line in read_text(file).splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text in UTF-8; save it as one") from error
+    lines = [line.strip() for line in read_lines(file)]
     found: dict[tuple[int, int, int], str] = {}
     pattern = _COLOUR_TABLES[file.name]
     for number, line in enumerate(lines, start=1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import math
 import zlib
@@ -21,7 +20,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from convattn.config import BadAnnotations, DataFormat
 from convattn.data.bands import extensions_of, measure_channels
-from convattn.data.classes import list_names, match_classes, normal_name
+from convattn.data.classes import match_classes, normal_name
 from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.folders import (
     LeftOut,
@@ -52,7 +51,8 @@ from convattn.data.tables import (
     single_table,
     tables_in,
 )
-from convattn.text import nearest, one_line
+from convattn.data.texts import first_word, read_table
+from convattn.text import list_names, nearest, one_line
 
 DATASETS: tuple[str, ...] = (
     "cluttered_digits",
@@ -1191,47 +1191,3 @@ def _read_listing(file: Path, folder: Path, wnid: str | None = None) -> list[_Li
                 f"that {file} lists"
             )
     return listed
-
-
-def read_table(file: Path, num_columns: int) -> list[list[str]]:
-    """The lines of a text file, cut at the tabs.
-
-    Args:
-        file: As ``read_text`` reads it.
-        num_columns: Of every line.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is empty, no text, or a line has another number of columns.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; fetch the data set anew")
-    try:
-        rows = [line.split("\t") for line in read_text(file).splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text in UTF-8; fetch it anew") from error
-    if not rows:
-        raise ValueError(f"{file} is empty; fetch it anew")
-    for number, row in enumerate(rows, start=1):
-        if len(row) != num_columns:
-            raise ValueError(
-                f"line {number} of {file} holds {len(row)} columns; expected {num_columns}, with "
-                "a tab between two"
-            )
-    return rows
-
-
-def read_text(file: Path) -> str:
-    """A text in UTF-8, with a byte order mark or none, or in UTF-16 with one.
-
-    Raises:
-        UnicodeDecodeError: If it is none.
-    """
-    content = file.read_bytes()
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if marked else "utf-8-sig")
-
-
-def first_word(words: str) -> str:
-    """``goldfish`` of ``goldfish, Carassius auratus``."""
-    return words.split(",")[0].strip()

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from convattn.config import BadAnnotations
 from convattn.data.annotated import EntryFault, Faults
 from convattn.data.folders import SPLITS, split_of, subfolders
-from convattn.text import nearest, one_line
+from convattn.text import list_names, nearest, one_line
 
 TABLES: tuple[str, ...] = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Ends of the names of tables, in lower case."""
@@ -34,7 +34,6 @@ _SEPARATORS = "|;"
 _DELIMITERS = ",;\t"
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 _BITS = {"0": False, "0.0": False, "False": False, "1": True, "1.0": True, "True": True}
-_SHOWN = 10  # names in an error
 
 _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "paths": (
@@ -156,7 +155,7 @@ def tables_in(folder: Path, stems: Container[str] | None = None) -> list[str]:
 def _the_only(root: Path, names: Sequence[str], what: str) -> Path:
     if len(names) > 1:
         raise ValueError(
-            f"{root} holds {len(names)} tables for {what}, {_listed(names)}; keep one, or give the "
+            f"{root} holds {len(names)} tables for {what}, {_quoted(names)}; keep one, or give the "
             "one that is meant as root (--data.root)"
         )
     return root / names[0]
@@ -230,7 +229,7 @@ def _read_text(file: Path) -> _Cells:
                 if len(row) != len(header):
                     raise ValueError(
                         f"line {number} of {file} holds {len(row)} cells; expected "
-                        f"{len(header)} as the columns {_listed(header)}: put quotes round a cell "
+                        f"{len(header)} as the columns {_quoted(header)}: put quotes round a cell "
                         "that holds the separator"
                     )
                 numbers.append(number)
@@ -368,7 +367,7 @@ def _choose_columns(cells: _Cells, path_column: str | None, labels_column: str |
     if labels == paths:
         raise ValueError(
             f"labels_column={labels!r} (--data.labels-column) is the column of the paths of "
-            f"{cells.file}, too; name that of the classes among {_listed(list(cells.columns))}"
+            f"{cells.file}, too; name that of the classes among {_quoted(list(cells.columns))}"
         )
     return _Columns(paths=paths, labels=labels, classes=classes, **others)
 
@@ -382,7 +381,7 @@ def _column(
         flag = option.replace("_", "-")
         raise ValueError(
             f"{cells.file} has no column {option}={given!r} (--data.{flag}), the nearest being "
-            f"{nearest(given, cells.columns)!r}; its columns are {_listed(list(cells.columns))}"
+            f"{nearest(given, cells.columns)!r}; its columns are {_quoted(list(cells.columns))}"
         )
     return given
 
@@ -400,7 +399,7 @@ def _no_column(cells: _Cells, meaning: str, what: str, option: str) -> str:
     usual = ", ".join(_COLUMNS[what][:4])
     return (
         f"{cells.file} has no column whose name says that it holds {meaning} ({usual}, ...) but "
-        f"{_listed(list(cells.columns))}; name it (--data.{option}-column), and let the first line "
+        f"{_quoted(list(cells.columns))}; name it (--data.{option}-column), and let the first line "
         "name the columns"
     )
 
@@ -534,9 +533,8 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
+def _quoted(names: Sequence[str]) -> str:
+    return list_names([repr(name) for name in names])
 
 
 # --- rows
@@ -636,12 +634,12 @@ def read_tables(
 def _describe(cells: _Cells, columns: _Columns) -> str:
     parts = [f"paths from {columns.paths!r}"]
     if columns.labels is None:
-        parts.append(f"a column of 0 and 1 a class: {_listed(columns.classes)}")
+        parts.append(f"a column of 0 and 1 a class: {_quoted(columns.classes)}")
     for what in ("labels", "splits", "groups", "weights"):
         if getattr(columns, what) is not None:
             parts.append(f"{what} from {getattr(columns, what)!r}")
     unused = [name for name in cells.columns if name and name not in columns.used]
-    return ", ".join(parts) + (f"; columns not used: {_listed(unused)}" if unused else "")
+    return ", ".join(parts) + (f"; columns not used: {_quoted(unused)}" if unused else "")
 
 
 def _labels_of(cells: _Cells, columns: _Columns) -> _Labels | list[tuple[str, ...] | None]:
@@ -803,5 +801,5 @@ def check_known(rows: Sequence[Row], names: Sequence[str]) -> None:
             if name not in known:
                 raise ValueError(
                     f"{row.found_at()} has the class {name!r}, which no training image has "
-                    f"({_listed(names)}); add some, or leave such rows out"
+                    f"({_quoted(names)}); add some, or leave such rows out"
                 )

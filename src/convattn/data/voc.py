@@ -27,7 +27,7 @@ from convattn.data.objects import (
     record_image,
     size_of,
 )
-from convattn.data.sources import read_text
+from convattn.data.texts import read_lines
 
 LOOKED_FOR = "Annotations/*.xml beside JPEGImages, or xml files beside the images"
 
@@ -155,10 +155,7 @@ def _read_class_list(root: Path) -> tuple[str, ...]:
     file = next((root / name for name in _CLASS_LISTS if (root / name).is_file()), None)
     if file is None:
         return ()
-    try:
-        lines = [line.strip() for line in read_text(file).splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text in UTF-8; save it as one") from error
+    lines = [line.strip() for line in read_lines(file)]
     names = [line.split(":")[0].strip() if file.name == "labelmap.txt" else line for line in lines]
     kept = (name for name in names if name and not name.startswith(("#", "__")))
     return tuple(dict.fromkeys(name for name in kept if name not in ("background", "_background_")))
@@ -199,10 +196,7 @@ def _list_splits(
 
 def _listed(file: Path, files: Sequence[Path], faults: Faults) -> list[Path]:
     """The xml files that a list names."""
-    try:
-        lines = [line.strip() for line in read_text(file).splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text in UTF-8; expected a name a line") from error
+    lines = [line.strip() for line in read_lines(file, "expected a name a line")]
     by_stem: dict[str, Path] = {one.stem: one for one in files}
     found: dict[Path, int] = {}
     for number, line in enumerate(lines, start=1):

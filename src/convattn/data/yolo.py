@@ -32,7 +32,7 @@ from convattn.data.objects import (
     size_of,
 )
 from convattn.data.reading import image_extensions
-from convattn.data.sources import read_text
+from convattn.data.texts import read_lines, read_text
 
 LOOKED_FOR = "data.yaml with names, or images/ beside labels/ with classes.txt"
 
@@ -159,10 +159,7 @@ def _read_classes(listing: Listing) -> _Layout:
     file = _find_class_list(root)
     if file is None:
         raise FileNotFoundError(f"{root} holds no labels of YOLO's; looked for {LOOKED_FOR}")
-    try:
-        names = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text in UTF-8; save it as one") from error
+    names = tuple(line.strip() for line in read_lines(file) if line.strip())
     if not names:
         raise ValueError(f"{file} names no class; expected one a line")
     above = root / "images" if (root / "images").is_dir() else root
@@ -322,10 +319,7 @@ def _images_in(folder: Path, listing: Listing, faults: Faults) -> list[str]:
 
 
 def _listed_images(file: Path, bases: Sequence[Path], faults: Faults) -> list[str]:
-    try:
-        lines = read_text(file).splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text in UTF-8; expected a path a line") from error
+    lines = read_lines(file, "expected a path a line")
     found = []
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
