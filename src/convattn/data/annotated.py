@@ -14,7 +14,13 @@ from torch.utils.data import Dataset
 
 from convattn.config import BadAnnotations
 from convattn.data.classes import match_classes
-from convattn.data.folders import LeftOut, draw_mixed_test, find_duplicates, group_by_name
+from convattn.data.folders import (
+    LeftOut,
+    draw_mixed_test,
+    find_duplicates,
+    group_images,
+    note_copies,
+)
 
 Truth = TypeVar("Truth")
 
@@ -217,30 +223,11 @@ def part_images(
         ValueError: If no image can be spared for the test, or ``group`` finds nothing.
     """
     together = find_duplicates(paths)
-    if together:
-        extra = sum(map(len, together)) - len(together)
-        notes.append(f"{extra:,} images are copies of others; copies stay in one part")
-    if group is not None:
-        groups = group_by_name(paths, root, group)
-        alone = len(paths) - sum(map(len, groups))
-        rest = f"; {alone:,} images are in none" if alone else ""
-        notes.append(f"group {group!r}: {len(groups):,} groups{rest}")
-        together += groups
+    note_copies(together, notes)
+    together += group_images(paths, root, group, notes)
     for_test = draw_mixed_test(classes, together, seed)
     notes.append(
         f"{root} has no splits: {int(for_test.sum()):,} of its {len(paths):,} images, about a "
         "fifth of those that have their rarest class in common, are the test set"
     )
     return (~for_test).nonzero()[:, 0], for_test.nonzero()[:, 0]
-
-
-def refuse_group(group: str | None, root: Path) -> None:
-    """A pattern given for a folder that is parted already.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    if group is not None:
-        raise ValueError(
-            f"group={group!r} parts a folder without splits, and {root} has some; leave group out"
-        )

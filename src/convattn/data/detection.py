@@ -17,11 +17,11 @@ from convattn.data.annotated import (
     AnnotatedImages,
     Faults,
     part_images,
-    refuse_group,
     refuse_shared,
     require_same_classes,
 )
 from convattn.data.classes import match_classes
+from convattn.data.folders import refuse_group
 from convattn.data.formats import OBJECT_FORMATS, find_format, refuse_annotations
 from convattn.data.listing import Listing
 from convattn.data.objects import (
@@ -32,7 +32,7 @@ from convattn.data.objects import (
     target_of,
 )
 from convattn.data.scenes import SCENES_MEAN, SCENES_STD, Scenes, draw_scenes, scene_names
-from convattn.data.sources import check_format, draw_indices, find_root, refuse_root
+from convattn.data.sources import check_format, draw_part, find_root, refuse_root
 from convattn.text import nearest
 
 DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "folder", "coco")
@@ -196,7 +196,7 @@ def load_detection(
     folder = find_root(name, root, download=False)
     faults = Faults(bad_annotations)
     objects = load_objects(
-        folder,
+        Listing(folder, faults.left_out),
         "coco" if name == "coco" else format,
         annotations,
         faults,
@@ -208,22 +208,16 @@ def load_detection(
     source = _file_source(name, objects, class_names, ignore_unknown, empty_images, faults)
     return replace(
         source,
-        train=_part(source.train, num_train, seed, f"{name}: num_train"),
-        test=_part(source.test, num_test, _TEST_SEED, f"{name}: num_test"),
+        train=draw_part(source.train, num_train, seed, f"{name}: num_train"),
+        test=draw_part(source.test, num_test, _TEST_SEED, f"{name}: num_test"),
     )
-
-
-def _part(images: DetectionImages, number: int | None, seed: int, what: str) -> DetectionImages:
-    if number is None:
-        return images
-    return images.select(draw_indices(len(images), number, seed, what))
 
 
 # --- folders
 
 
 def load_objects(
-    root: Path,
+    listing: Listing,
     format: DataFormat,
     annotations: str | None,
     faults: Faults,
@@ -236,7 +230,7 @@ def load_objects(
     """What a folder tells of the objects on its images, checked and parted.
 
     Args:
-        root: The folder.
+        listing: Of the folder; ``faults.left_out`` is its own.
         format: One of ``OBJECT_FORMATS``, or ``"auto"``.
         annotations: As for ``load_detection``.
         faults: Notes entries that are at fault.
@@ -252,7 +246,6 @@ def load_objects(
         ValueError, FileNotFoundError: As ``load_detection``.
     """
     notes: list[str] = []
-    listing = Listing(root, faults.left_out)
     if format == "auto":
         format = find_format(listing, OBJECT_FORMATS, annotations, notes)
     refuse_annotations(annotations, format)
@@ -263,7 +256,7 @@ def load_objects(
             raise ValueError(
                 f"{part.name}: no image remains; expected at least one that can be used"
             )
-    train, test = _parted(objects, root, group, seed, notes)
+    train, test = _parted(objects, listing.root, group, seed, notes)
     refuse_shared(
         (record.path for record in train.records), (record.path for record in test.records)
     )

@@ -198,6 +198,35 @@ def find_splits(folder: Path) -> dict[str, Path]:
     return found
 
 
+def held_out_of(splits: Mapping[str, Path]) -> Path | None:
+    """The folder of the test images: val where there are val and test; None if there is neither."""
+    return splits.get("val", splits.get("test"))
+
+
+def part_files(
+    root: Path, files: Sequence[Path], left_out: LeftOut
+) -> dict[str | None, list[Path]]:
+    """The files below the folders of the splits, as ``train`` and ``test``.
+
+    Where no folders part them, all are under None.
+
+    Args:
+        root: The folder that holds those of the splits.
+        files: Below it.
+        left_out: Counts a folder test beside train and val.
+    """
+    splits = find_splits(root)
+    held_out = held_out_of(splits)
+    if "train" not in splits or held_out is None:
+        return {None: list(files)}
+    if "val" in splits and "test" in splits:
+        left_out.add("folder beside the splits", splits["test"].name)
+    return {
+        split: [file for file in files if file.is_relative_to(folder)]
+        for split, folder in (("train", splits["train"]), ("test", held_out))
+    }
+
+
 def split_of(name: str) -> str | None:
     """The split that a folder's name means, None if it means none.
 
@@ -283,6 +312,47 @@ def group_by_name(paths: Sequence[str], root: Path, pattern: str) -> list[list[i
     return list(groups.values())
 
 
+def group_images(
+    paths: Sequence[str], root: Path, pattern: str | None, notes: list[str]
+) -> list[list[int]]:
+    """As ``group_by_name``, and a sentence about it; nothing without a pattern.
+
+    Args:
+        notes: Gets the sentence.
+    """
+    if pattern is None:
+        return []
+    groups = group_by_name(paths, root, pattern)
+    alone = len(paths) - sum(map(len, groups))
+    rest = f"; {alone:,} images are in none" if alone else ""
+    notes.append(f"group {pattern!r}: {len(groups):,} groups{rest}")
+    return groups
+
+
+def note_copies(copies: Sequence[Sequence[int]], notes: list[str]) -> None:
+    """Tell of images that stay in one part since they are the same.
+
+    Args:
+        copies: As ``find_duplicates`` gives them.
+        notes: Gets the sentence.
+    """
+    if copies:
+        extra = sum(map(len, copies)) - len(copies)
+        notes.append(f"{extra:,} images are copies of others; copies stay in one part")
+
+
+def refuse_group(group: str | None, root: Path) -> None:
+    """A pattern given for a folder that is parted already.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if group is not None:
+        raise ValueError(
+            f"group={group!r} parts a folder without splits, and {root} has some; leave group out"
+        )
+
+
 def draw_test(
     labels: Tensor, class_names: Sequence[str], together: Iterable[Sequence[int]], seed: int
 ) -> Tensor:
@@ -300,7 +370,7 @@ def draw_test(
     Raises:
         ValueError: If a class has no two images that may be parted.
     """
-    unit = _units(len(labels), together)
+    unit = number_units(len(labels), together)
     members: defaultdict[int, list[int]] = defaultdict(list)
     for index, number in enumerate(unit):
         members[number].append(index)
@@ -371,7 +441,7 @@ def draw_mixed_test(
         ValueError: If no image can be spared for the test.
     """
     shown = [frozenset(one) for one in classes]
-    unit = _units(len(shown), together)
+    unit = number_units(len(shown), together)
     members: defaultdict[int, list[int]] = defaultdict(list)
     for index, number in enumerate(unit):
         members[number].append(index)
@@ -408,8 +478,17 @@ def draw_mixed_test(
     return for_test
 
 
-def _units(count: int, together: Iterable[Sequence[int]]) -> list[int]:
-    """For each place the first of those that it belongs with."""
+def number_units(count: int, together: Iterable[Sequence[int]]) -> list[int]:
+    """For each place the first of those that it belongs with.
+
+    Args:
+        count: Number of places.
+        together: Those that belong together.
+
+    Example:
+        >>> number_units(4, [[1, 3]])
+        [0, 1, 2, 1]
+    """
     first = list(range(count))
 
     def root(index: int) -> int:

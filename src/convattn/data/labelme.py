@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convattn.data.annotated import EntryFault, Faults
-from convattn.data.folders import find_splits
+from convattn.data.folders import part_files
 from convattn.data.listing import Listing, holds
 from convattn.data.objects import (
     ImageRecord,
-    ObjectPart,
     ObjectRecord,
     ObjectSet,
     Size,
     check_class_names,
     check_segmentation,
     fit_box,
+    gather_objects,
     read_area,
     record_image,
     size_of,
@@ -94,7 +94,7 @@ def read(
     files = _list_files(listing, faults)
     if not files:
         raise FileNotFoundError(f"{root} holds no json of LabelMe's; looked for {LOOKED_FOR}")
-    splits = _list_splits(root, files, faults)
+    splits = part_files(root, files, faults.left_out)
     labelled = [
         [one for file in own if (one := _read_file(file, listing, faults)) is not None]
         for own in splits.values()
@@ -106,24 +106,11 @@ def read(
     check_class_names(names, str(root))
     masks = masks and any(shape.kind in _OUTLINES for shape in every)
     numbers = count()
-    parts = [
-        ObjectPart(
-            name=f"{root} ({split})" if split else str(root),
-            records=[
-                _read_record(one, number, names, masks, faults)
-                for one, number in zip(part, numbers, strict=False)
-            ],
-        )
+    parts = {
+        split: [_read_record(one, next(numbers), names, masks, faults) for one in part]
         for split, part in zip(splits, labelled, strict=True)
-    ]
-    return ObjectSet(
-        class_names=names,
-        category_ids=tuple(range(1, len(names) + 1)),
-        are_listed=bool(listed),
-        train=parts[0],
-        test=parts[1] if len(parts) > 1 else None,
-        has_masks=masks,
-    )
+    }
+    return gather_objects(str(root), parts, names, are_listed=bool(listed), has_masks=masks)
 
 
 # --- which files
@@ -138,19 +125,6 @@ def _list_files(listing: Listing, faults: Faults) -> list[Path]:
         else:
             faults.left_out.add("json without shapes", listing.relative(path))
     return found
-
-
-def _list_splits(root: Path, files: Sequence[Path], faults: Faults) -> dict[str | None, list[Path]]:
-    splits = find_splits(root)
-    held_out = splits.get("val", splits.get("test"))
-    if "train" not in splits or held_out is None:
-        return {None: list(files)}
-    if held_out == splits.get("val") and "test" in splits:
-        faults.left_out.add("folder beside the splits", splits["test"].name)
-    return {
-        split: [file for file in files if file.is_relative_to(folder)]
-        for split, folder in (("train", splits["train"]), ("test", held_out))
-    }
 
 
 def _read_class_list(root: Path) -> tuple[str, ...]:

@@ -16,19 +16,24 @@ from convattn.data.reading import image_extensions
 
 
 class Listing:
-    """All files to be seen in a folder and those below it, listed once.
+    """All files to be seen in a folder and those below it, listed once, when first asked for.
 
     Args:
         root: The folder.
         left_out: Counts what is hidden or left by a system.
 
     Attributes:
-        files: Paths, sorted by folder, then by name.
+        left_out: As given.
     """
 
     def __init__(self, root: Path, left_out: LeftOut) -> None:
         self.root = root
-        self.files = find_images(root, left_out, extensions=("",))
+        self.left_out = left_out
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Paths, sorted by folder, then by name."""
+        return find_images(self.root, self.left_out, extensions=("",))
 
     @cached_property
     def images(self) -> list[str]:

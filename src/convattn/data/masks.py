@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from convattn.data.annotated import EntryFault, Faults
-from convattn.data.folders import NO_IMAGE, find_images, find_splits, subfolders
+from convattn.data.folders import NO_IMAGE, find_images, find_splits, held_out_of, subfolders
 from convattn.data.listing import Listing
 from convattn.data.reading import read_sample, read_values, turned
 from convattn.data.texts import first_word, read_lines, read_table
@@ -148,7 +148,7 @@ def _mask_folders(root: Path, faults: Faults) -> list[tuple[Path, Path]]:
 def _inner_splits(root: Path) -> tuple[Path, Path] | None:
     """The folders of the splits where each holds its images and masks."""
     splits = find_splits(root)
-    held_out = splits.get("val", splits.get("test"))
+    held_out = held_out_of(splits)
     if "train" in splits and held_out is not None and (splits["train"] / "masks").is_dir():
         return splits["train"], held_out
     return None
@@ -328,7 +328,7 @@ LAYOUTS: Mapping[str, Callable[[Path, Faults], MaskSet]] = {
 def _split_folders(folder: Path) -> tuple[Path, Path]:
     """The folders of the training and the test images."""
     splits = find_splits(folder)
-    test = splits.get("val", splits.get("test"))
+    test = held_out_of(splits)
     if "train" not in splits or test is None:
         raise FileNotFoundError(
             f"{folder} has no folder {'train' if test else 'val or test'}; expected train with the "

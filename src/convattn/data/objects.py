@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,37 @@ class ObjectSet:
     """Whether the segmentations were read."""
     notes: tuple[str, ...] = ()
     """What whoever trains or tests on it has to know, a sentence each."""
+
+
+def gather_objects(
+    where: str,
+    parts: Mapping[str | None, list[ImageRecord]],
+    class_names: Sequence[str],
+    *,
+    are_listed: bool,
+    has_masks: bool,
+    notes: Sequence[str] = (),
+) -> ObjectSet:
+    """What a folder tells, of a format that numbers its classes by their places.
+
+    Args:
+        where: What an error calls the whole.
+        parts: Split, that of training first -> its images; None for all, where nothing parts them.
+        class_names: As in ``ObjectSet``, alike the rest.
+    """
+    train, *test = (
+        ObjectPart(name=f"{where} ({split})" if split else where, records=records)
+        for split, records in parts.items()
+    )
+    return ObjectSet(
+        class_names=tuple(class_names),
+        category_ids=tuple(range(1, len(class_names) + 1)),
+        are_listed=are_listed,
+        train=train,
+        test=test[0] if test else None,
+        has_masks=has_masks,
+        notes=tuple(notes),
+    )
 
 
 def record_image(

@@ -19,13 +19,12 @@ from convattn.data.annotated import (
     AnnotatedImages,
     Faults,
     part_images,
-    refuse_group,
     refuse_shared,
     require_same_classes,
 )
 from convattn.data.classes import match_classes
 from convattn.data.detection import load_objects
-from convattn.data.folders import LeftOut
+from convattn.data.folders import LeftOut, refuse_group
 from convattn.data.formats import OBJECT_FORMATS, Format, find_format, refuse_annotations
 from convattn.data.labelme import BACKGROUND
 from convattn.data.listing import Listing
@@ -33,7 +32,7 @@ from convattn.data.masks import IGNORED, LAYOUTS, MaskReader, MaskSet
 from convattn.data.objects import ImageRecord, ObjectSet, decode_mask, orientation_of
 from convattn.data.reading import read_sample, turned
 from convattn.data.scenes import SCENES_MEAN, SCENES_STD, Scenes, draw_scenes, scene_names
-from convattn.data.sources import check_format, draw_indices, find_root, refuse_root
+from convattn.data.sources import check_format, draw_part, find_root, refuse_root
 from convattn.text import nearest
 
 SEGMENTATION_DATASETS: tuple[str, ...] = (
@@ -187,17 +186,18 @@ def load_segmentation(
     folder = find_root(name, root, download=False)
     faults = Faults(bad_annotations)
     notes: list[str] = []
-    if name == "folder" and format == "auto":
-        listing = Listing(folder, LeftOut())
-        format = find_format(listing, SEGMENTATION_FORMATS, annotations, notes)
-    if name == "folder":
+    listing = Listing(folder, LeftOut()) if name == "folder" else None
+    if listing is not None:
+        if format == "auto":
+            format = find_format(listing, SEGMENTATION_FORMATS, annotations, notes)
         refuse_annotations(annotations, format)
     layout = format if name == "folder" else name
-    if layout in LAYOUTS:
+    if listing is None or layout in LAYOUTS:
         found = _read_masks(LAYOUTS[layout](folder, faults), folder, group, seed, faults)
     else:
+        faults.left_out = listing.left_out
         objects = load_objects(
-            folder,
+            listing,
             format,
             annotations,
             faults,
@@ -248,10 +248,7 @@ def _images(
     what: str,
 ) -> SegmentationImages:
     names = [one.path if isinstance(one, ImageRecord) else one[0] for one in samples]
-    images = AnnotatedImages(samples, reader, names)
-    if number is None:
-        return images
-    return images.select(draw_indices(len(images), number, seed, what))
+    return draw_part(AnnotatedImages(samples, reader, names), number, seed, what)
 
 
 def _read_masks(found: MaskSet, root: Path, group: str | None, seed: int, faults: Faults) -> _Found:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,8 +28,11 @@ from convattn.data.folders import (
     find_duplicates,
     find_images,
     find_splits,
-    group_by_name,
+    group_images,
+    held_out_of,
     holds_images,
+    note_copies,
+    refuse_group,
     split_of,
     subfolders,
 )
@@ -244,9 +247,9 @@ def load_source(
         source = _load_cifar(name, folder, download)
     source = _as_known(source, class_names, ignore_unknown, str(folder))
     if len(source.train):
-        train = _draw(source.train, num_train, seed, f"{name}: num_train")
+        train = draw_part(source.train, num_train, seed, f"{name}: num_train")
         source = replace(source, train=train)
-    return replace(source, test=_draw(source.test, num_test, _TEST_SEED, f"{name}: num_test"))
+    return replace(source, test=draw_part(source.test, num_test, _TEST_SEED, f"{name}: num_test"))
 
 
 def _as_known(
@@ -408,10 +411,22 @@ def find_root(
     return folder
 
 
-def _draw(
-    images: TensorImages | ImageFiles, number: int | None, seed: int, what: str
-) -> TensorImages | ImageFiles:
-    """A random part of the images, in their own order."""
+class _Images(Protocol):
+    def __len__(self) -> int: ...
+
+    def select(self, indices: Tensor) -> Self: ...
+
+
+Images = TypeVar("Images", bound=_Images)
+
+
+def draw_part(images: Images, number: int | None, seed: int, what: str) -> Images:
+    """A random part of the images, in their own order; all for None.
+
+    Args:
+        images: Of any task.
+        number: As for ``draw_indices``, alike the rest.
+    """
     if number is None:
         return images
     return images.select(draw_indices(len(images), number, seed, what))
@@ -439,11 +454,7 @@ def _load_folder(root: Path, group: str | None, seed: int, extensions: tuple[str
     left_out = LeftOut()
     notes: list[str] = []
     if _is_split(root):
-        if group is not None:
-            raise ValueError(
-                f"group={group!r} parts a folder without splits, and {root} has some; leave group "
-                "out"
-            )
+        refuse_group(group, root)
         class_names, train, test = _read_split_folders(root, left_out, extensions)
         _note_copies(notes, root, train, test)
     else:
@@ -678,7 +689,7 @@ def _is_split(root: Path) -> bool:
 def _held_out(root: Path) -> Path:
     """The folder of the test images."""
     splits = find_splits(root)
-    held_out = splits.get("val", splits.get("test"))
+    held_out = held_out_of(splits)
     if held_out is None:
         raise FileNotFoundError(
             f"{root} has {splits['train'].name} but neither val nor test; add one, or give "
@@ -771,11 +782,7 @@ def _find_together(
     notes: list[str], root: Path, images: ImageFiles, class_names: Sequence[str], group: str | None
 ) -> list[list[int]]:
     """Places of images that must not be parted: of one group, or of the same bytes."""
-    together = [] if group is None else group_by_name(images.paths, root, group)
-    if group is not None:
-        alone = len(images) - sum(map(len, together))
-        rest = f"; {alone:,} images are in none" if alone else ""
-        notes.append(f"group {group!r}: {len(together):,} groups{rest}")
+    together = group_images(images.paths, root, group, notes)
     copies = find_duplicates(images.paths)
     for places in copies:
         labels = images.labels[places]
@@ -786,9 +793,7 @@ def _find_together(
                 "classes"
             )
             break
-    if copies:
-        extra = sum(map(len, copies)) - len(copies)
-        notes.append(f"{extra:,} images are copies of others; copies stay in one part")
+    note_copies(copies, notes)
     return together + copies
 
 

@@ -13,16 +13,16 @@ from xml.etree import ElementTree
 import numpy as np
 
 from convattn.data.annotated import EntryFault, Faults
-from convattn.data.folders import find_splits
+from convattn.data.folders import part_files
 from convattn.data.listing import Listing, holds
 from convattn.data.objects import (
     ImageRecord,
-    ObjectPart,
     ObjectRecord,
     ObjectSet,
     Size,
     check_class_names,
     fit_box,
+    gather_objects,
     read_area,
     record_image,
     size_of,
@@ -111,22 +111,15 @@ def read(
     check_class_names(names, str(root))
     first_pixel, reason = _first_pixel(root, every)
     numbers = count()
-    parts = [
-        ObjectPart(
-            name=f"{root} ({split})" if split else str(root),
-            records=[
-                _read_record(one, number, names, first_pixel, faults)
-                for one, number in zip(part, numbers, strict=False)
-            ],
-        )
+    parts = {
+        split: [_read_record(one, next(numbers), names, first_pixel, faults) for one in part]
         for split, part in zip(splits, stated, strict=True)
-    ]
-    return ObjectSet(
-        class_names=names,
-        category_ids=tuple(range(1, len(names) + 1)),
+    }
+    return gather_objects(
+        str(root),
+        parts,
+        names,
         are_listed=bool(listed),
-        train=parts[0],
-        test=parts[1] if len(parts) > 1 else None,
         has_masks=False,
         notes=(*notes, reason),
     )
@@ -182,16 +175,7 @@ def _list_splits(
         if tested is not None:
             faults.left_out.add("list beside train and val", listing.relative(tested))
         return {"train": _listed(train, files, faults), "test": _listed(held_out, files, faults)}
-    splits = find_splits(root)
-    folder = splits.get("val", splits.get("test"))
-    if "train" in splits and folder is not None:
-        if folder == splits.get("val") and "test" in splits:
-            faults.left_out.add("folder beside the splits", splits["test"].name)
-        return {
-            split: [file for file in files if file.is_relative_to(above)]
-            for split, above in (("train", splits["train"]), ("test", folder))
-        }
-    return {None: list(files)}
+    return part_files(root, files, faults.left_out)
 
 
 def _listed(file: Path, files: Sequence[Path], faults: Faults) -> list[Path]:

@@ -20,13 +20,13 @@ from convattn.data.folders import find_images, find_splits
 from convattn.data.listing import Listing, holds
 from convattn.data.objects import (
     ImageRecord,
-    ObjectPart,
     ObjectRecord,
     ObjectSet,
     Size,
     check_class_names,
     check_segmentation,
     fit_box,
+    gather_objects,
     read_area,
     record_image,
     size_of,
@@ -108,21 +108,12 @@ def read(
         len(row.numbers) > 4 for part in rows for _, _, own in part for row in own
     )
     numbers = count()
-    parts = [
-        ObjectPart(
-            name=f"{layout.file} ({split})" if split else str(layout.file),
-            records=_read_records(part, numbers, masks, faults),
-        )
+    parts = {
+        split: _read_records(part, numbers, masks, faults)
         for split, part in zip(splits, rows, strict=True)
-    ]
-    return ObjectSet(
-        class_names=layout.names,
-        category_ids=tuple(range(1, len(layout.names) + 1)),
-        are_listed=True,
-        train=parts[0],
-        test=parts[1] if len(parts) > 1 else None,
-        has_masks=masks,
-        notes=tuple(notes),
+    }
+    return gather_objects(
+        str(layout.file), parts, layout.names, are_listed=True, has_masks=masks, notes=notes
     )
 
 

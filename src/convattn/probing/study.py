@@ -22,7 +22,7 @@ from convattn.classification.evaluation import summarize
 from convattn.classification.predictions import NUM_RANKS, Predictions
 from convattn.config import AugmentConfig, ModelConfig, ProbeConfig, Scalar, TrainConfig
 from convattn.data import Source, TensorImages, train_transform, transform_of
-from convattn.data.folders import find_duplicates, group_by_name
+from convattn.data.folders import find_duplicates, group_by_name, number_units
 from convattn.data.images import ImageFiles, find_readable
 from convattn.exceptions import Interrupted
 from convattn.files import make_numbered_folder, replace_atomically
@@ -279,15 +279,11 @@ def _groups(images: TensorImages | ImageFiles, config: ProbeConfig) -> Tensor | 
     """(N,) numbers: images of one group, or of the same bytes, have the same."""
     if isinstance(images, TensorImages):
         return None
-    found = torch.arange(len(images))
     together = find_duplicates(images.paths)
     if config.data.group is not None:
         assert config.data.root is not None
         together += group_by_name(images.paths, Path(config.data.root), config.data.group)
-    for places in together:
-        joined = torch.isin(found, found[places])
-        found[joined] = found[places[0]].clone()
-    return found
+    return torch.tensor(number_units(len(images), together))
 
 
 # ------------------------------------------------------------------------------------ one seed
