@@ -1,5 +1,8 @@
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,3 +29,18 @@ def _skip_without_gpu(request: pytest.FixtureRequest) -> None:
     absent = not torch.cuda.is_available() and not os.environ.get("TRITON_INTERPRET")
     if absent and request.node.get_closest_marker("gpu"):
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Headless Chromium; tests that use it carry the marker ``browser``."""
+    from playwright.sync_api import sync_playwright
+
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no chromium in the path: install it with the system's packages")
+    with sync_playwright() as playwright:
+        # Chromium refuses its sandbox to root, as which containers run.
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,11 +1,9 @@
 """The page of a check as somebody sees it, in real headless Chromium; its screenshots are kept."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from convattn.cli import main
 from tests.checks.faults import faulty_classes
@@ -18,18 +16,6 @@ REAL = {
     "coco128": ("coco128", "--data.annotations", "instances_from_panoptic"),
     "camvid": ("camvid",),
 }
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no chromium in the path: install it with the system's packages")
-    with sync_playwright() as playwright:
-        # Chromium refuses its sandbox to root, as which containers run.
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def look(chromium, page_file, name, folder):

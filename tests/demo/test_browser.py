@@ -1,13 +1,12 @@
 """The page as somebody sees it, in real headless Chromium; its screenshots are kept."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from convattn.demo import build, start
 from convattn.demo.samples import digits, photographs
@@ -18,18 +17,6 @@ pytestmark = [pytest.mark.browser, *GRADIO_WARNINGS]
 
 ATTENTION, GRADCAM = ".views:not(.asking) .heat >> nth=0", ".views:not(.asking) .heat >> nth=1"
 ANSWER = ".asking .heat"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no chromium in the path: install it with the system's packages")
-    with sync_playwright() as playwright:
-        # Chromium refuses its sandbox to root, as which containers run.
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
