@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from convattn.checks import Place, check_data, quality
-from convattn.checks.checking import count_all
 from convattn.checks.opening import open_place
+from convattn.data.counts import count
 from tests.checks.faults import faulty_classes, good_classes, photograph, save
 
 
@@ -239,5 +239,5 @@ def test_what_a_task_does_not_heed_is_refused(tmp_path, place, task, words):
 
 def test_a_single_training_image_is_counted(tmp_path):
     source = open_place(Place(root=str(coco(tmp_path, [[(1, 1, 1, 9, 9)]])))).source
-    assert count_all(source).classes == {"train": (0, 1), "test": (0, 1)}
+    assert count(source).classes == {"train": (0, 1), "test": (0, 1)}
     assert torch.get_num_threads() >= 1

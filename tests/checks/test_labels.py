@@ -109,6 +109,14 @@ def test_a_run_of_other_classes_is_refused(data, tmp_path):
         check_data(Place(root=str(data)), run=run)
 
 
+def test_labels_of_several_classes_are_not_judged(data, tmp_path):
+    rows = [f"val/{name}/{index:02d}.png,{name}|red" for name in COLOURS for index in range(20)]
+    (data / "labels.csv").write_text("\n".join(["path,labels", *rows]))
+    place = Place(root=str(data / "labels.csv"))
+    with pytest.raises(ValueError, match=r"labels\.csv have several; leave it out"):
+        check_data(place, run=make_run(tmp_path / "run", data))
+
+
 def test_an_unreadable_image_is_not_judged(data, tmp_path):
     (data / "val" / "red" / "00.png").write_bytes(b"no image")
     report = check_data(Place(root=str(data)), run=make_run(tmp_path / "run", data)).report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,17 @@ from convattn.checks.opening import OpenedData, Place, open_place
 from convattn.checks.report import DataReport, LabelCheck, Part, Spread
 from convattn.data import DetectionSource, Source, describe_skipped
 from convattn.data.counts import (
+    PARTS,
     Counts,
     Finding,
     Severity,
     by_severity,
     count,
-    count_classes,
     judge_counts,
 )
 from convattn.data.folders import find_duplicates
 from convattn.data.reading import HEADER_TRAITS
 from convattn.runs import Run
-
-PARTS = ("train", "test")
 
 _TINY = 4  # pixels of a box's shorter side
 _WHOLE = 0.98  # share of an image that a box covers
@@ -151,14 +149,14 @@ def check_data(
         readable = [look.fault is None for look in looks]
         by_part = {"train": readable[:cut], "test": readable[cut:]}
         labels = check_labels(run, source, place.root, by_part, names)
-    counts = count_all(source)
+    counts, odd = count(source), quality_issues(looks)
     findings = [
         *_refused(opened),
         *_unreadable(looks, names),
-        *_copied(source, looks, names),
+        *_copied(source, looks, odd, names),
         *_counted(counts, objects),
         *_objects_found(objects, names, unit),
-        *_odd(looks, names),
+        *_odd(odd, names),
         *_traits(looks, names),
         *_left_out(source),
         *_doubted(labels),
@@ -186,26 +184,6 @@ def _unit(source: Any) -> str | None:
     return "boxes" if isinstance(source, DetectionSource) else "pixels"
 
 
-def count_all(source: Any) -> Counts:
-    """As ``count``, where a training part of one image is no sign that none was asked for.
-
-    Args:
-        source: Of any task, opened with its training images.
-    """
-    counts = count(source)
-    if "train" in counts.images:
-        return counts
-    number = count_classes(
-        source.train, len(source.class_names), first=int(counts.unit != "images")
-    )
-    return Counts(
-        unit=counts.unit,
-        class_names=counts.class_names,
-        images={"train": len(source.train), **counts.images},
-        classes=counts.classes if number is None else {"train": number, **counts.classes},
-    )
-
-
 def _names(source: Any, root: str) -> tuple[str, ...]:
     names: list[str] = []
     for part in PARTS:
@@ -220,15 +198,7 @@ def _names(source: Any, root: str) -> tuple[str, ...]:
 
 def _without_truth(look: Look) -> Look:
     """What is kept of a look when its boxes and pixels are counted."""
-    if look.boxes is None and look.pixels is None:
-        return look
-    return Look(
-        size=look.size,
-        format=look.format,
-        traits=look.traits,
-        measures=look.measures,
-        fingerprint=look.fingerprint,
-    )
+    return replace(look, boxes=None, labels=None, pixels=None)
 
 
 def _part(
@@ -324,14 +294,16 @@ def _unreadable(looks: Sequence[Look], names: Sequence[str]) -> Iterator[Finding
         )
 
 
-def _copied(source: Any, looks: Sequence[Look], names: Sequence[str]) -> Iterator[Finding]:
+def _copied(
+    source: Any, looks: Sequence[Look], odd: Mapping[str, Sequence[int]], names: Sequence[str]
+) -> Iterator[Finding]:
     """Images that are there several times, to the byte or nearly."""
     files = [files_of(getattr(source, part)) for part in PARTS]
     exact: list[list[int]] = []
     if files[0] is not None and files[1] is not None:
         exact = find_duplicates([*files[0], *files[1]])
     alike: defaultdict[str, list[int]] = defaultdict(list)
-    blank = {place for place in quality_issues(looks)["low_information"]}
+    blank = set(odd["low_information"])
     same = {place: group[0] for group in exact for place in group}
     for place, look in enumerate(looks):
         if look.fingerprint is not None and place not in blank:
@@ -495,8 +467,8 @@ _ADVICE: Mapping[str, tuple[Severity, str]] = {
 }
 
 
-def _odd(looks: Sequence[Look], names: Sequence[str]) -> Iterator[Finding]:
-    for issue, places in quality_issues(looks).items():
+def _odd(odd: Mapping[str, Sequence[int]], names: Sequence[str]) -> Iterator[Finding]:
+    for issue, places in odd.items():
         if places:
             severity, advice = _ADVICE[issue]
             said = quality.ISSUES[issue]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from convattn.checks.report import LabelCheck, LabelDoubt
+from convattn.classification.dataset import load_data
 from convattn.config import DataConfig
-from convattn.data import ImageFiles, Source, load_source, transform_of
+from convattn.data import ImageFiles, Source, transform_of
 from convattn.data.classes import match_classes
+from convattn.explanation import class_probabilities
 from convattn.modes import default_device, eval_mode
 from convattn.runs import Run
 from convattn.text import one_line
@@ -41,11 +44,18 @@ def check_labels(
         names: What the images are called, those of training first.
 
     Raises:
-        ValueError: If the network does not know one of the classes, or has learnt all images.
+        ValueError: If the network does not know one of the classes, or has learnt all images, or
+            images have several classes.
         ModuleNotFoundError: If cleanlab, of the extra ``check``, is not installed.
     """
     from cleanlab.filter import find_label_issues
 
+    for what, several in ((root, source.multi_label), (run.folder, _finds_several(run))):
+        if several:
+            raise ValueError(
+                f"--run judges labels where images have one class, and those of {what} have "
+                "several; leave it out"
+            )
     known: Sequence[str] = run.pretrained_cfg["label_names"]
     numbers = torch.tensor(match_classes(source.class_names, known, False, root))
     unseen, judged = _unseen(run.config.data, source)
@@ -76,6 +86,10 @@ def check_labels(
     return LabelCheck(run=str(run.folder), judged=judged, num_images=len(labels), doubts=doubts)
 
 
+def _finds_several(run: Run) -> bool:
+    return bool(run.pretrained_cfg.get("multi_label"))
+
+
 def _unseen(config: DataConfig, source: Source) -> tuple[Tensor, str]:
     """Which images a run did not learn from, (N,) bool, and that in a sentence."""
     in_test = torch.arange(len(source.train) + len(source.test)) >= len(source.train)
@@ -101,13 +115,7 @@ def _unseen(config: DataConfig, source: Source) -> tuple[Tensor, str]:
 def _files_learnt(config: DataConfig) -> frozenset[str] | None:
     if config.root is None:
         return None
-    learnt = load_source(
-        config.name,
-        root=config.root,
-        num_train=config.num_train,
-        format=config.format,
-        group=config.group,
-    ).train
+    learnt = load_data(replace(config, download=False)).train
     if not isinstance(learnt, ImageFiles):
         return None
     return frozenset(map(os.path.realpath, learnt.paths))
@@ -126,5 +134,5 @@ def _probabilities(model: nn.Module, images: Any) -> NDArray[np.float64]:
     found = []
     with eval_mode(model), torch.inference_mode():
         for batch, _ in tqdm(loader, desc="judging labels", disable=None, leave=False):
-            found.append(model(batch.to(device)).double().softmax(1).cpu())
+            found.append(class_probabilities(model, model(batch.to(device))).double().cpu())
     return torch.cat(found).numpy()

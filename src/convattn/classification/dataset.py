@@ -50,12 +50,22 @@ def open_data(
             a class that the network does not know.
         FileNotFoundError: If its files are missing.
     """
-    source = load_source(
+    source = load_data(
+        config if training else replace(config, num_train=1), class_names=class_names
+    )
+    if multi_label is not None:
+        source = _with_label_of(source, multi_label, config)
+    return opened(config, source)
+
+
+def load_data(config: DataConfig, *, class_names: Sequence[str] | None = None) -> Source:
+    """As ``open_data``, of which nothing is told."""
+    return load_source(
         config.name,
         root=config.root,
         download=config.download,
         image_size=config.image_size,
-        num_train=config.num_train if training else 1,
+        num_train=config.num_train,
         num_test=config.num_test,
         in_chans=config.in_chans,
         format=config.format,
@@ -66,9 +76,6 @@ def open_data(
         class_names=class_names,
         ignore_unknown=config.ignore_unknown,
     )
-    if multi_label is not None:
-        source = _with_label_of(source, multi_label, config)
-    return opened(config, source)
 
 
 def _with_label_of(source: Source, multi_label: bool, config: DataConfig) -> Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,8 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 _UNBALANCED = 10  # times as many of one class as of another
 _FEW = 20  # training images, or objects, of a class
 _SMALL_TEST = 100  # images
+PARTS = ("train", "test")
+"""Of a source."""
 SHOWN = 5
 """Names in a sentence."""
 _NO_CLASSES = frozenset(
@@ -68,11 +70,9 @@ def count(source: Any) -> Counts:
         source: Of any task.
     """
     is_detection = isinstance(source, DetectionSource)
-    parts = {"train": source.train, "test": source.test}
-    if len(source.train) <= 1:  # whoever tests asks for no training images, or one of them
-        del parts["train"]
+    parts = {part: getattr(source, part) for part in PARTS}
     found = {
-        part: count_classes(images, len(source.class_names), first=int(is_detection))
+        part: _count_classes(images, len(source.class_names), first=int(is_detection))
         for part, images in parts.items()
     }
     return Counts(
@@ -83,7 +83,7 @@ def count(source: Any) -> Counts:
     )
 
 
-def count_classes(images: Any, num_classes: int, *, first: int) -> tuple[int, ...] | None:
+def _count_classes(images: Any, num_classes: int, *, first: int) -> tuple[int, ...] | None:
     """How many labels of each class images have, None if only their pixels tell.
 
     Args:
@@ -224,6 +224,8 @@ def summarize(source: Any, root: str) -> list[str]:
         root: Where the data lie, for the command that tells more.
     """
     counts = count(source)
+    if counts.images["train"] <= 1:  # whoever tests asks for no training images, or one of them
+        counts = _without_training(counts)
     names = {"train": "to train", "test": "to test"}
     parts = [
         f"{number:,} images {names[part]}{_range(counts, part)}"
@@ -236,6 +238,14 @@ def summarize(source: Any, root: str) -> list[str]:
         more = f" ({len(worst) - 1} more)" if len(worst) > 1 else ""
         lines.append(f"{worst[0].sentence}{more}; see convattn check-data {root}")
     return lines
+
+
+def _without_training(counts: Counts) -> Counts:
+    return replace(
+        counts,
+        images={"test": counts.images["test"]},
+        classes={part: numbers for part, numbers in counts.classes.items() if part == "test"},
+    )
 
 
 def _range(counts: Counts, part: str) -> str:
