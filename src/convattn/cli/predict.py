@@ -34,8 +34,7 @@ def command(arguments: list[str]) -> int:
         raise UsageError(f"{target!r} is no run folder; name one that `convattn train` has made")
     options = parse(PredictOptions, PredictOptions(), arguments[1:], prog=f"{prog} {target}")
 
-    from convattn.data import read_image
-    from convattn.data.bands import read_channels
+    from convattn.explanation.preprocessing import read_as_seen
     from convattn.files import new_folder
     from convattn.modes import default_device
     from convattn.runs import Run
@@ -47,11 +46,10 @@ def command(arguments: list[str]) -> int:
         raise UsageError(f"{prog} {target} takes an image or a folder of images")
     task.check_options(options, target)
     check_free(options.out)
-    in_chans = run.config.data.in_chans or 3
-    images = find_images(Path(options.image), in_chans)
+    images = find_images(Path(options.image), run.config.data.in_chans or 3)
     if len(images) == 1:
         # The only one must be readable; of several, some may not be.
-        read_channels(str(images[0]), in_chans) if in_chans != 3 else read_image(images[0])
+        read_as_seen(images[0], run.pretrained_cfg)
     model = run.load_model().to(default_device(options.device))
     out = new_folder(options.out, "predicted")
     failed = 0

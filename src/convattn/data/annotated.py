@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -83,6 +84,30 @@ class AnnotatedImages(Dataset[tuple[Any, Truth]], Generic[Truth]):
     def __getitem__(self, index: int) -> tuple[Any, Truth]:
         image, truth = self.read(self.samples[index])
         return (image, truth) if self.transform is None else self.transform(image, truth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedSource(Generic[Truth]):
+    """What data sets for detection and for segmentation have in common."""
+
+    name: str
+    """Its name among those of the task's data sets."""
+    train: AnnotatedImages[Truth]
+    """Training images, without a transform: give them one by ``with_transform``."""
+    test: AnnotatedImages[Truth]
+    """Test images, alike."""
+    mean: tuple[float, ...]
+    """Mean of each channel, in 0..1."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel, in 0..1."""
+    image_size: tuple[int, int] | None
+    """Height and width in pixels; None when the images vary."""
+    skipped: dict[str, int]
+    """How many entries were left out, by reason; see ``describe_skipped``."""
+    skipped_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The first names of those, by reason, where they are known."""
+    notes: tuple[str, ...] = ()
+    """What whoever trains or tests on it has to know, a sentence each."""
 
 
 class EntryFault(Exception):

@@ -17,9 +17,11 @@ from torch import Tensor
 from convattn.data.reading import (
     MAX_PIXELS,
     Reduction,
+    check_number_of_pixels,
     image_extensions,
     read_sample,
     read_values,
+    to_eight_bits,
     turned,
 )
 from convattn.exceptions import UnreadableImageError
@@ -75,11 +77,7 @@ def read_bands(path: str, in_chans: int) -> Tensor:
     else:
         _, values = read_values(path)
     bands = _channels_first(path, values, in_chans)
-    if bands.shape[1] * bands.shape[2] > MAX_PIXELS:
-        raise UnreadableImageError(
-            f"{path} is too large: {bands.shape[2]} x {bands.shape[1]} pixels, where at most "
-            f"{MAX_PIXELS / 1e6:.0f} million are read; make it smaller"
-        )
+    check_number_of_pixels((bands.shape[2], bands.shape[1]), path)
     return torch.from_numpy(np.array(_as_bytes(path, bands), order="C"))
 
 
@@ -196,7 +194,7 @@ def _as_bytes(path: str, bands: NDArray[Any]) -> NDArray[np.uint8]:
     if bands.dtype == np.uint8:
         return np.asarray(bands)
     if bands.dtype == np.uint16:
-        return ((bands.astype(np.int32) + 128) // 257).astype(np.uint8)
+        return to_eight_bits(bands)
     if np.issubdtype(bands.dtype, np.floating) and bands.size:
         low, high = bands.min(), bands.max()
         if low >= 0 and high <= 1:

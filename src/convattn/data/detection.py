@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 from convattn.config import BadAnnotations, DataFormat
 from convattn.data.annotated import (
     AnnotatedImages,
+    AnnotatedSource,
     Faults,
     part_images,
     refuse_shared,
@@ -32,8 +33,7 @@ from convattn.data.objects import (
     target_of,
 )
 from convattn.data.scenes import SCENES_MEAN, SCENES_STD, Scenes, draw_scenes, scene_names
-from convattn.data.sources import check_format, draw_part, find_root, refuse_root
-from convattn.text import nearest
+from convattn.data.sources import check_format, check_name, draw_part, find_root, refuse_root
 
 DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "folder", "coco")
 
@@ -47,33 +47,15 @@ _UNKNOWN = 0  # label of a class that the network does not know
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionSource:
+class DetectionSource(AnnotatedSource[dict[str, Any]]):
     """A data set for detection."""
 
-    name: str
-    """Its name in ``DETECTION_DATASETS``."""
     class_names: tuple[str, ...]
     """The classes without the background: ``class_names[i - 1]`` is the name of label i."""
     category_ids: tuple[int, ...]
     """COCO's id of each class; -1 for one that the json does not list."""
-    train: DetectionImages
-    """Training images, without a transform: give them one by ``with_transform``."""
-    test: DetectionImages
-    """Test images, alike."""
     has_masks: bool
     """Whether targets hold ``masks``."""
-    mean: tuple[float, ...]
-    """Mean of each channel, in 0..1."""
-    std: tuple[float, ...]
-    """Standard deviation of each channel, in 0..1."""
-    image_size: tuple[int, int] | None
-    """Height and width in pixels; None when the images vary."""
-    skipped: dict[str, int]
-    """How many entries were left out, by reason; see ``describe_skipped``."""
-    skipped_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """The first names of those, by reason, where they are known."""
-    notes: tuple[str, ...] = ()
-    """What whoever trains or tests on it has to know, a sentence each."""
 
 
 def load_detection(
@@ -179,12 +161,7 @@ def load_detection(
         >>> tuple(image.shape), sorted(target)
         ((3, 96, 96), ['area', 'boxes', 'image_id', 'iscrowd', 'labels', 'masks'])
     """
-    if name not in DETECTION_DATASETS:
-        near = nearest(name, DETECTION_DATASETS)
-        raise ValueError(
-            f"unknown data set {name!r} for detection; did you mean {near!r}? Known: "
-            f"{', '.join(DETECTION_DATASETS)}"
-        )
+    check_name(name, DETECTION_DATASETS, " for detection")
     if empty_images not in ("keep", "skip", "error"):
         raise ValueError(f"empty_images={empty_images!r}; expected 'keep', 'skip' or 'error'")
     check_format(name, format, {"folder": tuple(OBJECT_FORMATS), "coco": ("coco",)}.get(name, ()))

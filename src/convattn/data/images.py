@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -131,34 +132,24 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
 
     def with_transform(self, transform: Transform | None) -> ImageFiles:
         """The same files seen through another transform."""
-        return ImageFiles(
-            self.paths,
-            self.labels,
-            weights=self.weights,
-            in_chans=self.in_chans,
-            transform=transform,
-        )
+        return self._with(transform=transform)
 
     def with_channels(self, in_chans: int) -> ImageFiles:
         """The same files, read with as many channels."""
-        return ImageFiles(
-            self.paths,
-            self.labels,
-            weights=self.weights,
-            in_chans=in_chans,
-            transform=self.transform,
-        )
+        return self._with(in_chans=in_chans)
 
     def select(self, indices: Tensor) -> ImageFiles:
         """The files at ``indices`` (M,), in that order."""
-        paths = [self.paths[index] for index in indices.tolist()]
-        return ImageFiles(
-            paths,
-            self.labels[indices],
+        return self._with(
+            paths=[self.paths[index] for index in indices.tolist()],
+            labels=self.labels[indices],
             weights=None if self.weights is None else self.weights[indices],
-            in_chans=self.in_chans,
-            transform=self.transform,
         )
+
+    def _with(self, **changed: Any) -> ImageFiles:
+        other = copy.copy(self)
+        vars(other).update(changed)
+        return other
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -110,7 +110,7 @@ def read_image(source: ImageSource) -> Image.Image:
     if isinstance(source, (str, Path)):
         return _read_path(source, _Name(str(source))).image
     if isinstance(source, Image.Image):
-        _check_number_of_pixels(source.size, _UNNAMED)
+        check_number_of_pixels(source.size, _UNNAMED)
         with _one_sentence(_UNNAMED):
             return _upright_rgb(source.copy(), _UNNAMED).image
     if isinstance(source, Tensor):
@@ -166,7 +166,7 @@ HEADER_TRAITS = ("grey", "CMYK", "16 bits or floats", "transparent", "several fr
 
 
 def read_header(path: str) -> Header:
-    """Size and kind of an image file; no pixel is decoded.
+    """Size and kind of an image file; no pixel is decoded but of a TIFF that is turned.
 
     Args:
         path: Of the file.
@@ -178,11 +178,7 @@ def read_header(path: str) -> Header:
     if not os.path.isfile(path):
         raise name.unreadable("it is no longer there")
     with _one_sentence(name), open(path, "rb") as file, _open(file, name) as image:
-        width, height = image.size
-        orientation = _noted_orientation(image)
-        # Pillow gives the size of a TIFF as it is after turning.
-        if orientation in _QUARTER_TURNS and image.format != "TIFF":
-            width, height = height, width
+        orientation = _orientation_before_decoding(image, file)
         found = {
             "grey": image.mode in ("1", "L", "LA", "La") or image.mode[0] in "IF",
             "CMYK": image.mode == "CMYK",
@@ -193,7 +189,7 @@ def read_header(path: str) -> Header:
             "turned": orientation != 1,
         }
         traits = tuple(trait for trait in HEADER_TRAITS if found[trait])
-        return Header((width, height), image.format or "unknown", traits)
+        return Header(_upright_size(image, orientation), image.format or "unknown", traits)
 
 
 def _has_deep_colours(image: ImageFile.ImageFile) -> bool:
@@ -215,7 +211,7 @@ def read_values(path: str) -> tuple[str, NDArray[Any]]:
     """
     name = _Name(path, "file")
     with _one_sentence(name), open(path, "rb") as file, _open(file, name) as image:
-        _check_number_of_pixels(image.size, name, _most_pixels(image))
+        check_number_of_pixels(image.size, name, _most_pixels(image))
         image.load()
         if image.format != "TIFF" and _noted_orientation(image) != 1:
             ImageOps.exif_transpose(image, in_place=True)
@@ -223,7 +219,7 @@ def read_values(path: str) -> tuple[str, NDArray[Any]]:
 
 
 def read_size(path: str) -> tuple[int, int]:
-    """Height and width of the upright image in a file, which is decoded only where it must be.
+    """Height and width of the upright image in a file; see ``read_header``.
 
     Args:
         path: Of the file.
@@ -233,14 +229,26 @@ def read_size(path: str) -> tuple[int, int]:
     """
     name = _Name(path, "file")
     with _one_sentence(name), open(path, "rb") as file, _open(file, name) as image:
-        _check_number_of_pixels(image.size, name, _most_pixels(image))
-        if image.format == "TIFF":  # which Pillow turns itself, sooner or later
-            image.load()
-        # Pillow decodes a PNG to learn whether notes stand behind its pixels; few have any.
-        has_notes = image.format != "PNG" or _has_notes(file)
-        turns = image.format != "TIFF" and has_notes and _noted_orientation(image) in _QUARTER_TURNS
-        width, height = image.size
-    return (width, height) if turns else (height, width)
+        check_number_of_pixels(image.size, name, _most_pixels(image))
+        width, height = _upright_size(image, _orientation_before_decoding(image, file))
+    return height, width
+
+
+def _orientation_before_decoding(image: ImageFile.ImageFile, file: BinaryIO) -> int:
+    """As ``_noted_orientation``, which decodes a PNG to see whether notes stand behind its pixels.
+
+    Few have any.
+    """
+    return 1 if image.format == "PNG" and not _has_notes(file) else _noted_orientation(image)
+
+
+def _upright_size(image: ImageFile.ImageFile, orientation: int) -> tuple[int, int]:
+    """Width and height of an opened image once it is turned."""
+    if orientation in _QUARTER_TURNS and image.format == "TIFF":
+        image.load()  # Pillow turns it itself, sooner or later
+        return image.size
+    width, height = image.size
+    return (height, width) if orientation in _QUARTER_TURNS else (width, height)
 
 
 def _has_notes(png: BinaryIO) -> bool:
@@ -348,7 +356,7 @@ def _read_file(file: BinaryIO, name: _Name, reduction: Reduction | None = None) 
 
 def _read_opened(file: BinaryIO, name: _Name, reduction: Reduction | None) -> Sample:
     with _open(file, name) as image:
-        _check_number_of_pixels(image.size, name, _most_pixels(image))
+        check_number_of_pixels(image.size, name, _most_pixels(image))
         if reduction is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
             _draft(image, reduction(*image.size))
         return _upright_rgb(image, name)
@@ -407,7 +415,17 @@ def _most_pixels(image: ImageFile.ImageFile) -> int:
     return MAX_PIXELS
 
 
-def _check_number_of_pixels(size: tuple[int, int], name: _Name, most: int = MAX_PIXELS) -> None:
+def check_number_of_pixels(size: tuple[int, int], name: object, most: int = MAX_PIXELS) -> None:
+    """Refuse an image that would fill the memory.
+
+    Args:
+        size: Width and height.
+        name: What an error calls the image.
+        most: Pixels that are read.
+
+    Raises:
+        UnreadableImageError: If it has more, or none.
+    """
     if min(size) < 1:
         raise UnreadableImageError(
             f"{name} is {size[0]} x {size[1]} pixels; expected at least 1 x 1"
@@ -462,7 +480,16 @@ def _eight_bits(image: Image.Image, name: _Name) -> Image.Image:
         )
     if "transparency" in image.info:
         values[values == image.info["transparency"]] = 65535  # the one invisible grey
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return Image.fromarray(to_eight_bits(values))
+
+
+def to_eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Values of 16 bits, 0 to 65535, as such of 8 with the same meaning.
+
+    Args:
+        values: Of any type that holds them, and a little more.
+    """
+    return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
 
 
 def _from_array(pixels: NDArray[Any], name: _Name, axes: str) -> Image.Image:
@@ -474,7 +501,7 @@ def _from_array(pixels: NDArray[Any], name: _Name, axes: str) -> Image.Image:
             f"{name} is no image; expected {axes} or (H, W) with C 1, 3 or 4, of uint8 or of "
             "floats in 0..1"
         )
-    _check_number_of_pixels((pixels.shape[1], pixels.shape[0]), name)
+    check_number_of_pixels((pixels.shape[1], pixels.shape[0]), name)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if is_float:

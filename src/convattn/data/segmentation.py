@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from convattn.config import BadAnnotations, DataFormat
 from convattn.data import masks
 from convattn.data.annotated import (
     AnnotatedImages,
+    AnnotatedSource,
     Faults,
     part_images,
     refuse_shared,
@@ -32,8 +33,7 @@ from convattn.data.masks import IGNORED, LAYOUTS, MaskReader, MaskSet
 from convattn.data.objects import ImageRecord, ObjectSet, decode_mask, orientation_of
 from convattn.data.reading import read_sample, turned
 from convattn.data.scenes import SCENES_MEAN, SCENES_STD, Scenes, draw_scenes, scene_names
-from convattn.data.sources import check_format, draw_part, find_root, refuse_root
-from convattn.text import nearest
+from convattn.data.sources import check_format, check_name, draw_part, find_root, refuse_root
 
 SEGMENTATION_DATASETS: tuple[str, ...] = (
     "cluttered_digits",
@@ -60,29 +60,11 @@ _BACKGROUNDS = ("background", BACKGROUND, "__background__")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationSource:
+class SegmentationSource(AnnotatedSource[tv_tensors.Mask]):
     """A data set for segmentation."""
 
-    name: str
-    """Its name in ``SEGMENTATION_DATASETS``."""
     class_names: tuple[str, ...]
     """The classes in the order of their indices, from 0."""
-    train: SegmentationImages
-    """Training images, without a transform: give them one by ``with_transform``."""
-    test: SegmentationImages
-    """Test images, alike."""
-    mean: tuple[float, ...]
-    """Mean of each channel, in 0..1."""
-    std: tuple[float, ...]
-    """Standard deviation of each channel, in 0..1."""
-    image_size: tuple[int, int] | None
-    """Height and width in pixels; None when the images vary."""
-    skipped: dict[str, int]
-    """How many entries were left out, by reason; see ``describe_skipped``."""
-    skipped_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """The first names of those, by reason, where they are known."""
-    notes: tuple[str, ...] = ()
-    """What whoever trains or tests on it has to know, a sentence each."""
 
 
 def load_segmentation(
@@ -168,12 +150,7 @@ def load_segmentation(
         >>> tuple(image.shape), tuple(mask.shape), source.class_names[:2]
         ((3, 96, 96), (96, 96), ('background', '0'))
     """
-    if name not in SEGMENTATION_DATASETS:
-        near = nearest(name, SEGMENTATION_DATASETS)
-        raise ValueError(
-            f"unknown data set {name!r} for segmentation; did you mean {near!r}? Known: "
-            f"{', '.join(SEGMENTATION_DATASETS)}"
-        )
+    check_name(name, SEGMENTATION_DATASETS, " for segmentation")
     known = {"folder": tuple(SEGMENTATION_FORMATS), "masks": ("masks",)}
     check_format(name, format, known.get(name, ()))
     if name != "folder":

@@ -191,11 +191,7 @@ def load_source(
         >>> len(source.train), source.image_size, source.class_names[:3]
         (200, (64, 64), ('0', '1', '2'))
     """
-    if name not in DATASETS:
-        near = nearest(name, DATASETS)
-        raise ValueError(
-            f"unknown data set {name!r}; did you mean {near!r}? Known: {', '.join(DATASETS)}"
-        )
+    check_name(name, DATASETS)
     check_format(name, format, ("folder", "table") if name == "folder" else ())
     if in_chans is not None and name != "folder":
         raise ValueError(
@@ -330,6 +326,24 @@ def _load_cluttered_digits(
         mean=(0.404, 0.415, 0.386),
         std=(0.253, 0.204, 0.210),
     )
+
+
+def check_name(name: str, known: Sequence[str], purpose: str = "") -> None:
+    """Refuse a data set that is not there.
+
+    Args:
+        name: Of the data set.
+        known: All there are.
+        purpose: What they are for, for the error.
+
+    Raises:
+        ValueError: If it is not among them.
+    """
+    if name not in known:
+        raise ValueError(
+            f"unknown data set {name!r}{purpose}; did you mean {nearest(name, known)!r}? Known: "
+            f"{', '.join(known)}"
+        )
 
 
 def check_format(name: str, format: DataFormat, known: Sequence[str]) -> None:
