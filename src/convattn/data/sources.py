@@ -419,7 +419,8 @@ def find_root(
     folder = Path(root).expanduser()
     if folder.exists() and not folder.is_dir() and folder.suffix.lower() not in files:
         tables = f", or a table ({', '.join(files)})" if files else ""
-        raise NotADirectoryError(f"root={folder} is a file; expected the folder of {name}{tables}")
+        what = "the folder of images" if name == "folder" else f"the folder of {name}"
+        raise NotADirectoryError(f"root={folder} is a file; expected {what}{tables}")
     if not folder.exists() and not download:
         raise FileNotFoundError(f"root={folder} does not exist; name a folder (--data.root)")
     return folder
