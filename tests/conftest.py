@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,10 +9,20 @@ import pytest
 import torch
 
 
+# Tests run side by side; threads of one, or of what it starts, would only get in another's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Tests run side by side; threads of one would only get in the way of another."""
+    """The same for this process, whose libraries have been loaded."""
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the modules and thousands of tests that stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
