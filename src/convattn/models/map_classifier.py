@@ -12,9 +12,11 @@ import torchvision
 from timm.models import register_model
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from convattn.models.pooling import PooledClassifier
+from convattn.modes import eval_mode
 from convattn.text import nearest, one_line
 
 TORCHVISION = "torchvision/"
@@ -152,9 +154,7 @@ def _stage(network: nn.Module, layer: str) -> nn.Module:
 
 def _last_node(network: nn.Module, image: Tensor) -> str:
     """The last map on the way to the logits of a network that ``torch.fx`` can trace."""
-    network.eval()
-    nodes = [node for node in _nodes(network) if not node.startswith("x")]
-    found = _run(create_feature_extractor(network, nodes), image)
+    found = _run(_cut(network, {node: node for node in _nodes(network)}), image)
     name, last = type(network).__name__, None
     for node, made in found.items():
         if _is_map(made) and min(made.shape[2:]) > 1:
@@ -171,7 +171,8 @@ def _last_node(network: nn.Module, image: Tensor) -> str:
 
 def _nodes(network: nn.Module) -> list[str]:
     try:
-        return cast("list[str]", get_graph_node_names(network)[1])
+        with eval_mode(network):
+            return cast("list[str]", get_graph_node_names(network)[1])
     except Exception as error:  # whatever its code does with what is no tensor
         raise ValueError(
             f"{type(network).__name__} cannot be cut at one of its modules ({one_line(error)}); "
@@ -186,20 +187,24 @@ def _extractor(network: nn.Module, layer: str) -> nn.Module:
             f"layer={layer!r} is no module of {type(network).__name__}; the nearest is "
             f"{nearest(layer, nodes)!r}; or take {', '.join([LAST, *stages_of(network)])}"
         )
-    return cast(nn.Module, create_feature_extractor(network, {layer: _MAP}))
+    return _cut(network, {layer: _MAP})
+
+
+def _cut(network: nn.Module, nodes: Mapping[str, str]) -> nn.Module:
+    """A network up to these nodes, its modules shared; torchvision's own would not be copied."""
+    with eval_mode(network):
+        cut = create_feature_extractor(network, dict(nodes), suppress_diff_warning=True)
+    return GraphModule(cut, cut.graph)
 
 
 def _run(network: nn.Module, image: Tensor) -> Any:
-    training = network.training
     try:
-        with torch.no_grad():
-            return network.eval()(image)
+        with torch.no_grad(), eval_mode(network):
+            return network(image)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"{type(network).__name__} refuses images of {tuple(image.shape)}: {one_line(error)}"
         ) from error
-    finally:
-        network.train(training)
 
 
 def _is_map(made: Any) -> bool:

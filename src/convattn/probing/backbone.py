@@ -73,7 +73,9 @@ def open_backbone(config: ProbeConfig) -> Frozen:
     found = _find_weights(config)
     try:
         own: dict[str, Any] = dict(found.arguments)
-        network = create_backbone(found.name, pretrained=found.pretrained, **own)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # random weights are the same when a probe is gone on with
+            network = create_backbone(found.name, pretrained=found.pretrained, **own)
     except (RuntimeError, OSError) as error:
         if not found.pretrained:
             raise

@@ -123,9 +123,21 @@ class Findings:
 
     @cached_property
     def best(self) -> str:
-        """The trained pool with the least validation loss, mean over the seeds."""
-        trained = [pool for pool in self.pools if pool != KNN]
-        return min(trained, key=lambda pool: statistics.fmean(self.values(pool, "validation_loss")))
+        """The smallest trained pool whose validation loss is within a standard error of the least.
+
+        Paired over the seeds; of one seed alone it is the one with the least.
+        """
+        losses = {pool: self.values(pool, "validation_loss") for pool in self.pools if pool != KNN}
+        least = min(losses, key=lambda pool: statistics.fmean(losses[pool]))
+
+        def is_near(pool: str) -> bool:
+            gaps = [a - b for a, b in zip(losses[pool], losses[least], strict=True)]
+            if len(gaps) < 2:
+                return pool == least
+            return statistics.fmean(gaps) <= statistics.stdev(gaps) / len(gaps) ** 0.5
+
+        near = [pool for pool in losses if is_near(pool)]
+        return min(near, key=lambda pool: (self.values(pool, "parameters")[0], pool != least))
 
     def values(self, pool: str, column: str) -> list[float]:
         """A column of a pool's rows, a value a seed.
@@ -271,8 +283,8 @@ def write_report(
         "",
         "## The network in this folder",
         "",
-        f"`{best}` had the least validation loss, mean over the seeds; this is its head of seed 0 "
-        "behind the whole backbone.",
+        f"`{best}` is the smallest pool whose validation loss is within a standard error of the "
+        "least, paired over the seeds; this is its head of seed 0 behind the whole backbone.",
         "",
         *(["![evidence](evidence.png)", ""] if (folder / "evidence.png").exists() else []),
         "```sh",

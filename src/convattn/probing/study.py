@@ -97,6 +97,11 @@ class Probe:
         return (AVERAGE, *(name for name in asked if name not in (AVERAGE, KNN)))
 
     @property
+    def train(self) -> Tensor:
+        """Places of the training images."""
+        return torch.arange(self.cache.num_train)
+
+    @property
     def test(self) -> Tensor:
         """Places of the test images."""
         return torch.arange(self.cache.num_train, len(self.cache.labels))
@@ -104,13 +109,13 @@ class Probe:
     def split(self, seed: int) -> tuple[Tensor, Tensor]:
         """Places of the images to fit, and of those to choose by."""
         chosen = draw_validation(
-            self.cache.labels[: self.cache.num_train],
+            self.cache.labels[self.train],
             self.config.valid_share,
             seed=seed,
             names=self.class_names,
-            groups=self.groups,
+            groups=None if self.groups is None else self.groups[self.train],
         )
-        return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+        return self.train[~chosen], self.train[chosen]
 
 
 def run_probe(config: ProbeConfig) -> ProbedRun:
@@ -262,7 +267,9 @@ def cache_maps(config: ProbeConfig, frozen: Frozen, source: Source) -> MapCache:
         about=about,
         options=CacheOptions(
             root=Path(config.cache) if config.cache else cache_folder(),
-            name=f"{source.name}-{frozen.name.replace('/', '-')}-{frozen.backbone.layer}",
+            name="-".join(
+                (_data_name(source, config), frozen.name.replace("/", "-"), frozen.backbone.layer)
+            ),
             dtype=config.cache_dtype,
             limit=config.cache_limit,
             num_workers=config.data.num_workers,
@@ -415,7 +422,7 @@ def _choose(probe: Probe, seed: int, state: _SeedState) -> dict[Trial, Outcome]:
         outcomes |= done
     fit, valid = probe.split(seed)
     while pending := _pending(probe, outcomes, state):
-        training = _training(probe, pending, fit, valid, seed=seed)
+        training = training_of(probe, pending, fit, valid, seed=seed)
         checkpoint = state.checkpoint(f"round{len(rounds)}")
         with tqdm(desc=f"seed {seed}, {len(pending)} heads", disable=None, leave=False) as bar:
             rounds.append(training.run(checkpoint, lambda heads: bar.update() and None))
@@ -441,9 +448,18 @@ def _pending(probe: Probe, outcomes: Mapping[Trial, Outcome], state: _SeedState)
     ]
 
 
-def _training(
+def training_of(
     probe: Probe, trials: Sequence[Trial], fit: Tensor, valid: Tensor | None, **more: Any
 ) -> Training:
+    """Heads of a probe, ready to be trained with its settings.
+
+    Args:
+        probe: What is trained on what.
+        trials: The heads.
+        fit: Places of the images that they are trained on.
+        valid: Places of those that they are judged by.
+        **more: Of ``Training``.
+    """
     config = probe.config
     return Training(
         trials,
@@ -469,8 +485,7 @@ def _refit(
 ) -> Training:
     """The chosen heads trained anew on all training images, each as long as was best."""
     ends = {trial: max(1, outcomes[trial].epoch) for trial in chosen.values()}
-    everything = torch.arange(probe.cache.num_train)
-    training = _training(probe, list(ends), everything, None, seed=seed, ends=ends)
+    training = training_of(probe, list(ends), probe.train, None, seed=seed, ends=ends)
     training.run(state.checkpoint("refit"))
     return training
 
@@ -511,8 +526,7 @@ def _knn(probe: Probe, seed: int) -> tuple[dict[str, Any], Tensor]:
     vectors, classes = averages(cache), len(probe.class_names)
     number = choose_number(vectors, cache.labels, fit, valid, classes)
     said = vote(vectors, cache.labels, fit, valid, classes, number)
-    everything = torch.arange(cache.num_train)
-    logits = vote(vectors, cache.labels, everything, probe.test, classes, number)
+    logits = vote(vectors, cache.labels, probe.train, probe.test, classes, number)
     return {
         "pool": KNN,
         "seed": seed,
@@ -557,7 +571,9 @@ def _finish(
     _write_network(probe, folder, frozen, source, best)
     result = _result(results[0].logits[best], findings.labels, source.class_names)
     replace_atomically(folder / "evaluation.json", result.encode())
-    figures.draw_accuracies(findings, folder / "accuracy.png", title=_title(frozen, source))
+    figures.draw_accuracies(
+        findings, folder / "accuracy.png", title=_title(frozen, source, probe.config)
+    )
     figures.draw_evidence(
         folder, source.test, results[0].logits[best], source.class_names, title=f"{best}, seed 0"
     )
@@ -571,8 +587,15 @@ def _finish(
     return ProbedRun(folder=folder, rows=rows, best=best, table=findings.table())
 
 
-def _title(frozen: Frozen, source: Source) -> str:
-    return f"{source.name} on the {frozen.backbone.layer} map of {frozen.name}, frozen"
+def _title(frozen: Frozen, source: Source, config: ProbeConfig) -> str:
+    return (
+        f"{_data_name(source, config)} on the {frozen.backbone.layer} map of {frozen.name}, frozen"
+    )
+
+
+def _data_name(source: Source, config: ProbeConfig) -> str:
+    """What people call the data: a folder by its own name."""
+    return source.name if config.data.root is None else Path(config.data.root).resolve().name
 
 
 def _write_network(probe: Probe, folder: Path, frozen: Frozen, source: Source, pool: str) -> None:

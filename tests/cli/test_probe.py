@@ -1,0 +1,101 @@
+import csv
+
+import pytest
+import torch
+from PIL import Image
+
+from convattn.cli import main
+from convattn.runs import Run
+
+TINY = ["--model", "test_efficientnet", "--random", "--image-size", "64", "--epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Red, green and blue squares, in folders of their classes."""
+    top = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for name, colour in (("red", 0), ("green", 1), ("blue", 2)):
+            (top / split / name).mkdir(parents=True)
+            for number in range(count):
+                x = torch.randint(0, 120, (64, 64, 3), generator=generator, dtype=torch.uint8)
+                x[16:48, 16:48, colour] += 120
+                Image.fromarray(x.numpy()).save(top / split / name / f"{number}.png")
+    return top
+
+
+@pytest.fixture(scope="module")
+def probed(images, tmp_path_factory):
+    top = tmp_path_factory.mktemp("probe")
+    words = [str(images), *TINY, "--pools", "ep", "attention", "--seeds", "2"]
+    assert main(["probe", *words, "--cache", str(top / "maps"), "--out", str(top / "run")]) == 0
+    return top / "run"
+
+
+def fails(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("convattn: ")
+    return line
+
+
+def test_a_row_a_pool_and_seed(probed):
+    with (probed / "probe.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    columns = "pool,seed,lr,accuracy,balanced_accuracy,cross_entropy,ece,parameters,seconds"
+    assert list(rows[0])[:9] == columns.split(",")
+    found = {(row["pool"], row["seed"]) for row in rows}
+    assert found == {(p, s) for p in ("knn", "avg", "ep", "attention") for s in "01"}
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
+
+
+def test_the_folder_opens_as_a_run(probed, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", str(probed)]) == 0
+    assert "top-1" in capsys.readouterr().out
+    image = str(images / "val" / "red" / "0.png")
+    assert main(["explain", str(probed), image, "--out", str(tmp_path / "explained")]) == 0
+    assert main(["predict", str(probed), str(images / "val")]) == 0
+    assert "12/12" in capsys.readouterr().out
+
+
+def test_the_network_tests_as_its_row_says(probed):
+    run = Run.open(probed)
+    pool = run.config.model.model_args["pool"]
+    with (probed / "probe.csv").open() as file:
+        (row,) = (r for r in csv.DictReader(file) if (r["pool"], r["seed"]) == (pool, "0"))
+    assert main(["evaluate", str(probed)]) == 0
+    import json
+
+    found = json.loads((probed / "evaluation.json").read_text())
+    assert found["top1"] == pytest.approx(float(row["accuracy"]), abs=1e-4)
+    assert found["loss"] == pytest.approx(float(row["cross_entropy"]), abs=5e-3)
+
+
+def test_what_does_not_fit_is_one_sentence(probed, images, tmp_path, capsys):
+    assert "takes a folder or a table" in fails(capsys, "probe")
+    assert "exists and is never overwritten" in fails(capsys, "probe", images, "--out", probed)
+    out = ("--out", tmp_path / "new", "--cache", tmp_path / "maps")
+    line = fails(capsys, "probe", images, *TINY, "--pools", "attenton", *out)
+    assert "unknown pool 'attenton'; the nearest is 'attention'" in line
+    assert "has no meaning for a probe" in fails(
+        capsys, "probe", images, *TINY, "--data.mixup", "0.2", *out
+    )
+    assert "leave the flag out" in fails(capsys, "probe", images, "--data.root", "there")
+    assert "does not exist" in fails(capsys, "probe", tmp_path / "none", *TINY, *out)
+    assert "has ended" in fails(capsys, "probe", "--resume", probed)
+    assert "takes the folder of a probe" in fails(capsys, "probe", images, "--resume", probed)
+    assert "is the folder of no probe" in fails(capsys, "probe", "--resume", tmp_path)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_image_that_cannot_be_read_is_named(images, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(images, tmp_path / "images")
+    bad = tmp_path / "images" / "train" / "red" / "3.png"
+    bad.write_bytes(b"no image")
+    words = (tmp_path / "images", *TINY, "--cache", tmp_path / "maps")
+    assert main([str(w) for w in ("probe", *words, "--out", tmp_path / "one")]) == 2
+    assert str(bad) in capsys.readouterr().err.strip().splitlines()[-1]

@@ -1,0 +1,155 @@
+import csv
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from convattn.config import DataConfig, ProbeConfig
+from convattn.exceptions import Interrupted
+from convattn.explanation import evidence
+from convattn.probing import study as module
+from convattn.probing.study import Probe, resume_probe, run_probe, train_seed
+from convattn.runs import Run
+from tests.probing.maps import Counted, write
+
+DATA = DataConfig(name="cluttered_digits", num_train=100, num_test=30, image_size=32)
+DATA = dataclasses.replace(DATA, image_size=None)
+TINY = ProbeConfig(
+    data=DATA,
+    model="test_efficientnet",
+    random=True,
+    image_size=64,
+    pools=("ep", "class"),
+    seeds=2,
+    epochs=3,
+)
+KILLED = """
+from convattn.cli import main
+import sys
+from convattn.probing import cache, heads
+cache._CHUNK = 1
+heads._CHECKPOINT_SECONDS = -1.0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def tiny(folder, **more):
+    more = {"cache": str(folder / "maps"), "out": str(folder / "run")} | more
+    return dataclasses.replace(TINY, **more)
+
+
+def rows_of(folder):
+    with (folder / "probe.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probed")
+    return run_probe(tiny(folder))
+
+
+def test_the_network_in_the_folder_says_what_its_row_was_made_of(probed):
+    config, model = Run.open(probed.folder).config, Run.open(probed.folder).load_model()
+    assert config.model.model_args["pool"] == probed.best
+    (row,) = (r for r in probed.rows if (r["pool"], r["seed"]) == (probed.best, 0))
+    from convattn.classification.dataset import open_data, test_batches
+
+    source = open_data(config.data)
+    loader, _ = test_batches(config.data, source, model.pretrained_cfg)
+    images, labels = next(iter(loader))
+    with torch.no_grad():
+        logits = model(images)
+    assert float((logits.argmax(1) == labels).double().mean()) == pytest.approx(row["accuracy"])
+    maps, bias = evidence(model, images)
+    torch.testing.assert_close(maps.sum((2, 3)) + bias, logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_second_probe_reads_the_maps(probed, tmp_path, monkeypatch):
+    maps = probed.folder.parent / "maps"
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the backbone was run again")
+
+    monkeypatch.setattr("convattn.probing.cache._write_rows", refuse)
+    again = run_probe(tiny(tmp_path, cache=str(maps)))
+    assert rows_of(again.folder) == rows_of(probed.folder)
+
+
+def test_float16_and_float32_maps_give_the_same_accuracy(probed, tmp_path):
+    exact = run_probe(tiny(tmp_path, cache_dtype="float32"))
+    for one, other in zip(rows_of(exact.folder), rows_of(probed.folder), strict=True):
+        assert float(one["cross_entropy"]) == pytest.approx(float(other["cross_entropy"]), rel=0.02)
+
+
+def test_one_that_was_stopped_is_resumed_to_the_same_rows(probed, tmp_path, monkeypatch):
+    real = module._refit
+
+    def stop(probe, seed, *rest):
+        if seed == 1:
+            raise KeyboardInterrupt
+        return real(probe, seed, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_refit", stop)
+        with pytest.raises(Interrupted, match="go on with: convattn probe --resume"):
+            run_probe(tiny(tmp_path))
+    assert not (tmp_path / "run" / "report.md").exists()
+    assert rows_of(resume_probe(tmp_path / "run").folder) == rows_of(probed.folder)
+
+
+def test_several_classes_an_image(tmp_path):
+    cache = write(tmp_path, network=Counted(8), several=True)
+    config = dataclasses.replace(TINY, pools=("class",), epochs=8)
+    probe = Probe(config=config, cache=cache, class_names=("a", "b", "c"))
+    result = train_seed(probe, 0, tmp_path / "state")
+    assert [row["pool"] for row in result.rows] == ["knn", "avg", "class"]
+    assert all(0 < row["map"] <= 1 and 0 <= row["macro_f1"] <= 1 for row in result.rows)
+
+
+def test_the_backbone_is_run_once_and_heads_many_times(probed):
+    text = (probed.folder / "report.md").read_text()
+    assert "The backbone was run on 130 images" in text
+
+
+def test_a_network_of_other_channels_is_refused(tmp_path):
+    config = tiny(tmp_path, model="torchvision/resnet18")
+    grey = dataclasses.replace(DATA, name="fashion_mnist", root=str(tmp_path), num_train=None)
+    with pytest.raises(FileNotFoundError):
+        run_probe(dataclasses.replace(config, data=grey))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_it_ends_with_the_same_rows(probed, tmp_path):
+    words = ["cluttered_digits", "--data.num-train", "100", "--data.num-test", "30"]
+    words += ["--model", "test_efficientnet", "--random", "--image-size", "64"]
+    words += ["--pools", "ep", "class", "--seeds", "2", "--epochs", "3"]
+    words += ["--cache", str(tmp_path / "maps"), "--out", str(tmp_path / "run")]
+    draws, kills, begun = random.Random(0), 0, False
+    while True:
+        arguments = ["--resume", str(tmp_path / "run")] if begun else words
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, "probe", *arguments],
+            env=os.environ | {"TORCH_DETERMINISTIC": "1"},
+        )
+        if kills < 10:
+            wait = time.monotonic() + 30
+            while not (tmp_path / "run" / "probe.json").exists() and time.monotonic() < wait:
+                time.sleep(0.05)
+            time.sleep(draws.uniform(0.0, 4.0))
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills, begun = kills + 1, (tmp_path / "run" / "probe.json").exists()
+                continue
+        if process.wait() == 0:
+            break
+    assert kills > 3
+    assert rows_of(tmp_path / "run") == rows_of(probed.folder)
