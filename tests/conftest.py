@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-
 # Tests run side by side; threads of one, or of what it starts, would only get in another's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

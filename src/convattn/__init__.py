@@ -4,6 +4,7 @@ Importing this package registers its models with timm.
 """
 
 from convattn.explanation import capture_attention, evidence, explain
+from convattn.finetuning import finetune
 from convattn.functional import aggregate, relative_attention_2d
 from convattn.inference import optimize_for_inference
 from convattn.layers import (
@@ -30,6 +31,7 @@ __all__ = [
     "create_pool",
     "evidence",
     "explain",
+    "finetune",
     "freeze",
     "optimize_for_inference",
     "param_groups",

@@ -10,7 +10,7 @@ import json
 import reprlib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -549,14 +549,7 @@ class ProbeConfig:
         given = [name for name in ("weights", "pretrained", "random") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{given[0]} and {given[1]} exclude each other; give one of them")
-        default = DataConfig()
-        heeded = ("root", *DATA_FLAGS)
-        for name in (item.name for item in dataclasses.fields(DataConfig)):
-            if name not in heeded and getattr(self.data, name) != getattr(default, name):
-                raise ValueError(
-                    f"data.{name}={getattr(self.data, name)!r} has no meaning for a probe, whose "
-                    "images are seen as the network's weights want them; leave it out"
-                )
+        _check_heeded(self.data, "a probe")
 
     def to_json(self) -> str:
         """The configuration as JSON text, every field spelled out."""
@@ -577,11 +570,138 @@ class ProbeConfig:
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """From images to a trained, tested and explained classifier."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(name="folder"))
+    """The images; see DataConfig."""
+    minutes: float = 10.0
+    """Time for all of it; what would take longer is left out, and told."""
+    seed: int = 0
+    """Seed of everything random."""
+    model: str | None = None
+    """Name in timm's registry, or torchvision/NAME; None: EfficientNet-Lite0 with the weights of
+    the package of extra offline."""
+    weights: str | None = None
+    """File of trained weights of the model."""
+    pretrained: bool = False
+    """Take the model's released weights, which may be downloaded."""
+    pool: PoolName = "attention"
+    """What pools the last map: attention, avg, class ...; see convattn.POOLS."""
+    image_size: int | None = None
+    """Height and width that the network sees, in pixels; None: what its weights want, or larger
+    where the images are and that is better on validation images."""
+    multi_label: bool = False
+    """Images may have several classes: the same picture in several class folders."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: all classes count the same in the loss, however many images they have."""
+    folds: int = 0
+    """Parts of a cross-validation: each is judged by a network that has not learnt it; 0: none."""
+    valid_share: float = 0.2
+    """Share of the training images on which everything is chosen, unless the data say which."""
+    epochs: int | None = None
+    """Of training end to end; 0 leaves the backbone frozen; None: as many as the time allows."""
+    cache: str | None = None
+    """Folder of cached maps; None: convattn/maps in the user's cache folder."""
+    cache_limit: float = 20.0
+    """Gigabytes of maps that may be written at most."""
+    device: str | None = None
+    """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
+    out: str | None = None
+    """Folder to make; None makes runs/finetune, or runs/finetune-2 where that is taken."""
+
+    def __post_init__(self) -> None:
+        if not self.minutes > 0:
+            raise ValueError(f"minutes={self.minutes} must be above 0, as 10 is")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"folds={self.folds}; expected 2 or more, as 5, or 0 for none")
+        if self.epochs is not None:
+            _require_at_least("epochs", self.epochs, 0)
+        if not 0 < self.valid_share < 1:
+            raise ValueError(
+                f"valid_share={self.valid_share} must lie between 0 and 1, as 0.2 does"
+            )
+        _check_heeded(self.data, "finetuning")
+        self.of_probe(None)
+
+    def of_probe(self, image_size: int | None) -> ProbeConfig:
+        """How the frozen backbone is opened and its maps are cached.
+
+        Args:
+            image_size: As ``ProbeConfig`` has it.
+        """
+        return ProbeConfig(
+            data=self.data,
+            model=self.model,
+            weights=self.weights,
+            pretrained=self.pretrained,
+            image_size=image_size,
+            valid_share=self.valid_share,
+            cache=self.cache,
+            cache_limit=self.cache_limit,
+            device=self.device,
+        )
+
+    def to_json(self) -> str:
+        """The configuration as JSON text, every field spelled out."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> FinetuneConfig:
+        """Read back what ``to_json`` wrote.
+
+        Args:
+            text: The JSON text.
+            source: Where it came from, for error messages.
+
+        Raises:
+            ValueError: If it is no JSON or does not fit.
+        """
+        found: FinetuneConfig = _build(cls, _parse(text, source), source, "")
+        return found
+
+
+def _check_heeded(data: DataConfig, what: str) -> None:
+    """Refuse fields of the data that a frozen network's transform overrules."""
+    default = DataConfig()
+    for name in (item.name for item in dataclasses.fields(DataConfig)):
+        if name not in ("root", *DATA_FLAGS) and getattr(data, name) != getattr(default, name):
+            raise ValueError(
+                f"data.{name}={getattr(data, name)!r} has no meaning for {what}, whose images are "
+                "seen as the network's weights want them; leave it out"
+            )
+
+
 DATA_FLAGS = (
     *("name", "format", "path_column", "labels_column", "bad_annotations", "bad_images"),
     *("group", "download", "num_train", "num_test", "num_workers"),
 )
-"""Fields of the data that a probe heeds."""
+"""Fields of the data that a probe and finetuning heed."""
+
+
+def as_flags(config: Any, default: Any, prefix: str = "") -> Iterator[str]:
+    """The flags that make ``config`` out of ``default``.
+
+    Args:
+        config: A configuration.
+        default: Another of its class.
+        prefix: Of every flag.
+    """
+    for item in dataclasses.fields(config):
+        value, other = getattr(config, item.name), getattr(default, item.name)
+        name = item.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from as_flags(value, other, f"{prefix}{name}.")
+        elif value is True or value is False:
+            if value != other:
+                yield f"--{prefix}{'' if value else 'no-'}{name}"
+        elif value != other:
+            yield f"--{prefix}{name}"
+            if isinstance(value, dict):
+                yield from (str(word) for pair in value.items() for word in pair)
+            else:
+                yield from map(str, value if isinstance(value, tuple) else [value])
 
 
 RESTORE = "restore it from the run's backup or train anew"

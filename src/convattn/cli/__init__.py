@@ -16,6 +16,7 @@ from convattn.exceptions import Interrupted, NonFiniteError
 COMMANDS = {
     "list": "listing",
     "check-data": "check_data",
+    "finetune": "finetune",
     "train": "train",
     "probe": "probe",
     "evaluate": "evaluate",
@@ -38,6 +39,7 @@ Attention for any convolutional network: inside its convolutions and in place of
 commands:
   list        show the models, the recipes (--recipes) or the data sets (--data)
   check-data  tell what is wrong with a data set before training: convattn check-data IMAGES
+  finetune    from a folder of images to a tested classifier: convattn finetune IMAGES
   train       train a recipe and leave a run folder: convattn train quickstart
   probe       cache a frozen network's maps and train every pool on them: convattn probe IMAGES
   evaluate    test a run, or a model by name, on its test images: convattn evaluate RUN

@@ -12,8 +12,8 @@ from convattn.cli.targets import (
     AttentionOptions,
     find_target,
 )
-from convattn.cli.words import UsageError, as_flags, parse
-from convattn.config import AugmentConfig, TrainConfig
+from convattn.cli.words import UsageError, parse
+from convattn.config import AugmentConfig, TrainConfig, as_flags
 
 if TYPE_CHECKING:
     from convattn.runs import Run

@@ -23,30 +23,6 @@ class UsageError(ValueError):
     """The command line itself is wrong."""
 
 
-def as_flags(config: Any, default: Any, prefix: str = "") -> Iterator[str]:
-    """The flags that make ``config`` out of ``default``.
-
-    Args:
-        config: A configuration.
-        default: Another of its class.
-        prefix: Of every flag.
-    """
-    for item in dataclasses.fields(config):
-        value, other = getattr(config, item.name), getattr(default, item.name)
-        name = item.name.replace("_", "-")
-        if dataclasses.is_dataclass(value):
-            yield from as_flags(value, other, f"{prefix}{name}.")
-        elif value is True or value is False:
-            if value != other:
-                yield f"--{prefix}{'' if value else 'no-'}{name}"
-        elif value != other:
-            yield f"--{prefix}{name}"
-            if isinstance(value, dict):
-                yield from (str(word) for pair in value.items() for word in pair)
-            else:
-                yield from map(str, value if isinstance(value, tuple) else [value])
-
-
 def parse(
     kind: type[T],
     default: T,

@@ -159,6 +159,8 @@ class Training:
         batch_size: Images a step; what is left of an epoch is not a batch.
         seed: Of the first weights, and of the order.
         norm: Whether a BatchNorm follows the pools.
+        weights: How much each image counts in the loss of the training, of mean 1 over ``fit``,
+            by its number; None: all alike.
         device: Where to compute.
     """
 
@@ -176,9 +178,10 @@ class Training:
         batch_size: int = 64,
         seed: int = 0,
         norm: bool = True,
+        weights: Tensor | None = None,
         device: torch.device | None = None,
     ) -> None:
-        self.cache, self.fit, self.valid = cache, fit, valid
+        self.cache, self.fit, self.valid, self.weights = cache, fit, valid, weights
         self.epochs, self.patience, self.seed = epochs, patience, seed
         self.batch_size = min(batch_size, len(fit))
         self.device = device or torch.device("cpu")
@@ -241,15 +244,18 @@ class Training:
             x = self.cache.read(self.cache.rows(order[place], views[place])).to(self.device)
             labels = self.cache.labels[order[place]].to(self.device)
             at = (self.epoch * self.steps_per_epoch + step) / (self.epochs * self.steps_per_epoch)
-            self._train_step(x, labels, share=0.5 * (1 + math.cos(math.pi * at)))
+            weights = None if self.weights is None else self.weights[order[place]].to(self.device)
+            self._train_step(x, labels, weights, share=0.5 * (1 + math.cos(math.pi * at)))
             if progress is not None:
                 progress(len(self.active))
 
-    def _train_step(self, x: Tensor, labels: Tensor, *, share: float) -> None:
+    def _train_step(
+        self, x: Tensor, labels: Tensor, weights: Tensor | None, *, share: float
+    ) -> None:
         for trials in self._by_pool():
             started = time.perf_counter()
             heads = [self.heads[trial].train() for trial in trials]
-            losses = [training_loss(logits, labels) for logits in logits_of(heads, x)]
+            losses = [training_loss(logits, labels, weights) for logits in logits_of(heads, x)]
             torch.stack(losses).sum().backward()
             for trial, loss in zip(trials, losses, strict=True):
                 optimizer = self.optimizers[trial]

@@ -16,16 +16,20 @@ def is_multi_label(labels: Tensor) -> bool:
     return labels.dim() == 2
 
 
-def training_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def training_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy, or of several classes an image the binary one, their mean.
 
     Args:
         logits: (B, K).
         labels: (B,) class numbers, or (B, K) of 0 and 1.
+        weights: (B,), how much each image counts; None: all alike.
     """
     if is_multi_label(labels):
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-    return F.cross_entropy(logits, labels)
+        each = None if weights is None else weights[:, None]
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), weight=each)
+    if weights is None:
+        return F.cross_entropy(logits, labels)
+    return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
 
 
 def score(logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -1,0 +1,225 @@
+"""The first stage: a pool and a classifier on the maps of the frozen backbone."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convattn.config import FinetuneConfig
+from convattn.data import TensorImages
+from convattn.data.reading import read_size
+from convattn.finetuning.images import Images
+from convattn.models.pooling import PooledClassifier
+from convattn.modes import default_device
+from convattn.probing.backbone import Frozen, open_backbone
+from convattn.probing.cache import MapCache
+from convattn.probing.heads import Outcome, Training, Trial, best_trial, first_rates, wider_rates
+from convattn.probing.study import cache_maps
+
+_DECAY = 0.01
+_BATCH = 64
+_STEPS = 2_000  # of a head's training, about
+_FEWEST_EPOCHS, _MOST_EPOCHS = 8, 60
+_PATIENCE = 8
+_LARGER = 10 / 7  # the side that is tried beside that of the weights, over it
+_STRIDE = 32
+_LOOKED_AT = 200  # images whose size is asked
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Maps:
+    """A frozen backbone at a size, and what it makes of all images."""
+
+    frozen: Frozen
+    """The backbone."""
+    cache: MapCache
+    """Its maps, by the images' numbers."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of what the backbone sees."""
+        return int(self.frozen.cfg["input_size"][1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Of a head, what validation images chose."""
+
+    trial: Trial
+    """Pool, rate and weight decay."""
+    outcome: Outcome
+    """Its least validation loss, and after how many epochs."""
+    grid: Mapping[float, float]
+    """Learning rate -> least validation loss."""
+
+
+def possible_sizes(config: FinetuneConfig, images: Images, own: int) -> list[int]:
+    """Sides of the network's image that are tried: the weights' own, and a larger one.
+
+    The larger one only where half of the images are at least as large, and none was asked for.
+
+    Args:
+        config: Of the finetuning.
+        images: All images.
+        own: The side that the weights want.
+    """
+    larger = round(own * _LARGER / _STRIDE) * _STRIDE
+    if config.image_size is not None:
+        return [config.image_size]
+    return [own, larger] if _usual_side(images) >= larger else [own]
+
+
+def _usual_side(images: Images) -> float:
+    """Median of the shorter sides in pixels, of some of the images."""
+    if isinstance(images.all, TensorImages):
+        return min(images.all.images.shape[2:])
+    step = max(1, len(images.all) // _LOOKED_AT)
+    return statistics.median(min(read_size(path)) for path in images.all.paths[::step])
+
+
+def open_frozen(config: FinetuneConfig, image_size: int | None) -> Frozen:
+    """The backbone as it comes.
+
+    Args:
+        config: Which.
+        image_size: Height and width that it is to see; None: what its weights want.
+    """
+    return open_backbone(config.of_probe(image_size))
+
+
+@torch.inference_mode()
+def seconds_of_pass(frozen: Frozen, count: int, device: torch.device) -> float:
+    """About how long the backbone takes for so many images.
+
+    Args:
+        frozen: The backbone.
+        count: Of images.
+        device: Where.
+    """
+    backbone = frozen.backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch = torch.zeros(8, *frozen.cfg["input_size"], device=device)
+    backbone(batch[:1])
+    started = time.monotonic()
+    backbone(batch).sum().item()
+    return (time.monotonic() - started) / len(batch) * count
+
+
+def map_images(config: FinetuneConfig, frozen: Frozen, images: Images) -> Maps:
+    """The maps of all images, out of the cache where they are there.
+
+    Args:
+        config: Where they are cached.
+        frozen: The backbone.
+        images: All images.
+    """
+    probe = config.of_probe(frozen.cfg["input_size"][1])
+    return Maps(frozen=frozen, cache=cache_maps(probe, frozen, images.source))
+
+
+def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """(N,) weights of mean 1 with which every class counts the same.
+
+    Args:
+        labels: (N,) class numbers.
+        num_classes: K.
+    """
+    counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
+    weights = 1 / counts[labels].float()
+    return weights / weights.mean()
+
+
+def _training(
+    maps: Maps,
+    trials: Sequence[Trial],
+    fit: Tensor,
+    valid: Tensor | None,
+    config: FinetuneConfig,
+    num_classes: int,
+    **more: Any,
+) -> Training:
+    weights = None
+    if config.class_weights == "balanced":
+        weights = torch.zeros(len(maps.cache.labels))
+        weights[fit] = balanced_weights(maps.cache.labels[fit], num_classes)
+    steps = max(1, len(fit) // _BATCH)
+    return Training(
+        trials,
+        maps.cache,
+        fit,
+        valid,
+        num_classes=num_classes,
+        epochs=min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, round(_STEPS / steps))),
+        patience=_PATIENCE,
+        batch_size=_BATCH,
+        seed=config.seed,
+        weights=weights,
+        device=default_device(config.device),
+        **more,
+    )
+
+
+def choose(
+    maps: Maps, fit: Tensor, valid: Tensor, config: FinetuneConfig, num_classes: int
+) -> Choice:
+    """Rate and epochs of the head with the least validation loss.
+
+    Args:
+        maps: Of all images.
+        fit: Numbers of the images to learn.
+        valid: Of those to choose by.
+        config: Of the finetuning.
+        num_classes: Classes.
+    """
+    outcomes: dict[Trial, Outcome] = {}
+    trials = [Trial(config.pool, rate, _DECAY) for rate in first_rates(True, None)]
+    while trials:
+        outcomes |= _training(maps, trials, fit, valid, config, num_classes).run()
+        trials = wider_rates(outcomes, config.pool)
+    best = best_trial(outcomes, config.pool)
+    return Choice(
+        trial=best,
+        outcome=outcomes[best],
+        grid={trial.lr: outcome.loss for trial, outcome in sorted(outcomes.items(), key=_rate)},
+    )
+
+
+def _rate(item: tuple[Trial, Outcome]) -> float:
+    return item[0].lr
+
+
+def train_head(
+    maps: Maps, images: Tensor, choice: Choice, config: FinetuneConfig, num_classes: int
+) -> PooledClassifier:
+    """The chosen head, trained anew on images; in evaluation mode, on the CPU.
+
+    Args:
+        maps: Of all images.
+        images: Numbers of those to learn.
+        choice: Rate and epochs.
+        config: Of the finetuning.
+        num_classes: Classes.
+    """
+    ends = {choice.trial: max(1, choice.outcome.epoch)}
+    training = _training(maps, list(ends), images, None, config, num_classes, ends=ends)
+    training.run()
+    return training.heads[choice.trial].cpu().eval()
+
+
+@torch.inference_mode()
+def logits_of(maps: Maps, head: PooledClassifier, images: Tensor) -> Tensor:
+    """(N, K) of images, by their maps.
+
+    Args:
+        maps: Of all images.
+        head: In evaluation mode.
+        images: Their numbers.
+    """
+    cache = maps.cache
+    parts = [head(cache.read(cache.rows(batch))) for batch in images.split(256)]
+    return torch.cat(parts)

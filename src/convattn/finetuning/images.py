@@ -1,0 +1,214 @@
+"""The images of a finetuning: all of them numbered, what belongs together, who is judged when."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from convattn.classification.dataset import open_data
+from convattn.config import DataConfig, FinetuneConfig
+from convattn.data import ImageFiles, Source, TensorImages
+from convattn.data.folders import find_duplicates, group_by_name, number_units
+from convattn.data.images import find_readable
+from convattn.probing.heads import draw_validation
+from convattn.text import report
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Images:
+    """A data set with its images numbered: those of training first, then those of the test."""
+
+    source: Source
+    """As it was opened."""
+    all: TensorImages | ImageFiles
+    """Every image."""
+    groups: Tensor
+    """(N,) numbers: what no split may part has the same."""
+
+    @property
+    def num_train(self) -> int:
+        """Training images."""
+        return len(self.source.train)
+
+    @property
+    def train(self) -> Tensor:
+        """Numbers of the training images."""
+        return torch.arange(self.num_train)
+
+    @property
+    def test(self) -> Tensor:
+        """Numbers of the test images."""
+        return torch.arange(self.num_train, len(self.all))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes in the order of their numbers."""
+        return self.source.class_names
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) class numbers, or (N, K) of 0 and 1."""
+        return self.all.labels
+
+    def name(self, number: int) -> str:
+        """What people know an image by: its path, or its number."""
+        paths = getattr(self.all, "paths", None)
+        return f"image {number}" if paths is None else str(paths[number])
+
+    def split(self, images: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+        """The numbers of those to learn, and of those to choose by.
+
+        Args:
+            images: Numbers of images.
+            share: Of the latter.
+            seed: Of the draw.
+
+        Raises:
+            ValueError: If a class has too few images.
+        """
+        chosen = draw_validation(
+            self.labels[images],
+            share,
+            seed=seed,
+            names=self.class_names,
+            groups=self.groups[images],
+        )
+        return images[~chosen], images[chosen]
+
+    def folds(self, images: Tensor, number: int, seed: int) -> Tensor:
+        """(N,) numbers of folds: each has about as many images of every class.
+
+        Args:
+            images: Numbers of images.
+            number: Of folds.
+            seed: Of the draw.
+
+        Raises:
+            ValueError: If a class belongs to fewer groups than there are folds.
+        """
+        return draw_folds(
+            self.labels[images],
+            self.groups[images],
+            number,
+            seed=seed,
+            names=self.class_names,
+        )
+
+
+def open_images(config: FinetuneConfig) -> Images:
+    """Open the data of a finetuning.
+
+    Args:
+        config: Where they are; whether images may have several classes.
+
+    Raises:
+        ValueError: If they are not what they should be.
+        FileNotFoundError: If they are missing.
+    """
+    source = _readable(open_data(config.data), config.data)
+    if config.multi_label and not source.multi_label:
+        source = dataclasses.replace(
+            source,
+            train=_of_several(source.train, len(source.class_names)),
+            test=_of_several(source.test, len(source.class_names)),
+            multi_label=True,
+        )
+    everything = _joined(source.train, source.test)
+    return Images(source=source, all=everything, groups=_groups(everything, config.data))
+
+
+def _readable(source: Source, data: DataConfig) -> Source:
+    if data.bad_images == "error" or isinstance(source.train, TensorImages):
+        return source
+    readable, errors = find_readable(source.train)
+    for error in errors:
+        report(f"{error}; it is left out")
+    return dataclasses.replace(source, train=source.train.select(readable))
+
+
+def _of_several(images: TensorImages | ImageFiles, num_classes: int) -> ImageFiles:
+    """Each picture once, with the classes of all folders that it lies in."""
+    if isinstance(images, TensorImages):
+        raise ValueError(
+            "these images have one class each and no files; leave multi-label out, or give folders"
+        )
+    labels = one_hot(images.labels, num_classes).bool()
+    units = number_units(len(images), find_duplicates(images.paths))
+    first: dict[int, int] = {}
+    for place, unit in enumerate(units):
+        first.setdefault(unit, place)
+        labels[first[unit]] |= labels[place]
+    merged = images.select(torch.tensor(list(first.values())))
+    merged.labels = labels[torch.tensor(list(first.values()))]
+    return merged
+
+
+def _joined(
+    train: TensorImages | ImageFiles, test: TensorImages | ImageFiles
+) -> TensorImages | ImageFiles:
+    labels = torch.cat([train.labels, test.labels])
+    if isinstance(train, TensorImages):
+        assert isinstance(test, TensorImages)
+        return TensorImages(torch.cat([train.images, test.images]), labels)
+    assert isinstance(test, ImageFiles)
+    return ImageFiles([*train.paths, *test.paths], labels, in_chans=train.in_chans)
+
+
+def _groups(images: TensorImages | ImageFiles, data: DataConfig) -> Tensor:
+    if isinstance(images, TensorImages):
+        return torch.arange(len(images))
+    together = find_duplicates(images.paths)
+    if data.group is not None:
+        assert data.root is not None
+        together += group_by_name(images.paths, Path(data.root), data.group)
+    return torch.tensor(number_units(len(images), together))
+
+
+def draw_folds(
+    labels: Tensor, groups: Tensor, number: int, *, seed: int, names: Sequence[str]
+) -> Tensor:
+    """Parts with about as many images of every class, no group in two: (N,) numbers from 0.
+
+    The rarest class is dealt out first, a group at a time to the fold that has the fewest of it.
+
+    Args:
+        labels: (N,) class numbers, or (N, K) of 0 and 1.
+        groups: (N,) numbers.
+        number: Of folds.
+        seed: Of the order of the groups.
+        names: Of the classes.
+
+    Raises:
+        ValueError: If a class belongs to fewer groups than there are folds.
+    """
+    several = labels if labels.ndim == 2 else one_hot(labels, len(names))
+    units = groups.unique(return_inverse=True)[1]
+    amounts = torch.zeros(int(units.max()) + 1, len(names), dtype=torch.long)
+    amounts.index_add_(0, units, several.long())
+    having = (amounts > 0).sum(0)
+    few = int(having.masked_fill(having == 0, len(labels) + 1).argmin())
+    if having[few] < number:
+        raise ValueError(
+            f"the images of class {names[few]!r} belong to {int(having[few])} groups, and "
+            f"{number} folds need one each; take fewer folds, or add images"
+        )
+    order = torch.randperm(len(amounts), generator=torch.Generator().manual_seed(seed))
+    fold_of = torch.full((len(amounts),), -1)
+    dealt = torch.zeros(number, len(names), dtype=torch.long)
+    for label in several.sum(0).argsort(stable=True).tolist():
+        for unit in order[amounts[order, label] > 0].tolist():
+            if fold_of[unit] < 0:
+                totals = dealt.sum(1)
+                fold = min(range(number), key=lambda k: (int(dealt[k, label]), int(totals[k])))
+                fold_of[unit] = fold
+                dealt[fold] += amounts[unit]
+    without = (fold_of < 0).nonzero()[:, 0].tolist()  # of no class at all
+    for place, unit in enumerate(without):
+        fold_of[unit] = place % number
+    return fold_of[units]

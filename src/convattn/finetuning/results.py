@@ -1,0 +1,396 @@
+"""How good a finetuned network is on images that it has not learnt, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convattn.classification.evaluation import average_precisions
+from convattn.probing.scores import score, training_loss
+from convattn.results import Results, Rows, percentages, worst_class
+
+_DRAWS = 2_000
+_CELLS = 20_000_000  # of draws and images, at once
+NUM_BINS = 10
+"""Of the diagram of calibration."""
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """What was found of a class; None where it is not defined."""
+
+    num_images: int
+    """That have it."""
+    precision: float | None
+    """Share of the images taken for it that have it."""
+    recall: float | None
+    """Share of the images that have it that are taken for it."""
+    f1: float | None
+    """Harmonic mean of both."""
+    average_precision: float | None = None
+    """Of images of several classes: the area under precision over recall."""
+    threshold: float | None = None
+    """Of images of several classes: probability from which on an image is taken to have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunedResult(Results):
+    """What was found on images of one class each; shares lie between 0 and 1."""
+
+    num_classes: int
+    """Classes that the network tells apart."""
+    judged: str
+    """Which images these are: test, or out of fold."""
+    top1: float
+    """Share of images whose class is the likeliest."""
+    top1_interval: Interval
+    """Its 95 % interval over the images, by the bootstrap."""
+    balanced_accuracy: float
+    """Mean recall of the classes."""
+    balanced_accuracy_interval: Interval
+    """Alike."""
+    macro_f1: float
+    """Mean F1 of the classes."""
+    loss: float
+    """Mean cross-entropy in nats."""
+    ece: float
+    """Expected calibration error in 15 bins."""
+    ece_before: float
+    """The same before the temperature."""
+    temperature: float
+    """What logits are divided by, chosen on validation images; the saved weights have it."""
+    per_class: Mapping[str, ClassScores]
+    """By the classes' names."""
+    top1_of_folds: tuple[float, ...] = ()
+    """Of each fold, where there are some."""
+    out_of_fold: FinetunedResult | None = None
+    """Of training images, each judged by a network that has not learnt it; None without folds."""
+
+    @property
+    def headline(self) -> str:
+        """What counts most, in a few words."""
+        low, high = self.top1_interval
+        return f"{self.top1:.1%} right ({100 * low:.1f} to {100 * high:.1f})"
+
+    def rows(self) -> Rows:
+        """Names and values for people."""
+        recalls = {name: one.recall for name, one in self.per_class.items()}
+        return [
+            (f"{self.judged} images", f"{self.num_images:,}"),
+            ("top-1", _with_interval(self.top1, self.top1_interval)),
+            (
+                "balanced accuracy",
+                _with_interval(self.balanced_accuracy, self.balanced_accuracy_interval),
+            ),
+            *percentages({"macro F1": self.macro_f1}),
+            *_fold_rows(self.top1_of_folds),
+            ("cross-entropy", f"{self.loss:.4f}"),
+            *percentages({"calibration error": self.ece}),
+            *worst_class({name: one for name, one in recalls.items() if one is not None}),
+            *_out_of_fold_rows(self.out_of_fold, "top-1"),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunedMultiLabelResult(Results):
+    """What was found on images of several classes; shares lie between 0 and 1."""
+
+    num_classes: int
+    """Classes that the network tells apart."""
+    judged: str
+    """Which images these are: test, or out of fold."""
+    map: float
+    """Mean of the classes' average precisions; a class without images is left out."""
+    map_interval: Interval
+    """Its 95 % interval over the images, by the bootstrap."""
+    macro_f1: float
+    """Mean F1 of the classes at their thresholds."""
+    loss: float
+    """Mean binary cross-entropy in nats."""
+    ece: float
+    """Expected calibration error of all yes and no, in 15 bins."""
+    ece_before: float
+    """The same before the temperature."""
+    temperature: float
+    """What logits are divided by, chosen on validation images; the saved weights have it."""
+    per_class: Mapping[str, ClassScores]
+    """By the classes' names."""
+    map_of_folds: tuple[float, ...] = ()
+    """Of each fold, where there are some."""
+    out_of_fold: FinetunedMultiLabelResult | None = None
+    """Of training images, each judged by a network that has not learnt it; None without folds."""
+
+    @property
+    def headline(self) -> str:
+        """What counts most, in a few words."""
+        low, high = self.map_interval
+        return f"mAP {self.map:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+
+    def rows(self) -> Rows:
+        """Names and values for people."""
+        precisions = {name: one.average_precision for name, one in self.per_class.items()}
+        return [
+            (f"{self.judged} images", f"{self.num_images:,}"),
+            ("mAP", _with_interval(self.map, self.map_interval)),
+            *percentages({"macro F1": self.macro_f1}),
+            *_fold_rows(self.map_of_folds),
+            ("binary cross-entropy", f"{self.loss:.4f}"),
+            *percentages({"calibration error": self.ece}),
+            *worst_class({name: one for name, one in precisions.items() if one is not None}),
+            *_out_of_fold_rows(self.out_of_fold, "mAP"),
+        ]
+
+
+def _with_interval(value: float, interval: Interval) -> str:
+    low, high = interval
+    return f"{value:.2%} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _fold_rows(folds: Sequence[float]) -> Rows:
+    if not folds:
+        return []
+    return [("of folds", " ".join(f"{share:.1%}" for share in folds))]
+
+
+def _out_of_fold_rows(found: Results | None, name: str) -> Rows:
+    if found is None:
+        return []
+    wanted = (name, "balanced accuracy", "of folds")
+    rows = [(key, value) for key, value in found.rows() if key in wanted]
+    return [(f"out of fold, {found.num_images:,} images: {key}", value) for key, value in rows]
+
+
+def judge(
+    logits: Tensor,
+    calibrated: Tensor,
+    labels: Tensor,
+    *,
+    class_names: Sequence[str],
+    temperature: float,
+    thresholds: Sequence[float] | None = None,
+    judged: str = "test",
+    folds: Tensor | None = None,
+) -> FinetunedResult | FinetunedMultiLabelResult:
+    """Sum up what a network says of images that it has not learnt.
+
+    Args:
+        logits: (N, K), before the temperature.
+        calibrated: (N, K), after it.
+        labels: (N,) class numbers, or (N, K) of 0 and 1.
+        class_names: Name of each class number.
+        temperature: Of the final network.
+        thresholds: Of images of several classes: the probability from which on each counts.
+        judged: Which images these are.
+        folds: (N,) numbers of the folds that they are from, if from several.
+    """
+    found, before = score(calibrated, labels), score(logits, labels)
+    common: dict[str, Any] = {
+        "num_images": len(labels),
+        "num_classes": len(class_names),
+        "judged": judged,
+        "loss": found["cross_entropy"],
+        "ece": found["ece"],
+        "ece_before": before["ece"],
+        "temperature": temperature,
+    }
+    if labels.ndim == 2:
+        assert thresholds is not None
+        scores = calibrated.double().sigmoid()
+        per_class = _scores_of_several(scores, labels.bool(), class_names, thresholds)
+        return FinetunedMultiLabelResult(
+            **common,
+            map=found["map"],
+            map_interval=_interval_of_map(scores, labels),
+            macro_f1=_mean_f1(per_class),
+            per_class=per_class,
+            map_of_folds=_of_folds(
+                folds, lambda part: score(calibrated[part], labels[part])["map"]
+            ),
+        )
+    said = calibrated.argmax(1)
+    per_class = _scores_of_classes(said, labels, class_names)
+    right = (said == labels).double().numpy()
+    return FinetunedResult(
+        **common,
+        top1=found["accuracy"],
+        top1_interval=_interval(len(right), lambda draws: right[draws].mean(1)),
+        balanced_accuracy=found["balanced_accuracy"],
+        balanced_accuracy_interval=_interval_of_recall(right, labels),
+        macro_f1=_mean_f1(per_class),
+        per_class=per_class,
+        top1_of_folds=_of_folds(folds, lambda part: float(right[part.numpy()].mean())),
+    )
+
+
+def _of_folds(folds: Tensor | None, measure: Callable[[Tensor], float]) -> tuple[float, ...]:
+    if folds is None:
+        return ()
+    return tuple(measure(folds == fold) for fold in folds.unique().tolist())
+
+
+def _mean_f1(per_class: Mapping[str, ClassScores]) -> float:
+    found = [one.f1 for one in per_class.values() if one.f1 is not None]
+    return sum(found) / max(1, len(found))
+
+
+def _scores_of_classes(
+    said: Tensor, labels: Tensor, names: Sequence[str]
+) -> dict[str, ClassScores]:
+    return {
+        name: _class_scores(said == number, labels == number) for number, name in enumerate(names)
+    }
+
+
+def _scores_of_several(
+    scores: Tensor, labels: Tensor, names: Sequence[str], thresholds: Sequence[float]
+) -> dict[str, ClassScores]:
+    precisions = average_precisions(scores, labels)
+    return {
+        name: _class_scores(
+            scores[:, number] >= thresholds[number],
+            labels[:, number],
+            average_precision=precisions.get(number),
+            threshold=thresholds[number],
+        )
+        for number, name in enumerate(names)
+    }
+
+
+def _class_scores(taken: Tensor, there: Tensor, **more: float | None) -> ClassScores:
+    hits, num_taken, num_there = (int(x.sum()) for x in (taken & there, taken, there))
+    return ClassScores(
+        num_images=num_there,
+        precision=hits / num_taken if num_taken else None,
+        recall=hits / num_there if num_there else None,
+        f1=2 * hits / (num_taken + num_there) if num_taken + num_there else None,
+        **more,
+    )
+
+
+def _interval(
+    count: int, means: Callable[[NDArray[np.int64]], NDArray[np.float64]], draws: int = _DRAWS
+) -> Interval:
+    """The bootstrap's percentile interval of a mean over images."""
+    random, found = np.random.default_rng(0), []
+    at_once = max(1, _CELLS // count)
+    for start in range(0, draws, at_once):
+        size = (min(at_once, draws - start), count)
+        found.append(means(random.integers(count, size=size)))
+    low, high = np.nanquantile(np.concatenate(found), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _interval_of_recall(right: NDArray[np.float64], labels: Tensor) -> Interval:
+    """Of the mean recall, each class drawn from its own images."""
+    random = np.random.default_rng(0)
+    recalls = []
+    for number in labels.unique():
+        own = right[(labels == number).numpy()]
+        # how often a draw of as many images is right
+        recalls.append(random.binomial(len(own), own.mean(), _DRAWS) / len(own))
+    low, high = np.quantile(np.mean(recalls, 0), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _interval_of_map(scores: Tensor, labels: Tensor) -> Interval:
+    """Of the mean average precision, the images drawn with all their classes."""
+    x, y = scores.numpy(), labels.bool().numpy()
+
+    def means(draws: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.array([_mean_average_precision(x[draw], y[draw]) for draw in draws])
+
+    return _interval(len(x), means, draws=_DRAWS // 4)
+
+
+def _mean_average_precision(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> float:
+    """Of the classes that are there; equal scores stand in any order."""
+    order = np.argsort(-scores, axis=0, kind="stable")
+    there = np.take_along_axis(labels, order, 0)
+    precision = there.cumsum(0) / np.arange(1, len(there) + 1)[:, None]
+    having = there.any(0)
+    found = (precision * there).sum(0)[having] / there.sum(0)[having]
+    return float(found.mean()) if having.any() else np.nan
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """What logits have to be divided by for the least loss (Guo et al. 2017), from 0.5 to 5.
+
+    Args:
+        logits: (N, K), of images that the network has not learnt.
+        labels: (N,) class numbers, or (N, K) of 0 and 1.
+    """
+    from scipy.optimize import minimize_scalar
+
+    x = logits.double()
+
+    def loss(log: float) -> float:
+        return float(training_loss(x / float(np.exp(log)), labels))
+
+    found = minimize_scalar(loss, bounds=(np.log(0.5), np.log(5.0)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def fit_thresholds(scores: Tensor, labels: Tensor) -> tuple[float, ...]:
+    """For each class the probability from which on its F1 is best.
+
+    Between the two scores that part the images; 0.5 for a class that no image has, or all.
+
+    Args:
+        scores: (N, K) probabilities of images that the network has not learnt.
+        labels: (N, K) of 0 and 1.
+    """
+    return tuple(
+        _best_threshold(scores[:, number].double(), labels[:, number].bool())
+        for number in range(scores.shape[1])
+    )
+
+
+def _best_threshold(scores: Tensor, there: Tensor) -> float:
+    if not there.any() or there.all():
+        return 0.5
+    ranked, order = scores.sort(descending=True)
+    hits = there[order].cumsum(0)
+    f1 = 2 * hits / (torch.arange(1, len(ranked) + 1) + int(there.sum()))
+    f1[:-1][ranked[:-1] == ranked[1:]] = -1  # no threshold parts equal scores
+    best = int(f1.argmax())
+    below = float(ranked[best + 1]) if best + 1 < len(ranked) else 0.0
+    return (float(ranked[best]) + below) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Images of about the same confidence."""
+
+    confidence: float
+    """Their mean."""
+    right: float
+    """Share of them that are right."""
+    num_images: int
+    """How many."""
+
+
+def reliability(confidences: Tensor, right: Tensor) -> list[Bin]:
+    """How often the network is right at each confidence; empty bins are left out.
+
+    Args:
+        confidences: (N,) probabilities of what was said.
+        right: (N,) bool.
+    """
+    places = (confidences * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    return [
+        Bin(
+            confidence=float(confidences[own].mean()),
+            right=float(right[own].double().mean()),
+            num_images=int(own.sum()),
+        )
+        for own in (places == number for number in range(NUM_BINS))
+        if own.any()
+    ]

@@ -1,0 +1,77 @@
+"""How the images of a finetuning are numbered and parted."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from convattn.config import DataConfig, FinetuneConfig
+from convattn.finetuning.images import draw_folds, open_images
+
+NAMES = ("ant", "bee", "fly")
+
+
+def _write(folder: Path, colours: dict[str, list[int]]) -> Path:
+    for name, own in colours.items():
+        (folder / name).mkdir(parents=True)
+        for number, colour in enumerate(own):
+            Image.new("RGB", (8, 8), (colour, colour // 2, 0)).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_folds_have_as_many_of_each_class_and_part_no_group() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 60 + [1] * 20 + [2] * 10)
+    groups = torch.arange(90) // 2
+    folds = draw_folds(labels, groups, 5, seed=0, names=NAMES)
+    for number, count in enumerate((12, 4, 2)):
+        counts = torch.bincount(folds[labels == number], minlength=5)
+        assert counts.tolist() == [count] * 5
+    assert all(len(folds[groups == one].unique()) == 1 for one in groups.unique())
+    other = draw_folds(labels, groups, 5, seed=1, names=NAMES)
+    assert not torch.equal(folds, other)
+    several = torch.rand(50, 3, generator=generator) < 0.3
+    folds = draw_folds(several, torch.arange(50), 3, seed=0, names=NAMES)
+    for number in range(3):
+        counts = torch.bincount(folds[several[:, number]], minlength=3)
+        assert int(counts.max() - counts.min()) <= 3
+    assert sorted(folds.unique().tolist()) == [0, 1, 2]
+
+
+def test_too_few_groups_for_the_folds_are_told() -> None:
+    labels = torch.tensor([0] * 10 + [1] * 4)
+    groups = torch.tensor([*range(10), 10, 10, 11, 11])
+    with pytest.raises(ValueError, match="class 'bee' belong to 2 groups, and 3 folds"):
+        draw_folds(labels, groups, 3, seed=0, names=("ant", "bee"))
+
+
+def test_the_same_picture_in_several_class_folders_has_several_classes(tmp_path: Path) -> None:
+    root = _write(tmp_path / "train", {"ant": [10, 20, 30], "bee": [20, 40], "fly": [50, 60]})
+    _write(tmp_path / "val", {"ant": [11], "bee": [12], "fly": [12]})
+    config = FinetuneConfig(data=DataConfig(name="folder", root=str(tmp_path)), multi_label=True)
+    images = open_images(config)
+    assert images.source.multi_label
+    assert images.num_train == 6
+    found = {
+        (Path(images.name(number)).parent.name, Path(images.name(number)).stem): label.tolist()
+        for number, label in enumerate(images.labels[:6])
+    }
+    assert found[("ant", "1")] == [True, True, False]
+    assert found[("bee", "1")] == [False, True, False]
+    assert images.labels[6:].tolist() == [[True, False, False], [False, True, True]]
+    assert root.exists()
+
+
+def test_a_validation_part_is_drawn_from_each_class_and_parts_no_copies(tmp_path: Path) -> None:
+    colours = {"ant": [1, 2, 3, 4, 5, 5, 5, 5], "bee": [11, 12, 13, 14, 15, 16]}
+    _write(tmp_path / "train", colours)
+    _write(tmp_path / "test", {"ant": [200], "bee": [201]})
+    config = FinetuneConfig(data=DataConfig(name="folder", root=str(tmp_path)))
+    images = open_images(config)
+    for seed in range(5):
+        fit, valid = images.split(images.train, 0.3, seed)
+        assert sorted([*fit.tolist(), *valid.tolist()]) == list(range(14))
+        assert set(images.labels[valid].tolist()) == {0, 1}
+        copies = {4, 5, 6, 7}
+        assert copies <= set(fit.tolist()) or copies <= set(valid.tolist())

@@ -1,0 +1,182 @@
+"""A finetuning from a folder of images to its run folder."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+
+import convattn
+from convattn.config import DataConfig, FinetuneConfig
+from convattn.finetuning import run as finetuning
+from convattn.finetuning.results import FinetunedResult
+from convattn.finetuning.run import resume_finetune, run_finetune
+from convattn.runs import Run
+from convattn.tasks import TASKS
+
+MODEL, SIDE = "test_resnet", 96
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = timm.create_model(MODEL)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5)  # residual branches begin at zero
+    file = tmp_path_factory.mktemp("weights") / "network.safetensors"
+    safetensors.torch.save_file(model.state_dict(), file)
+    return file
+
+
+def _paint(folder: Path, name: str, number: int) -> None:
+    """Red or green spots on grey."""
+    generator = torch.Generator().manual_seed(number + 1000 * (name == "green"))
+    pixels = torch.randint(90, 130, (24, 24, 3), generator=generator, dtype=torch.uint8)
+    top, left = torch.randint(0, 14, (2,), generator=generator).tolist()
+    pixels[top : top + 10, left : left + 10, 0 if name == "red" else 1] = 250
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.numpy()).save(folder / name / f"{number:02}.png")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    for part, count in (("train", 30), ("test", 8)):
+        for name in ("red", "green"):
+            for number in range(count):
+                _paint(root / part, name, number + 500 * (part == "test"))
+    return root
+
+
+@pytest.fixture
+def config(images: Path, weights: Path, tmp_path: Path) -> FinetuneConfig:
+    return FinetuneConfig(
+        data=DataConfig(name="folder", root=str(images)),
+        model=MODEL,
+        weights=str(weights),
+        image_size=SIDE,
+        epochs=0,
+        cache=str(tmp_path / "cache"),
+        device="cpu",
+        out=str(tmp_path / "run"),
+    )
+
+
+def test_a_run_is_left_that_every_command_opens(config: FinetuneConfig) -> None:
+    found = run_finetune(config)
+    result = json.loads((found.folder / "evaluation.json").read_text())
+    assert isinstance(found.result, FinetunedResult)
+    assert found.result.top1 >= 0.8
+    for name in ("top1", "balanced_accuracy", "macro_f1", "ece", "num_images"):
+        assert name in result
+    assert result["num_images"] == 16
+    run = Run.open(found.folder)
+    model = run.load_model()
+    source = TASKS["classification"].open_data(run.config.data, run.config.model.name)
+    from convattn.data import transform_of
+
+    test = source.test.with_transform(transform_of(run.pretrained_cfg))
+    with torch.inference_mode():
+        logits = torch.cat([model(image[None]) for image, _ in test])
+    assert found.result.top1 == pytest.approx(
+        float((logits.argmax(1) == source.test.labels).double().mean())
+    )
+    loss = torch.nn.functional.cross_entropy(logits, source.test.labels)
+    assert found.result.loss == pytest.approx(float(loss), rel=1e-4)
+    image = test[0][0][None]
+    evidence = convattn.evidence(model, image)
+    torch.testing.assert_close(
+        evidence.maps.sum((2, 3)) + evidence.bias, logits[:1], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_page_asks_nothing_of_any_host(config: FinetuneConfig) -> None:
+    text = run_finetune(config).report.read_text()
+    assert "data:image/jpeg" in text
+    assert "http" not in text
+    assert "red" in text
+    assert "green" in text
+    assert "convattn finetune" in text
+    assert "--out" not in text  # which is taken
+
+
+def test_the_same_seed_makes_the_same_bytes(config: FinetuneConfig, tmp_path: Path) -> None:
+    first = run_finetune(config).folder
+    again = dataclasses.replace(config, out=str(tmp_path / "again"), cache=str(tmp_path / "c2"))
+    second = run_finetune(again).folder
+    for name in ("model.safetensors", "evaluation.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("killed_in", ["choose", "train_head", "predict", "render_report"])
+def test_a_killed_run_ends_as_if_it_never_had_been(
+    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str
+) -> None:
+    whole = run_finetune(config).folder
+    stopped = dataclasses.replace(config, out=str(tmp_path / "stopped"))
+
+    def die(*arguments: object, **options: object) -> Iterator[None]:
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        place = finetuning if killed_in in ("predict", "render_report") else finetuning.first_stage
+        patch.setattr(place, killed_in, die)
+        with pytest.raises(_Killed):
+            run_finetune(stopped)
+    folder = resume_finetune(tmp_path / "stopped").folder
+    for name in ("model.safetensors", "evaluation.json", "config.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    with pytest.raises(ValueError, match="has ended"):
+        resume_finetune(folder)
+
+
+def test_folds_judge_every_training_image_by_a_network_that_has_not_learnt_it(
+    config: FinetuneConfig,
+) -> None:
+    found = run_finetune(dataclasses.replace(config, folds=3))
+    lines = (found.folder / "out_of_fold.csv").read_text().splitlines()
+    assert lines[0] == "path,label,fold,prediction,green,red"
+    assert len(lines) == 61
+    rows = [line.split(",") for line in lines[1:]]
+    right = sum(row[1] == row[3] for row in rows) / len(rows)
+    assert right >= 0.7
+    assert {row[2] for row in rows} == {"1", "2", "3"}
+    assert json.loads((found.folder / "evaluation.json").read_text())["out_of_fold"]["top1"] == (
+        pytest.approx(right)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"minutes": 1e-6}, "give at least --minutes"),
+        ({"minutes": 0}, "must be above 0"),
+        ({"folds": 1}, "expected 2 or more"),
+        ({"multi_label": True, "class_weights": "balanced"}, "one class each"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(
+    config: FinetuneConfig, change: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        run_finetune(dataclasses.replace(config, **change))
+    assert not Path(str(config.out)).exists()
+
+
+def test_one_image_a_class_is_refused_by_name(config: FinetuneConfig, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("red", "green"):
+            _paint(tmp_path / "few" / part, name, 1 + 5 * (part == "test"))
+    data = DataConfig(name="folder", root=str(tmp_path / "few"))
+    with pytest.raises(ValueError, match="class 'green' has 1 training images"):
+        run_finetune(dataclasses.replace(config, data=data))
