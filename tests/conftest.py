@@ -24,6 +24,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let what stays be collected at the end, or compiled libraries report leaks."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def data_dir() -> Path:
     """The folder of real data sets; tests that use it carry the marker ``data``."""
