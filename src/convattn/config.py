@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from convattn.text import nearest
 
@@ -485,11 +485,81 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
-    """A frozen network's maps, and the pools that are trained on them."""
+class ImagesConfig:
+    """What is done with images and a trained network, whose weights say how images are seen."""
+
+    purpose: ClassVar[str]
+    """What is done, for errors."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(name="folder"))
     """The images; see DataConfig."""
+
+    def __post_init__(self) -> None:
+        default = DataConfig()
+        heeded = ("root", *DATA_FLAGS)
+        for name in (item.name for item in dataclasses.fields(DataConfig)):
+            if name not in heeded and getattr(self.data, name) != getattr(default, name):
+                raise ValueError(
+                    f"data.{name}={getattr(self.data, name)!r} has no meaning for "
+                    f"{self.purpose}, whose images are seen as the network's weights want them; "
+                    "leave it out"
+                )
+
+    @classmethod
+    def of_images(cls, images: str, **options: Any) -> Self:
+        """The configuration for a folder or table of images.
+
+        Args:
+            images: As ``located`` takes them.
+            **options: Fields of the configuration, and of its data those in ``DATA_FLAGS``.
+
+        Raises:
+            ValueError: If there is no such field, or a value does not fit.
+        """
+        of_data = {name: options.pop(name) for name in DATA_FLAGS if name in options}
+        data = dataclasses.replace(cls().data, **of_data)
+        try:
+            return cls(data=located(data, images), **options)
+        except TypeError as error:
+            raise ValueError(f"{cls.purpose} refuses its options: {error}") from None
+
+    def to_json(self) -> str:
+        """The configuration as JSON text, every field spelled out."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Self:
+        """Read back what ``to_json`` wrote.
+
+        Args:
+            text: The JSON text.
+            source: Where it came from, for error messages.
+
+        Raises:
+            ValueError: If it is no JSON or does not fit.
+        """
+        found: Self = _build(cls, _parse(text, source), source, "")
+        return found
+
+
+def located(data: DataConfig, images: str) -> DataConfig:
+    """The data, with the place or the name that a person gave.
+
+    Args:
+        data: All else of them.
+        images: A folder or a table; or cluttered_digits, which is generated.
+    """
+    if images == "cluttered_digits":
+        return dataclasses.replace(data, name=images)
+    return dataclasses.replace(data, root=images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(ImagesConfig):
+    """A frozen network's maps, and the pools that are trained on them."""
+
+    purpose = "a probe"
+
     model: str | None = None
     """Name in timm's registry, torchvision/NAME, or a run folder; None: EfficientNet-Lite0 with
     the weights of the package of extra offline."""
@@ -533,6 +603,7 @@ class ProbeConfig:
     """Folder to make; None makes runs/probe, or runs/probe-2 where that is taken."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("seeds", 1), ("views", 1), ("epochs", 1), ("patience", 1)):
             _require_at_least(name, getattr(self, name), least)
         _require_at_least("batch_size", self.batch_size, 2)
@@ -549,35 +620,17 @@ class ProbeConfig:
         given = [name for name in ("weights", "pretrained", "random") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{given[0]} and {given[1]} exclude each other; give one of them")
-        _check_heeded(self.data, "a probe")
-
-    def to_json(self) -> str:
-        """The configuration as JSON text, every field spelled out."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, source: str) -> ProbeConfig:
-        """Read back what ``to_json`` wrote.
-
-        Args:
-            text: The JSON text.
-            source: Where it came from, for error messages.
-
-        Raises:
-            ValueError: If it is no JSON or does not fit.
-        """
-        found: ProbeConfig = _build(cls, _parse(text, source), source, "")
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(ImagesConfig):
     """From images to a trained, tested and explained classifier."""
 
-    data: DataConfig = field(default_factory=lambda: DataConfig(name="folder"))
-    """The images; see DataConfig."""
+    purpose = "finetuning"
+
     minutes: float = 10.0
-    """Time for all of it; what would take longer is left out, and told."""
+    """Time that it may take, roughly; larger images that would take longer are not tried, and too
+    little for one pass is refused."""
     seed: int = 0
     """Seed of everything random."""
     model: str | None = None
@@ -599,9 +652,7 @@ class FinetuneConfig:
     folds: int = 0
     """Parts of a cross-validation: each is judged by a network that has not learnt it; 0: none."""
     valid_share: float = 0.2
-    """Share of the training images on which everything is chosen, unless the data say which."""
-    epochs: int | None = None
-    """Of training end to end; 0 leaves the backbone frozen; None: as many as the time allows."""
+    """Share of the training images on which everything is chosen."""
     cache: str | None = None
     """Folder of cached maps; None: convattn/maps in the user's cache folder."""
     cache_limit: float = 20.0
@@ -612,18 +663,12 @@ class FinetuneConfig:
     """Folder to make; None makes runs/finetune, or runs/finetune-2 where that is taken."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.minutes > 0:
             raise ValueError(f"minutes={self.minutes} must be above 0, as 10 is")
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"folds={self.folds}; expected 2 or more, as 5, or 0 for none")
-        if self.epochs is not None:
-            _require_at_least("epochs", self.epochs, 0)
-        if not 0 < self.valid_share < 1:
-            raise ValueError(
-                f"valid_share={self.valid_share} must lie between 0 and 1, as 0.2 does"
-            )
-        _check_heeded(self.data, "finetuning")
-        self.of_probe(None)
+        self.of_probe(None)  # has the other checks
 
     def of_probe(self, image_size: int | None) -> ProbeConfig:
         """How the frozen backbone is opened and its maps are cached.
@@ -642,35 +687,6 @@ class FinetuneConfig:
             cache_limit=self.cache_limit,
             device=self.device,
         )
-
-    def to_json(self) -> str:
-        """The configuration as JSON text, every field spelled out."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, source: str) -> FinetuneConfig:
-        """Read back what ``to_json`` wrote.
-
-        Args:
-            text: The JSON text.
-            source: Where it came from, for error messages.
-
-        Raises:
-            ValueError: If it is no JSON or does not fit.
-        """
-        found: FinetuneConfig = _build(cls, _parse(text, source), source, "")
-        return found
-
-
-def _check_heeded(data: DataConfig, what: str) -> None:
-    """Refuse fields of the data that a frozen network's transform overrules."""
-    default = DataConfig()
-    for name in (item.name for item in dataclasses.fields(DataConfig)):
-        if name not in ("root", *DATA_FLAGS) and getattr(data, name) != getattr(default, name):
-            raise ValueError(
-                f"data.{name}={getattr(data, name)!r} has no meaning for {what}, whose images are "
-                "seen as the network's weights want them; leave it out"
-            )
 
 
 DATA_FLAGS = (

@@ -77,6 +77,52 @@ def new_folder(wanted: str | None, usual: str) -> Path:
     return folder
 
 
+def new_run_folder(wanted: str | None, usual: str, resume: str) -> Path:
+    """As ``new_folder``, for what can be gone on with.
+
+    Args:
+        wanted: Asked for; None leaves the choice.
+        usual: The usual name.
+        resume: The command that goes on with what a folder holds.
+
+    Raises:
+        FileExistsError: If the folder that is asked for exists.
+    """
+    try:
+        return new_folder(wanted, usual)
+    except FileExistsError:
+        folder = Path(str(wanted))
+        raise FileExistsError(
+            f"{folder} exists and is never overwritten; give another --out, or go on with "
+            f"`{resume} {folder}`"
+        ) from None
+
+
+def unfinished(folder: Path, *, config: str, end: str, what: str, command: str) -> Path:
+    """The file that holds the configuration of what was stopped.
+
+    Args:
+        folder: Where it was stopped.
+        config: Name of that file.
+        end: Name of the file that is written last.
+        what: Was stopped, for errors.
+        command: That makes such folders.
+
+    Raises:
+        FileNotFoundError: If the folder is another's.
+        ValueError: If it has ended.
+    """
+    file = folder / config
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} is the folder of no {what}: {file} does not exist; name one that "
+            f"`{command}` has made"
+        )
+    if (folder / end).exists():
+        raise ValueError(f"{folder} has ended: nothing is left to resume; see {folder / end}")
+    return file
+
+
 def unused_name(name: str, used: set[str]) -> str:
     """The name, or the first numbered one that no file has yet, whatever the case.
 

@@ -61,7 +61,6 @@ def config(images: Path, weights: Path, tmp_path: Path) -> FinetuneConfig:
         model=MODEL,
         weights=str(weights),
         image_size=SIDE,
-        epochs=0,
         cache=str(tmp_path / "cache"),
         device="cpu",
         out=str(tmp_path / "run"),

@@ -9,10 +9,11 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from convattn.config import DataConfig, ProbeConfig
 from convattn.exceptions import Interrupted
-from convattn.explanation import evidence
+from convattn.explanation import class_probabilities, evidence
 from convattn.probing import study as module
 from convattn.probing.study import Probe, resume_probe, run_probe, train_seed
 from convattn.runs import Run
@@ -153,3 +154,19 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_rows(probed, tmp_pat
             break
     assert kills > 3
     assert rows_of(tmp_path / "run") == rows_of(probed.folder)
+
+
+def test_the_network_of_images_of_several_classes_knows_that_it_is_one(tmp_path):
+    lines = ["path,split,red,blue"]
+    for number in range(16):
+        red, blue = number % 2, number // 2 % 2
+        Image.new("RGB", (64, 64), (250 * red, number, 250 * blue)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{'test' if number > 11 else 'train'},{red},{blue}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    data = DataConfig(name="folder", root=str(tmp_path / "labels.csv"))
+    found = run_probe(tiny(tmp_path, data=data, pools=("avg",), seeds=1))
+    run = Run.open(found.folder)
+    assert run.pretrained_cfg["multi_label"] is True
+    logits = torch.tensor([[0.0, 3.0]])
+    said = class_probabilities(run.load_model(), logits)
+    torch.testing.assert_close(said, logits.sigmoid())

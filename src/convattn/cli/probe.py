@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from convattn.cli.targets import Weights, check_free, with_data_flags
-from convattn.cli.words import UsageError, parse
+from convattn.cli.targets import Weights, config_on_images, folder_to_resume
 from convattn.config import ProbeConfig
 
 if TYPE_CHECKING:
@@ -32,45 +29,19 @@ class ProbeOptions(ProbeConfig):
     weights: Weights = None
     """File of trained weights of the model; None, without --pretrained or --random: a run's own."""
 
-    @property
-    def config(self) -> ProbeConfig:
-        """The probe alone."""
-        names = (item.name for item in dataclasses.fields(ProbeConfig))
-        return ProbeConfig(**{name: getattr(self, name) for name in names})
-
 
 def command(arguments: list[str]) -> int:
     """Run ``convattn probe``."""
-    if any(argument.split("=")[0] == "--resume" for argument in arguments):
-        return _resume(arguments)
-    options = parse(ProbeOptions, ProbeOptions(), with_data_flags(arguments), prog=_PROG)
-    if options.images is None:
-        raise UsageError(f"{_PROG} takes a folder or a table of images: {_PROG} IMAGES")
-    check_free(options.out)
+    stopped = folder_to_resume(arguments, prog=_PROG, what="probe")
+    if stopped is not None:
+        from convattn.probing.study import resume_probe
 
-    from convattn.probing import located
+        return _show(resume_probe(stopped))
+    config = config_on_images(ProbeOptions, ProbeConfig, arguments, prog=_PROG)
+
     from convattn.probing.study import run_probe
 
-    if options.data.root is not None:
-        raise UsageError(f"--data.root is {_PROG}'s first word; leave the flag out")
-    of_data = {
-        item.name: getattr(options.data, item.name)
-        for item in dataclasses.fields(options.data)
-        if item.name != "root"
-    }
-    data = type(options.data)(**located(options.images, of_data))
-    return _show(run_probe(dataclasses.replace(options.config, data=data)))
-
-
-def _resume(arguments: list[str]) -> int:
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    if len(words) != 2 or words[0] != "--resume":
-        raise UsageError(
-            f"--resume takes the folder of a probe and nothing else: {_PROG} --resume DIR"
-        )
-    from convattn.probing.study import resume_probe
-
-    return _show(resume_probe(Path(words[1])))
+    return _show(run_probe(config))
 
 
 def _show(run: ProbedRun) -> int:

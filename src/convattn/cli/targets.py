@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
 from convattn.cli.words import UsageError, parse
-from convattn.config import AugmentConfig, DataConfig
+from convattn.config import AugmentConfig, DataConfig, ImagesConfig, located
 from convattn.text import nearest
 
 if TYPE_CHECKING:
@@ -113,6 +114,55 @@ def with_data_flags(words: list[str]) -> list[str]:
         _SHORT.get(flag, flag) + word.removeprefix(flag)
         for flag, word in zip(flags, words, strict=True)
     ]
+
+
+Config = TypeVar("Config", bound=ImagesConfig)
+
+
+def config_on_images(
+    options: type[Config], kind: type[Config], arguments: list[str], *, prog: str
+) -> Config:
+    """The configuration that the words of a command about images make.
+
+    Args:
+        options: The configuration's class with the command's first word, ``images``.
+        kind: The configuration's class.
+        arguments: Of the command line.
+        prog: What the help calls the command.
+
+    Raises:
+        UsageError: If there are no images, they are given twice, or ``out`` exists.
+        ValueError: If a value does not fit.
+    """
+    parsed: Any = parse(options, options(), with_data_flags(arguments), prog=prog)
+    if parsed.images is None:
+        raise UsageError(f"{prog} takes a folder or a table of images: {prog} IMAGES")
+    check_free(parsed.out)
+    if parsed.data.root is not None:
+        raise UsageError(f"--data.root is {prog}'s first word; leave the flag out")
+    values = {item.name: getattr(parsed, item.name) for item in dataclasses.fields(kind)}
+    return kind(**{**values, "data": located(parsed.data, parsed.images)})
+
+
+def folder_to_resume(arguments: list[str], *, prog: str, what: str) -> Path | None:
+    """What ``--resume`` names, which stands alone; None without it.
+
+    Args:
+        arguments: Of the command line.
+        prog: What the help calls the command.
+        what: Is gone on with.
+
+    Raises:
+        UsageError: If anything stands beside it.
+    """
+    if not any(argument.split("=")[0] == "--resume" for argument in arguments):
+        return None
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    if len(words) != 2 or words[0] != "--resume":
+        raise UsageError(
+            f"--resume takes the folder of a {what} and nothing else: {prog} --resume DIR"
+        )
+    return Path(words[1])
 
 
 def check_weights(run: Run | None, weights: str | None) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from convattn.config import DATA_FLAGS, DataConfig, FinetuneConfig
-from convattn.probing import located
+from convattn.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from convattn.finetuning.run import FinetunedRun
@@ -33,10 +32,4 @@ def finetune(images: str | os.PathLike[str], **options: Any) -> FinetunedRun:
     """
     from convattn.finetuning.run import run_finetune
 
-    of_data = {name: options.pop(name) for name in DATA_FLAGS if name in options}
-    data = DataConfig(**located(str(os.fspath(images)), of_data))
-    try:
-        config = FinetuneConfig(data=data, **options)
-    except TypeError as error:
-        raise ValueError(f"finetune refuses its options: {error}") from None
-    return run_finetune(config)
+    return run_finetune(FinetuneConfig.of_images(os.fspath(images), **options))

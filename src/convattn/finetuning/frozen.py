@@ -15,7 +15,6 @@ from convattn.config import FinetuneConfig
 from convattn.data import TensorImages
 from convattn.data.reading import read_size
 from convattn.finetuning.images import Images
-from convattn.models.pooling import PooledClassifier
 from convattn.modes import default_device
 from convattn.probing.backbone import Frozen, open_backbone
 from convattn.probing.cache import MapCache
@@ -195,8 +194,8 @@ def _rate(item: tuple[Trial, Outcome]) -> float:
 
 def train_head(
     maps: Maps, images: Tensor, choice: Choice, config: FinetuneConfig, num_classes: int
-) -> PooledClassifier:
-    """The chosen head, trained anew on images; in evaluation mode, on the CPU.
+) -> Training:
+    """The training of the chosen head on images, at its end.
 
     Args:
         maps: Of all images.
@@ -208,18 +207,4 @@ def train_head(
     ends = {choice.trial: max(1, choice.outcome.epoch)}
     training = _training(maps, list(ends), images, None, config, num_classes, ends=ends)
     training.run()
-    return training.heads[choice.trial].cpu().eval()
-
-
-@torch.inference_mode()
-def logits_of(maps: Maps, head: PooledClassifier, images: Tensor) -> Tensor:
-    """(N, K) of images, by their maps.
-
-    Args:
-        maps: Of all images.
-        head: In evaluation mode.
-        images: Their numbers.
-    """
-    cache = maps.cache
-    parts = [head(cache.read(cache.rows(batch))) for batch in images.split(256)]
-    return torch.cat(parts)
+    return training

@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from convattn.classification.dataset import open_data
-from convattn.config import DataConfig, FinetuneConfig
+from convattn.config import FinetuneConfig
 from convattn.data import ImageFiles, Source, TensorImages
-from convattn.data.folders import find_duplicates, group_by_name, number_units
-from convattn.data.images import find_readable
+from convattn.data.folders import find_duplicates, number_units
 from convattn.probing.heads import draw_validation
-from convattn.text import report
+from convattn.probing.images import find_groups, open_source
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,7 +108,7 @@ def open_images(config: FinetuneConfig) -> Images:
         ValueError: If they are not what they should be.
         FileNotFoundError: If they are missing.
     """
-    source = _readable(open_data(config.data), config.data)
+    source = open_source(config.data)
     if config.multi_label and not source.multi_label:
         source = dataclasses.replace(
             source,
@@ -120,16 +117,7 @@ def open_images(config: FinetuneConfig) -> Images:
             multi_label=True,
         )
     everything = _joined(source.train, source.test)
-    return Images(source=source, all=everything, groups=_groups(everything, config.data))
-
-
-def _readable(source: Source, data: DataConfig) -> Source:
-    if data.bad_images == "error" or isinstance(source.train, TensorImages):
-        return source
-    readable, errors = find_readable(source.train)
-    for error in errors:
-        report(f"{error}; it is left out")
-    return dataclasses.replace(source, train=source.train.select(readable))
+    return Images(source=source, all=everything, groups=find_groups(everything, config.data))
 
 
 def _of_several(images: TensorImages | ImageFiles, num_classes: int) -> ImageFiles:
@@ -144,8 +132,9 @@ def _of_several(images: TensorImages | ImageFiles, num_classes: int) -> ImageFil
     for place, unit in enumerate(units):
         first.setdefault(unit, place)
         labels[first[unit]] |= labels[place]
-    merged = images.select(torch.tensor(list(first.values())))
-    merged.labels = labels[torch.tensor(list(first.values()))]
+    kept = torch.tensor(list(first.values()))
+    merged = images.select(kept)
+    merged.labels = labels[kept]
     return merged
 
 
@@ -158,16 +147,6 @@ def _joined(
         return TensorImages(torch.cat([train.images, test.images]), labels)
     assert isinstance(test, ImageFiles)
     return ImageFiles([*train.paths, *test.paths], labels, in_chans=train.in_chans)
-
-
-def _groups(images: TensorImages | ImageFiles, data: DataConfig) -> Tensor:
-    if isinstance(images, TensorImages):
-        return torch.arange(len(images))
-    together = find_duplicates(images.paths)
-    if data.group is not None:
-        assert data.root is not None
-        together += group_by_name(images.paths, Path(data.root), data.group)
-    return torch.tensor(number_units(len(images), together))
 
 
 def draw_folds(

@@ -65,7 +65,7 @@ class Told:
     settings: Sequence[tuple[str, str]]
     """What was trained, by name."""
     curves: Sequence[Mapping[str, Any]]
-    """Of the training: ``title``, ``left``, ``right`` and ``lines``, each of name and points."""
+    """Of the training, as ``parts.html`` draws them."""
     command: str
     """That repeats it."""
     folder: str

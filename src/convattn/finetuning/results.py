@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convattn.classification.evaluation import average_precisions
+from convattn.probing.report import bootstrap
 from convattn.probing.scores import score, training_loss
 from convattn.results import Results, Rows, percentages, worst_class
 
-_DRAWS = 2_000
-_CELLS = 20_000_000  # of draws and images, at once
+_DRAWS, _DRAWS_OF_MAP = 2_000, 500
 NUM_BINS = 10
 """Of the diagram of calibration."""
 
@@ -42,13 +42,31 @@ class ClassScores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetunedResult(Results):
-    """What was found on images of one class each; shares lie between 0 and 1."""
+class _Finetuned(Results):
+    """What was found on images of one class each, or of several; shares lie between 0 and 1."""
 
     num_classes: int
     """Classes that the network tells apart."""
     judged: str
-    """Which images these are: test, or out of fold."""
+    """Which images these are: test, or out-of-fold."""
+    macro_f1: float
+    """Mean F1 of the classes; where images have several, at the classes' thresholds."""
+    loss: float
+    """Mean cross-entropy in nats; where images have several classes the binary one."""
+    ece: float
+    """Expected calibration error in 15 bins; of several classes of all yes and no."""
+    ece_before: float
+    """The same before the temperature."""
+    temperature: float
+    """What logits are divided by, chosen on validation images; the saved weights have it."""
+    per_class: Mapping[str, ClassScores]
+    """By the classes' names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunedResult(_Finetuned):
+    """What was found on images of one class each; shares lie between 0 and 1."""
+
     top1: float
     """Share of images whose class is the likeliest."""
     top1_interval: Interval
@@ -57,18 +75,6 @@ class FinetunedResult(Results):
     """Mean recall of the classes."""
     balanced_accuracy_interval: Interval
     """Alike."""
-    macro_f1: float
-    """Mean F1 of the classes."""
-    loss: float
-    """Mean cross-entropy in nats."""
-    ece: float
-    """Expected calibration error in 15 bins."""
-    ece_before: float
-    """The same before the temperature."""
-    temperature: float
-    """What logits are divided by, chosen on validation images; the saved weights have it."""
-    per_class: Mapping[str, ClassScores]
-    """By the classes' names."""
     top1_of_folds: tuple[float, ...] = ()
     """Of each fold, where there are some."""
     out_of_fold: FinetunedResult | None = None
@@ -100,29 +106,13 @@ class FinetunedResult(Results):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetunedMultiLabelResult(Results):
+class FinetunedMultiLabelResult(_Finetuned):
     """What was found on images of several classes; shares lie between 0 and 1."""
 
-    num_classes: int
-    """Classes that the network tells apart."""
-    judged: str
-    """Which images these are: test, or out of fold."""
     map: float
     """Mean of the classes' average precisions; a class without images is left out."""
     map_interval: Interval
     """Its 95 % interval over the images, by the bootstrap."""
-    macro_f1: float
-    """Mean F1 of the classes at their thresholds."""
-    loss: float
-    """Mean binary cross-entropy in nats."""
-    ece: float
-    """Expected calibration error of all yes and no, in 15 bins."""
-    ece_before: float
-    """The same before the temperature."""
-    temperature: float
-    """What logits are divided by, chosen on validation images; the saved weights have it."""
-    per_class: Mapping[str, ClassScores]
-    """By the classes' names."""
     map_of_folds: tuple[float, ...] = ()
     """Of each fold, where there are some."""
     out_of_fold: FinetunedMultiLabelResult | None = None
@@ -217,16 +207,16 @@ def judge(
         )
     said = calibrated.argmax(1)
     per_class = _scores_of_classes(said, labels, class_names)
-    right = (said == labels).double().numpy()
+    right = (said == labels).double()
     return FinetunedResult(
         **common,
         top1=found["accuracy"],
-        top1_interval=_interval(len(right), lambda draws: right[draws].mean(1)),
+        top1_interval=bootstrap(right),
         balanced_accuracy=found["balanced_accuracy"],
-        balanced_accuracy_interval=_interval_of_recall(right, labels),
+        balanced_accuracy_interval=_interval_of_recall(right.numpy(), labels),
         macro_f1=_mean_f1(per_class),
         per_class=per_class,
-        top1_of_folds=_of_folds(folds, lambda part: float(right[part.numpy()].mean())),
+        top1_of_folds=_of_folds(folds, lambda part: float(right[part].mean())),
     )
 
 
@@ -275,19 +265,6 @@ def _class_scores(taken: Tensor, there: Tensor, **more: float | None) -> ClassSc
     )
 
 
-def _interval(
-    count: int, means: Callable[[NDArray[np.int64]], NDArray[np.float64]], draws: int = _DRAWS
-) -> Interval:
-    """The bootstrap's percentile interval of a mean over images."""
-    random, found = np.random.default_rng(0), []
-    at_once = max(1, _CELLS // count)
-    for start in range(0, draws, at_once):
-        size = (min(at_once, draws - start), count)
-        found.append(means(random.integers(count, size=size)))
-    low, high = np.nanquantile(np.concatenate(found), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def _interval_of_recall(right: NDArray[np.float64], labels: Tensor) -> Interval:
     """Of the mean recall, each class drawn from its own images."""
     random = np.random.default_rng(0)
@@ -302,12 +279,11 @@ def _interval_of_recall(right: NDArray[np.float64], labels: Tensor) -> Interval:
 
 def _interval_of_map(scores: Tensor, labels: Tensor) -> Interval:
     """Of the mean average precision, the images drawn with all their classes."""
-    x, y = scores.numpy(), labels.bool().numpy()
-
-    def means(draws: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.array([_mean_average_precision(x[draw], y[draw]) for draw in draws])
-
-    return _interval(len(x), means, draws=_DRAWS // 4)
+    random, x, y = np.random.default_rng(0), scores.numpy(), labels.bool().numpy()
+    draws = (random.integers(len(x), size=len(x)) for _ in range(_DRAWS_OF_MAP))
+    found = [_mean_average_precision(x[draw], y[draw]) for draw in draws]
+    low, high = np.nanquantile(found, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def _mean_average_precision(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> float:

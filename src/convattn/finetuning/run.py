@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from convattn.config import DataConfig, FinetuneConfig, as_flags
+from convattn.config import DataConfig, FinetuneConfig, TrainConfig, as_flags
 from convattn.data import describe_skipped
 from convattn.data.counts import by_severity, count, judge_counts
 from convattn.exceptions import Interrupted
-from convattn.files import make_numbered_folder, replace_atomically
+from convattn.files import new_run_folder, replace_atomically, unfinished
 from convattn.finetuning import frozen as first_stage
 from convattn.finetuning.frozen import Choice, Maps
 from convattn.finetuning.images import Images, open_images
-from convattn.finetuning.network import (
-    divided,
-    join_tensors,
-    network_cfg,
-    predict,
-    run_config,
-    save_network,
-)
+from convattn.finetuning.network import divided, predict
 from convattn.finetuning.page import Judged, Told, render_report
 from convattn.finetuning.results import (
     FinetunedMultiLabelResult,
@@ -41,11 +35,12 @@ from convattn.finetuning.results import (
     fit_thresholds,
     judge,
 )
-from convattn.models.map_classifier import MapClassifier, map_classifier
 from convattn.modes import default_device
-from convattn.probing.backbone import Frozen
-from convattn.probing.scores import score, training_loss
+from convattn.probing.backbone import Frozen, check_channels
+from convattn.probing.network import join_tensors, network_cfg, run_config, save_network
+from convattn.probing.scores import score
 from convattn.runs import Run
+from convattn.runs.build import build_trained
 from convattn.text import aligned, report
 
 _CONFIG, _STAGES, _REPORT = "finetune.json", "stages", "report.html"
@@ -80,10 +75,31 @@ class Setup:
         """K."""
         return len(self.images.class_names)
 
-    @property
+    @cached_property
     def cfg(self) -> dict[str, Any]:
         """What the network needs of an image."""
-        return network_cfg(self.maps.frozen, self.images)
+        return network_cfg(self.maps.frozen, self.images.source)
+
+    @cached_property
+    def run_config(self) -> TrainConfig:
+        """What ``config.json`` of the run folder holds."""
+        config = self.config
+        return run_config(
+            "finetune",
+            config.data,
+            self.maps.frozen,
+            config.pool,
+            self.num_classes,
+            seed=config.seed,
+        )
+
+    def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The numbers of those to learn, and of those to choose by.
+
+        Args:
+            images: Numbers of images.
+        """
+        return self.images.split(images, self.config.valid_share, self.config.seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,22 +115,17 @@ class Network:
     told: Mapping[str, Any]
     """How it was trained, for the report."""
 
-    @property
+    @cached_property
     def temperature(self) -> float:
         """What its logits are divided by."""
         return fit_temperature(self.logits, self.labels)
 
-    @property
+    @cached_property
     def thresholds(self) -> tuple[float, ...] | None:
         """Of images of several classes."""
         if self.labels.ndim == 1:
             return None
         return fit_thresholds((self.logits / self.temperature).sigmoid(), self.labels)
-
-    @property
-    def loss(self) -> float:
-        """Of the validation images, after the temperature."""
-        return float(training_loss(self.logits.double() / self.temperature, self.labels))
 
     def write(self, file: Path) -> None:
         """Keep it, whole or not at all."""
@@ -138,19 +149,6 @@ class Network:
         )
 
 
-class Clock:
-    """The time that a finetuning has, and has spent."""
-
-    def __init__(self, minutes: float) -> None:
-        self.minutes = minutes
-        self._start = time.monotonic()
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return 60 * self.minutes - (time.monotonic() - self._start)
-
-
 def run_finetune(config: FinetuneConfig) -> FinetunedRun:
     """Train, test and explain a classifier, and leave a run folder.
 
@@ -165,9 +163,9 @@ def run_finetune(config: FinetuneConfig) -> FinetunedRun:
     images = open_images(config)
     frozen = first_stage.open_frozen(config, config.image_size)
     _check(images, frozen, config)
-    folder = _new_folder(config.out)
+    folder = new_run_folder(config.out, "runs/finetune", "convattn finetune --resume")
     replace_atomically(folder / _CONFIG, config.to_json().encode())
-    return _go_on(config, folder, images)
+    return _go_on(config, folder, images, frozen)
 
 
 def resume_finetune(folder: Path) -> FinetunedRun:
@@ -180,39 +178,16 @@ def resume_finetune(folder: Path) -> FinetunedRun:
         FileNotFoundError: If it is the folder of none.
         ValueError: If it has ended.
     """
-    file = folder / _CONFIG
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder} is the folder of no finetuning: {file} does not exist; name one that "
-            "`convattn finetune` has made"
-        )
-    if (folder / _REPORT).exists():
-        raise ValueError(f"{folder} has ended: nothing is left to resume; see {folder / _REPORT}")
+    file = unfinished(
+        folder, config=_CONFIG, end=_REPORT, what="finetuning", command="convattn finetune"
+    )
     config = FinetuneConfig.from_json(file.read_text(encoding="utf-8"), str(file))
-    return _go_on(config, folder, open_images(config))
-
-
-def _new_folder(out: str | None) -> Path:
-    if out is None:
-        return make_numbered_folder(Path("runs") / "finetune")
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise FileExistsError(
-            f"{folder} exists and is never overwritten; give another --out, or go on with "
-            f"`convattn finetune --resume {folder}`"
-        ) from None
-    return folder
+    frozen = first_stage.open_frozen(config, config.image_size)
+    return _go_on(config, folder, open_images(config), frozen)
 
 
 def _check(images: Images, frozen: Frozen, config: FinetuneConfig) -> None:
-    channels = frozen.cfg["input_size"][0]
-    if channels != images.source.in_chans:
-        raise ValueError(
-            f"{frozen.name} takes images of {channels} channels, and these have "
-            f"{images.source.in_chans}; take a network that was trained on such"
-        )
+    check_channels(frozen, images.source)
     if config.class_weights == "balanced" and images.source.multi_label:
         raise ValueError(
             "class-weights balanced is for images of one class each, and these may have several; "
@@ -228,62 +203,78 @@ def _check(images: Images, frozen: Frozen, config: FinetuneConfig) -> None:
         )
 
 
-def _go_on(config: FinetuneConfig, folder: Path, images: Images) -> FinetunedRun:
-    clock, stages = Clock(config.minutes), folder / _STAGES
+def _go_on(config: FinetuneConfig, folder: Path, images: Images, frozen: Frozen) -> FinetunedRun:
+    deadline, stages = time.monotonic() + 60 * config.minutes, folder / _STAGES
     stages.mkdir(exist_ok=True)
     try:
-        setup = _with_maps(config, images, stages, clock)
+        setup, choice = _with_maps(config, images, frozen, stages, deadline)
         folds = _train_folds(setup, stages) if config.folds else None
-        network = _train(setup, images.train, stages / "final.safetensors")
+        network = _train(setup, images.train, stages / "final.safetensors", choice)
         return _finish(setup, folder, network, folds)
     except KeyboardInterrupt:
         again = f"convattn finetune --resume {shlex.quote(str(folder))}"
         raise Interrupted(f"interrupted; go on with: {again}") from None
 
 
-def _with_maps(config: FinetuneConfig, images: Images, stages: Path, clock: Clock) -> Setup:
-    """The backbone at the size that validation images like best, and its maps."""
-    own = first_stage.open_frozen(config, config.image_size)
-    device = default_device(config.device)
-    fit, valid = images.split(images.train, config.valid_share, config.seed)
+def _with_maps(
+    config: FinetuneConfig, images: Images, own: Frozen, stages: Path, deadline: float
+) -> tuple[Setup, Choice | None]:
+    """The backbone at the size that validation images like best, its maps, and its head.
+
+    The head is None where there was no choice of sizes.
+    """
     file = stages / "size.json"
+    own_side = own.cfg["input_size"][1]
     if file.is_file():
-        side = json.loads(file.read_text())["size"]
-        frozen = first_stage.open_frozen(config, side)
-        return Setup(
-            config=config, images=images, maps=first_stage.map_images(config, frozen, images)
-        )
+        sides = [json.loads(file.read_text())["size"]]
+    else:
+        sides = first_stage.possible_sizes(config, images, own_side)
+    found: dict[int, tuple[Setup, Choice | None]] = {}
     losses: dict[int, float] = {}
-    found: dict[int, Maps] = {}
-    for side in first_stage.possible_sizes(config, images, own.cfg["input_size"][1]):
-        frozen = first_stage.open_frozen(config, side)
-        if losses:
-            seconds = first_stage.seconds_of_pass(frozen, len(images.all), device)
-            if seconds > _SHARE_OF_LARGER * clock.left:
-                report(f"images of {side} x {side} are not tried: they take {seconds:.0f} s")
-                break
-        found[side] = first_stage.map_images(config, frozen, images)
-        choice = first_stage.choose(found[side], fit, valid, config, len(images.class_names))
-        losses[side] = choice.outcome.loss
-        report(f"images of {side} x {side}: validation loss {choice.outcome.loss:.4f}")
-    side = min(losses, key=losses.__getitem__)
-    replace_atomically(file, json.dumps({"size": side, "losses": losses}).encode())
-    return Setup(config=config, images=images, maps=found[side])
+    for side in sides:
+        frozen = own if side == own_side else first_stage.open_frozen(config, side)
+        if found and _is_too_long(config, frozen, images, deadline):
+            break
+        maps = first_stage.map_images(config, frozen, images)
+        setup, choice = Setup(config=config, images=images, maps=maps), None
+        if len(sides) > 1:
+            choice = _choose(setup, images.train)
+            losses[side] = choice.outcome.loss
+            report(f"images of {side} x {side}: validation loss {choice.outcome.loss:.4f}")
+        found[side] = setup, choice
+    best = min(losses, key=losses.__getitem__) if losses else sides[0]
+    replace_atomically(file, json.dumps({"size": best}).encode())
+    return found[best]
 
 
-def _train(setup: Setup, images: Tensor, file: Path) -> Network:
+def _is_too_long(config: FinetuneConfig, frozen: Frozen, images: Images, deadline: float) -> bool:
+    """Whether a pass takes too much of the time that is left, which is told."""
+    device = default_device(config.device)
+    seconds = first_stage.seconds_of_pass(frozen, len(images.all), device)
+    if seconds <= _SHARE_OF_LARGER * (deadline - time.monotonic()):
+        return False
+    side = frozen.cfg["input_size"][1]
+    report(f"images of {side} x {side} are not tried: they take {seconds:.0f} s")
+    return True
+
+
+def _choose(setup: Setup, images: Tensor) -> Choice:
+    fit, valid = setup.split(images)
+    return first_stage.choose(setup.maps, fit, valid, setup.config, setup.num_classes)
+
+
+def _train(setup: Setup, images: Tensor, file: Path, choice: Choice | None = None) -> Network:
     """A network trained on images, as chosen by a part of them; what is kept is not done again."""
     if file.is_file():
         return Network.read(file)
-    config, maps = setup.config, setup.maps
-    fit, valid = setup.images.split(images, config.valid_share, config.seed)
-    choice = first_stage.choose(maps, fit, valid, config, setup.num_classes)
-    part = first_stage.train_head(maps, fit, choice, config, setup.num_classes)
-    logits = first_stage.logits_of(maps, part, valid)
-    whole = first_stage.train_head(maps, images, choice, config, setup.num_classes)
+    config, maps, num_classes = setup.config, setup.maps, setup.num_classes
+    fit, valid = setup.split(images)
+    choice = choice or _choose(setup, images)
+    part = first_stage.train_head(maps, fit, choice, config, num_classes)
+    whole = first_stage.train_head(maps, images, choice, config, num_classes)
     network = Network(
-        tensors=join_tensors(maps.frozen, whole),
-        logits=logits,
+        tensors=join_tensors(maps.frozen, whole.heads[choice.trial].state_dict()),
+        logits=part.predict(valid, [choice.trial])[choice.trial],
         labels=setup.images.labels[valid],
         told=_told_of_head(choice, len(fit), len(valid)),
     )
@@ -293,7 +284,6 @@ def _train(setup: Setup, images: Tensor, file: Path) -> Network:
 
 def _told_of_head(choice: Choice, num_fit: int, num_valid: int) -> dict[str, Any]:
     return {
-        "stage": "frozen",
         "rate": choice.trial.lr,
         "epochs": choice.outcome.epoch,
         "grid": sorted(choice.grid.items()),
@@ -342,15 +332,10 @@ def _train_folds(setup: Setup, stages: Path) -> Folds:
 
 
 def _predict(setup: Setup, tensors: Mapping[str, Tensor], numbers: Tensor, *, what: str) -> Tensor:
-    config = run_config(setup.config, setup.maps.frozen, setup.num_classes)
-    model = _build(config.model.model_args, setup.num_classes, setup.cfg)
+    config = setup.run_config
+    model = build_trained(config.model, cfg=setup.cfg, augment=config.augment)
     model.load_state_dict(dict(tensors))
     return predict(model, setup.images, numbers, setup.config, setup.cfg, what=what)
-
-
-def _build(arguments: Mapping[str, Any], num_classes: int, cfg: Mapping[str, Any]) -> MapClassifier:
-    channels = cfg["input_size"][0]
-    return map_classifier(num_classes=num_classes, in_chans=channels, **arguments)
 
 
 # ----------------------------------------------------------------------------------- the folder
@@ -361,9 +346,8 @@ def _finish(setup: Setup, folder: Path, network: Network, folds: Folds | None) -
     thresholds = network.thresholds
     if thresholds is not None:
         cfg = {**cfg, "thresholds": list(thresholds)}
-    save_network(folder / "model.safetensors", divided(network.tensors, network.temperature), cfg)
-    run = run_config(config, setup.maps.frozen, setup.num_classes)
-    replace_atomically(folder / "config.json", run.to_json().encode())
+    tensors = divided(network.tensors, network.temperature)
+    save_network(folder, tensors, cfg, setup.run_config)
     model = Run.open(folder).load_model()
     calibrated = predict(model, images, images.test, config, cfg, what="test")
     result = judge(
@@ -446,7 +430,7 @@ def _told(setup: Setup, folder: Path, network: Network) -> Told:
             ("backbone", f"{frozen.name}, {frozen.origin}"),
             ("images", f"{setup.maps.image_size} x {setup.maps.image_size}"),
             ("pool", config.pool),
-            ("trained", "pool and classifier" if told["stage"] == "frozen" else "all of it"),
+            ("trained", "pool and classifier"),
             ("learning rate", f"{told['rate']:.2g}"),
             ("epochs", str(told["epochs"])),
             ("learnt and validated by", f"{told['fit']:,} and {told['valid']:,} images, then all"),
@@ -478,7 +462,7 @@ def _grid_curve(grid: Sequence[Sequence[float]]) -> dict[str, Any]:
         "right": f"{grid[-1][0]:.2g}",
         "top": f"{top:.3f}",
         "bottom": "0",
-        "lines": [{"name": "loss", "points": points}],
+        "lines": [{"points": points}],
     }
 
 

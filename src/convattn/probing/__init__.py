@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from convattn.config import DATA_FLAGS, DataConfig, ProbeConfig
+from convattn.config import ProbeConfig
 
 if TYPE_CHECKING:
     from convattn.probing.study import ProbedRun
@@ -33,23 +33,4 @@ def probe(images: str | os.PathLike[str], **options: Any) -> ProbedRun:
     """
     from convattn.probing.study import run_probe
 
-    of_data = {name: options.pop(name) for name in DATA_FLAGS if name in options}
-    data = DataConfig(**located(str(os.fspath(images)), of_data))
-    try:
-        config = ProbeConfig(data=data, **options)
-    except TypeError as error:
-        raise ValueError(f"probe refuses its options: {error}") from None
-    return run_probe(config)
-
-
-def located(images: str, of_data: dict[str, Any]) -> dict[str, Any]:
-    """Fields of the data: their folder, or the name of a set that is generated.
-
-    Args:
-        images: What was given.
-        of_data: Further fields.
-    """
-    name = of_data.get("name", "folder")
-    if images == "cluttered_digits":
-        return {**of_data, "name": images}
-    return {**of_data, "name": name, "root": images}
+    return run_probe(ProbeConfig.of_images(os.fspath(images), **options))

@@ -15,6 +15,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from convattn.config import ProbeConfig, Scalar
+from convattn.data import Source
 from convattn.models.map_classifier import TORCHVISION, MapBackbone, create_backbone
 from convattn.runs import Run
 from convattn.text import one_line
@@ -103,6 +104,24 @@ def open_backbone(config: ProbeConfig) -> Frozen:
         },
         cfg=cfg,
     )
+
+
+def check_channels(frozen: Frozen, source: Source) -> None:
+    """Refuse images of other channels than a network takes.
+
+    Args:
+        frozen: The network.
+        source: The images.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    channels = frozen.cfg["input_size"][0]
+    if channels != source.in_chans:
+        raise ValueError(
+            f"{frozen.name} takes images of {channels} channels, and those of {source.name} have "
+            f"{source.in_chans}; take a network that was trained on such"
+        )
 
 
 def _find_weights(config: ProbeConfig) -> _Weights:

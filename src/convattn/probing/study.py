@@ -17,18 +17,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from convattn.classification.dataset import open_data
 from convattn.classification.evaluation import summarize
 from convattn.classification.predictions import NUM_RANKS, Predictions
-from convattn.config import AugmentConfig, ModelConfig, ProbeConfig, Scalar, TrainConfig
-from convattn.data import Source, TensorImages, train_transform, transform_of
-from convattn.data.folders import find_duplicates, group_by_name, number_units
-from convattn.data.images import ImageFiles, find_readable
+from convattn.config import ProbeConfig
+from convattn.data import Source, train_transform, transform_of
 from convattn.exceptions import Interrupted
-from convattn.files import make_numbered_folder, replace_atomically
+from convattn.files import new_run_folder, replace_atomically, unfinished
 from convattn.layers import POOLS
 from convattn.modes import default_device
-from convattn.probing.backbone import Frozen, open_backbone
+from convattn.probing.backbone import Frozen, check_channels, open_backbone
 from convattn.probing.cache import (
     CacheOptions,
     MapCache,
@@ -44,10 +41,11 @@ from convattn.probing.heads import (
     draw_validation,
     first_rates,
     num_parameters,
-    pool_options,
     wider_rates,
 )
+from convattn.probing.images import find_groups, open_source
 from convattn.probing.neighbours import averages, choose_number, vote
+from convattn.probing.network import join_tensors, network_cfg, run_config, save_network
 from convattn.probing.scores import is_multi_label, score, training_loss
 from convattn.text import nearest, report
 
@@ -130,9 +128,9 @@ def run_probe(config: ProbeConfig) -> ProbedRun:
         Interrupted: If the user stopped it.
     """
     _check_pools(config.pools)
-    frozen, source = open_backbone(config), _open_source(config)
-    _check_channels(frozen, source)
-    folder = _new_folder(config.out)
+    frozen, source = open_backbone(config), open_source(config.data)
+    check_channels(frozen, source)
+    folder = new_run_folder(config.out, "runs/probe", "convattn probe --resume")
     replace_atomically(folder / _CONFIG, config.to_json().encode())
     return _go_on(config, folder, frozen, source)
 
@@ -147,16 +145,11 @@ def resume_probe(folder: Path) -> ProbedRun:
         FileNotFoundError: If it is the folder of no probe.
         ValueError: If the probe has ended.
     """
-    file = folder / _CONFIG
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder} is the folder of no probe: {file} does not exist; name one that "
-            "`convattn probe` has made"
-        )
-    if (folder / "report.md").exists():
-        raise ValueError(f"{folder} has ended: nothing is left to resume; see {folder}/report.md")
+    file = unfinished(
+        folder, config=_CONFIG, end="report.md", what="probe", command="convattn probe"
+    )
     config = ProbeConfig.from_json(file.read_text(encoding="utf-8"), str(file))
-    return _go_on(config, folder, open_backbone(config), _open_source(config))
+    return _go_on(config, folder, open_backbone(config), open_source(config.data))
 
 
 def _go_on(config: ProbeConfig, folder: Path, frozen: Frozen, source: Source) -> ProbedRun:
@@ -164,7 +157,7 @@ def _go_on(config: ProbeConfig, folder: Path, frozen: Frozen, source: Source) ->
     try:
         cache = cache_maps(config, frozen, source)
         cached = time.monotonic()
-        groups = _groups(source.train, config)
+        groups = find_groups(source.train, config.data)
         names = source.class_names
         probe = Probe(config=config, cache=cache, class_names=names, groups=groups)
         results = [train_seed(probe, seed, folder / _STATE) for seed in range(config.seeds)]
@@ -185,39 +178,6 @@ def _check_pools(pools: Sequence[str]) -> None:
             )
         if pools.count(name) > 1:
             raise ValueError(f"the pool {name!r} is named twice; once is enough")
-
-
-def _open_source(config: ProbeConfig) -> Source:
-    source = open_data(config.data)
-    if config.data.bad_images == "skip" and isinstance(source.train, ImageFiles):
-        readable, errors = find_readable(source.train)
-        for error in errors:
-            report(f"{error}; it is left out")
-        source = dataclasses.replace(source, train=source.train.select(readable))
-    return source
-
-
-def _check_channels(frozen: Frozen, source: Source) -> None:
-    channels = frozen.cfg["input_size"][0]
-    if channels != source.in_chans:
-        raise ValueError(
-            f"{frozen.name} takes images of {channels} channels, and those of {source.name} have "
-            f"{source.in_chans}; take a network that was trained on such"
-        )
-
-
-def _new_folder(out: str | None) -> Path:
-    if out is None:
-        return make_numbered_folder(Path("runs") / "probe")
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise FileExistsError(
-            f"{folder} exists and is never overwritten; give another --out, or go on with "
-            f"`convattn probe --resume {folder}`"
-        ) from None
-    return folder
 
 
 def cache_folder() -> Path:
@@ -280,17 +240,6 @@ def cache_maps(config: ProbeConfig, frozen: Frozen, source: Source) -> MapCache:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _groups(images: TensorImages | ImageFiles, config: ProbeConfig) -> Tensor | None:
-    """(N,) numbers: images of one group, or of the same bytes, have the same."""
-    if isinstance(images, TensorImages):
-        return None
-    together = find_duplicates(images.paths)
-    if config.data.group is not None:
-        assert config.data.root is not None
-        together += group_by_name(images.paths, Path(config.data.root), config.data.group)
-    return torch.tensor(number_units(len(images), together))
 
 
 # ------------------------------------------------------------------------------------ one seed
@@ -568,7 +517,17 @@ def _finish(
         times=times,
     )
     best = findings.best
-    _write_network(probe, folder, frozen, source, best)
+    head = safetensors.torch.load_file(folder / _STATE / f"{best}.safetensors")
+    of_run = run_config(
+        "probe",
+        probe.config.data,
+        frozen,
+        best,
+        len(source.class_names),
+        norm=probe.config.norm,
+        epochs=probe.config.epochs,
+    )
+    save_network(folder, join_tensors(frozen, head), network_cfg(frozen, source), of_run)
     result = _result(results[0].logits[best], findings.labels, source.class_names)
     replace_atomically(folder / "evaluation.json", result.encode())
     figures.draw_accuracies(
@@ -596,41 +555,6 @@ def _title(frozen: Frozen, source: Source, config: ProbeConfig) -> str:
 def _data_name(source: Source, config: ProbeConfig) -> str:
     """What people call the data: a folder by its own name."""
     return source.name if config.data.root is None else Path(config.data.root).resolve().name
-
-
-def _write_network(probe: Probe, folder: Path, frozen: Frozen, source: Source, pool: str) -> None:
-    """The whole network of a pool, as ``Run.open`` reads it."""
-    head = safetensors.torch.load_file(folder / _STATE / f"{pool}.safetensors")
-    tensors = {
-        **{f"backbone.{name}": x for name, x in frozen.backbone.state_dict().items()},
-        **{f"head.{name}": x for name, x in head.items()},
-    }
-    tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-    options = pool_options(pool, probe.cache.shape[0])
-    arguments: dict[str, Scalar] = {
-        **frozen.arguments,
-        "pool": pool,
-        "norm": probe.config.norm,
-        **{f"pool_{name}": value for name, value in options.items()},
-    }
-    cfg = {
-        "architecture": "map_classifier",
-        "num_classes": len(source.class_names),
-        **frozen.cfg,
-        "label_names": list(source.class_names),
-    }
-    config = TrainConfig(
-        recipe="probe",
-        data=probe.config.data,
-        model=ModelConfig(
-            name="map_classifier", num_classes=len(source.class_names), model_args=arguments
-        ),
-        augment=AugmentConfig(),
-        epochs=probe.config.epochs,
-    )
-    content = safetensors.torch.save(tensors, {"pretrained_cfg": json.dumps(cfg)})
-    replace_atomically(folder / "model.safetensors", content)
-    replace_atomically(folder / "config.json", config.to_json().encode())
 
 
 def _result(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from torch.utils import deterministic
 
 from convattn.config import ModelConfig, TrainConfig
 from convattn.exceptions import Interrupted, NonFiniteError
-from convattn.files import make_numbered_folder, replace_atomically
+from convattn.files import new_run_folder, replace_atomically
 from convattn.results import Results
 from convattn.runs import Run
 from convattn.text import markdown_table, one_line
@@ -188,20 +188,10 @@ def _advice(error: Exception, folder: Path, *, saved: bool) -> str:
 
 def _new_folder(config: TrainConfig) -> Path:
     """The run folder: made by the first process, only named by the others."""
-    first = rank_zero_only.rank == 0
-    if config.out is not None:
-        folder = Path(config.out)
-        if first:
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:
-                raise FileExistsError(
-                    f"{folder} exists and is never overwritten; give another --out, or go on with "
-                    f"`convattn train --resume {folder}`"
-                ) from None
-        return folder
-    folder = Path("runs") / config.recipe
-    return make_numbered_folder(folder) if first else folder
+    usual = f"runs/{config.recipe}"
+    if rank_zero_only.rank != 0:
+        return Path(config.out or usual)
+    return new_run_folder(config.out, usual, "convattn train --resume")
 
 
 def _check_checkpoint(file: Path, task: TrainingTask) -> int:
