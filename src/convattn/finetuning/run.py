@@ -198,8 +198,8 @@ def _check(images: Images, frozen: Frozen, config: FinetuneConfig) -> None:
     if seconds > 60 * config.minutes:
         raise ValueError(
             f"minutes={config.minutes:g} is too little: {frozen.name} alone takes about "
-            f"{seconds / 60:.0f} minutes to see {len(images.all):,} images once; give at least "
-            f"--minutes {2 * seconds / 60:.0f}, or fewer images (--data.num-train)"
+            f"{seconds / 60:.2g} minutes to see {len(images.all):,} images once; give at least "
+            f"--minutes {2 * seconds / 60:.2g}, or fewer images (--data.num-train)"
         )
 
 
