@@ -206,8 +206,9 @@ def launch(
         name = target or BUNDLED
         model = open_model(name, checkpoint=checkpoint, num_classes=num_classes)
     blocks = build(model.to(open_device()), name=Path(name).resolve().name)
-    print(f"{start(blocks, host=host, port=port, open_browser=open_browser)} (Ctrl-C ends it)")
+    address = start(blocks, host=host, port=port, open_browser=open_browser)
     with suppress(KeyboardInterrupt):
+        print(f"{address} (Ctrl-C ends it)")
         threading.Event().wait()
     blocks.close(verbose=False)
 
