@@ -22,7 +22,7 @@ quickstart: $(INSTALLED) ## Train a small attention network on digits in clutter
 	$(BIN)/convattn train quickstart
 
 test: $(INSTALLED) ## Run the fast tests
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not browser and not weights"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not browser and not weights"
 
 browser: $(INSTALLED) ## Run the tests of pages in headless Chromium, which the system must have
 	$(BIN)/python -m pytest -m browser tests/demo tests/checks

@@ -11,7 +11,6 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 import convattn
 from convattn.data import transform_of
@@ -25,9 +24,11 @@ from convattn.export import (
 from convattn.layers import AAConv2d
 from convattn.runs.build import load_weights
 from convattn.segmentation import create_segmenter
+from tests.surgery.networks import CallsMeanOfRelu, Plain
 
 SIZES = [(64, 64), (75, 75), (48, 101)]
 BATCHES = [(batch_size, *size) for size in SIZES for batch_size in (1, 2)]
+SMALL = {"num_heads": 2, "min_head_dim": 2, "input_size": 64}
 
 
 def shake(model, scale=0.1):
@@ -42,15 +43,7 @@ def shake(model, scale=0.1):
 
 def augmented():
     torch.manual_seed(0)
-    model = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
-    convattn.augment(
-        model,
-        pool="attention",
-        conv=["layer3.0.conv2"],
-        input_size=(3, 64, 64),
-        inplace=True,
-    )
-    return shake(model).eval()
+    return shake(convattn.augment(Plain(), pool="attention", conv="body", **SMALL)).eval()
 
 
 def class_tokens():
@@ -61,17 +54,9 @@ def class_tokens():
 
 
 def attention_convolutions():
-    """No pool with attention; the last convolution that has it sees a smaller map, and strides."""
+    """No pool with attention, and a convolution that has some, of a smaller map, and strides."""
     torch.manual_seed(0)
-    model = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7)
-    convattn.augment(
-        model,
-        conv=["layer2.0.conv2", "layer3.0.conv1"],
-        num_heads=2,
-        attn_downsample=2,
-        input_size=(3, 64, 64),
-        inplace=True,
-    )
+    model = convattn.augment(Plain(), conv="body", attn_downsample=2, **SMALL)
     return shake(model).eval()
 
 
@@ -154,17 +139,18 @@ def test_the_checks_cover_three_sizes_and_two_batches_within_the_tolerance(as_on
 
 
 def test_an_onnx_file_names_its_inputs_outputs_and_sizes(as_onnx):
-    graph = onnx.load(as_onnx[1]).graph
-    onnx.checker.check_model(as_onnx[1], full_check=True)
+    model, file, _ = as_onnx
+    graph = onnx.load(file).graph
+    onnx.checker.check_model(file, full_check=True)
     shapes = {
         value.name: [one.dim_param or one.dim_value for one in value.type.tensor_type.shape.dim]
         for value in [*graph.input, *graph.output]
     }
-    classes = shapes["logits"][1]
+    _, maps = with_maps(model, random_images(1, 64, 64))
     assert shapes == {
         "images": ["batch", 3, "height", "width"],
-        "logits": ["batch", classes],
-        "attention": ["batch", {5: 5, 10: 1, 7: 2}[classes], "map_height", "map_width"],
+        "logits": ["batch", 5],
+        "attention": ["batch", maps.shape[1], "map_height", "map_width"],
     }
 
 
@@ -389,15 +375,11 @@ def test_published_networks_agree_in_onnxruntime(name, tmp_path):
 
 
 EVIDENCE = {
-    "average": lambda: timm.create_model("test_resnet", num_classes=7),
-    "light pool": lambda: augmented(pool="attention", pool_norm=True),
-    "a query a class": lambda: augmented(pool="class"),
-    "function call": lambda: torchvision.models.DenseNet(8, (2, 2), 16, num_classes=7),
+    "average": Plain,
+    "light pool": lambda: convattn.augment(Plain(), pool="attention", pool_norm=True),
+    "a query a class": lambda: convattn.augment(Plain(), pool="class"),
+    "function call": CallsMeanOfRelu,
 }
-
-
-def augmented(**words):
-    return convattn.augment(timm.create_model("test_resnet", num_classes=7), **words)
 
 
 @pytest.mark.parametrize("name", EVIDENCE)
@@ -422,15 +404,17 @@ def test_evidence_is_an_output_whose_sums_are_the_logits(name, tmp_path):
 
 def test_a_program_gives_attention_and_evidence(tmp_path):
     file = tmp_path / "model.pt2"
-    model = augmented(pool="attention").eval()
+    model = convattn.augment(Plain(), pool="attention").eval()
     exported = export_program(model, file, attention=True, evidence=True, size=(64, 64))
     assert list(exported.checks[0].differences) == ["logits", "attention", "evidence"]
     _, attention, evidence = torch.export.load(file).module()(random_images(2, 64, 96))
     assert attention.shape[:2] == (2, 1)
-    assert evidence.shape == (2, 7, *attention.shape[2:])
+    assert evidence.shape == (2, 5, *attention.shape[2:])
 
 
 def test_evidence_of_a_network_without_is_told(tmp_path):
     with pytest.raises(ValueError, match="is learned aggregation, with an MLP"):
-        export_onnx(augmented(pool="aggregation"), tmp_path / "m.onnx", evidence=True)
+        export_onnx(
+            convattn.augment(Plain(), pool="aggregation"), tmp_path / "m.onnx", evidence=True
+        )
     assert not list(tmp_path.iterdir())

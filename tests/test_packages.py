@@ -53,16 +53,25 @@ def test_imports_make_no_circle_not_even_lazy_ones():
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def modules_after(code):
-    names = f"{code}; import sys; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", names], capture_output=True, text=True, check=True)
-    return set(run.stdout.split())
+@pytest.fixture(scope="module")
+def loaded():
+    """What modules there are after each of several imports, one after the other in one process."""
+    names = ("timm", "convattn", "convattn.tasks")
+    code = "; ".join(("import sys", *(f"import {name}; print(*sys.modules)" for name in names)))
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {
+        name: set(line.split()) for name, line in zip(names, run.stdout.splitlines(), strict=True)
+    }
 
 
-def test_importing_convattn_loads_no_extra_and_no_detector():
-    loaded = modules_after("import convattn")
-    assert not [name for name in loaded if name.split(".")[0] in EXTRAS]
+def test_importing_convattn_loads_no_extra_and_no_detector(loaded):
+    assert not [name for name in loaded["convattn"] if name.split(".")[0] in EXTRAS]
     # `import torchvision`, which timm does, loads torchvision's own detectors.
-    loaded -= modules_after("import timm")
-    assert not [name for name in loaded if name.startswith("torchvision.models.detection")]
-    assert not [name for name in loaded if name.startswith("convattn.detection")]
+    own = loaded["convattn"] - loaded["timm"]
+    assert not [name for name in own if name.startswith("torchvision.models.detection")]
+    assert not [name for name in own if name.startswith("convattn.detection")]
+
+
+def test_the_tasks_door_opens_without_lightning_or_an_extra(loaded):
+    extras = {*EXTRAS, "faster_coco_eval", "segmentation_models_pytorch"}
+    assert not loaded["convattn.tasks"] & extras

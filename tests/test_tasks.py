@@ -1,7 +1,5 @@
 import ast
 import inspect
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,12 +82,3 @@ def test_nobody_else_asks_which_task_it_is():
             if texts & {*TASKS, *DETECTORS, *SEGMENTERS}:
                 found.append(f"{file.name}:{node.lineno}")
     assert found == []
-
-
-def test_the_door_opens_without_lightning_or_an_extra():
-    code = (
-        "import sys, convattn.tasks; print({'lightning', 'tyro', 'gradio', 'faster_coco_eval', "
-        "'segmentation_models_pytorch', 'matplotlib'} & {*sys.modules})"
-    )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "set()"

@@ -213,15 +213,20 @@ def test_it_is_public():
     assert convattn.evidence is evidence
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_050", "test_convnext"])
-@pytest.mark.parametrize("pool", ["attention", "class", "ep", "simpool", "abmil"])
+ATTENTIVE = ("attention", "class", "ep", "simpool", "abmil")
+
+
+@pytest.mark.parametrize("pool", ATTENTIVE)
+def test_a_norm_behind_any_pool_stands_in_the_way(pool):
+    model = augment(timm.create_model("test_convnext"), pool=pool)
+    with pytest.raises(NoEvidenceError, match=r"\(LayerNorm2d\), which is not linear"):
+        evidence(model, images())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+@pytest.mark.parametrize("pool", ATTENTIVE)
 @pytest.mark.parametrize("preserve", [True, False])
 def test_augmented_networks(name, pool, preserve):
-    if name == "test_convnext":  # a LayerNorm stands behind its pool
-        model = augment(timm.create_model(name), pool=pool, preserve=preserve)
-        with pytest.raises(NoEvidenceError, match=r"\(LayerNorm2d\), which is not linear"):
-            evidence(model, images())
-        return
     options = {"pool_queries": 4} if pool == "ep" else {}
     options |= {"pool_norm": pool in ("attention", "class")}
     plain = timm.create_model(name, num_classes=9)

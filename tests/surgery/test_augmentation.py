@@ -384,17 +384,27 @@ def test_channels_last_goes_through():
     assert relative(ours(x), plain(images())) < 1e-5
 
 
-@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
-def test_it_compiles_without_a_break(wish):
+TRACED = [
+    *(pytest.param(Plain, wish, id=name) for name, wish in WISHES.items()),
+    pytest.param(
+        lambda: timm_network("test_resnet"),
+        {"pool": "attention", "conv": "last-1-stage"},
+        id="both in a ResNet",
+    ),
+]
+
+
+@pytest.mark.parametrize(("network", "wish"), TRACED)
+def test_it_compiles_without_a_break(network, wish):
     torch._dynamo.reset()
-    ours = augment(timm_network("test_resnet"), input_size=64, **HEADS, **wish)
+    ours = augment(network().eval(), input_size=64, **HEADS, **wish)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     assert relative(compiled(images()), ours(images())) < 1e-5
 
 
-@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
-def test_it_exports_with_any_batch_and_size(wish):
-    ours = augment(timm_network("test_resnet"), input_size=64, **HEADS, **wish)
+@pytest.mark.parametrize(("network", "wish"), TRACED)
+def test_it_exports_with_any_batch_and_size(network, wish):
+    ours = augment(network().eval(), input_size=64, **HEADS, **wish)
     dim = torch.export.Dim
     shapes = {
         0: dim("batch"),

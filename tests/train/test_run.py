@@ -108,7 +108,7 @@ def test_killed_run_resumes_to_the_same_weights_and_metrics(finished, start, tmp
     # Rows of steps 9 and 12 are written inside the second epoch, after its first checkpoint.
     while not any(row["step"] > 9 for row in read_metrics(folder / "metrics.csv")):
         assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
+        time.sleep(0.1)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     process.communicate()

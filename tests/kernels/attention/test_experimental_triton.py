@@ -1,4 +1,4 @@
-"""Cases carry the marker ``gpu``; one test runs them all in Triton's interpreter, on the CPU.
+"""Cases carry the marker ``gpu``; ``test_interpreted`` runs them on the CPU.
 
 That computes with NumPy what the kernels say: whether they are right, but not whether they compile.
 Another test compiles them for two GPUs.
@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from convattn.kernels.attention import experimental_triton as ours
-from tests.kernels.interpreter import DEVICE, INTERPRETED, VERSION, run_interpreted
+from tests.kernels.interpreter import DEVICE, INTERPRETED
 
 NAMES = ("out", "q", "k", "v", "bias_h", "bias_w")
 
@@ -53,11 +53,6 @@ def check(inputs, weight, tolerance, *, dtype=torch.float32, attention=ours.trit
         # A map of one row gives that row's bias no gradient at all.
         scale = max(expected.norm().item(), 1e-2 * weight.norm().item())
         assert (got.cpu().double() - expected).norm().item() <= tolerance * scale, name
-
-
-@pytest.mark.skipif(VERSION < (3, 9), reason="its interpreter fails with current NumPy")
-def test_the_cases_below_in_the_interpreter():
-    run_interpreted(__file__)
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""The kernels of PatchConvNet's block against PyTorch in float64; see ``test_triton_attention``."""
+"""The kernels of PatchConvNet's block against PyTorch in float64; see attention's tests."""
 
 import re
 
@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 from convattn.inference.blocks import FoldedPatchConvBlock
 from convattn.kernels.patchconv_block import experimental_triton as ours
 from convattn.models.patchconvnet import PatchConvBlock
-from tests.kernels.interpreter import DEVICE, INTERPRETED, VERSION, run_interpreted
+from tests.kernels.interpreter import DEVICE, INTERPRETED
 
 EPS = 1e-6
 # Of the result's largest number. What enters a product is rounded once, and so is the result: by
@@ -91,11 +91,6 @@ def check(got, expected, dtype, *, tolerance=None):
     tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
     scale = expected.abs().max().item()
     torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=tolerance * scale)
-
-
-@pytest.mark.skipif(VERSION < (3, 9), reason="its interpreter fails with current NumPy")
-def test_the_cases_below_in_the_interpreter():
-    run_interpreted(__file__)
 
 
 @pytest.mark.gpu
