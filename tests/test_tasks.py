@@ -7,7 +7,7 @@ import pytest
 import timm
 
 import convattn
-from convattn.config import EvaluateConfig, PredictConfig, TrainConfig
+from convattn.config import DataConfig, EvaluateConfig, PredictConfig, TrainConfig
 from convattn.detection import DETECTORS, finds_masks
 from convattn.recipes import RECIPES
 from convattn.segmentation import SEGMENTERS
@@ -57,13 +57,16 @@ def test_options_of_other_tasks_are_refused_and_defaults_are_not(task):
     for options, flag, heeding in (
         (EvaluateConfig(dtype="bfloat16"), "--dtype", "classification"),
         (EvaluateConfig(window=(9, 9)), "--window", "segmentation"),
+        (EvaluateConfig(data=DataConfig(path_column="x")), "--data.path-column", "classification"),
+        (EvaluateConfig(data=DataConfig(labels_column="y")), "--data.labels-col", "classification"),
+        (EvaluateConfig(data=DataConfig(in_chans=1)), "--data.in-chans", "classification"),
         (PredictConfig(threshold=0.1), "--threshold", "detection"),
         (PredictConfig(window=(9, 9)), "--window", "segmentation"),
     ):
         if heeding == task.name:
             task.check_options(options, "runs/a")
             continue
-        with pytest.raises(ValueError, match=f"{flag} is for {heeding}; runs/a does {task.name}"):
+        with pytest.raises(ValueError, match=f"{flag}.* is for {heeding}; runs/a does {task.name}"):
             task.check_options(options, "runs/a")
 
 

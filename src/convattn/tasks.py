@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -162,7 +163,8 @@ class Task(ABC):
         kind = EvaluateConfig if isinstance(options, EvaluateConfig) else PredictConfig
         default = kind()
         for option, task in _HEEDED_BY[kind].items():
-            if task != self.name and getattr(options, option) != getattr(default, option):
+            value = attrgetter(option)
+            if task != self.name and value(options) != value(default):
                 flag = option.replace("_", "-")
                 raise ValueError(f"--{flag} is for {task}; {target} does {self.name}")
 
@@ -253,8 +255,15 @@ class Classification(Task):
                 target, checkpoint=options.weights, num_classes=num_classes, in_chans=in_chans
             )
 
-        folder = None if run is None else run.folder
-        return run_test(target, load, options, arguments, run_folder=folder, stopped=stopped)
+        return run_test(
+            target,
+            load,
+            options,
+            arguments,
+            run_folder=None if run is None else run.folder,
+            trained_on=None if run is None else run.config.data,
+            stopped=stopped,
+        )
 
     def predict(
         self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
@@ -469,6 +478,9 @@ _HEEDED_BY: Mapping[type, Mapping[str, str]] = {
         "allow_missing_classes": "classification",
         "real": "classification",
         "out": "classification",
+        "data.path_column": "classification",
+        "data.labels_column": "classification",
+        "data.in_chans": "classification",
     },
     PredictConfig: {"window": "segmentation", "threshold": "detection"},
 }

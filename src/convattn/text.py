@@ -50,6 +50,21 @@ def list_names(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
+def short_repr(value: object, most: int = 60) -> str:
+    """A value as Python writes it, cut where it is long.
+
+    Args:
+        value: Anything.
+        most: Characters that are shown, at least 3.
+
+    Example:
+        >>> short_repr("abcdefghij", 9)
+        "'abcde..."
+    """
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def printable(text: str) -> str:
     r"""A text that does nothing to a terminal, whoever named the file or class that it tells of.
 

@@ -12,8 +12,9 @@ from torch import nn
 from convattn.classification import figures
 from convattn.classification.predictions import PredictionsFile
 from convattn.cli import main
-from convattn.data import transform_of
+from convattn.data import load_source, transform_of
 from convattn.data.imagenet import imagenet_wnids
+from convattn.runs import Run
 
 WNIDS = imagenet_wnids()
 CFG = {
@@ -473,3 +474,71 @@ def test_what_is_left_out_is_told_at_the_start(colour_run, tmp_path, capsys):
     words = ["evaluate", colour_run, "--data.root", tmp_path / "data", "--out", tmp_path / "out"]
     assert main([*map(str, words)]) == 0
     assert "1 x no image by its name (val/cat/list.txt)" in capsys.readouterr().err
+
+
+def result_of(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_all_of_other_data_without_splits_is_tested(colour_run, tmp_path, capsys):
+    coloured(tmp_path / "data", ("cat", "dog"), 5)
+    words = ["evaluate", colour_run, "--data.root", tmp_path / "data", "--out", tmp_path / "out"]
+    assert main([*map(str, words)]) == 0
+    assert (result_of(tmp_path / "out")["num_images"], result_of(tmp_path / "out")["top1"]) == (
+        10,
+        1.0,
+    )
+    assert "has no splits: all its 10 images are tested" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def unsplit_run(tmp_path_factory):
+    """A run on class folders, a fifth of which is set aside."""
+    root = tmp_path_factory.mktemp("unsplit")
+    coloured(root / "data", ("cat", "dog"), 10)
+    words = (
+        f"train quickstart --data.name folder --data.root {root}/data --data.num-train None "
+        "--data.num-test None --data.image-size 32 --data.batch-size 8 --epochs 1 "
+        f"--model.model-args embed_dim 16 depth 1 --accelerator cpu --out {root}/run"
+    )
+    assert main(words.split()) == 0
+    return root
+
+
+def test_of_its_own_data_a_run_is_tested_on_what_it_has_not_seen(unsplit_run, tmp_path, capsys):
+    trained = Run.open(unsplit_run / "run")
+    learnt = {Path(path) for path in load_source("folder", root=unsplit_run / "data").train.paths}
+    (tmp_path / "link").symlink_to(unsplit_run)
+    words = ["evaluate", trained.folder, "--data.root", tmp_path / "link" / "data"]
+    assert main([*map(str, words), "--out", str(tmp_path / "out")]) == 0
+    rows = rows_of(tmp_path / "out" / "predictions.csv")
+    assert len(rows) == 4
+    assert not {unsplit_run / "data" / row["image"] for row in rows} & learnt
+    assert "4 of its 20 images, about a fifth of each class" in capsys.readouterr().err
+
+
+def test_a_table_of_other_data_is_tested_whole(colour_run, tmp_path, capsys):
+    coloured(tmp_path, ("cat", "dog"), 3)
+    lines = [f"{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(3)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]))
+    words = ["evaluate", colour_run, "--data.root", tmp_path / "labels.csv"]
+    assert main([*map(str, words), "--out", str(tmp_path / "out")]) == 0
+    assert result_of(tmp_path / "out")["num_images"] == 6
+    assert "labels.csv has no splits: all its 6 images are tested" in capsys.readouterr().err
+
+
+def test_a_test_parts_nothing(colour_run, tmp_path, capsys):
+    line = fails(
+        capsys, "evaluate", str(colour_run), "--group", "cat", "--out", str(tmp_path / "o")
+    )
+    assert "group='cat' (--data.group) parts images for a training" in line
+
+
+def test_classes_of_a_model_by_name_are_told_to_be_numbers(tmp_path, capsys):
+    coloured(tmp_path / "data", ("cat", "dog"), 2)
+    torch.save(Quick(2).state_dict(), tmp_path / "two.pth")
+    words = ["evaluate", "quick_for_tests", "--weights", tmp_path / "two.pth", "--data", "folder"]
+    words += ["--data.root", tmp_path / "data", "--out", tmp_path / "out"]
+    assert main([*map(str, words)]) == 0
+    assert result_of(tmp_path / "out")["num_images"] == 4
+    assert "in sorted order: 0 'cat' to 1 'dog'; a run's" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 import csv
 import json
 import random
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -579,6 +580,14 @@ def test_columns_of_images_are_not_read(tmp_path, twenty):
 # --- damage
 
 
+ROW_OF = {
+    "csv": r"\bline \d+\b",
+    "tsv": r"\bline \d+\b",
+    "jsonl": r"\bline \d+\b",
+    "parquet": r"\brow \d+\b",
+}
+
+
 def mutated(content, generator):
     """A table's bytes with a few of them other, cut, doubled, or with cells swapped."""
     content = bytearray(content)
@@ -616,6 +625,8 @@ def test_damage_is_one_sentence_that_names_the_file(form, tmp_path, twenty):
         except (ValueError, FileNotFoundError) as error:
             said.append(str(error))
     assert len(said) > 60
+    rows = sum(re.search(ROW_OF[form], one) is not None for one in said)
+    assert rows > (0 if form == "parquet" else len(said) / 3), said
     assert [one for one in said if f"labels.{form}" not in one or "\n" in one] == []
 
 

@@ -180,13 +180,17 @@ def test_a_run_of_several_classes_tells_them_one_by_one(tagged):
     told = explain(model, image, target="red")
     assert told.target.probability == pytest.approx(expected[1], abs=1e-6)
     options = EvaluateConfig(data=small(tagged).data, out=str(tagged.parent / "tested"))
-    result, files = run_test("run", lambda **_: model, options, [], run_folder=run.folder)
+    result, files = run_test(
+        "run", lambda **_: model, options, [], run_folder=run.folder, trained_on=options.data
+    )
     assert result.map == pytest.approx(run.result.map, abs=1e-6)
     assert all(file.stat().st_size for file in files)
     one = tagged.with_name("test.csv")
     one.write_text("path,label\n1.png,red\n2.png,green\n")
     options = replace(options, data=replace(options.data, root=str(one)), out=str(one.parent / "t"))
-    result, _ = run_test("run", lambda **_: model, options, [], run_folder=run.folder)
+    result, _ = run_test(
+        "run", lambda **_: model, options, [], run_folder=run.folder, trained_on=options.data
+    )
     assert result.num_images == 2
 
 

@@ -31,6 +31,7 @@ def open_data(
     training: bool = True,
     class_names: Sequence[str] | None = None,
     multi_label: bool | None = None,
+    test_all: bool = False,
 ) -> Source:
     """The data set that a configuration names; its images are the same for every run's seed.
 
@@ -43,6 +44,7 @@ def open_data(
         class_names: What the network that is tested on it calls its classes; None: those of the
             data set.
         multi_label: Whether it finds several classes an image; None: as the data set is.
+        test_all: Whether a folder without splits is all for the test.
 
     Raises:
         ValueError: If there is no such data set, its images have several classes where the network
@@ -51,14 +53,18 @@ def open_data(
         FileNotFoundError: If its files are missing.
     """
     source = load_data(
-        config if training else replace(config, num_train=1), class_names=class_names
+        config if training else replace(config, num_train=1),
+        class_names=class_names,
+        test_all=test_all,
     )
     if multi_label is not None:
         source = _with_label_of(source, multi_label, config)
     return opened(config, source)
 
 
-def load_data(config: DataConfig, *, class_names: Sequence[str] | None = None) -> Source:
+def load_data(
+    config: DataConfig, *, class_names: Sequence[str] | None = None, test_all: bool = False
+) -> Source:
     """As ``open_data``, of which nothing is told."""
     return load_source(
         config.name,
@@ -75,6 +81,7 @@ def load_data(config: DataConfig, *, class_names: Sequence[str] | None = None) -
         group=config.group,
         class_names=class_names,
         ignore_unknown=config.ignore_unknown,
+        test_all=test_all,
     )
 
 

@@ -35,7 +35,7 @@ from convattn.classification.predictions import (
     join,
     per_class_table,
 )
-from convattn.config import EvaluateConfig
+from convattn.config import DataConfig, EvaluateConfig
 from convattn.data import ImageFiles, Source, TensorImages, load_imagenet_validation
 from convattn.data.batches import UNREADABLE, report_skipped
 from convattn.data.images import find_readable
@@ -94,6 +94,7 @@ def run_test(
     arguments: Sequence[str],
     *,
     run_folder: Path | None = None,
+    trained_on: DataConfig | None = None,
     stopped: Path | None = None,
 ) -> tuple[ClassificationResult | MultiLabelResult, Sequence[Path]]:
     """Test a classifier, or go on with its test; the rows are on the disk while it runs.
@@ -104,6 +105,7 @@ def run_test(
         options: What is tested, on what, and where the results go.
         arguments: The command line's words, kept so that ``--resume`` can repeat them.
         run_folder: Folder of the run; None for a model by name.
+        trained_on: The run's own data; None for a model by name.
         stopped: Folder of a test that was stopped.
 
     Returns:
@@ -114,7 +116,7 @@ def run_test(
         FileNotFoundError: If there are no such weights or data.
         Interrupted: If the user stopped it.
     """
-    model, test = _open(load, options, is_run=run_folder is not None)
+    model, test = _open(load, options, trained_on)
     images = test.source.test
     check_num_classes(cast(Any, model).num_classes, len(test.source.class_names))
     settings = {
@@ -194,10 +196,17 @@ def _names(images: TensorImages | ImageFiles, root: str | None) -> list[str]:
     return [os.path.relpath(path, base) for path in images.paths]
 
 
-def _open(load: LoadModel, options: EvaluateConfig, *, is_run: bool) -> tuple[nn.Module, _Test]:
+def _open(
+    load: LoadModel, options: EvaluateConfig, trained_on: DataConfig | None
+) -> tuple[nn.Module, _Test]:
     if options.data.name == "imagenet":
-        return _open_imagenet(load, options, is_run=is_run)
-    if is_run:
+        return _open_imagenet(load, options, is_run=trained_on is not None)
+    if options.data.group != (None if trained_on is None else trained_on.group):
+        raise ValueError(
+            f"group={options.data.group!r} (--data.group) parts images for a training; a test "
+            "takes the run's own test images, or all of other data: leave it out"
+        )
+    if trained_on is not None:
         model = load()
         cfg = cast(Mapping[str, Any], model.pretrained_cfg)
         source = open_data(
@@ -205,11 +214,29 @@ def _open(load: LoadModel, options: EvaluateConfig, *, is_run: bool) -> tuple[nn
             training=False,
             class_names=cfg.get("label_names"),
             multi_label=bool(cfg.get("multi_label")),
+            test_all=not _is_own(options.data, trained_on),
         )
         return model, _Test(source=source)
-    source = open_data(options.data, training=False, multi_label=False)
-    num_classes = None if options.weights is None else len(source.class_names)
-    return load(num_classes=num_classes, in_chans=source.in_chans), _Test(source=source)
+    source = open_data(options.data, training=False, multi_label=False, test_all=True)
+    names = source.class_names
+    num_classes = None if options.weights is None else len(names)
+    model = load(num_classes=num_classes, in_chans=source.in_chans)
+    notes = []
+    if options.data.name == "folder":
+        notes.append(
+            f"the model's classes are taken to be the folder's in sorted order: 0 {names[0]!r} to "
+            f"{len(names) - 1} {names[-1]!r}; a run's are found by name"
+        )
+    return model, _Test(source=source, notes=notes)
+
+
+def _is_own(data: DataConfig, trained_on: DataConfig) -> bool:
+    """Whether these are the data that a run was trained on, a part of which it never saw."""
+    return data.name == trained_on.name and _resolved(data.root) == _resolved(trained_on.root)
+
+
+def _resolved(root: str | None) -> Path | None:
+    return None if root is None else Path(root).expanduser().resolve()
 
 
 def _open_imagenet(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from convattn.data.imagenet import imagenet_names
 from convattn.text import list_names, nearest
@@ -44,6 +44,21 @@ def match_classes(
             "with --ignore-unknown"
         )
     return found
+
+
+def find_alike(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two names that differ only in capitals or in how a letter is written.
+
+    Example:
+        >>> find_alike(["ant", "Bee", "bee"])
+        ('Bee', 'bee')
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(normal_name(name).casefold(), name)
+        if other != name:
+            return other, name
+    return None
 
 
 def normal_name(name: str) -> str:

@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from convattn.data.annotated import EntryFault
+from convattn.data.classes import find_alike
 from convattn.data.reading import Sample, read_sample, read_size, turned, turned_boxes
 from convattn.exceptions import UnreadableImageError
 
@@ -219,18 +220,16 @@ def check_class_names(names: Sequence[str], where: str) -> None:
     """Refuse names that nobody can tell apart, or that are none.
 
     Raises:
-        ValueError: If one is empty, or two are equal but for capitals.
+        ValueError: If one is empty, or two differ as little as ``find_alike`` says.
     """
-    seen: dict[str, str] = {}
-    for name in names:
-        if not name.strip():
-            raise ValueError(f"{where} has a class without a name; give it one")
-        other = seen.setdefault(name.casefold(), name)
-        if other != name:
-            raise ValueError(
-                f"{where} has the classes {other!r} and {name!r}, which differ only in capitals; "
-                "give both objects one name"
-            )
+    if not all(name.strip() for name in names):
+        raise ValueError(f"{where} has a class without a name; give it one")
+    alike = find_alike(names)
+    if alike is not None:
+        raise ValueError(
+            f"{where} has the classes {alike[0]!r} and {alike[1]!r}, which differ only in capitals "
+            "or in how a letter is written; give both objects one name"
+        )
 
 
 def size_of(path: str) -> Size:

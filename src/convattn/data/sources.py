@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from convattn.config import BadAnnotations, DataFormat
 from convattn.data.bands import extensions_of, measure_channels
-from convattn.data.classes import match_classes, normal_name
+from convattn.data.classes import find_alike, match_classes, normal_name
 from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.folders import (
     LeftOut,
@@ -121,6 +121,7 @@ def load_source(
     group: str | None = None,
     class_names: Sequence[str] | None = None,
     ignore_unknown: bool = False,
+    test_all: bool = False,
     seed: int = 0,
 ) -> Source:
     """Open a data set by name.
@@ -173,6 +174,7 @@ def load_source(
             needs only its test images then.
         ignore_unknown: Leave images of classes that are not among ``class_names`` out, and count
             them in ``skipped``, rather than refuse them.
+        test_all: Whether a ``folder`` without splits is all for the test: no part of it was learnt.
         seed: Any integer from 0.
 
     Returns:
@@ -224,12 +226,11 @@ def load_source(
                 labels_column=labels_column,
                 bad_annotations=bad_annotations,
             )
-            source = _load_tables(tables, rows, group, seed, testing=testing)
+            source = _load_tables(tables, rows, group, seed, testing=testing, test_all=test_all)
         else:
             _refuse_of_tables(of_tables, str(folder))
-            tested = testing and _is_split(folder)
             extensions = extensions_of(3 if in_chans is None else in_chans)
-            if tested:
+            if testing if _is_split(folder) else test_all:
                 source = _load_test_folder(folder, extensions)
             else:
                 source = _load_folder(folder, group, seed, extensions)
@@ -534,12 +535,21 @@ def _has_class_folders(root: Path) -> bool:
 
 
 def _load_tables(
-    tables: TableFiles, found: Rows, group: str | None, seed: int, *, testing: bool
+    tables: TableFiles,
+    found: Rows,
+    group: str | None,
+    seed: int,
+    *,
+    testing: bool,
+    test_all: bool,
 ) -> Source:
     """What tables say, as training and test images; where those are enough, the test's alone."""
     train_rows, test_rows, unused = _part_rows(tables, found, testing=testing)
     notes = [found.note]
-    if test_rows and group is not None:
+    if test_all and not test_rows:
+        train_rows, test_rows = (), train_rows
+        notes.append(_told_all(tables.names, len(test_rows)))
+    elif test_rows and group is not None:
         raise ValueError(
             f"group={group!r} parts images without splits, and {tables.names} has some; leave "
             "group out"
@@ -553,7 +563,7 @@ def _load_tables(
             f"{tables.names} has no test images: {len(test):,} of its {len(images):,}, about a "
             "fifth of each class, are the test set; a column split would say which"
         )
-    elif testing:
+    elif testing or not train_rows:
         class_names, test = _files_of(test_rows, found, classes_of(test_rows), least=1)
         train = test.select(torch.arange(0))
     else:
@@ -631,13 +641,20 @@ def _note_groups(notes: list[str], train: Sequence[Row], test: Sequence[Row]) ->
 
 
 def _load_test_folder(root: Path, extensions: tuple[str, ...]) -> Source:
-    """The images to test alone."""
+    """The images to test alone: those of a split, or all where there is none."""
     left_out = LeftOut()
-    class_names, test = _read_class_folders(
-        _held_out(root), left_out, extensions, base=root, least=1
-    )
+    is_split = _is_split(root)
+    folder = _held_out(root) if is_split else root
+    class_names, test = _read_class_folders(folder, left_out, extensions, base=root, least=1)
     source = _file_source("folder", class_names, test.select(torch.arange(0)), test)
-    return _with_left_out(source, left_out, ())
+    return _with_left_out(source, left_out, () if is_split else [_told_all(str(root), len(test))])
+
+
+def _told_all(where: str, count: int) -> str:
+    return (
+        f"{where} has no splits: all its {count:,} images are tested; the test flatters a network "
+        "that has learnt some of them"
+    )
 
 
 def _with_left_out(source: Source, left_out: LeftOut, notes: Sequence[str]) -> Source:
@@ -765,7 +782,12 @@ def _read_class_folders(
         raise ValueError(
             f"{folder} holds one class, {folders[0]!r}; expected at least 2 class folders{deeper}"
         )
-    _check_case(folder, folders)
+    alike = find_alike(folders)
+    if alike is not None:
+        raise ValueError(
+            f"{folder} holds the class folders {alike[0]!r} and {alike[1]!r}, which differ only in "
+            "capitals or in how a letter is written; merge the two, or rename one"
+        )
     paths: list[str] = []
     counts = []
     for name in folders:
@@ -780,17 +802,6 @@ def _read_class_folders(
         )
     labels = torch.arange(len(folders)).repeat_interleave(torch.tensor(counts))
     return tuple(normal_name(name) for name in folders), ImageFiles(paths, labels)
-
-
-def _check_case(folder: Path, names: Sequence[str]) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(normal_name(name).casefold(), name)
-        if other != name:
-            raise ValueError(
-                f"{folder} holds the class folders {other!r} and {name!r}, which differ only in "
-                "capitals or in how a letter is written; merge the two, or rename one"
-            )
 
 
 def _find_together(

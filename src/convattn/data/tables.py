@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 from convattn.config import BadAnnotations
 from convattn.data.annotated import EntryFault, Faults
+from convattn.data.classes import find_alike
 from convattn.data.folders import SPLITS, split_of, subfolders
-from convattn.text import list_names, nearest, one_line
+from convattn.text import list_names, nearest, one_line, short_repr
 
 TABLES: tuple[str, ...] = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Ends of the names of tables, in lower case."""
@@ -283,7 +284,7 @@ def _read_json_lines(file: Path) -> _Cells:
                 ) from None
             if not isinstance(row, dict):
                 raise ValueError(
-                    f"line {number} of {file} is no JSON object but {_short(row)}; expected "
+                    f"line {number} of {file} is no JSON object but {short_repr(row)}; expected "
                     '{"file_name": "a.jpg", "label": "cat"}'
                 )
             numbers.append(number)
@@ -410,7 +411,7 @@ def _are_splits(cells: _Cells, name: str) -> bool:
     if any(known) and not all(known):
         row = known.index(False)
         raise ValueError(
-            f"{cells.place(row)} of {cells.file} has {_short(cells.columns[name][row])} in the "
+            f"{cells.place(row)} of {cells.file} has {short_repr(cells.columns[name][row])} in the "
             f"column {name!r}; expected a split as other rows have, one of "
             f"{', '.join(word for words in SPLITS.values() for word in words)}"
         )
@@ -526,11 +527,6 @@ def _weight(cell: object) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return value if math.isfinite(value) and value >= 0 else None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _quoted(names: Sequence[str]) -> str:
@@ -673,7 +669,7 @@ def _rows(
             place = cells.place(row)
             path = _find_image(cell, folders, place)
             if classes is None:
-                label = _short(cells.columns[columns.labels or ""][row])
+                label = short_repr(cells.columns[columns.labels or ""][row])
                 raise EntryFault(
                     "row without a label",
                     f"{place} has the label {label}; expected the name of a class",
@@ -681,7 +677,7 @@ def _rows(
             if _weight(weight) is None:
                 raise EntryFault(
                     "row without a weight",
-                    f"{place} has the weight {_short(weight)}; expected a number from 0",
+                    f"{place} has the weight {short_repr(weight)}; expected a number from 0",
                 )
             yield Row(
                 path=path,
@@ -702,7 +698,7 @@ def _folders(file: Path) -> list[str]:
 def _find_image(cell: object, folders: Sequence[str], place: str) -> str:
     if not isinstance(cell, str | int) or not str(cell).strip():
         raise EntryFault(
-            "row without a path", f"{place} has the path {_short(cell)}; expected an image's"
+            "row without a path", f"{place} has the path {short_repr(cell)}; expected an image's"
         )
     name = str(cell).strip().replace("\\", "/")
     for folder in folders:
@@ -758,18 +754,16 @@ def classes_of(rows: Sequence[Row]) -> tuple[str, ...]:
     """The names of the classes of rows: in order, by value where all are numbers.
 
     Raises:
-        ValueError: If two differ only in capitals.
+        ValueError: If two differ as little as ``find_alike`` says.
     """
     names = sorted({name for row in rows for name in row.classes})
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(name.casefold(), name)
-        if other != name:
-            of = {one: next(row for row in rows if one in row.classes) for one in (other, name)}
-            raise ValueError(
-                f"{of[name].found_at()} has the class {name!r} and {of[other].found_at()} "
-                f"{other!r}, which differ only in capitals; write both alike"
-            )
+    alike = find_alike(names)
+    if alike is not None:
+        one, other = (next(row for row in rows if name in row.classes) for name in alike)
+        raise ValueError(
+            f"{other.found_at()} has the class {alike[1]!r} and {one.found_at()} {alike[0]!r}, "
+            "which differ only in capitals or in how a letter is written; write both alike"
+        )
     try:
         return tuple(sorted(names, key=float))
     except ValueError:

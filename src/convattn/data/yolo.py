@@ -33,6 +33,7 @@ from convattn.data.objects import (
 )
 from convattn.data.reading import image_extensions
 from convattn.data.texts import read_lines, read_text
+from convattn.text import short_repr
 
 LOOKED_FOR = "data.yaml with names, or images/ beside labels/ with classes.txt"
 
@@ -210,28 +211,23 @@ def _read_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
         by_number = {str(key): name for key, name in given.items()}
         given = [by_number[str(number)] for number in range(len(given))]
     if not isinstance(given, list) or not given:
-        raise ValueError(f"{file} has names={_short(given)}; expected a list of the classes")
+        raise ValueError(f"{file} has names={short_repr(given)}; expected a list of the classes")
     for number, name in enumerate(given):
         if isinstance(name, bool) or not isinstance(name, str | int | float):
             raise ValueError(
-                f"{file} calls class {number} {_short(name)}, which yaml takes for no text; put "
-                "the name into quotes"
+                f"{file} calls class {number} {short_repr(name)}, which yaml takes for no text; "
+                "put the name into quotes"
             )
     names = tuple(str(name) for name in given)
     number = content.get("nc", len(names))
     if number != len(names):
         raise ValueError(
-            f"{file} has nc={_short(number)} and {len(names)} names; expected as many of both"
+            f"{file} has nc={short_repr(number)} and {len(names)} names; expected as many of both"
         )
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
         raise ValueError(f"{file} has the name {twice!r} twice; expected each class once")
     return names
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else f"{text[:77]}..."
 
 
 def _count_keypoints(file: Path, content: dict[str, Any]) -> int:
@@ -241,7 +237,7 @@ def _count_keypoints(file: Path, content: dict[str, Any]) -> int:
     if not isinstance(shape, list) or not all(
         isinstance(side, int) and 0 < side < 10_000 for side in shape
     ):
-        raise ValueError(f"{file} has kpt_shape={_short(shape)}; expected two whole numbers")
+        raise ValueError(f"{file} has kpt_shape={short_repr(shape)}; expected two whole numbers")
     return int(np.prod(shape))
 
 
@@ -251,7 +247,7 @@ def _bases(file: Path, path: Any) -> list[Path]:
     if path is None:
         return [here]
     if not isinstance(path, str) or "\0" in path:
-        raise ValueError(f"{file} has path={_short(path)}; expected the folder of the data set")
+        raise ValueError(f"{file} has path={short_repr(path)}; expected the folder of the data set")
     return [here / _slashes(path), here]
 
 
@@ -267,13 +263,13 @@ def _list_images(
     for one in entries:
         if not isinstance(one, str) or "\0" in one:
             raise ValueError(
-                f"{file} has {split}={_short(one)}; expected a folder of images, or a text that "
-                "lists them"
+                f"{file} has {split}={short_repr(one)}; expected a folder of images, or a text "
+                "that lists them"
             )
         place = _resolve(one, bases)
         if place is None:
             raise FileNotFoundError(
-                f"{file} has {split}={_short(one)}, which is not there; looked for "
+                f"{file} has {split}={short_repr(one)}, which is not there; looked for "
                 f"{' and '.join(str(base / _slashes(one)) for base in bases)}"
             )
         if place.is_dir():
@@ -281,7 +277,7 @@ def _list_images(
         else:
             found += _listed_images(place, bases, faults)
     if not found:
-        raise FileNotFoundError(f"{file} has {split}={_short(entry)}, which holds no image")
+        raise FileNotFoundError(f"{file} has {split}={short_repr(entry)}, which holds no image")
     for path, times in Counter(found).items():
         for _ in range(times - 1):
             with faults.noted(file):
@@ -319,7 +315,7 @@ def _listed_images(file: Path, bases: Sequence[Path], faults: Faults) -> list[st
             place = None if "\0" in line else _resolve(line, (file.parent, *bases))
             if place is None or not place.is_file():
                 raise EntryFault(
-                    "missing image", f"line {number} lists {_short(line)}, which is not there"
+                    "missing image", f"line {number} lists {short_repr(line)}, which is not there"
                 )
             found.append(str(place))
     return found
@@ -394,7 +390,8 @@ def _parse_row(where: str, words: list[str], layout: _Layout) -> _Row:
         label, *given = map(float, words)
     except ValueError:
         raise EntryFault(
-            "no row", f"{where} is {_short(' '.join(words))}; expected numbers with spaces between"
+            "no row",
+            f"{where} is {short_repr(' '.join(words))}; expected numbers with spaces between",
         ) from None
     numbers = np.array(given)
     if layout.keypoints and len(numbers) == 4 + layout.keypoints:
