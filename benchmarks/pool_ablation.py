@@ -249,7 +249,7 @@ def train_and_test(setting: Setting, job: ClassificationJob) -> Found:
         model.layer4[0].conv1.stride = model.layer4[0].downsample[0].stride = (1, 1)
     model.global_pool = HEADS[setting.head][1](model.num_features)
     images = cast(TensorImages, job.data.train_images)
-    test = cast(TensorImages, job.data.test_images)
+    test = cast(TensorImages, job.data.val_images)
     as_tested = transform_of(job.data.cfg)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     if setting.part == "choose":

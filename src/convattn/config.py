@@ -51,8 +51,13 @@ class DataConfig:
     empty_images: Literal["keep", "skip", "error"] = "keep"
     """Detection: what is done with training images that show no object."""
     group: str | None = None
-    """Your own data without splits: a regular expression; images in whose paths it (or its group)
-    finds the same are in one part, for example (patient[0-9]+)_."""
+    """Your own data without splits, or with val_share: a regular expression; images in whose paths
+    it (or its group) finds the same are in one part, for example (patient[0-9]+)_."""
+    val_share: float | None = None
+    """Classification: share of the training images that is set aside, drawn by the seed; every
+    epoch is validated on it, and the test images are looked at once, at the end. Validation images
+    that the data set has itself, beside test images, are taken instead. None without such: every
+    epoch is tested."""
     ignore_unknown: bool = False
     """Tests: leave out and count what is of a class that the network does not know."""
     download: bool = False
@@ -61,8 +66,9 @@ class DataConfig:
     """Folders and tables: channels that the network sees; 1 for grey, None for RGB, any other
     number for the bands of the files themselves."""
     image_size: int | None = None
-    """Height and width that the network sees, in pixels; None keeps the images' own size.
-    Detection and segmentation: length of the shorter side."""
+    """Height and width that the network sees, in pixels; None: what the weights want that training
+    starts from, else the images' own size. Detection and segmentation: length of the shorter
+    side."""
     max_size: int | None = None
     """Detection: longest side that a resized image may get, in pixels; None: 5/3 of the other."""
     scale_jitter: tuple[float, float] | None = None
@@ -100,10 +106,12 @@ class DataConfig:
     """alpha of cutmix; 0 turns it off."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all classes."""
-    interpolation: str = "bicubic"
-    """How images are resized: bicubic, bilinear or nearest."""
+    interpolation: str | None = None
+    """How images are resized: bicubic, bilinear or nearest; None: as the weights want it that
+    training starts from, else bicubic."""
     crop_pct: float | None = None
-    """Share of a resized test image's side that its crop keeps; None: 0.875, or 1 unresized."""
+    """Share of a resized test image's side that its crop keeps; None: 1 where images have the
+    network's size, else what the weights want that training starts from, else 0.875."""
 
     def __post_init__(self) -> None:
         _require_at_least("data.batch_size", self.batch_size, 1)
@@ -111,6 +119,10 @@ class DataConfig:
         _require_at_least("data.repeated_augmentation", self.repeated_augmentation, 1)
         for name in ("hflip", "random_erasing", "label_smoothing"):
             _require_share(f"data.{name}", getattr(self, name))
+        if self.val_share is not None and not 0 < self.val_share < 1:
+            raise ValueError(
+                f"data.val_share={self.val_share} must lie between 0 and 1, as 0.2 does"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +365,13 @@ class TrainConfig:
     deterministic: bool = True
     """Use deterministic algorithms only, so that a seed gives the same weights on a GPU, too."""
     eval_every: int = 1
-    """Epochs between two looks at the test images during training."""
+    """Epochs between two looks at the validation images, or the test images, during training."""
+    keep: Literal["last", "best"] = "last"
+    """Which epoch's weights are saved and tested: those of the last, or of the best by the
+    validation part (data.val_share); of equal ones the one of the least loss, then the first."""
+    patience: int | None = None
+    """Epochs without a better one by the validation part after which training stops; None: never
+    before the last."""
     log_every: int = 20
     """Optimiser steps between two rows of metrics.csv."""
     checkpoint_every: int = 0
@@ -368,6 +386,13 @@ class TrainConfig:
             _require_at_least(name, getattr(self, name), 1)
         for name in ("checkpoint_every", "seed"):
             _require_at_least(name, getattr(self, name), 0)
+        if self.patience is not None:
+            _require_at_least("patience", self.patience, 1)
+        if self.chooses and self.eval_every > self.epochs:
+            raise ValueError(
+                f"eval_every={self.eval_every} looks at no epoch of {self.epochs}, and keep and "
+                f"patience choose by what is seen; give at most {self.epochs}"
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1, as 0.999 does")
         if self.data.batch_size % self.accumulate:
@@ -376,6 +401,11 @@ class TrainConfig:
                 f"accumulate={self.accumulate}; nearest that works: "
                 f"{_nearest_multiple(self.data.batch_size, self.accumulate)}"
             )
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the validation part decides which epoch is kept, or how many there are."""
+        return self.keep == "best" or self.patience is not None
 
     def check_task(self, task: str) -> None:
         """Refuse what has no meaning for a task.
@@ -841,6 +871,7 @@ _OF_CLASSIFIERS = (
         "path_column",
         "labels_column",
         "in_chans",
+        "val_share",
     )
     | _defaults("model", ModelConfig, "drop_rate")
     | _defaults("augment", AugmentConfig, "pool")

@@ -28,7 +28,7 @@ from convattn.data import (
 from convattn.detection import DETECTORS, create_detector, finds_masks
 from convattn.files import replace_atomically
 from convattn.results import Results
-from convattn.runs import Run, augment_arguments, create_model, open_model
+from convattn.runs import Run, augment_arguments, create_model, open_model, starting_cfg
 from convattn.segmentation import SEGMENTERS, create_segmenter
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class Classification(Task):
         return Contents(
             num_train=len(source.train),
             num_classes=len(source.class_names),
-            shape=pretrained_cfg(config.data, source)["input_size"],
+            shape=pretrained_cfg(config.data, source, starting_cfg(config.model))["input_size"],
         )
 
     def assumed_size(self, data: DataConfig) -> tuple[int, int]:
@@ -346,7 +346,7 @@ class Detection(_Dense):
         from convattn.detection.dataset import pretrained_cfg
 
         source = self.open_data(config.data, config.model.name)
-        cfg = pretrained_cfg(config.data, source)
+        cfg = pretrained_cfg(config.data, source, starting_cfg(config.model))
         own = config.data.crop_size or source.image_size
         return Contents(
             num_train=len(source.train),
@@ -426,7 +426,7 @@ class Segmentation(_Dense):
         return Contents(
             num_train=len(source.train),
             num_classes=len(source.class_names),
-            shape=pretrained_cfg(config.data, source)["input_size"],
+            shape=pretrained_cfg(config.data, source, starting_cfg(config.model))["input_size"],
         )
 
     def build(

@@ -7,8 +7,8 @@ from PIL import Image
 from convattn.data import describe_skipped, load_source
 from convattn.data.folders import (
     LeftOut,
+    draw_held_out,
     draw_mixed_test,
-    draw_test,
     find_duplicates,
     find_images,
     find_splits,
@@ -147,7 +147,7 @@ def test_splits_are_no_classes(tmp_path, names):
 
 
 def test_what_is_left_out_of_a_folder_is_told(tmp_path):
-    for split in ("train", "val", "test"):
+    for split in ("train", "val", "others"):
         for label in ("cats", "dogs"):
             picture(tmp_path / split / label / "x.png", colour=len(split))
     touch(tmp_path / "train" / "cats" / "list.txt", tmp_path / "train" / ".git" / "x.png")
@@ -162,7 +162,7 @@ def test_what_is_left_out_of_a_folder_is_told(tmp_path):
     assert "1 x no image by its name (train/cats/list.txt)" in describe_skipped(
         source.skipped, source.skipped_names
     )
-    assert source.skipped_names["folder beside the splits"] == ("test",)
+    assert source.skipped_names["folder beside the splits"] == ("others",)
 
 
 def test_names_end_where_there_are_more(tmp_path):
@@ -278,7 +278,7 @@ def test_drawn_parts_are_those_of_single_images_where_nothing_belongs_together(s
         members = (labels == label).nonzero()[:, 0]
         drawn = torch.randperm(len(members), generator=generator)[: round(0.2 * len(members))]
         expected[members[drawn]] = True
-    assert torch.equal(draw_test(labels, "abc", [], seed), expected)
+    assert torch.equal(draw_held_out(labels, "abc", [], seed), expected)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -287,7 +287,7 @@ def test_parts_are_near_a_fifth_of_every_class(seed):
     labels = torch.randint(4, (400,), generator=generator)
     groups = torch.randint(60, (400,), generator=generator)
     together = [(groups == one).nonzero()[:, 0].tolist() for one in groups.unique()]
-    for_test = draw_test(labels, "abcd", together, seed)
+    for_test = draw_held_out(labels, "abcd", together, seed)
     for group in together:
         assert len(set(for_test[group].tolist())) == 1
     for label in range(4):
@@ -297,10 +297,10 @@ def test_parts_are_near_a_fifth_of_every_class(seed):
 def test_classes_that_cannot_be_parted_are_named():
     together = [[0, 2, 4], [1, 3, 5]]
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    for_test = draw_test(labels, "abc", together, 0)
+    for_test = draw_held_out(labels, "abc", together, 0)
     assert for_test.sum() == 3
     with pytest.raises(ValueError, match="class 'b' belong together"):
-        draw_test(torch.tensor([0, 0, 1, 1]), "ab", [[2, 3]], 0)
+        draw_held_out(torch.tensor([0, 0, 1, 1]), "ab", [[2, 3]], 0)
 
 
 def test_duplicates_are_of_the_same_bytes(tmp_path):

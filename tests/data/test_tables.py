@@ -178,14 +178,14 @@ def test_kaggle_folders_beside_their_tables(tmp_path, twenty):
     assert len(load_source("folder", root=tmp_path).train) == 16
 
 
-def test_val_goes_before_test_and_the_rest_is_counted(tmp_path, twenty):
+def test_a_column_of_splits_parts_training_validation_and_test(tmp_path, twenty):
     for row, split in zip(
         twenty, ["train", "dev", "train", "testing", "Training"] * 4, strict=True
     ):
         row["Split"] = split
     source = load_source("folder", root=write(tmp_path / "x.csv", twenty))
-    assert (len(source.train), len(source.test)) == (12, 4)
-    assert source.skipped == {"row of test, val being the test set": 4}
+    assert (len(source.train), len(source.val), len(source.test)) == (12, 4, 4)
+    assert not source.skipped
 
 
 @pytest.mark.parametrize(

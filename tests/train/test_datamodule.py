@@ -110,7 +110,7 @@ def test_training_stops_at_a_damaged_image_or_goes_on_as_told(tmp_path, capsys, 
     (tmp_path / "2.jpg").write_bytes(whole[: len(whole) // 2])
     images = ImageFiles(paths, torch.arange(4), transform=to_tensor)
     config = DataConfig(batch_size=4, bad_images=choice)
-    data = TrainingData(config, train=images, test=images, cfg={}, seed=0)
+    data = TrainingData(config, train=images, val=images, cfg={}, seed=0)
     batches = SeededBatches(data.train_images)
     if choice == "error":
         with pytest.raises(UnreadableImageError, match=r"2\.jpg cannot be read as an image"):

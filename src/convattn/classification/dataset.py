@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from timm.data import resolve_data_config
 from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
 from convattn.data import (
+    ImageFiles,
     Source,
     TensorImages,
     load_source,
@@ -19,7 +21,9 @@ from convattn.data import (
     transform_of,
 )
 from convattn.data.batches import opened
-from convattn.data.images import Transform
+from convattn.data.images import Transform, find_readable
+from convattn.data.validation import set_aside_validation
+from convattn.text import report
 
 _SIZE_OF_VARYING_IMAGES = 224
 _CROP_OF_RESIZED_IMAGES = 0.875
@@ -79,10 +83,37 @@ def load_data(
         labels_column=config.labels_column,
         bad_annotations=config.bad_annotations,
         group=config.group,
+        parts_train=config.val_share is not None,
         class_names=class_names,
         ignore_unknown=config.ignore_unknown,
         test_all=test_all,
     )
+
+
+def with_validation(config: DataConfig, source: Source, *, seed: int) -> Source:
+    """The source with a validation part, if there is one to be; what is set aside is told.
+
+    Args:
+        config: Whether a share of the training images is wanted.
+        source: As ``open_data`` gives it.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: If no image can be spared.
+    """
+    if source.val is None and config.val_share is not None:
+        before = len(source.notes)
+        source = set_aside_validation(source, config.val_share, seed=seed)
+        for note in source.notes[before:]:
+            report(note)
+    elif source.val is not None:
+        report(f"validated on the data set's own {len(source.val):,} validation images")
+    if config.bad_images == "skip" and isinstance(source.val, ImageFiles):
+        readable, errors = find_readable(source.val)
+        for error in errors:
+            report(f"{error}; it is left out")
+        source = replace(source, val=source.val.select(readable))
+    return source
 
 
 def _with_label_of(source: Source, multi_label: bool, config: DataConfig) -> Source:
@@ -104,10 +135,15 @@ def _with_label_of(source: Source, multi_label: bool, config: DataConfig) -> Sou
     return replace(source, train=train, test=test, multi_label=True)
 
 
-def training_transform(config: DataConfig, source: Source) -> Transform:
-    """What is done to a training image."""
+def training_transform(config: DataConfig, cfg: Mapping[str, Any]) -> Transform:
+    """What is done to a training image.
+
+    Args:
+        config: How it is cropped and augmented.
+        cfg: As ``pretrained_cfg`` gives it.
+    """
     return train_transform(
-        _image_size(config, source),
+        tuple(cfg["input_size"][1:]),
         scale=config.scale,
         ratio=config.ratio,
         random_crop_padding=config.random_crop_padding,
@@ -115,33 +151,41 @@ def training_transform(config: DataConfig, source: Source) -> Transform:
         color_jitter=config.color_jitter,
         auto_augment=config.auto_augment,
         random_erasing=config.random_erasing,
-        interpolation=config.interpolation,
-        mean=source.mean,
-        std=source.std,
+        interpolation=cfg["interpolation"],
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
     )
 
 
-def pretrained_cfg(config: DataConfig, source: Source) -> dict[str, Any]:
+def pretrained_cfg(
+    config: DataConfig, source: Source, weights: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What a network trained on these images needs of a test image, in timm's words.
 
     Where images have several classes ``multi_label`` is true, which timm has no word for.
 
     Args:
         config: How images are resized and cropped.
+        weights: The ``pretrained_cfg`` of the weights that it starts from. What ``config`` leaves
+            open is as they want it; so are mean and deviation where the channels are as many.
     """
-    size = _image_size(config, source)
+    wanted = {} if weights is None else resolve_data_config(pretrained_cfg=dict(weights))
+    size = _image_size(config, source, wanted)
     crop_pct = config.crop_pct
-    if crop_pct is None:
-        crop_pct = 1.0 if size == source.image_size else _CROP_OF_RESIZED_IMAGES
+    if crop_pct is None and size == source.image_size:
+        crop_pct = 1.0
+    elif crop_pct is None:
+        crop_pct = wanted.get("crop_pct", _CROP_OF_RESIZED_IMAGES)
+    known = len(wanted.get("mean", ())) == source.in_chans
     several = {"multi_label": True} if source.multi_label else {}
     return {
         "num_classes": len(source.class_names),
         "input_size": (source.in_chans, *size),
-        "mean": source.mean,
-        "std": source.std,
-        "interpolation": config.interpolation,
+        "mean": tuple(wanted["mean"]) if known else source.mean,
+        "std": tuple(wanted["std"]) if known else source.std,
+        "interpolation": config.interpolation or wanted.get("interpolation", "bicubic"),
         "crop_pct": crop_pct,
-        "crop_mode": "center",
+        "crop_mode": wanted.get("crop_mode", "center"),
         "label_names": source.class_names,
         **several,
     }
@@ -169,7 +213,10 @@ def test_batches(
     return loader, boxes if as_they_are else None
 
 
-def _image_size(config: DataConfig, source: Source) -> tuple[int, int]:
+def _image_size(config: DataConfig, source: Source, wanted: Mapping[str, Any]) -> tuple[int, int]:
     if config.image_size is not None:
         return config.image_size, config.image_size
+    if wanted:
+        _, height, width = wanted["input_size"]
+        return height, width
     return source.image_size or (_SIZE_OF_VARYING_IMAGES, _SIZE_OF_VARYING_IMAGES)

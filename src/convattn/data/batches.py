@@ -58,6 +58,19 @@ def _without_bad_tests(config: DataConfig, source: Source) -> Source:
     return left_out
 
 
+def normalisation(source: Any, weights: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Mean and deviation that a dense network's images are normalised by.
+
+    Args:
+        source: Of which they are where there are no weights, or weights that do not tell.
+        weights: The ``pretrained_cfg`` of the weights that the network starts from.
+    """
+    given = weights or {}
+    known = all(len(given.get(name, ())) == len(source.mean) for name in ("mean", "std"))
+    mean, std = (given["mean"], given["std"]) if known else (source.mean, source.std)
+    return {"mean": tuple(mean), "std": tuple(std)}
+
+
 def collate_lists(items: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
     """A batch of images whose sizes or numbers of objects differ.
 

@@ -353,12 +353,18 @@ def refuse_group(group: str | None, root: Path) -> None:
         )
 
 
-def draw_test(
-    labels: Tensor, class_names: Sequence[str], together: Iterable[Sequence[int]], seed: int
+def draw_held_out(
+    labels: Tensor,
+    class_names: Sequence[str],
+    together: Iterable[Sequence[int]],
+    seed: int,
+    *,
+    share: float = _TEST_SHARE,
+    purpose: str = "test",
 ) -> Tensor:
-    """Which images are for the test, (N,) bool: about a fifth of each class.
+    """Which images are held out of the training, (N,) bool: about a share of each class.
 
-    At least one image of every class is for the test, and at least one is not. Where images have
+    At least one image of every class is held out, and at least one is not. Where images have
     several classes, the rarest class is drawn first.
 
     Args:
@@ -366,6 +372,8 @@ def draw_test(
         class_names: Name of each class, for errors.
         together: Places of images that are all in one part.
         seed: Of the draw.
+        share: Of each class.
+        purpose: What they are held out for, for errors.
 
     Raises:
         ValueError: If a class has no two images that may be parted.
@@ -383,10 +391,10 @@ def draw_test(
         if len(units) < 2:
             raise ValueError(
                 f"all {len(own)} images of class {class_names[label]!r} belong together; expected "
-                "at least 2 groups, one to train and one to test"
+                f"at least 2 groups, one to train and one to {purpose}"
             )
         sizes = Counter(unit[index] for index in own)
-        wanted = max(1, round(_TEST_SHARE * len(own)))
+        wanted = max(1, round(share * len(own)))
         taken = int(for_test[own].sum())
         order = [units[place] for place in torch.randperm(len(units), generator=generator).tolist()]
         open_units = [one for one in order if one not in decided]
@@ -404,11 +412,11 @@ def draw_test(
             for_test[members[one]] = True
         decided |= set(units)
     for label, own in of_classes.items():
-        share = for_test[own]
-        if share.all() or not share.any():
+        drawn = for_test[own]
+        if drawn.all() or not drawn.any():
             raise ValueError(
                 f"the images of class {class_names[label]!r} cannot be parted, since they belong "
-                f"together with those of other classes; say yourself which images are for the test"
+                f"together with those of other classes; say yourself which images are to {purpose}"
             )
     return for_test
 
@@ -463,7 +471,7 @@ def draw_mixed_test(
         bound = [[places[i] for i in own] for own in members.values() if own[0] in places]
         _, strata_numbers = labels[drawn].unique(return_inverse=True)
         names = [str(number) for number in range(len(strata))]
-        for_test[drawn] = draw_test(strata_numbers, names, bound, seed)
+        for_test[drawn] = draw_held_out(strata_numbers, names, bound, seed)
     for label in counts:
         showing = [index for index, one in enumerate(shown) if label in one]
         if for_test[showing].all():

@@ -106,6 +106,8 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
         paths: One file an image.
         labels: Class numbers, (N,) int64; or which classes an image has, (N, K) bool.
         weights: How much each counts in the loss, (N,) float32; None: all alike.
+        groups: Number of what each belongs with, (N,) int64, which no split parts; None: each
+            stands alone.
         in_chans: Channels that are read of a file: see ``read_channels``.
         transform: Called with an upright PIL image in RGB, or in grey for one channel, or bytes (C,
             H, W) for others; None gives that image.
@@ -120,6 +122,7 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
         labels: Tensor,
         *,
         weights: Tensor | None = None,
+        groups: Tensor | None = None,
         in_chans: int = 3,
         transform: Transform | None = None,
     ) -> None:
@@ -127,6 +130,7 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
         self.paths = paths
         self.labels = labels
         self.weights = weights
+        self.groups = groups
         self.in_chans = in_chans
         self.transform = transform
 
@@ -144,6 +148,7 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
             paths=[self.paths[index] for index in indices.tolist()],
             labels=self.labels[indices],
             weights=None if self.weights is None else self.weights[indices],
+            groups=None if self.groups is None else self.groups[indices],
         )
 
     def _with(self, **changed: Any) -> ImageFiles:

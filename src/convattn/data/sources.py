@@ -24,7 +24,7 @@ from convattn.data.classes import find_alike, match_classes, normal_name
 from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.folders import (
     LeftOut,
-    draw_test,
+    draw_held_out,
     find_duplicates,
     find_images,
     find_splits,
@@ -32,6 +32,7 @@ from convattn.data.folders import (
     held_out_of,
     holds_images,
     note_copies,
+    number_units,
     refuse_group,
     split_of,
     subfolders,
@@ -69,7 +70,7 @@ DATASETS: tuple[str, ...] = (
 
 _IDX_SUFFIXES = ("", ".gz")
 _TEST_SEED = 0
-_MOST_COMPARED = 100_000  # images that are looked through for copies
+MOST_COMPARED = 100_000  # images that are looked through for copies
 _MEASURED = 200  # images whose bands are measured
 _GREY: tuple[tuple[float, ...], tuple[float, ...]] = ((0.449,), (0.226,))
 """Mean and deviation: the means of ImageNet's three."""
@@ -87,6 +88,8 @@ class Source:
     """Training images, without a transform: give them one by ``with_transform``."""
     test: TensorImages | ImageFiles
     """Test images, alike."""
+    val: TensorImages | ImageFiles | None = None
+    """Validation images, alike; None where the data set has none beside its test images."""
     multi_label: bool = False
     """Whether an image may have several classes, or none; its label is then (K,) of 0 and 1."""
     image_size: tuple[int, int] | None
@@ -119,6 +122,7 @@ def load_source(
     labels_column: str | None = None,
     bad_annotations: BadAnnotations = "error",
     group: str | None = None,
+    parts_train: bool = False,
     class_names: Sequence[str] | None = None,
     ignore_unknown: bool = False,
     test_all: bool = False,
@@ -132,9 +136,9 @@ def load_source(
     - ``folder`` reads ``root/train/CLASS/image.jpg`` and the same for val or test; images may lie
       in deeper folders, and links are followed. Folders of the splits may be called train or
       training, val, valid, validation or dev, and test or testing, in any case; where there are val
-      and test, val is the test set. Where ``root`` holds the class folders themselves, about a
-      fifth of each class, drawn by ``seed``, becomes the test set; files of the same bytes, and
-      what ``group`` finds to belong together, stay on one side. What is hidden (as
+      and test with the same classes, val is for validation. Where ``root`` holds the class folders
+      themselves, about a fifth of each class, drawn by ``seed``, becomes the test set; files of the
+      same bytes, and what ``group`` finds to belong together, stay on one side. What is hidden (as
       ``.ipynb_checkpoints``), left by a system (as ``__MACOSX``) or no image by its name is left
       out and counted in ``skipped``. Or ``root`` is a table (CSV, TSV, JSON lines, parquet), or a
       folder with one, with ``metadata.csv`` as Hugging Face's imagefolder has it, or with
@@ -169,6 +173,8 @@ def load_source(
             out, counted in ``skipped``.
         group: A regular expression for a ``folder`` without splits. Images in whose paths below
             ``root`` its group, or the whole of it, finds the same are in one part.
+        parts_train: Whether the training images are going to be parted further: then ``group`` is
+            about those of a folder with splits, too.
         class_names: What a network calls its classes, in its order. The source then has these
             classes: those of the data set are found among them by name, and may be fewer. A folder
             needs only its test images then.
@@ -226,14 +232,22 @@ def load_source(
                 labels_column=labels_column,
                 bad_annotations=bad_annotations,
             )
-            source = _load_tables(tables, rows, group, seed, testing=testing, test_all=test_all)
+            source = _load_tables(
+                tables,
+                rows,
+                group,
+                seed,
+                testing=testing,
+                test_all=test_all,
+                parts_train=parts_train,
+            )
         else:
             _refuse_of_tables(of_tables, str(folder))
             extensions = extensions_of(3 if in_chans is None else in_chans)
             if testing if _is_split(folder) else test_all:
                 source = _load_test_folder(folder, extensions)
             else:
-                source = _load_folder(folder, group, seed, extensions)
+                source = _load_folder(folder, group, seed, extensions, parts_train=parts_train)
             source = _with_tables_noted(source, folder)
         source = _with_channels(source, in_chans)
     elif name == "imagenet":
@@ -278,6 +292,7 @@ def _as_known(
         class_names=tuple(class_names),
         train=train,
         test=test,
+        val=None,
         skipped=skipped,
         skipped_names=names,
     )
@@ -466,23 +481,39 @@ def draw_indices(available: int, number: int, seed: int, what: str) -> Tensor:
     return torch.randperm(available, generator=generator)[:number].sort().values
 
 
-def _load_folder(root: Path, group: str | None, seed: int, extensions: tuple[str, ...]) -> Source:
+def _load_folder(
+    root: Path, group: str | None, seed: int, extensions: tuple[str, ...], *, parts_train: bool
+) -> Source:
     left_out = LeftOut()
     notes: list[str] = []
+    val = None
     if _is_split(root):
-        refuse_group(group, root)
-        class_names, train, test = _read_split_folders(root, left_out, extensions)
+        class_names, train, val, test = _read_split_folders(root, left_out, extensions)
+        if parts_train:
+            train.groups = _groups_in(notes, root, train, group)
+        else:
+            refuse_group(group, root)
         _note_copies(notes, root, train, test)
     else:
         class_names, images = _read_class_folders(root, left_out, extensions)
         together = _find_together(notes, root, images, class_names, group)
+        images.groups = torch.tensor(number_units(len(images), together))
         train, test = _set_aside(images, class_names, together, seed)
         notes.append(
             f"{root} has no splits: {len(test):,} of its {len(images):,} images, about a fifth of "
             "each class, are the test set; class folders in a folder test would all be"
         )
-    source = _file_source("folder", class_names, train, test)
+    source = _file_source("folder", class_names, train, test, val)
     return _with_left_out(source, left_out, notes)
+
+
+def _groups_in(
+    notes: list[str], root: Path, images: ImageFiles, group: str | None
+) -> Tensor | None:
+    """Number of the group of each image by a pattern; None without one."""
+    if group is None:
+        return None
+    return torch.tensor(number_units(len(images), group_images(images.paths, root, group, notes)))
 
 
 def _tables_of(root: Path, format: DataFormat) -> TableFiles | None:
@@ -542,14 +573,16 @@ def _load_tables(
     *,
     testing: bool,
     test_all: bool,
+    parts_train: bool,
 ) -> Source:
     """What tables say, as training and test images; where those are enough, the test's alone."""
-    train_rows, test_rows, unused = _part_rows(tables, found, testing=testing)
+    train_rows, val_rows, test_rows = _part_rows(tables, found, testing=testing)
     notes = [found.note]
+    val = None
     if test_all and not test_rows:
         train_rows, test_rows = (), train_rows
         notes.append(_told_all(tables.names, len(test_rows)))
-    elif test_rows and group is not None:
+    elif test_rows and group is not None and not parts_train:
         raise ValueError(
             f"group={group!r} parts images without splits, and {tables.names} has some; leave "
             "group out"
@@ -558,7 +591,9 @@ def _load_tables(
         least = 1 if testing else 2
         class_names, images = _files_of(train_rows, found, classes_of(train_rows), least=least)
         together = _find_together(notes, tables.folder, images, class_names, group)
-        train, test = _set_aside(images, class_names, together + groups_of(train_rows), seed)
+        together += groups_of(train_rows)
+        images.groups = torch.tensor(number_units(len(images), together))
+        train, test = _set_aside(images, class_names, together, seed)
         notes.append(
             f"{tables.names} has no test images: {len(test):,} of its {len(images):,}, about a "
             "fifth of each class, are the test set; a column split would say which"
@@ -570,41 +605,38 @@ def _load_tables(
         class_names, train = _files_of(train_rows, found, classes_of(train_rows))
         check_known(test_rows, class_names)
         _, test = _files_of(test_rows, found, class_names)
+        if val_rows:
+            check_known(val_rows, class_names)
+            _, val = _files_of(val_rows, found, class_names)
+            val.weights = None
+        together = group_images(train.paths, tables.folder, group, notes) + groups_of(train_rows)
+        train.groups = torch.tensor(number_units(len(train), together))
         _note_copies(notes, tables.folder, train, test)
         _note_groups(notes, train_rows, test_rows)
     test.weights = None  # every image of a test counts once
-    source = _file_source("folder", class_names, train, test)
-    return replace(
-        source,
-        multi_label=found.several,
-        skipped={**found.skipped, **unused},
-        notes=tuple(notes),
-    )
+    source = _file_source("folder", class_names, train, test, val)
+    return replace(source, multi_label=found.several, skipped=found.skipped, notes=tuple(notes))
 
 
 def _part_rows(
     tables: TableFiles, found: Rows, *, testing: bool
-) -> tuple[Sequence[Row], Sequence[Row], dict[str, int]]:
-    """Rows to train, rows to test, none if they are not told apart, and how many are neither."""
+) -> tuple[Sequence[Row], Sequence[Row], Sequence[Row]]:
+    """Rows to train, to validate and to test; the latter are none where they are not told apart."""
     parts: dict[str | None, list[Row]] = {}
     for row in found.rows:
         parts.setdefault(row.split, []).append(row)
-    held_out = next((split for split in ("val", "test") if split in parts), None)
+    held_out = next((split for split in ("test", "val") if split in parts), None)
     if held_out is None:
         file, *others = tables.files.values()
         only_test = testing and not others and split_of(file.stem) in ("val", "test")
-        return ((), found.rows, {}) if only_test else (found.rows, (), {})
+        return ((), (), found.rows) if only_test else (found.rows, (), ())
     if "train" not in parts and not testing:
         raise ValueError(
             f"{tables.names} in {tables.folder} has rows of {' and '.join(map(str, parts))} and "
             "none of train; add some, or leave the splits out to have a fifth set aside"
         )
-    unused = {
-        f"row of {split}, {held_out} being the test set": len(rows)
-        for split, rows in parts.items()
-        if split not in ("train", held_out)
-    }
-    return parts.get("train", ()), parts[held_out], unused
+    val = parts.get("val", ()) if held_out == "test" else ()
+    return parts.get("train", ()), val, parts[held_out]
 
 
 def _files_of(
@@ -682,6 +714,7 @@ def _with_channels(source: Source, in_chans: int | None) -> Source:
         source,
         train=source.train.with_channels(in_chans),
         test=source.test.with_channels(in_chans),
+        val=source.val.with_channels(in_chans) if isinstance(source.val, ImageFiles) else None,
         in_chans=in_chans,
         mean=mean,
         std=std,
@@ -690,19 +723,24 @@ def _with_channels(source: Source, in_chans: int | None) -> Source:
 
 def _load_imagenet(root: Path) -> Source:
     left_out = LeftOut()
-    class_names, train, test = _read_split_folders(root, left_out, image_extensions())
-    source = _file_source("imagenet", imagenet_names(class_names), train, test)
+    class_names, train, val, test = _read_split_folders(root, left_out, image_extensions())
+    source = _file_source("imagenet", imagenet_names(class_names), train, test, val)
     return _with_left_out(source, left_out, ())
 
 
 def _file_source(
-    name: str, class_names: tuple[str, ...], train: ImageFiles, test: ImageFiles
+    name: str,
+    class_names: tuple[str, ...],
+    train: ImageFiles,
+    test: ImageFiles,
+    val: ImageFiles | None = None,
 ) -> Source:
     return Source(
         name=name,
         class_names=class_names,
         train=train,
         test=test,
+        val=val,
         image_size=None,
         in_chans=3,
         mean=IMAGENET_DEFAULT_MEAN,
@@ -721,7 +759,7 @@ def _is_split(root: Path) -> bool:
 def _held_out(root: Path) -> Path:
     """The folder of the test images."""
     splits = find_splits(root)
-    held_out = held_out_of(splits)
+    held_out = splits["test"] if _has_validation(splits) else held_out_of(splits)
     if held_out is None:
         raise FileNotFoundError(
             f"{root} has {splits['train'].name} but neither val nor test; add one, or give "
@@ -730,35 +768,53 @@ def _held_out(root: Path) -> Path:
     return held_out
 
 
+def _has_validation(splits: Mapping[str, Path]) -> bool:
+    """Whether val is there beside a test whose images lie in folders of the same classes."""
+    if "val" not in splits or "test" not in splits:
+        return False
+    return not set(subfolders(splits["val"])).isdisjoint(subfolders(splits["test"]))
+
+
 def _read_split_folders(
     root: Path, left_out: LeftOut, extensions: tuple[str, ...]
-) -> tuple[tuple[str, ...], ImageFiles, ImageFiles]:
+) -> tuple[tuple[str, ...], ImageFiles, ImageFiles | None, ImageFiles]:
+    """Classes, and the images to train, to validate if there are such, and to test."""
     splits = find_splits(root)
     if "train" not in splits:
         raise FileNotFoundError(
             f"{root} has no folder train; expected {root}/train/CLASS/image.jpg and the same "
             "classes in val or test"
         )
-    held_out = _held_out(root)
+    held_out = [_held_out(root), *([splits["val"]] if _has_validation(splits) else [])]
     for name in subfolders(root, left_out):
-        if root / name not in (splits["train"], held_out):
+        if root / name not in (splits["train"], *held_out):
             left_out.add("folder beside the splits", name)
     class_names, train = _read_class_folders(splits["train"], left_out, extensions, base=root)
-    test_names, test = _read_class_folders(held_out, left_out, extensions, base=root)
-    if class_names != test_names:
-        only = [
-            f"only in {folder}: {', '.join(sorted(names)[:10])}"
-            for folder, names in (
-                (splits["train"], set(class_names) - set(test_names)),
-                (held_out, set(test_names) - set(class_names)),
-            )
-            if names
-        ]
-        raise ValueError(
-            f"the class folders of {splits['train']} and {held_out} differ ({'; '.join(only)}); "
-            "both must have the same ones"
+    parts = []
+    for folder in held_out:
+        names, images = _read_class_folders(folder, left_out, extensions, base=root)
+        _check_same_classes(splits["train"], class_names, folder, names)
+        parts.append(images)
+    return class_names, train, parts[1] if len(parts) > 1 else None, parts[0]
+
+
+def _check_same_classes(
+    train: Path, class_names: Sequence[str], held_out: Path, names: Sequence[str]
+) -> None:
+    if class_names == names:
+        return
+    only = [
+        f"only in {folder}: {', '.join(sorted(found)[:10])}"
+        for folder, found in (
+            (train, set(class_names) - set(names)),
+            (held_out, set(names) - set(class_names)),
         )
-    return class_names, train, test
+        if found
+    ]
+    raise ValueError(
+        f"the class folders of {train} and {held_out} differ ({'; '.join(only)}); both must have "
+        "the same ones"
+    )
 
 
 def _read_class_folders(
@@ -826,7 +882,7 @@ def _find_together(
 def _note_copies(notes: list[str], root: Path, train: ImageFiles, test: ImageFiles) -> None:
     """Tell of test images that are training images, too."""
     paths = [*train.paths, *test.paths]
-    if len(paths) > _MOST_COMPARED:
+    if len(paths) > MOST_COMPARED:
         return
     crossing = [places for places in find_duplicates(paths) if places[0] < len(train) <= places[-1]]
     if crossing:
@@ -851,12 +907,17 @@ def _set_aside(
                 f"{path} is the only image of its class {class_names[label]!r}; expected at least "
                 "2, one to train and one to test"
             )
-    for_test = draw_test(*_with_classless(labels, class_names), together, seed)
+    for_test = draw_held_out(*with_classless(labels, class_names), together, seed)
     return images.select((~for_test).nonzero()[:, 0]), images.select(for_test.nonzero()[:, 0])
 
 
-def _with_classless(labels: Tensor, class_names: Sequence[str]) -> tuple[Tensor, Sequence[str]]:
-    """Images of no class are drawn as those of a class are."""
+def with_classless(labels: Tensor, class_names: Sequence[str]) -> tuple[Tensor, Sequence[str]]:
+    """Labels and names of classes for ``draw_held_out``, to which no class is one of several.
+
+    Args:
+        labels: Class numbers (N,), or (N, K) bool.
+        class_names: Of the K classes.
+    """
     if labels.ndim == 1:
         return labels, class_names
     none = ~labels.any(1, keepdim=True)

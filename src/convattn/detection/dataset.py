@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
-from convattn.data.batches import list_batches, opened
+from convattn.data.batches import list_batches, normalisation, opened
 from convattn.data.dense_transforms import detection_test_transform
 from convattn.data.detection import DetectionSource, load_detection
 
@@ -60,11 +60,17 @@ def open_data(
     return opened(config, source)
 
 
-def pretrained_cfg(config: DataConfig, source: DetectionSource) -> dict[str, Any]:
+def pretrained_cfg(
+    config: DataConfig,
+    source: DetectionSource,
+    weights: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What a detector trained on these images needs of a test image.
 
     Args:
         config: How images are resized.
+        weights: The ``pretrained_cfg`` of the weights that it, or its backbone, starts from: mean
+            and deviation are theirs.
     """
     own = source.image_size
     longest = config.max_size
@@ -78,8 +84,7 @@ def pretrained_cfg(config: DataConfig, source: DetectionSource) -> dict[str, Any
         "input_size": (3, shorter, shorter),
         "image_size": shorter,
         "max_size": longest,
-        "mean": source.mean,
-        "std": source.std,
+        **normalisation(source, weights),
         "label_names": source.class_names,
         "category_ids": source.category_ids,
     }

@@ -112,7 +112,6 @@ finetune = add_recipe(
             recipe="finetune",
             data=DataConfig(
                 name="folder",
-                image_size=224,
                 batch_size=32,
                 num_workers=2,
                 scale=(0.35, 1.0),

@@ -1,6 +1,12 @@
 """Runs: networks from names, and the folders that training leaves."""
 
-from convattn.runs.build import augment_arguments, create_dense_model, create_model, plan_model
+from convattn.runs.build import (
+    augment_arguments,
+    create_dense_model,
+    create_model,
+    plan_model,
+    starting_cfg,
+)
 from convattn.runs.folder import Run, open_model
 
 __all__ = [
@@ -10,4 +16,5 @@ __all__ = [
     "create_model",
     "open_model",
     "plan_model",
+    "starting_cfg",
 ]

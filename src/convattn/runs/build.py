@@ -23,9 +23,12 @@ from convattn.weights import (
     adapt_input_channels,
     load_checked,
     mismatch_error,
+    read_pretrained_cfg,
     read_weights,
     tensor_differences,
+    under_own_names,
 )
+from convattn.weights.names import OWN_TO_LITE, names_of_timm
 
 
 def create_model(
@@ -42,8 +45,9 @@ def create_model(
     Args:
         name: Name in timm's registry, with or without a ``.tag``.
         pretrained: Load the released weights of that name.
-        checkpoint: Trained weights, as ``read_weights`` reads them: of the network as it is named
-            here, which are loaded before attention is added, or of the network with it.
+        checkpoint: Trained weights, as ``read_weights`` reads them and ``under_own_names`` knows
+            them: of the network as it is named here, which are loaded before attention is added, or
+            of the network with it.
         own_classifier: Start with a new classifier if the checkpoint's has other classes, and with
             its first convolution adapted if its images have other channels.
         augment: Arguments of ``convattn.augment``, ``input_size`` among them, since position tables
@@ -76,9 +80,9 @@ def create_model(
     file, weights = read_weights(checkpoint)
 
     def fits() -> str:
-        theirs = weights
+        theirs = under_own_names(weights, model.state_dict())
         if own_classifier:
-            theirs = adapt_input_channels(model, adapt_classifier(model, weights))
+            theirs = adapt_input_channels(model, adapt_classifier(model, theirs))
         differences = tensor_differences(theirs, model.state_dict())
         if not differences:
             model.load_state_dict(theirs)
@@ -96,6 +100,29 @@ def create_model(
             f"without it {differences}; create the model that it was saved from"
         )
     return model
+
+
+def starting_cfg(spec: ModelConfig) -> Mapping[str, Any] | None:
+    """What the weights that a training starts from want of an image, in timm's words.
+
+    A run and its checkpoint say it themselves; of other files it is what timm knows of the network.
+
+    Args:
+        spec: The network of a run.
+
+    Returns:
+        A ``pretrained_cfg``; None for random weights, or where nothing is known.
+    """
+    if spec.checkpoint is None and not spec.pretrained:
+        return None
+    own = None if spec.checkpoint is None else read_pretrained_cfg(Path(spec.checkpoint))
+    if own is not None:
+        return own
+    try:
+        known = timm.get_pretrained_cfg(spec.backbone or spec.name)
+    except RuntimeError:  # a tag that timm does not know, which the making of the network tells
+        return None
+    return None if known is None else known.to_dict()
 
 
 def create_dense_model(
@@ -135,7 +162,7 @@ def create_dense_model(
     given = {key: value for key, value in given.items() if value is not None}
     model = _DENSE[name](name, cfg, pretrained=pretrained, **given)
     if checkpoint is not None:
-        _load_dense(model, checkpoint)
+        _load_dense(model, checkpoint, backbone)
     model.pretrained_cfg = dict(cfg)  # type: ignore[assignment]
     return model
 
@@ -160,12 +187,16 @@ _DENSE = dict.fromkeys(DETECTORS, _detector) | dict.fromkeys(SEGMENTERS, _segmen
 """Name of a detector or segmenter -> what makes it."""
 
 
-def _load_dense(model: nn.Module, checkpoint: Path) -> None:
+def _load_dense(model: nn.Module, checkpoint: Path, backbone: str | None) -> None:
     """Load the weights of the whole model, or those of its backbone alone.
 
     Layers that predict other classes stay as they are: they differ in their outputs only.
     """
     file, weights = read_weights(checkpoint)
+    if backbone is not None and OWN_TO_LITE in weights:
+        with torch.device("meta"):
+            named = timm.create_model(backbone).state_dict()
+        weights = names_of_timm(weights, named)
     fresh = model.state_dict()
     fitting = {
         name: fresh[name] if name in fresh and _other_outputs(tensor, fresh[name]) else tensor
@@ -178,6 +209,7 @@ def _load_dense(model: nn.Module, checkpoint: Path) -> None:
     (levels,) = (module for module in model.modules() if isinstance(module, FeatureLevels))
     own = levels.body.model.state_dict()
     # The classifier, and blocks behind the last map, are no part of a backbone.
+    weights = under_own_names(weights, own)
     theirs = {name: tensor for name, tensor in weights.items() if name in own}
     missing = tensor_differences(theirs, own)
     if missing:

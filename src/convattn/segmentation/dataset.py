@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
-from convattn.data.batches import list_batches, opened
+from convattn.data.batches import list_batches, normalisation, opened
 from convattn.data.dense_transforms import segmentation_test_transform
 from convattn.data.segmentation import SegmentationSource, load_segmentation
 
@@ -46,19 +46,24 @@ def open_data(
     return opened(config, source)
 
 
-def pretrained_cfg(config: DataConfig, source: SegmentationSource) -> dict[str, Any]:
+def pretrained_cfg(
+    config: DataConfig,
+    source: SegmentationSource,
+    weights: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What a segmenter trained on these images needs of a test image.
 
     Args:
         config: How images are resized.
+        weights: The ``pretrained_cfg`` of the weights that it, or its backbone, starts from: mean
+            and deviation are theirs.
     """
     seen = config.crop_size or source.image_size or (_SHORTER_SIDE,) * 2
     return {
         "num_classes": len(source.class_names),
         "input_size": (3, *seen),
         "image_size": None if source.image_size is not None else config.image_size,
-        "mean": source.mean,
-        "std": source.std,
+        **normalisation(source, weights),
         "label_names": source.class_names,
     }
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from convattn.exceptions import Interrupted, NonFiniteError
 from convattn.files import replace_atomically
+from convattn.text import report
 from convattn.train.task import Curves
 
 
@@ -112,7 +113,7 @@ class TrainingMetrics(Callback):
         log_every: Optimiser steps between two rows.
         batch_size: Images per optimiser step.
         steps_per_epoch: Optimiser steps an epoch.
-        curves: What the tests measure.
+        curves: What is measured between epochs.
     """
 
     def __init__(
@@ -250,6 +251,84 @@ class Ema(WeightAveraging):
         """The averaged state dict of the task."""
         assert self._average_model is not None
         return dict(self._average_model.module.state_dict())
+
+
+class BestEpoch(Callback):
+    """Remembers the best epoch, its weights if they are wanted, and ends the training after it.
+
+    All of it is in the checkpoint, so that a resumed run chooses as one that was never stopped.
+    Lightning's own callbacks keep the best weights in a file beside it, which a kill between the
+    two writes leaves at odds with it.
+
+    Args:
+        curves: The foremost share decides; among equal ones the loss, then the earlier epoch.
+        keep: Whether the weights are remembered.
+        patience: Epochs without a better one after which training stops; None: never.
+        ema: Has the weights that are judged; None: the task has.
+    """
+
+    def __init__(
+        self, curves: Curves, *, keep: bool, patience: int | None, ema: Ema | None
+    ) -> None:
+        self.curves = curves
+        self.keep = keep
+        self.patience = patience
+        self.ema = ema
+        self.epoch = 0
+        self.weights: dict[str, Tensor] | None = None
+        self._score: tuple[float, float] | None = None
+        self._judged = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best epoch so far, and the last that was judged."""
+        return {
+            "epoch": self.epoch,
+            "score": self._score,
+            "judged": self._judged,
+            "weights": self.weights,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put them back.
+
+        Args:
+            state_dict: What ``state_dict`` gave.
+        """
+        self.epoch, self._judged = state_dict["epoch"], state_dict["judged"]
+        self._score, self.weights = state_dict["score"], state_dict["weights"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Train no further if the run was killed after its last epoch."""
+        trainer.should_stop = self._is_over()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Judge the epoch."""
+        values = trainer.callback_metrics
+        foremost = next(iter(self.curves.shares))
+        score = (float(values[foremost]), -float(values.get("val_loss", 0.0)))
+        self._judged = trainer.current_epoch + 1
+        if self._score is None or score > self._score:
+            self._score, self.epoch = score, self._judged
+            if self.keep:
+                weights = pl_module.state_dict() if self.ema is None else self.ema.averaged()
+                self.weights = {
+                    name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()
+                }
+        if self._is_over():
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell of an early end."""
+        if self._is_over() and self._judged < (trainer.max_epochs or 0) and trainer.is_global_zero:
+            report(f"stopped after epoch {self._judged}: {self.words} was of epoch {self.epoch}")
+
+    @property
+    def words(self) -> str:
+        """What chose the epoch."""
+        return f"the best {self.curves.part} {next(iter(self.curves.shares.values()))}"
+
+    def _is_over(self) -> bool:
+        return self.patience is not None and self._judged - self.epoch >= self.patience
 
 
 class Checkpoints(Callback):
@@ -410,7 +489,7 @@ class ProgressLine(Callback):
             parts.append(f"{metrics.images_per_second:,.0f} images/s")
         if metrics.last_test is not None and metrics.last_test[0] == step:
             name = next(iter(metrics.curves.shares.values()))
-            parts.append(f"test {name} {metrics.last_test[1]:.1%}")
+            parts.append(f"{metrics.curves.part} {name} {metrics.last_test[1]:.1%}")
         text = tqdm.format_meter(
             step,
             self.num_steps,

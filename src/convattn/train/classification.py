@@ -18,6 +18,7 @@ from convattn.classification.dataset import (
     pretrained_cfg,
     test_batches,
     training_transform,
+    with_validation,
 )
 from convattn.classification.evaluation import (
     ClassificationResult,
@@ -30,7 +31,7 @@ from convattn.classification.figures import draw_attention
 from convattn.config import TrainConfig
 from convattn.data import ImageFiles, TensorImages, batch_mix, transform_of
 from convattn.explanation import attention_layers
-from convattn.runs import augment_arguments, create_model, plan_model
+from convattn.runs import augment_arguments, create_model, plan_model, starting_cfg
 from convattn.surgery import freeze as freeze_all_but
 from convattn.text import report
 from convattn.train.datamodule import TrainingData
@@ -45,12 +46,7 @@ from convattn.weights import classifier_names
 
 _NUM_IMAGES = 12
 
-MULTI_LABEL_CURVES = Curves(
-    shares={"val_map": "mAP", "val_macro_f1": "macro F1"},
-    title="Test",
-    loss="binary cross-entropy (nats)",
-)
-"""How tests are shown where images have several classes."""
+_RANKS = 5
 
 
 class ClassificationTask(TrainingTask):
@@ -85,12 +81,6 @@ class ClassificationTask(TrainingTask):
     Shape:
         (B, in_chans, H, W) -> (B, num_classes).
     """
-
-    curves = Curves(
-        shares={"val_top1": "top-1", "val_top5": "top-5"},
-        title="Test accuracy",
-        loss="cross-entropy (nats)",
-    )
 
     def __init__(
         self,
@@ -139,8 +129,7 @@ class ClassificationTask(TrainingTask):
         )
         self.loss = training_loss(loss, label_smoothing=label_smoothing, mixes=self.mix is not None)
         self.metrics: Any = MultiLabelScores() if multi_label else _accuracies(num_classes)
-        if multi_label:
-            self.curves = MULTI_LABEL_CURVES
+        self.curves = classification_curves(num_classes, multi_label=multi_label)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_chans, H, W) images -> (B, num_classes) logits."""
@@ -164,7 +153,7 @@ class ClassificationTask(TrainingTask):
         return self.loss(logits, targets)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count one batch of test images."""
+        """Count one batch of validation or test images."""
         images, labels = batch
         logits = self(images)
         self.metrics.update(logits, labels)
@@ -176,19 +165,37 @@ class ClassificationTask(TrainingTask):
         self.log("val_loss", loss, batch_size=len(labels), sync_dist=True, logger=False)
 
     def on_validation_epoch_end(self) -> None:
-        """Log what needs all test images at once; Lightning does so for the rest."""
+        """Log what needs all images at once; Lightning does so for the rest."""
         if self.hparams["multi_label"]:
             self.log_dict(self.metrics.compute(), sync_dist=True, logger=False)
             self.metrics.reset()
 
 
+def classification_curves(num_classes: int, *, multi_label: bool = False) -> Curves:
+    """How a classifier is judged; among few classes the right one is always among five.
+
+    Args:
+        num_classes: Of the data.
+        multi_label: Whether images have several classes.
+    """
+    if multi_label:
+        shares = {"val_map": "mAP", "val_macro_f1": "macro F1"}
+        return Curves(shares=shares, measure="scores", loss="binary cross-entropy (nats)")
+    shares = {f"val_top{rank}": f"top-{rank}" for rank in _ranks(num_classes)}
+    return Curves(shares=shares, measure="accuracy", loss="cross-entropy (nats)")
+
+
+def _ranks(num_classes: int) -> tuple[int, ...]:
+    return (1, _RANKS) if num_classes > _RANKS else (1,)
+
+
 def _accuracies(num_classes: int) -> torchmetrics.MetricCollection:
     return torchmetrics.MetricCollection(
         {
-            f"val_top{k}": torchmetrics.classification.MulticlassAccuracy(
-                num_classes, top_k=min(k, num_classes), average="micro"
+            f"val_top{rank}": torchmetrics.classification.MulticlassAccuracy(
+                num_classes, top_k=rank, average="micro"
             )
-            for k in (1, 5)
+            for rank in _ranks(num_classes)
         }
     )
 
@@ -298,20 +305,22 @@ class ClassificationJob:
         ValueError: If the configuration and the data do not fit.
     """
 
-    curves = ClassificationTask.curves
-
     def __init__(self, config: TrainConfig) -> None:
         config.check_task("classification")
-        self.source = source = open_data(config.data)
+        source = with_validation(config.data, open_data(config.data), seed=config.seed)
+        self.source = source
         if source.multi_label:
             config = _for_several(config)
-            self.curves = MULTI_LABEL_CURVES
+        curves = classification_curves(len(source.class_names), multi_label=source.multi_label)
+        self.curves = curves if source.val is None else replace(curves, part="validation")
         self.config = config.with_classes(len(source.class_names))
-        cfg = pretrained_cfg(config.data, source)
+        cfg = pretrained_cfg(config.data, source, starting_cfg(config.model))
         self.data = TrainingData(
             config.data,
-            train=_weighted(source.train).with_transform(training_transform(config.data, source)),
-            test=source.test.with_transform(transform_of(cfg)),
+            train=_weighted(source.train).with_transform(training_transform(config.data, cfg)),
+            val=(source.test if source.val is None else source.val).with_transform(
+                transform_of(cfg)
+            ),
             cfg=cfg,
             seed=config.seed,
             accumulate=config.accumulate,
@@ -390,8 +399,8 @@ class ClassificationJob:
             source.test.labels[: len(items)],
             folder / "attention.png",
             class_names=source.class_names,
-            mean=source.mean,
-            std=source.std,
+            mean=self.data.cfg["mean"],
+            std=self.data.cfg["std"],
             boxes=boxes,
             title=f"{title}: where it looks ({result.headline})",
         )

@@ -15,12 +15,12 @@ _GREENS = ("#006d2c", "#74c476", "#41ab5d", "#a1d99b")
 
 
 def draw_curves(metrics: Path, out: Path, *, curves: Curves, title: str) -> None:
-    """Loss, what the tests measured, and learning rate over the epochs, side by side.
+    """Loss, what was measured between epochs, and learning rate over the epochs, side by side.
 
     Args:
         metrics: A ``metrics.csv``.
         out: The PNG to write.
-        curves: What the tests measure.
+        curves: What is measured between epochs, and on which images.
         title: Stands above.
     """
     rows = read_metrics(metrics)
@@ -32,7 +32,9 @@ def draw_curves(metrics: Path, out: Path, *, curves: Curves, title: str) -> None
     loss.plot(epochs, losses, color="#9ecae1", linewidth=1, label="training, each row")
     loss.plot(epochs, _smooth(losses), color="#08519c", linewidth=2, label="training, smoothed")
     if curves.loss is not None:
-        loss.plot(*_column(rows, "val_loss"), "o-", color="#d94801", markersize=4, label="test")
+        loss.plot(
+            *_column(rows, "val_loss"), "o-", color="#d94801", markersize=4, label=curves.part
+        )
     loss.set(title="Loss", ylabel=curves.loss)
     # The foremost is drawn last, on top.
     for (column, label), colour in reversed(

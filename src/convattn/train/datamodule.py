@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple, cast
 
@@ -112,12 +113,12 @@ class SeededBatches(Dataset[Any]):
 
 
 class TrainingData(L.LightningDataModule):
-    """Training and test batches.
+    """Training batches, and those that are looked at between epochs.
 
     Args:
         config: How images are grouped and loaded.
         train: Training images with their augmentation.
-        test: Test images.
+        val: Images that are looked at between epochs: of a validation part, or for the test.
         cfg: What a network trained on them needs of a test image: its ``pretrained_cfg``.
         seed: Seed of the order and the augmentation; the images are the same for every seed.
         accumulate: Parts a step's batch is split into.
@@ -132,7 +133,7 @@ class TrainingData(L.LightningDataModule):
         config: DataConfig,
         *,
         train: Dataset[Any],
-        test: Dataset[Any],
+        val: Dataset[Any],
         cfg: Mapping[str, Any],
         seed: int,
         accumulate: int = 1,
@@ -142,7 +143,7 @@ class TrainingData(L.LightningDataModule):
         self.config = config
         replaces = config.bad_images == "skip" and not isinstance(train, TensorImages)
         self.train_images = Replacing(train) if replaces else train
-        self.test_images = test
+        self.val_images = val
         self.cfg = dict(cfg)
         self.seed = seed
         self.accumulate = accumulate
@@ -161,9 +162,9 @@ class TrainingData(L.LightningDataModule):
         return self.num_images // self.config.batch_size
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the training; Lightning keeps it in the checkpoint."""
+        """The place in the training, and what images need; Lightning keeps it in the checkpoint."""
         assert self.trainer is not None
-        return {"step": self.trainer.global_step}
+        return {"step": self.trainer.global_step, "cfg": json.loads(json.dumps(self.cfg))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Begin at that place.
@@ -199,12 +200,12 @@ class TrainingData(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """This rank's share of the test images."""
+        """This rank's share of the images that are looked at between epochs."""
         assert self.trainer is not None
         world_size = self.trainer.world_size
-        share = range(self.trainer.global_rank, _length(self.test_images), world_size)
+        share = range(self.trainer.global_rank, _length(self.val_images), world_size)
         return self._loader(
-            Subset(self.test_images, share),
+            Subset(self.val_images, share),
             batch_size=max(1, self.config.batch_size // world_size),
         )
 

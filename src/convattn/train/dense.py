@@ -116,7 +116,7 @@ class DenseJob(Generic[Task]):
         self.data = TrainingData(
             config.data,
             train=train,
-            test=test,
+            val=test,
             cfg=cfg,
             seed=config.seed,
             accumulate=config.accumulate,

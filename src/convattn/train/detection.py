@@ -16,6 +16,7 @@ from convattn.detection.dataset import open_data, pretrained_cfg, test_batches
 from convattn.detection.evaluation import DetectionMetrics, evaluate_detection
 from convattn.detection.prediction import draw_beside_truth
 from convattn.results import Results
+from convattn.runs import starting_cfg
 from convattn.train.dense import DenseJob, DenseTask
 from convattn.train.task import Curves
 
@@ -70,7 +71,7 @@ def detection_curves(model: str) -> Curves:
     shares = {"val_map50": "box AP50", "val_map": "box AP"}
     if finds_masks(model):
         shares |= {"val_segm_map50": "mask AP50", "val_segm_map": "mask AP"}
-    return Curves(shares=shares, title="Test average precision", loss=None)
+    return Curves(shares=shares, measure="average precision", loss=None)
 
 
 class DetectionJob(DenseJob[DetectionTask]):
@@ -87,7 +88,7 @@ class DetectionJob(DenseJob[DetectionTask]):
         config.check_task("detection")
         self.curves = detection_curves(config.model.name)
         self.source = source = open_data(config.data, masks=finds_masks(config.model.name))
-        cfg = pretrained_cfg(config.data, source)
+        cfg = pretrained_cfg(config.data, source, starting_cfg(config.model))
         transform = detection_train_transform(
             image_size=cfg["image_size"],
             max_size=cfg["max_size"],

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from convattn.results import Results
 from convattn.runs import Run
 from convattn.text import markdown_table, one_line
 from convattn.train.callbacks import (
+    BestEpoch,
     Checkpoints,
     Ema,
     MetricsFile,
@@ -72,6 +73,7 @@ def train(config: TrainConfig, open_job: Callable[[TrainConfig], Job]) -> Traine
     """
     with _deterministic(config.deterministic):
         job = open_job(config)
+        _check_choice(job)
         checkpoint = config.model.checkpoint
         task = job.make_task(None if checkpoint is None else Path(checkpoint))
         folder = _new_folder(config)
@@ -105,12 +107,19 @@ def resume(run: Run, open_job: Callable[[TrainConfig], Job]) -> TrainedRun | Non
             f"{path} has no checkpoint yet; train anew with `convattn train {config.recipe}`"
         )
     with _deterministic(config.deterministic):
-        job = open_job(config)
+        job = open_job(_with_own_start(config, file))
         task = job.make_task(None)
         step = _check_checkpoint(file, task)
         if rank_zero_only.rank == 0:
-            MetricsFile(path / "metrics.csv", task.curves.columns).rewind(step)
+            MetricsFile(path / "metrics.csv", job.curves.columns).rewind(step)
         return _fit(job, task, path, checkpoint=file)
+
+
+def _with_own_start(config: TrainConfig, checkpoint: Path) -> TrainConfig:
+    """The run as if it started from its own checkpoint, if it did from a file, now perhaps gone."""
+    if config.model.checkpoint is None:
+        return config
+    return replace(config, model=replace(config.model, checkpoint=str(checkpoint)))
 
 
 def _fit(
@@ -121,7 +130,7 @@ def _fit(
         log_every=config.log_every,
         batch_size=config.data.batch_size,
         steps_per_epoch=data.steps_per_epoch,
-        curves=task.curves,
+        curves=job.curves,
     )
     checkpoints = Checkpoints(
         folder / "checkpoints" / "last.ckpt",
@@ -130,8 +139,15 @@ def _fit(
         check_every=config.log_every,
     )
     ema = None if config.ema_decay is None else Ema(config.ema_decay)
+    best = BestEpoch(job.curves, keep=config.keep == "best", patience=config.patience, ema=ema)
     progress = ProgressLine(metrics, num_steps=config.epochs * data.steps_per_epoch)
-    callbacks: list[Callback] = [metrics, *([] if ema is None else [ema]), progress, checkpoints]
+    callbacks: list[Callback] = [
+        metrics,
+        *([] if ema is None else [ema]),
+        *([best] if config.chooses else []),
+        progress,
+        checkpoints,
+    ]
     with _quiet():
         trainer = L.Trainer(
             accelerator=config.accelerator,
@@ -152,7 +168,7 @@ def _fit(
             enable_model_summary=False,
             default_root_dir=folder,
             logger=[
-                MetricsFile(folder / "metrics.csv", task.curves.columns),
+                MetricsFile(folder / "metrics.csv", job.curves.columns),
                 TensorBoardLogger(folder, name="", version="tensorboard"),
             ],
             callbacks=callbacks,
@@ -169,9 +185,21 @@ def _fit(
         if not trainer.is_global_zero:
             return None
         # Lightning leaves the averaged weights in place only if it has trained a step.
-        weights = task.state_dict() if ema is None else ema.averaged()
+        weights = best.weights or (task.state_dict() if ema is None else ema.averaged())
         _save_weights(folder / "model.safetensors", weights, data.cfg)
-        return _show(job, folder, seconds=seconds)
+        kept = f"of epoch {best.epoch}, {best.words}" if best.weights else "of the last epoch"
+        return _show(job, folder, seconds=seconds, kept=kept)
+
+
+def _check_choice(job: Job) -> None:
+    """Refuse to choose by the test images."""
+    config = job.config
+    if config.chooses and job.curves.part != "validation":
+        flag = f"keep={config.keep}" if config.keep == "best" else f"patience={config.patience}"
+        raise ValueError(
+            f"{flag} chooses by validation images, and {config.data.name} has none beside its test "
+            "images; set some aside with --data.val-share 0.2, or leave it out"
+        )
 
 
 def _advice(error: Exception, folder: Path, *, saved: bool) -> str:
@@ -220,7 +248,7 @@ def _save_weights(file: Path, weights: Mapping[str, Tensor], cfg: Mapping[str, A
     replace_atomically(file, content)
 
 
-def _show(job: Job, folder: Path, *, seconds: float) -> TrainedRun:
+def _show(job: Job, folder: Path, *, seconds: float, kept: str) -> TrainedRun:
     """Test what was saved, as anyone would load it, and draw the figures and write the report."""
     config = job.config
     model = Run.open(folder).load_model()
@@ -230,12 +258,14 @@ def _show(job: Job, folder: Path, *, seconds: float) -> TrainedRun:
     result, figures = job.show(model, folder, title=title)
     replace_atomically(folder / "evaluation.json", result.to_json().encode())
     run = TrainedRun(folder=folder, result=result, figures=(curves, *figures))
-    report = _report(config, run, seconds, augmented=job.augmented)
+    report = _report(config, run, seconds, augmented=job.augmented, kept=kept)
     replace_atomically(folder / "report.md", report.encode())
     return run
 
 
-def _report(config: TrainConfig, run: TrainedRun, seconds: float, *, augmented: str) -> str:
+def _report(
+    config: TrainConfig, run: TrainedRun, seconds: float, *, augmented: str, kept: str
+) -> str:
     """``report.md``."""
     result, folder = run.result, shlex.quote(str(run.folder))
     optim, data = config.optim, config.data
@@ -247,6 +277,7 @@ def _report(config: TrainConfig, run: TrainedRun, seconds: float, *, augmented: 
         ("epochs", f"{config.epochs} of batches of {data.batch_size}"),
         ("optimiser", f"{optim.opt}, lr {optim.lr:g}, weight decay {optim.weight_decay:g}"),
         ("schedule", f"{optim.schedule}, {optim.warmup_epochs:g} epochs of warm-up"),
+        ("weights", kept),
         ("averaged weights", "no" if config.ema_decay is None else f"decay {config.ema_decay}"),
         ("precision", config.precision),
         ("seed", str(config.seed)),

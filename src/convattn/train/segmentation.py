@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from convattn.config import TrainConfig
 from convattn.data.dense_transforms import segmentation_test_transform, segmentation_train_transform
 from convattn.results import Results
+from convattn.runs import starting_cfg
 from convattn.segmentation import segmentation_loss
 from convattn.segmentation.dataset import open_data, pretrained_cfg, test_batches
 from convattn.segmentation.evaluation import SegmentationMetrics, evaluate_segmentation
@@ -42,7 +43,7 @@ class SegmentationTask(DenseTask):
             "val_mean_accuracy": "mean accuracy",
             "val_pixel_accuracy": "pixel accuracy",
         },
-        title="Test images",
+        measure="images",
         loss="cross-entropy (nats)",
     )
 
@@ -92,8 +93,8 @@ class SegmentationJob(DenseJob[SegmentationTask]):
                 f"the training images of {config.data.name} differ in size, and those of a batch "
                 "must not: give data.crop_size, for example 512 512"
             )
-        cfg = pretrained_cfg(config.data, source)
-        seen = {"image_size": cfg["image_size"], "mean": source.mean, "std": source.std}
+        cfg = pretrained_cfg(config.data, source, starting_cfg(config.model))
+        seen = {"image_size": cfg["image_size"], "mean": cfg["mean"], "std": cfg["std"]}
         transform = segmentation_train_transform(
             **seen,
             scale_jitter=config.data.scale_jitter,

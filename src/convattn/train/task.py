@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
@@ -20,14 +20,21 @@ from convattn.train.seeding import derive_seed, seed_all
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """How a task's tests are shown while it trains."""
+    """How a network is judged while it trains, and how that is shown."""
 
     shares: Mapping[str, str]
     """Column of ``metrics.csv`` -> what people call it, the foremost first; between 0 and 1."""
-    title: str
-    """Stands above their plot."""
+    measure: str
+    """What they are together, in a word or two."""
     loss: str | None
-    """Unit of the test's loss, None if it has none."""
+    """Unit of the loss on these images, None if it has none."""
+    part: Literal["test", "validation"] = "test"
+    """The images that are looked at between epochs."""
+
+    @property
+    def title(self) -> str:
+        """Stands above the plot of the shares."""
+        return f"{self.part} {self.measure}".capitalize()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -73,6 +80,7 @@ class Job(Protocol):
     """With everything filled in that the data tell."""
     data: TrainingData
     curves: Curves
+    """Of the images that are looked at between epochs."""
 
     def make_task(self, checkpoint: Path | None) -> TrainingTask:
         """The network at its random start, or with the weights of ``checkpoint``."""

@@ -8,6 +8,7 @@ from convattn.weights.fitting import (
     classifier_names,
     load_backbone,
     load_checked,
+    under_own_names,
 )
 from convattn.weights.names import (
     architecture_of,
@@ -20,6 +21,7 @@ from convattn.weights.public_layers import aa_conv_from_public
 from convattn.weights.reading import (
     mismatch_error,
     read_metadata,
+    read_pretrained_cfg,
     read_weights,
     tensor_differences,
 )
@@ -43,7 +45,9 @@ __all__ = [
     "patchconvnet_from_released",
     "patchconvnet_to_released",
     "read_metadata",
+    "read_pretrained_cfg",
     "read_weights",
     "remap_keys",
     "tensor_differences",
+    "under_own_names",
 ]

@@ -49,17 +49,31 @@ def load_backbone(network: nn.Module, path: Path) -> None:
     file, weights = read_weights(path)
     own = network.state_dict()
     head = _head_names(network)
-    theirs = names_of_timm(weights, own)
+    theirs = under_own_names(weights, own)
     fitting = {name: tensor for name, tensor in theirs.items() if not name.startswith(head)}
-    kept = {
-        name: tensor
-        for name, tensor in own.items()
-        if name.startswith(head) or (name.endswith("num_batches_tracked") and name not in fitting)
-    }
+    kept = {name: tensor for name, tensor in own.items() if name.startswith(head)}
     differences = tensor_differences(fitting | kept, own)
     if differences:
         raise mismatch_error(file, weights, differences)
     network.load_state_dict(fitting | kept)
+
+
+def under_own_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Trained tensors as a network of timm's calls them, with the counts that older files lack.
+
+    Args:
+        weights: Under timm's names, which are torchvision's for its ResNets, or as the PyTorch port
+            of EfficientNet(-Lite) calls them.
+        own: State dict of the network; its counts of batches stand in for missing ones.
+    """
+    found = names_of_timm(weights, own)
+    norms = {name.rpartition(".")[0] for name in found if name.endswith("running_mean")}
+    counts = {
+        name: tensor
+        for name, tensor in own.items()
+        if name.endswith("num_batches_tracked") and name.rpartition(".")[0] in norms
+    }
+    return counts | found
 
 
 def _head_names(network: nn.Module) -> tuple[str, ...]:

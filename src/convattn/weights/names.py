@@ -117,7 +117,8 @@ def patchconvnet_to_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tens
     return out
 
 
-_OWN_TO_LITE = "_conv_stem.weight"  # EfficientNets as their PyTorch port names them
+OWN_TO_LITE = "_conv_stem.weight"
+"""A tensor of EfficientNets as their PyTorch port names them, and of no other network."""
 
 
 def names_of_timm(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -134,7 +135,7 @@ def names_of_timm(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
         >>> list(names_of_timm(given, {"conv_stem.weight": torch.zeros(2, 3)}))
         ['conv_stem.weight']
     """
-    if _OWN_TO_LITE not in tensors or _OWN_TO_LITE in own:
+    if OWN_TO_LITE not in tensors or OWN_TO_LITE in own:
         return dict(tensors)
     theirs = {name: tensor for name, tensor in tensors.items() if not _is_count(name)}
     classifier = {name: theirs.pop(name) for name in ("_fc.weight", "_fc.bias") if name in theirs}

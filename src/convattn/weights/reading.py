@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 import warnings
@@ -25,6 +26,8 @@ _HOLDERS = ("state_dict", "model")  # Lightning's and timm's; the PatchConvNets'
 # Of torch.compile, of parallel training, of Lightning's checkpoints.
 _WRAPPERS = ("_orig_mod.", "module.", "model.")
 _COMPILED = _WRAPPERS[0]
+TRAINING_DATA = "TrainingData"
+"""Where a checkpoint of ours keeps what the training knows of its images."""
 _FOREIGN = re.compile(r"GLOBAL ([\w.]+)")  # in the words of PyTorch's error
 
 
@@ -72,6 +75,30 @@ def read_metadata(file: Path) -> dict[str, str]:
         return {}
     with _whole_safetensors(file), safetensors.safe_open(file, framework="pt") as content:
         return content.metadata() or {}
+
+
+def read_pretrained_cfg(path: Path) -> dict[str, Any] | None:
+    """What a run's weights want of an image, in timm's words; None where a file does not say.
+
+    Args:
+        path: As ``read_weights`` takes it; a checkpoint of a training that goes on says it, too.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        return None
+    if file.suffix == ".safetensors":
+        found = json.loads(read_metadata(file).get("pretrained_cfg", "null"))
+    elif file.suffix == ".ckpt":
+        content = _read_torch(file)
+        training = content.get(TRAINING_DATA) if isinstance(content, Mapping) else None
+        found = training.get("cfg") if isinstance(training, Mapping) else None
+    else:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
