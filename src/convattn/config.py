@@ -81,6 +81,9 @@ class DataConfig:
     """Number of test images to make or keep; None means all."""
     batch_size: int = 128
     """Images per optimiser step, over all devices and accumulated batches together."""
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """Classification: every image once an epoch; or as many, drawn so that all classes are equally
+    frequent."""
     num_workers: int = 0
     """Processes that load images, per device; 0 loads them in the training process."""
     repeated_augmentation: int = 1
@@ -286,8 +289,12 @@ class AugmentConfig:
 class OptimConfig:
     """The loss, the optimiser and the schedule of its learning rate."""
 
-    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """cross_entropy, or bce: one yes-or-no question a class."""
+    loss: Literal["cross_entropy", "bce", "focal"] = "cross_entropy"
+    """cross_entropy; bce: one yes-or-no question a class; or focal: cross_entropy, or bce where
+    images have several classes, in which images count less the surer the network is of them."""
+    class_weights: Literal["balanced"] | None = None
+    """balanced: the loss of an image counts inversely to how frequent its class is; where images
+    have several classes, the yes of each as much as all its noes."""
     opt: str = "adamw"
     """timm's name of an optimiser, for example sgd, adamw, lamb or rmsproptf."""
     lr: float = 1e-3
@@ -395,6 +402,11 @@ class TrainConfig:
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1, as 0.999 does")
+        if self.data.sampler == "balanced" and self.optim.class_weights == "balanced":
+            raise ValueError(
+                "data.sampler=balanced and optim.class_weights=balanced both make up for rare "
+                "classes; give one of them"
+            )
         if self.data.batch_size % self.accumulate:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size} is not divisible by "
@@ -406,6 +418,11 @@ class TrainConfig:
     def chooses(self) -> bool:
         """Whether the validation part decides which epoch is kept, or how many there are."""
         return self.keep == "best" or self.patience is not None
+
+    @property
+    def balances_classes(self) -> bool:
+        """Whether training makes up for rare classes."""
+        return self.data.sampler == "balanced" or self.optim.class_weights == "balanced"
 
     def check_task(self, task: str) -> None:
         """Refuse what has no meaning for a task.
@@ -872,10 +889,11 @@ _OF_CLASSIFIERS = (
         "labels_column",
         "in_chans",
         "val_share",
+        "sampler",
     )
     | _defaults("model", ModelConfig, "drop_rate")
     | _defaults("augment", AugmentConfig, "pool")
-    | _defaults("optim", OptimConfig, "loss")
+    | _defaults("optim", OptimConfig, "loss", "class_weights")
 )
 _OF_DENSE = _defaults("data", DataConfig, "scale_jitter", "crop_size")
 _OF_DENSE |= _defaults("model", ModelConfig, "backbone", "backbone_args")

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, recall_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -49,12 +49,53 @@ def test_accuracy_and_loss_are_the_slow_loop():
     assert result.peak_in_box is None
 
 
-def test_top5_of_three_classes_is_all():
-    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+def test_five_classes_have_no_top5():
+    logits, labels = torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 3, 4])
     result = evaluate_classification(
-        Lookup(), batches(logits, labels), class_names=NAMES[:3], device="cpu"
+        Lookup(), batches(logits, labels), class_names=NAMES[:5], device="cpu"
     )
-    assert result.top5 == 1
+    assert result.top5 is None
+    assert "top-5" not in result.table()
+
+
+def test_balanced_accuracy_and_f1_are_scikit_learns():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(60, 7, generator=generator), torch.arange(60) % 11 % 5
+    result = evaluate_classification(
+        Lookup(), batches(logits, labels), class_names=NAMES, device="cpu"
+    )
+    truth, taken = labels.numpy(), logits.argmax(1).numpy()
+    recalls = recall_score(truth, taken, average=None, labels=range(5), zero_division=0)
+    assert result.balanced_accuracy == pytest.approx(recalls.mean())
+    assert result.macro_f1 == pytest.approx(f1_score(truth, taken, average="macro"))
+
+
+def test_calibration_error_is_the_slow_loop():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = 2 * torch.randn(60, 7, generator=generator), torch.arange(60) % 7
+    result = evaluate_classification(
+        Lookup(), batches(logits, labels), class_names=NAMES, device="cpu"
+    )
+    shares = logits.double().softmax(1).max(1)
+    expected = 0.0
+    for number in range(15):
+        low, high = number / 15, (number + 1) / 15
+        inside = [i for i in range(60) if low < float(shares.values[i]) <= high]
+        if inside:
+            right = sum(int(shares.indices[i]) == int(labels[i]) for i in inside)
+            mean = sum(float(shares.values[i]) for i in inside)
+            expected += abs(right - mean) / 60
+    assert result.ece == pytest.approx(expected, abs=1e-6)
+
+
+def test_file_has_what_programs_read():
+    logits, labels = torch.eye(7)[:4], torch.arange(4)
+    result = evaluate_classification(
+        Lookup(), batches(logits, labels), class_names=NAMES, device="cpu"
+    )
+    found = json.loads(result.to_json())
+    assert {"top1", "balanced_accuracy", "macro_f1", "ece", "num_images"} <= found.keys()
+    assert (found["top1"], found["balanced_accuracy"], found["macro_f1"]) == (1, 1, 1)
 
 
 def test_model_is_left_in_its_mode():

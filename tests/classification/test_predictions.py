@@ -173,7 +173,7 @@ def test_class_that_is_always_right_is_mistaken_for_nothing():
     predictions = Predictions(
         labels=labels, classes=torch.tensor([[0, 1], [1, 0]]), losses=torch.zeros(2)
     )
-    assert per_class_table(predictions, NAMES[:2]).splitlines()[1] == "0,,ant,1,1.0,1.0,,0"
+    assert per_class_table(predictions, NAMES[:2]).splitlines()[1] == "0,,ant,1,1.0,,0"
 
 
 def part_of(predictions, start, end):

@@ -1,30 +1,38 @@
 import json
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, f1_score
+from sklearn.utils.class_weight import compute_class_weight
 
 from convattn.classification.prediction import classify
 from convattn.classification.testing import run_test
-from convattn.config import DataConfig, EvaluateConfig, OptimConfig
+from convattn.config import DataConfig, EvaluateConfig, OptimConfig, TrainConfig
 from convattn.data import batch_mix, transform_of
 from convattn.explanation import explain
 from convattn.runs import Run
 from convattn.surgery import new_parameters
-from convattn.tasks import train
+from convattn.tasks import resume, train
 from convattn.train.classification import (
+    BalancedAccuracy,
     ClassificationJob,
     ClassificationTask,
     MultiLabelScores,
+    balanced_chances,
+    balanced_weights,
+    classification_curves,
     dense_targets,
+    image_losses,
     training_loss,
-    weighted_loss,
 )
-from tests.train.conftest import tiny
+from convattn.train.datamodule import EpochBatches
+from tests.train.conftest import digest, tiny
 
 
 def test_task_reloads_from_a_checkpoint_alone(finished):
@@ -80,6 +88,10 @@ def test_bce_asks_every_class():
 
 
 # --- several classes an image, and weights
+
+
+def weighted_loss(name, logits, targets, weights):
+    return (weights * image_losses(name, logits, targets)).mean()
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "bce"])
@@ -205,3 +217,145 @@ def test_weights_of_training_have_mean_one(tagged):
     assert float(weights.mean()) == pytest.approx(1)
     assert float(weights[1] / weights[0]) == pytest.approx(2)
     assert job.source.test.weights is None
+
+
+# --- rare classes
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    labels = torch.tensor([0] * 6 + [1] * 3 + [2])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
+    assert balanced_weights(labels, 4)[:3] == pytest.approx(expected.tolist())
+    assert balanced_weights(labels, 4)[3] == 1
+
+
+def test_yeses_weigh_as_much_as_noes():
+    labels = torch.tensor([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]]).bool()
+    weights = torch.tensor(balanced_weights(labels, 3))
+    assert weights.tolist() == pytest.approx([3, 1 / 3, 1])
+    assert (weights * labels.sum(0))[:2].tolist() == [3, 1]
+
+
+def test_classes_are_drawn_as_often_as_each_other():
+    labels = torch.tensor([0] * 80 + [1] * 15 + [2] * 5)
+    chances = balanced_chances(labels)
+    sampler = EpochBatches(100, 10, seed=0, chances=chances)
+    drawn = torch.zeros(3)
+    for epoch in range(30):
+        sampler.set_epoch(epoch)
+        for batch in sampler:
+            drawn += torch.bincount(labels[batch.indices], minlength=3)
+    assert (drawn / drawn.sum()).tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_several_classes_are_drawn_by_their_mean_and_none_is_one_of_them():
+    labels = torch.tensor([[1, 0], [1, 0], [1, 1], [0, 0]]).bool()
+    assert balanced_chances(labels).tolist() == pytest.approx([1 / 3, 1 / 3, (1 / 3 + 1) / 2, 1])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_focal_loss_is_the_slow_loop(smoothing):
+    logits, labels = torch.randn(5, 4).double(), torch.tensor([0, 1, 2, 3, 0])
+    targets = dense_targets(labels, 4, smoothing).double()
+    expected = []
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
+        total = sum(math.exp(x) for x in row)
+        shares = [math.exp(x) / total for x in row]
+        expected.append(
+            -sum(t * (1 - p) ** 2 * math.log(p) for t, p in zip(target, shares, strict=True))
+        )
+    assert image_losses("focal", logits, targets).tolist() == pytest.approx(expected)
+
+
+def test_focal_loss_of_several_classes_asks_each():
+    logits, targets = torch.randn(5, 4).double(), torch.randint(2, (5, 4)).double()
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
+    expected = []
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
+        loss = 0.0
+        for x, t, weight in zip(row, target, weights.tolist(), strict=True):
+            p = 1 / (1 + math.exp(-x))
+            sure = p if t else 1 - p
+            loss -= (weight if t else 1) * (1 - sure) ** 2 * math.log(sure)
+        expected.append(loss / 4)
+    found = image_losses("focal", logits, targets, yes_weights=weights, multi_label=True)
+    assert found.tolist() == pytest.approx(expected)
+
+
+def unbalanced(out, **changes):
+    config = tiny(out, epochs=2, **changes)
+    return replace(config, data=replace(config.data, mixup=0.0, random_erasing=0.0))
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [
+        {"class_weights": "balanced"},
+        {"loss": "focal"},
+        {"loss": "bce", "class_weights": "balanced"},
+    ],
+)
+def test_the_step_is_the_mean_of_what_the_images_count(optim):
+    job = ClassificationJob(unbalanced(None, optim=OptimConfig(**optim)))
+    task = job.make_task(None)
+    images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 3, 3, 9])
+    logits = task.eval()(images)
+    counts = torch.bincount(job.source.train.labels, minlength=10)
+    weights = 130 / (10 * counts[labels]) if "class_weights" in optim else torch.ones(4)
+    name = optim.get("loss", "cross_entropy")
+    expected = (weights * image_losses(name, logits, F.one_hot(labels, 10).float())).mean()
+    torch.testing.assert_close(task.training_step((images, labels), 0), expected)
+
+
+def test_balanced_draws_resume_and_judge_by_balanced_accuracy(tmp_path, monkeypatch):
+    def config(name):
+        made = unbalanced(tmp_path / name)
+        return replace(
+            made,
+            data=replace(made.data, sampler="balanced", val_share=0.2),
+            keep="best",
+            eval_every=1,
+        )
+
+    real = ClassificationTask.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 7:
+            raise RuntimeError("power cut")
+        return real(self, batch, batch_idx)
+
+    whole = train(config("whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassificationTask, "training_step", training_step)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(config("cut"))
+    cut = resume(tmp_path / "cut")
+    assert digest(cut.folder) == digest(whole.folder)
+    assert "val_balanced_accuracy" in (whole.folder / "metrics.csv").read_text().splitlines()[0]
+    assert "the best validation balanced accuracy" in (whole.folder / "report.md").read_text()
+
+
+def test_balanced_accuracy_of_batches_is_scikit_learns():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = (
+        torch.randn(50, 6, generator=generator),
+        torch.randint(5, (50,), generator=generator),
+    )
+    metric = BalancedAccuracy(6)
+    for start in range(0, 50, 20):
+        metric.update(logits[start : start + 20], labels[start : start + 20])
+    known = labels.numpy()
+    expected = np.mean([(logits.argmax(1).numpy()[known == one] == one).mean() for one in range(5)])
+    assert float(metric.compute()) == pytest.approx(expected)
+
+
+def test_making_up_twice_is_refused():
+    with pytest.raises(ValueError, match="both make up for rare classes; give one of them"):
+        TrainConfig(
+            data=DataConfig(sampler="balanced"), optim=OptimConfig(class_weights="balanced")
+        )
+
+
+@pytest.mark.parametrize(("num_classes", "columns"), [(5, 1), (6, 2)])
+def test_no_top5_among_five_classes(num_classes, columns):
+    assert len(classification_curves(num_classes).shares) == columns

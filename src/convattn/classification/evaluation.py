@@ -23,6 +23,8 @@ from convattn.explanation import attention_layers, attention_maps, energy_in_box
 from convattn.modes import default_device, eval_mode
 from convattn.results import Results, Rows, percentages, worst_class
 
+_BINS = 15
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationResult(Results):
@@ -34,8 +36,16 @@ class ClassificationResult(Results):
     """Mean cross-entropy in nats."""
     top1: float
     """Share of images whose class is the most likely one."""
-    top5: float
-    """Share of images whose class is among the five most likely ones."""
+    top5: float | None
+    """Share of images whose class is among the five most likely ones; None among five classes or
+    fewer."""
+    balanced_accuracy: float
+    """Mean of ``per_class``: every class counts alike."""
+    macro_f1: float
+    """Mean of the classes' F1; a class that no image has, nor is taken to have, is left out."""
+    ece: float | None
+    """Expected calibration error: how far the probability of the likeliest class is from the share
+    that is right, over 15 bins of equal width; None where probabilities are not known."""
     real_top1: float | None
     """Share of images whose most likely class is one of ImageNet-ReaL's; None without them."""
     num_real: int
@@ -64,8 +74,10 @@ class ClassificationResult(Results):
             ("images", f"{self.num_images:,}"),
             *_classes_tested(len(self.per_class), self.num_classes),
             *percentages({"top-1": self.top1, "top-5": self.top5}),
+            *percentages({"balanced accuracy": self.balanced_accuracy, "macro F1": self.macro_f1}),
             *percentages({f"ImageNet-ReaL top-1, {self.num_real:,} images": self.real_top1}),
             ("cross-entropy", f"{self.loss:.4f}"),
+            *percentages({"calibration error": self.ece}),
             *percentages(shares),
             *worst_class(self.per_class),
             ("images a second", f"{self.images_per_second:,.0f}"),
@@ -176,6 +188,7 @@ def _predict(
         labels=labels.cpu(),
         classes=logits.topk(min(NUM_RANKS, num_classes), dim=1).indices.cpu(),
         losses=losses.double().cpu(),
+        confidences=logits.softmax(1).amax(1).double().cpu(),
         peaks=peaks,
         energies=energies,
     )
@@ -233,23 +246,56 @@ def summarize(
     firsts = predictions.classes[:, 0].tolist()
     known = [first in these for first, these in zip(firsts, real or (), strict=False) if these]
     peaks, energies = predictions.peaks, predictions.energies
+    per_class = {
+        name: hit / count
+        for name, hit, count in zip(class_names, hits, counts, strict=True)
+        if count
+    }
     return ClassificationResult(
         num_images=len(predictions),
         num_classes=len(class_names),
         loss=math.fsum(predictions.losses.tolist()) / len(predictions),
         top1=sum(hits) / len(predictions),
-        top5=int(right.any(1).sum()) / len(predictions),
+        top5=(int(right.any(1).sum()) / len(predictions) if len(class_names) > NUM_RANKS else None),
+        balanced_accuracy=math.fsum(per_class.values()) / len(per_class),
+        macro_f1=_single_macro_f1(predictions, len(class_names)),
+        ece=(
+            None
+            if predictions.confidences is None
+            else calibration_error(predictions.confidences, right[:, 0])
+        ),
         real_top1=sum(known) / len(known) if known else None,
         num_real=len(known),
-        per_class={
-            name: hit / count
-            for name, hit, count in zip(class_names, hits, counts, strict=True)
-            if count
-        },
+        per_class=per_class,
         peak_in_box=None if peaks is None else int(peaks.sum()) / len(peaks),
         energy_in_box=None if energies is None else math.fsum(energies.tolist()) / len(energies),
         images_per_second=images_per_second,
     )
+
+
+def _single_macro_f1(predictions: Predictions, num_classes: int) -> float:
+    taken = predictions.classes[:, 0]
+    hits, marked = (
+        torch.bincount(labels, minlength=num_classes)
+        for labels in (
+            taken[taken == predictions.labels],
+            torch.cat([taken, predictions.labels]),
+        )
+    )
+    return float((2 * hits / marked)[marked > 0].double().mean())
+
+
+def calibration_error(confidences: Tensor, right: Tensor) -> float:
+    """The expected calibration error (https://arxiv.org/abs/1706.04599) over 15 bins.
+
+    Args:
+        confidences: Probability of the likeliest class, (N,).
+        right: Whether that is the right one, (N,) bool.
+    """
+    bins = (confidences * _BINS).ceil().long().clamp(1, _BINS) - 1
+    gaps = torch.zeros(_BINS, dtype=torch.float64)
+    gaps.index_add_(0, bins, confidences.double() - right.double())
+    return float(gaps.abs().sum()) / len(right)
 
 
 def _summarize_several(

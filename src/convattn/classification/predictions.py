@@ -29,6 +29,8 @@ class Predictions:
     """The likeliest classes, the likeliest first, (N, 5) int64; fewer where there are fewer."""
     losses: Tensor
     """Cross-entropy in nats, (N,) float64."""
+    confidences: Tensor | None = None
+    """Probability of the likeliest class, (N,) float64; None in files that lack it."""
     peaks: Tensor | None = None
     """Whether the attention peaks inside the object's box, (N,) bool; None without box or map."""
     energies: Tensor | None = None
@@ -50,6 +52,8 @@ class Predictions:
             "loss": self.losses.tolist(),
             **{f"rank{rank}": column.tolist() for rank, column in enumerate(ranks, start=1)},
         }
+        if self.confidences is not None:
+            columns["confidence"] = self.confidences.tolist()
         if self.peaks is not None and self.energies is not None:
             columns["peak_in_box"] = self.peaks.int().tolist()
             columns["energy_in_box"] = self.energies.tolist()
@@ -102,9 +106,9 @@ class PredictionsFile:
     """``predictions.csv``: one row an image, at hand while the test goes on.
 
     Columns are the image, the number of its class, the cross-entropy, the likeliest classes'
-    numbers, and of the attention what ``Predictions`` has; where images have several classes, for
-    each class 1 or 0, the loss, and the score of each. Numbers are written so that reading gives
-    the same bits.
+    numbers, the probability of the likeliest, and of the attention what ``Predictions`` has; where
+    images have several classes, for each class 1 or 0, the loss, and the score of each. Numbers are
+    written so that reading gives the same bits.
 
     Args:
         path: The file.
@@ -191,6 +195,7 @@ def _of_rows(
         labels=table["label"].long(),
         classes=numbered("rank").long(),
         losses=table["loss"],
+        confidences=table.get("confidence"),
         peaks=None if peaks is None else peaks.bool(),
         energies=table.get("energy_in_box"),
     )
@@ -228,8 +233,9 @@ def per_class_table(
 ) -> str:
     """How each class fares, as the text of a CSV file.
 
-    Columns: number, WordNet id where there are some, name, images, top1, top5, the class that
-    its images are mistaken for most often, and how often. A class without images has a row too.
+    Columns: number, WordNet id where there are some, name, images, top1, top5 where there are more
+    than five classes, the class that its images are mistaken for most often, and how often. A class
+    without images has a row too.
 
     Args:
         predictions: Of all images.
@@ -239,12 +245,12 @@ def per_class_table(
     count = len(class_names)
     right = predictions.right
     images = torch.bincount(predictions.labels, minlength=count).tolist()
+    ranks = {"top1": right[:, 0]} | ({"top5": right.any(1)} if count > NUM_RANKS else {})
     shares = [
-        torch.bincount(predictions.labels[hit], minlength=count).tolist()
-        for hit in (right[:, 0], right.any(1))
+        torch.bincount(predictions.labels[hit], minlength=count).tolist() for hit in ranks.values()
     ]
     mistakes = {label: (taken, times) for label, taken, times in reversed(confusions(predictions))}
-    header = ("number", "wnid", "name", "images", "top1", "top5", "mistaken_for", "times")
+    header = ("number", "wnid", "name", "images", *ranks, "mistaken_for", "times")
     rows: list[Sequence[object]] = [header]
     for number, (name, seen, *hits) in enumerate(zip(class_names, images, *shares, strict=True)):
         taken, times = mistakes.get(number, (None, 0))

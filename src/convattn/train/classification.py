@@ -12,6 +12,7 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 from torchmetrics.utilities import dim_zero_cat
+from torchvision.ops import sigmoid_focal_loss
 
 from convattn.classification.dataset import (
     open_data,
@@ -47,6 +48,7 @@ from convattn.weights import classifier_names
 _NUM_IMAGES = 12
 
 _RANKS = 5
+_GAMMA = 2.0
 
 
 class ClassificationTask(TrainingTask):
@@ -67,11 +69,14 @@ class ClassificationTask(TrainingTask):
             own.
         augment: Arguments of ``convattn.augment``; None adds no attention.
         freeze: Train only the added attention and the classifier.
-        loss: ``cross_entropy`` or ``bce``.
+        loss: ``cross_entropy``, ``bce`` or ``focal``.
+        class_weights: How much the images of each class count, (K,); with ``multi_label`` the yes
+            of each class over its no. None: all alike.
         label_smoothing: Share of the target spread over all classes.
         mixup: alpha of mixup.
         cutmix: alpha of cutmix.
-        multi_label: Whether an image may have several classes, or none; the loss is then ``bce``.
+        multi_label: Whether an image may have several classes, or none.
+        balanced: Whether classes count alike in what judges an epoch first.
         epochs: Length of the schedule.
         optimizer_args: Arguments of ``create_optimizer``.
         schedule_args: Arguments of ``create_schedule`` but for the lengths.
@@ -96,10 +101,12 @@ class ClassificationTask(TrainingTask):
         augment: Mapping[str, Any] | None = None,
         freeze: bool = False,
         loss: str = "cross_entropy",
+        class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         multi_label: bool = False,
+        balanced: bool = False,
         epochs: int = 1,
         optimizer_args: Mapping[str, Any] | None = None,
         schedule_args: Mapping[str, Any] | None = None,
@@ -128,8 +135,12 @@ class ClassificationTask(TrainingTask):
             mixup=mixup, cutmix=cutmix, label_smoothing=label_smoothing, num_classes=num_classes
         )
         self.loss = training_loss(loss, label_smoothing=label_smoothing, mixes=self.mix is not None)
-        self.metrics: Any = MultiLabelScores() if multi_label else _accuracies(num_classes)
-        self.curves = classification_curves(num_classes, multi_label=multi_label)
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.metrics: Any = (
+            MultiLabelScores() if multi_label else _accuracies(num_classes, balanced=balanced)
+        )
+        self.curves = classification_curves(num_classes, multi_label=multi_label, balanced=balanced)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_chans, H, W) images -> (B, num_classes) logits."""
@@ -138,8 +149,11 @@ class ClassificationTask(TrainingTask):
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch of images, their classes and, where they have some, weights."""
         images, targets, *weighted = batch
-        weights = weighted[0] if weighted else None
-        dense = weights is not None or targets.ndim == 2
+        weights, per_class = weighted[0] if weighted else None, self.class_weights
+        if per_class is not None and targets.ndim == 1:
+            weights = per_class[targets] if weights is None else weights * per_class[targets]
+        by_hand = weights is not None or per_class is not None or self.hparams["loss"] == "focal"
+        dense = by_hand or targets.ndim == 2
         if dense:
             smoothing, num_classes = self.hparams["label_smoothing"], self.hparams["num_classes"]
             targets = dense_targets(targets, num_classes, smoothing)
@@ -148,9 +162,16 @@ class ClassificationTask(TrainingTask):
         elif self.mix is not None:
             images, targets = self.mix(images, targets)
         logits = self(images.to(memory_format=self.memory_format))
-        if weights is not None:
-            return weighted_loss(self.hparams["loss"], logits, targets, weights)
-        return self.loss(logits, targets)
+        if not by_hand:
+            return self.loss(logits, targets)
+        losses = image_losses(
+            self.hparams["loss"],
+            logits,
+            targets,
+            yes_weights=per_class if self.hparams["multi_label"] else None,
+            multi_label=self.hparams["multi_label"],
+        )
+        return losses.mean() if weights is None else (weights * losses).mean()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count one batch of validation or test images."""
@@ -171,17 +192,21 @@ class ClassificationTask(TrainingTask):
             self.metrics.reset()
 
 
-def classification_curves(num_classes: int, *, multi_label: bool = False) -> Curves:
+def classification_curves(
+    num_classes: int, *, multi_label: bool = False, balanced: bool = False
+) -> Curves:
     """How a classifier is judged; among few classes the right one is always among five.
 
     Args:
         num_classes: Of the data.
         multi_label: Whether images have several classes.
+        balanced: Whether balanced accuracy is foremost where they have one.
     """
     if multi_label:
         shares = {"val_map": "mAP", "val_macro_f1": "macro F1"}
         return Curves(shares=shares, measure="scores", loss="binary cross-entropy (nats)")
-    shares = {f"val_top{rank}": f"top-{rank}" for rank in _ranks(num_classes)}
+    shares = {"val_balanced_accuracy": "balanced accuracy"} if balanced else {}
+    shares |= {f"val_top{rank}": f"top-{rank}" for rank in _ranks(num_classes)}
     return Curves(shares=shares, measure="accuracy", loss="cross-entropy (nats)")
 
 
@@ -189,15 +214,45 @@ def _ranks(num_classes: int) -> tuple[int, ...]:
     return (1, _RANKS) if num_classes > _RANKS else (1,)
 
 
-def _accuracies(num_classes: int) -> torchmetrics.MetricCollection:
-    return torchmetrics.MetricCollection(
-        {
-            f"val_top{rank}": torchmetrics.classification.MulticlassAccuracy(
-                num_classes, top_k=rank, average="micro"
-            )
-            for rank in _ranks(num_classes)
-        }
-    )
+def _accuracies(num_classes: int, *, balanced: bool) -> torchmetrics.MetricCollection:
+    shares: dict[str, Any] = {
+        f"val_top{rank}": torchmetrics.classification.MulticlassAccuracy(
+            num_classes, top_k=rank, average="micro"
+        )
+        for rank in _ranks(num_classes)
+    }
+    if balanced:
+        shares["val_balanced_accuracy"] = BalancedAccuracy(num_classes)
+    return torchmetrics.MetricCollection(shares, compute_groups=False)
+
+
+class BalancedAccuracy(torchmetrics.Metric):
+    """The mean of the classes' shares of images that are right; a class without images is left out.
+
+    torchmetrics' own counts a class without images as one of which nothing is right, if an image is
+    taken for it.
+
+    Args:
+        num_classes: K.
+    """
+
+    full_state_update = False
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        for state in ("hits", "images"):
+            self.add_state(state, default=torch.zeros(num_classes), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Take in a batch: (B, K) logits and (B,) class numbers."""
+        right = labels[logits.argmax(1) == labels]
+        self.hits += torch.bincount(right, minlength=len(self.hits))
+        self.images += torch.bincount(labels, minlength=len(self.images))
+
+    def compute(self) -> Tensor:
+        """The mean."""
+        there = self.images > 0
+        return (self.hits[there] / self.images[there]).mean()
 
 
 class MultiLabelScores(torchmetrics.Metric):
@@ -239,28 +294,73 @@ def dense_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     return nn.functional.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
 
 
-def weighted_loss(name: str, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """The mean of the images' losses times their weights.
+def image_losses(
+    name: str,
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    yes_weights: Tensor | None = None,
+    multi_label: bool = False,
+) -> Tensor:
+    """The loss of each image, (B,).
 
     Args:
-        name: ``cross_entropy`` or ``bce``.
+        name: ``cross_entropy``, ``bce`` or ``focal`` (https://arxiv.org/abs/1708.02002, gamma 2).
         logits: (B, K).
         targets: (B, K).
-        weights: (B,), of mean 1 over all training images.
+        yes_weights: How much a yes counts over a no of each class, (K,), in ``bce`` and in
+            ``focal`` of several classes; None: as much.
+        multi_label: Whether images have several classes.
     """
+    if name == "cross_entropy":
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
+    if name == "focal" and not multi_label:
+        logs = logits.log_softmax(1)
+        return -(targets * (1 - logs.exp()) ** _GAMMA * logs).sum(1)
     if name == "bce":
         questions = nn.functional.binary_cross_entropy_with_logits
-        losses = questions(logits, targets, reduction="none").mean(1)
+        return questions(logits, targets, pos_weight=yes_weights, reduction="none").mean(1)
+    losses = sigmoid_focal_loss(logits, targets, alpha=-1, gamma=_GAMMA)
+    if yes_weights is not None:
+        losses = losses * (targets * yes_weights + 1 - targets)
+    return losses.mean(1)
+
+
+def balanced_weights(labels: Tensor, num_classes: int) -> list[float]:
+    """What makes classes count alike: N / (K n) for a class of n of N images, of mean 1.
+
+    Args:
+        labels: Class numbers (N,); or which classes an image has, (N, K) bool: then how much a yes
+            has to count so that a class's yeses weigh as much as its noes.
+        num_classes: All there are; K have images, and the others count 1.
+    """
+    if labels.ndim == 1:
+        counts = torch.bincount(labels, minlength=num_classes)
+        weights = len(labels) / ((counts > 0).sum() * counts)
     else:
-        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
-    return (weights * losses).mean()
+        counts = labels.sum(0)
+        weights = (len(labels) - counts) / counts
+    return weights.where((counts > 0) & (weights > 0), 1.0).tolist()
+
+
+def balanced_chances(labels: Tensor) -> Tensor:
+    """How likely images are drawn so that all classes are as frequent, (N,).
+
+    Args:
+        labels: Class numbers (N,); or which classes an image has, (N, K) bool: then an image is as
+            likely as the mean over its classes, and those of none are one more.
+    """
+    if labels.ndim == 1:
+        return 1 / torch.bincount(labels)[labels].double()
+    having = torch.cat([labels, ~labels.any(1, keepdim=True)], dim=1).double()
+    return (having / having.sum(0).clamp_min(1)).sum(1) / having.sum(1)
 
 
 def training_loss(name: str, *, label_smoothing: float, mixes: bool) -> nn.Module:
     """Timm's loss for logits (B, K) and class numbers (B,), or mixed targets (B, K).
 
     Args:
-        name: ``cross_entropy`` or ``bce``.
+        name: ``cross_entropy`` or ``bce``; that of ``focal`` is ``image_losses``.
         label_smoothing: Share of the target spread over all classes; mixed targets have it already.
         mixes: Whether targets come mixed.
     """
@@ -280,7 +380,7 @@ def _for_several(config: TrainConfig) -> TrainConfig:
             f"data.label_smoothing={config.data.label_smoothing} spreads the share of one class "
             f"over the others, and images of {config.data.root} have several; leave it out"
         )
-    if config.optim.loss == "bce":
+    if config.optim.loss != "cross_entropy":
         return config
     report("images have several classes: trained with optim.loss bce, a question a class")
     return replace(config, optim=replace(config.optim, loss="bce"))
@@ -311,10 +411,15 @@ class ClassificationJob:
         self.source = source
         if source.multi_label:
             config = _for_several(config)
-        curves = classification_curves(len(source.class_names), multi_label=source.multi_label)
+        curves = classification_curves(
+            len(source.class_names),
+            multi_label=source.multi_label,
+            balanced=config.balances_classes,
+        )
         self.curves = curves if source.val is None else replace(curves, part="validation")
         self.config = config.with_classes(len(source.class_names))
         cfg = pretrained_cfg(config.data, source, starting_cfg(config.model))
+        labels = source.train.labels
         self.data = TrainingData(
             config.data,
             train=_weighted(source.train).with_transform(training_transform(config.data, cfg)),
@@ -324,6 +429,12 @@ class ClassificationJob:
             cfg=cfg,
             seed=config.seed,
             accumulate=config.accumulate,
+            chances=balanced_chances(labels) if config.data.sampler == "balanced" else None,
+        )
+        self._class_weights = (
+            None
+            if config.optim.class_weights is None
+            else balanced_weights(labels, len(source.class_names))
         )
         self._augment = augment_arguments(config.augment, cfg["input_size"])
 
@@ -348,10 +459,12 @@ class ClassificationJob:
             augment=self._augment,
             freeze=config.augment.freeze,
             loss=config.optim.loss,
+            class_weights=self._class_weights,
             label_smoothing=config.data.label_smoothing,
             mixup=config.data.mixup,
             cutmix=config.data.cutmix,
             multi_label=self.source.multi_label,
+            balanced=config.balances_classes,
             epochs=config.epochs,
             optimizer_args=optimizer_args(config),
             schedule_args=schedule_args(config),

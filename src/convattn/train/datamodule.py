@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from convattn.config import DataConfig
@@ -36,6 +37,8 @@ class EpochBatches(Sampler[Batch]):
         rank: Of this process.
         world_size: Number of processes.
         accumulate: Parts a step is split into.
+        chances: How likely each image is to be drawn, (N,), with replacement; None: each stands
+            once in the order.
         repeats: Times that an image stands in the order, one after the other: repeated
             augmentation (Hoffer et al. 2019, https://arxiv.org/abs/1901.09335), as DeiT has it. The
             epoch keeps its length and shows that many fewer images.
@@ -51,6 +54,7 @@ class EpochBatches(Sampler[Batch]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        chances: Tensor | None = None,
         repeats: int = 1,
         start_step: int = 0,
     ) -> None:
@@ -60,6 +64,7 @@ class EpochBatches(Sampler[Batch]):
         self.rank = rank
         self.world_size = world_size
         self.accumulate = accumulate
+        self.chances = chances
         self.repeats = repeats
         self.steps = num_images // batch_size
         self.epoch, self._start = divmod(start_step, self.steps)
@@ -83,7 +88,10 @@ class EpochBatches(Sampler[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(self.num_images, generator=generator)
+        if self.chances is None:
+            order = torch.randperm(self.num_images, generator=generator)
+        else:
+            order = self.chances.multinomial(self.num_images, True, generator=generator)
         order = order.repeat_interleave(self.repeats)
         share = self.batch_size // (self.world_size * self.accumulate)
         start = self._start if self.epoch == self._start_epoch else 0
@@ -122,6 +130,7 @@ class TrainingData(L.LightningDataModule):
         cfg: What a network trained on them needs of a test image: its ``pretrained_cfg``.
         seed: Seed of the order and the augmentation; the images are the same for every seed.
         accumulate: Parts a step's batch is split into.
+        chances: As of ``EpochBatches``.
         collate: Makes a batch of items; None stacks them.
 
     Raises:
@@ -137,6 +146,7 @@ class TrainingData(L.LightningDataModule):
         cfg: Mapping[str, Any],
         seed: int,
         accumulate: int = 1,
+        chances: Tensor | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         super().__init__()
@@ -147,6 +157,7 @@ class TrainingData(L.LightningDataModule):
         self.cfg = dict(cfg)
         self.seed = seed
         self.accumulate = accumulate
+        self.chances = chances
         self.collate = collate
         self.num_images = num_images = _length(train)
         if num_images < config.batch_size:
@@ -194,6 +205,7 @@ class TrainingData(L.LightningDataModule):
                 rank=self.trainer.global_rank,
                 world_size=world_size,
                 accumulate=self.accumulate,
+                chances=self.chances,
                 repeats=config.repeated_augmentation,
                 start_step=self._step,
             ),
