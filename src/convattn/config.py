@@ -333,6 +333,10 @@ class OptimConfig:
             )
 
 
+LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
+"""Where curves may go beside ``metrics.csv``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A whole training run."""
@@ -347,8 +351,9 @@ class TrainConfig:
     """Times that the training images are gone through."""
     seed: int = 0
     """Seed of everything random; the same seed on the same machine gives the same weights."""
-    precision: Literal["32-true", "16-mixed", "bf16-mixed", "64-true"] = "32-true"
-    """Number format; the mixed ones keep float32 weights."""
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = "auto"
+    """Number format; the mixed ones keep float32 weights. auto: mixed on a GPU where training
+    starts from weights, else 32-true."""
     accelerator: str = "auto"
     """cpu, gpu, mps, ... as Lightning names them; auto takes the fastest there is."""
     devices: int | Literal["auto"] = "auto"
@@ -379,6 +384,8 @@ class TrainConfig:
     patience: int | None = None
     """Epochs without a better one by the validation part after which training stops; None: never
     before the last."""
+    logger: tuple[LoggerName, ...] = ("tensorboard",)
+    """Where curves go beside metrics.csv: any of tensorboard, csv, wandb, mlflow, by Lightning."""
     log_every: int = 20
     """Optimiser steps between two rows of metrics.csv."""
     checkpoint_every: int = 0
@@ -441,6 +448,19 @@ class TrainConfig:
                     f"{path}={value!r} has no meaning for {task} with {self.model.name}; leave it "
                     "out"
                 )
+
+    def with_precision(self, *, gpu: bool, bfloat16: bool) -> TrainConfig:
+        """The configuration with the number format that "auto" means on a machine.
+
+        Args:
+            gpu: Whether a CUDA GPU trains.
+            bfloat16: Whether that computes in bfloat16.
+        """
+        if self.precision != "auto":
+            return self
+        if not gpu or not (self.model.pretrained or self.model.checkpoint):
+            return dataclasses.replace(self, precision="32-true")
+        return dataclasses.replace(self, precision="bf16-mixed" if bfloat16 else "16-mixed")
 
     def with_classes(self, num_classes: int) -> TrainConfig:
         """The configuration with the number of classes of the data.

@@ -164,7 +164,7 @@ def test_recipe_takes_two_steps(name, made_up, tmp_path):
             max_steps=2,
             accelerator="cpu",
             devices=1,
-            precision=config.precision,
+            precision=config.with_precision(gpu=False, bfloat16=False).precision,
             gradient_clip_val=config.clip_grad,
             accumulate_grad_batches=config.accumulate,
             limit_val_batches=0,

@@ -211,7 +211,8 @@ def report(config: TrainConfig, *, summary: str, gpu: GpuName = "h100") -> str:
         FileNotFoundError: As :func:`forecast`.
     """
     machine = GPUS[gpu]
-    found = forecast(config, machine)
+    trained = config.with_precision(gpu=True, bfloat16=machine.has_bfloat16)
+    found = forecast(trained, machine)
     rows = {
         **dict(_settings(config)),
         "images": _describe_images(config, found.images),

@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -129,6 +130,13 @@ class TrainingMetrics(Callback):
         self._losses: list[Tensor] = []
         self._since = 0.0
         self._step_then = 0
+
+    @property
+    def loss(self) -> float | None:
+        """The mean of the last window, in the first that of the last batch."""
+        if self.last_loss is None and self._losses:
+            return float(self._losses[-1])
+        return self.last_loss
 
     def state_dict(self) -> dict[str, Any]:
         """The losses since the last row."""
@@ -331,8 +339,25 @@ class BestEpoch(Callback):
         return self.patience is not None and self._judged - self.epoch >= self.patience
 
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def kept_signals() -> Iterator[None]:
+    """Whatever is done with SIGINT and SIGTERM inside, afterwards they are handled as before."""
+    handlers = {number: signal.getsignal(number) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
 class Checkpoints(Callback):
     """Writes ``last.ckpt``, never half, and turns Ctrl-C and SIGTERM into a clean stop.
+
+    Whoever trains gives the signals back: see ``kept_signals``.
 
     Args:
         path: The checkpoint.
@@ -350,20 +375,13 @@ class Checkpoints(Callback):
         self.saved_step: int | None = None
         self._saved_at = 0.0
         self._stop = False
-        self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock and listen for Ctrl-C and SIGTERM."""
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._asked_to_stop)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+            for number in _STOPPING:
+                signal.signal(number, self._asked_to_stop)
 
     def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
         if self._stop:
@@ -428,10 +446,15 @@ class Checkpoints(Callback):
         self._saved_at = time.monotonic()
 
 
+_SECONDS_ON_TERMINALS = 0.5
+_SECONDS_IN_FILES = 10.0
+
+
 class ProgressLine(Callback):
     """One line that shows epoch, step, loss, images a second and the time left.
 
-    On a terminal the line is redrawn twice a second; elsewhere there is a line an epoch.
+    On a terminal the line is redrawn twice a second; elsewhere there is a line at the first step,
+    then every ten seconds, and at the end of every epoch.
 
     Args:
         metrics: Where loss and speed are taken from.
@@ -462,8 +485,10 @@ class ProgressLine(Callback):
         batch_idx: int,
     ) -> None:
         """Redraw the line if it is old."""
-        if self.stream.isatty() and time.monotonic() - self._drawn > 0.5:
-            self._draw(trainer, end="")
+        terminal = self.stream.isatty()
+        seconds = _SECONDS_ON_TERMINALS if terminal else _SECONDS_IN_FILES
+        if not self._drawn or time.monotonic() - self._drawn > seconds:
+            self._draw(trainer, end="" if terminal else "\n")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave a line that stays."""
@@ -484,8 +509,9 @@ class ProgressLine(Callback):
         epochs = trainer.max_epochs or 1
         epoch = min(epochs, math.ceil(step / self.num_steps * epochs))
         parts = []
-        if metrics.last_loss is not None:
-            parts.append(f"loss {metrics.last_loss:.4f}")
+        if metrics.loss is not None:
+            parts.append(f"loss {metrics.loss:.4f}")
+        if metrics.images_per_second:
             parts.append(f"{metrics.images_per_second:,.0f} images/s")
         if metrics.last_test is not None and metrics.last_test[0] == step:
             name = next(iter(metrics.curves.shares.values()))

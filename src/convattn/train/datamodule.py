@@ -172,6 +172,11 @@ class TrainingData(L.LightningDataModule):
         """Optimiser steps an epoch."""
         return self.num_images // self.config.batch_size
 
+    @property
+    def num_judging(self) -> int:
+        """Images that are looked at between epochs."""
+        return _length(self.val_images)
+
     def state_dict(self) -> dict[str, Any]:
         """The place in the training, and what images need; Lightning keeps it in the checkpoint."""
         assert self.trainer is not None

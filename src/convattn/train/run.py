@@ -19,7 +19,6 @@ import lightning as L
 import safetensors.torch
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils import deterministic
@@ -29,7 +28,7 @@ from convattn.exceptions import Interrupted, NonFiniteError
 from convattn.files import new_run_folder, replace_atomically
 from convattn.results import Results
 from convattn.runs import Run
-from convattn.text import markdown_table, one_line
+from convattn.text import markdown_table, one_line, report
 from convattn.train.callbacks import (
     BestEpoch,
     Checkpoints,
@@ -37,8 +36,10 @@ from convattn.train.callbacks import (
     MetricsFile,
     ProgressLine,
     TrainingMetrics,
+    kept_signals,
 )
 from convattn.train.curves import draw_curves
+from convattn.train.loggers import check_loggers, make_loggers
 from convattn.train.task import Job, TrainingTask
 from convattn.weights import tensor_differences
 
@@ -71,6 +72,8 @@ def train(config: TrainConfig, open_job: Callable[[TrainConfig], Job]) -> Traine
         NonFiniteError: If the loss or a weight is no number any more.
         Interrupted: If the user stopped it.
     """
+    check_loggers(config.logger)
+    config = _with_precision(config)
     with _deterministic(config.deterministic):
         job = open_job(config)
         _check_choice(job)
@@ -79,7 +82,33 @@ def train(config: TrainConfig, open_job: Callable[[TrainConfig], Job]) -> Traine
         folder = _new_folder(config)
         if rank_zero_only.rank == 0:
             replace_atomically(folder / "config.json", job.config.to_json().encode())
+            report(_start_line(job, folder))
         return _fit(job, task, folder, checkpoint=None)
+
+
+def _with_precision(config: TrainConfig) -> TrainConfig:
+    gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    bfloat16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return config.with_precision(gpu=gpu, bfloat16=bfloat16)
+
+
+def _start_line(job: Job, folder: Path) -> str:
+    """What is trained, on what, from where, and into which folder."""
+    config, data, model = job.config, job.data, job.config.model
+    judging = "to validate on" if job.curves.part == "validation" else "to test on in between"
+    start = model.checkpoint or ("released weights" if model.pretrained else "random weights")
+    cfg = data.cfg
+    _, height, width = cfg["input_size"]
+    seen = [f"{height} x {width} pixels"]
+    if "crop_pct" in cfg:
+        seen += [cfg["interpolation"], f"crop {cfg['crop_pct']:.4g}"]
+    for name, word in (("mean", "mean"), ("std", "deviation")):
+        seen.append(f"{word} {' '.join(f'{value:.3g}' for value in cfg[name])}")
+    return (
+        f"{model.title} from {start}, {cfg['num_classes']:,} classes of {config.data.name}: "
+        f"{data.num_images:,} images to train on, {data.num_judging:,} {judging}; "
+        f"seen as {', '.join(seen)}; into {folder}"
+    )
 
 
 def resume(run: Run, open_job: Callable[[TrainConfig], Job]) -> TrainedRun | None:
@@ -169,7 +198,7 @@ def _fit(
             default_root_dir=folder,
             logger=[
                 MetricsFile(folder / "metrics.csv", job.curves.columns),
-                TensorBoardLogger(folder, name="", version="tensorboard"),
+                *make_loggers(config.logger, folder),
             ],
             callbacks=callbacks,
         )
@@ -177,7 +206,8 @@ def _fit(
             task.model.compile()
         started = time.monotonic()
         try:
-            trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+            with kept_signals():
+                trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
         except (Interrupted, NonFiniteError) as error:
             saved = checkpoints.saved_step is not None or checkpoint is not None
             raise type(error)(f"{error}; {_advice(error, folder, saved=saved)}") from None
@@ -258,8 +288,8 @@ def _show(job: Job, folder: Path, *, seconds: float, kept: str) -> TrainedRun:
     result, figures = job.show(model, folder, title=title)
     replace_atomically(folder / "evaluation.json", result.to_json().encode())
     run = TrainedRun(folder=folder, result=result, figures=(curves, *figures))
-    report = _report(config, run, seconds, augmented=job.augmented, kept=kept)
-    replace_atomically(folder / "report.md", report.encode())
+    text = _report(config, run, seconds, augmented=job.augmented, kept=kept)
+    replace_atomically(folder / "report.md", text.encode())
     return run
 
 
