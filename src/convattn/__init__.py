@@ -3,6 +3,8 @@
 Importing this package registers its models with timm.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from convattn.explanation import capture_attention, evidence, explain
 from convattn.finetuning import finetune
 from convattn.functional import aggregate, relative_attention_2d
@@ -18,6 +20,9 @@ from convattn.models import OUR_MODELS
 from convattn.probing import probe
 from convattn.surgery import augment, freeze, param_groups, plan
 
+if TYPE_CHECKING:
+    from convattn.runs import Run
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -25,6 +30,7 @@ __all__ = [
     "POOLS",
     "AAConv2d",
     "LearnedAggregation2d",
+    "Run",
     "aggregate",
     "augment",
     "capture_attention",
@@ -40,3 +46,12 @@ __all__ = [
     "probe",
     "relative_attention_2d",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Only who opens a run waits for the detectors, which it may be of.
+    if name == "Run":
+        from convattn.runs import Run
+
+        return Run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

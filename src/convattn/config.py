@@ -18,6 +18,8 @@ from convattn.text import nearest
 
 Scalar = bool | int | float | str
 
+_EMBEDDINGS = (".npy", ".safetensors")
+
 DataFormat = Literal["auto", "folder", "table", "coco", "yolo", "voc", "labelme", "masks"]
 """How a person's own data hold what is known of each image."""
 
@@ -542,13 +544,37 @@ class PredictConfig:
     window: tuple[int, int] | None = None
     """Segmentation: height and width of the windows that images are cut into; None: whole."""
     out: str | None = None
-    """Folder to make; None makes predicted, or predicted-2 where that is taken."""
+    """Folder to make, or classification: FILE.csv for a table with a row an image; None makes
+    predicted, or predicted-2 where that is taken."""
+    embeddings: str | None = None
+    """With FILE.csv: also write this .npy or .safetensors, what the classifier layer reads of each
+    of its rows."""
+    reject_below: float | None = None
+    """With FILE.csv: add the column rejected, true where the probability is below this."""
+    batch_size: int = 64
+    """With FILE.csv: images that are computed at a time."""
+    num_workers: int | None = None
+    """With FILE.csv: processes that read images; None takes one a core if there are many images."""
     device: str | None = None
     """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold} must lie between 0 and 1")
+        if self.embeddings is not None and not self.embeddings.endswith(_EMBEDDINGS):
+            raise ValueError(
+                f"embeddings={self.embeddings!r} must end in {' or '.join(_EMBEDDINGS)}"
+            )
+        if self.reject_below is not None and not 0 < self.reject_below <= 1:
+            raise ValueError(f"reject_below={self.reject_below} must lie above 0 and at most at 1")
+        _require_at_least("batch_size", self.batch_size, 1)
+        if self.num_workers is not None:
+            _require_at_least("num_workers", self.num_workers, 0)
+
+    @property
+    def makes_table(self) -> bool:
+        """Whether ``out`` is a table instead of a folder."""
+        return self.out is not None and self.out.lower().endswith(".csv")
 
 
 @dataclass(frozen=True, kw_only=True)

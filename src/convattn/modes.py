@@ -1,7 +1,8 @@
-"""How a network is run: modes, frozen parameters, hooks, and on which device."""
+"""How a network is run: modes, frozen parameters, hooks, on which device, with how many cores."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -106,3 +107,10 @@ def default_device(device: torch.device | str | None) -> torch.device:
         device: A device or its name.
     """
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # what a container leaves of them
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

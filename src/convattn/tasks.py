@@ -32,6 +32,7 @@ from convattn.runs import Run, augment_arguments, create_model, open_model, star
 from convattn.segmentation import SEGMENTERS, create_segmenter
 
 if TYPE_CHECKING:
+    from convattn.classification.table import PredictedTable
     from convattn.train.run import TrainedRun
     from convattn.train.task import Job
 
@@ -149,6 +150,18 @@ class Task(ABC):
         Yields:
             What was found on each, in a few words; or why it could not be read.
         """
+
+    def predict_table(self, run: Run, images: Path, options: PredictConfig) -> PredictedTable:
+        """Predict images into the table ``options.out``, or go on with one that was stopped.
+
+        Raises:
+            ValueError: If what is predicted of an image fits into no row, or no image can be read.
+            FileExistsError: If the table exists.
+        """
+        raise ValueError(
+            f"--out {options.out} would be a table of classes; {run.folder} does {self.name}: "
+            "name a folder"
+        )
 
     def check_options(self, options: EvaluateConfig | PredictConfig, target: str) -> None:
         """Refuse an option that another task heeds and this one does not.
@@ -272,6 +285,19 @@ class Classification(Task):
         from convattn.classification.prediction import predict_images
 
         return predict_images(model, files, out)
+
+    def predict_table(self, run: Run, images: Path, options: PredictConfig) -> PredictedTable:
+        """A row an image."""
+        assert options.out is not None
+        return run.predict(
+            images,
+            out=options.out,
+            embeddings=options.embeddings,
+            reject_below=options.reject_below,
+            batch_size=options.batch_size,
+            num_workers=options.num_workers,
+            device=options.device,
+        )
 
 
 class _Dense(Task):
@@ -482,7 +508,14 @@ _HEEDED_BY: Mapping[type, Mapping[str, str]] = {
         "data.labels_column": "classification",
         "data.in_chans": "classification",
     },
-    PredictConfig: {"window": "segmentation", "threshold": "detection"},
+    PredictConfig: {
+        "window": "segmentation",
+        "threshold": "detection",
+        "embeddings": "classification",
+        "reject_below": "classification",
+        "batch_size": "classification",
+        "num_workers": "classification",
+    },
 }
 """Options of a command -> each that a single task heeds, and which."""
 

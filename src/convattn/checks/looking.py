@@ -19,6 +19,7 @@ from tqdm import tqdm
 from convattn.checks import quality
 from convattn.data.reading import read_header
 from convattn.exceptions import UnreadableImageError
+from convattn.modes import num_cores
 
 _WORTH_WORKERS = 200  # images
 _AT_ONCE = 16
@@ -57,7 +58,7 @@ def look_at(images: Any, *, decode: bool, num_workers: int | None) -> Iterator[L
         num_workers: Processes that look; None takes one a core if there is enough to look at.
     """
     if num_workers is None:
-        num_workers = _cores() if len(images) >= _WORTH_WORKERS else 0
+        num_workers = num_cores() if len(images) >= _WORTH_WORKERS else 0
     loader = DataLoader(
         _Looks(images, decode=decode, measured=decode and quality.is_installed()),
         batch_size=_AT_ONCE,
@@ -71,12 +72,6 @@ def look_at(images: Any, *, decode: bool, num_workers: int | None) -> Iterator[L
         for looks in loader:
             yield from looks
             progress.update(len(looks))
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what a container leaves of them
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Looks(Dataset[Look]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shlex
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from timm.data import resolve_data_config
 from torch import nn
 from tqdm import tqdm
 
@@ -35,6 +33,7 @@ from convattn.classification.predictions import (
     join,
     per_class_table,
 )
+from convattn.classification.settings import transform_words, weights_sha256
 from convattn.config import DataConfig, EvaluateConfig
 from convattn.data import ImageFiles, Source, TensorImages, load_imagenet_validation
 from convattn.data.batches import UNREADABLE, report_skipped
@@ -122,8 +121,8 @@ def run_test(
     settings = {
         "arguments": _without_out(arguments),
         "device": str(default_device(options.device)),
-        "weights_sha256": _digest(model),
-        "transform": _transform(model),
+        "weights_sha256": weights_sha256(model),
+        "transform": transform_words(model),
         "batch_size": options.data.batch_size,
         "num_images": len(images),
     }
@@ -171,20 +170,6 @@ def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:
 def _read_settings(folder: Path) -> dict[str, Any]:
     file = folder / _SETTINGS
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _digest(model: nn.Module) -> str:
-    """SHA-256 of names and values of all tensors."""
-    found = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
-
-
-def _transform(model: nn.Module) -> dict[str, Any]:
-    """What is done to an image, in timm's words and JSON's types."""
-    return json.loads(json.dumps(resolve_data_config(pretrained_cfg=model.pretrained_cfg)))
 
 
 def _names(images: TensorImages | ImageFiles, root: str | None) -> list[str]:

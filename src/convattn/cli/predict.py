@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -12,10 +12,19 @@ from convattn.cli.targets import check_free, find_images
 from convattn.cli.words import UsageError, fail, parse
 from convattn.config import PredictConfig
 
+if TYPE_CHECKING:
+    from convattn.classification.table import PredictedTable
+
+_OF_TABLES = ("embeddings", "reject_below", "batch_size", "num_workers")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(PredictConfig):
-    """Classes, objects, or the class of every pixel, of an image or every image of a folder."""
+    """Classes, objects, or the class of every pixel, of an image or every image of a folder.
+
+    A classifier writes a table with --out FILE.csv; the same command goes on with one that was
+    stopped.
+    """
 
     image: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER")] = None
     """An image, or a folder of images."""
@@ -45,6 +54,9 @@ def command(arguments: list[str]) -> int:
     if options.image is None:
         raise UsageError(f"{prog} {target} takes an image or a folder of images")
     task.check_options(options, target)
+    if options.makes_table:
+        return _show(task.predict_table(run, Path(options.image), options))
+    _check_folder_options(options)
     check_free(options.out)
     images = find_images(Path(options.image), run.config.data.in_chans or 3)
     if len(images) == 1:
@@ -63,4 +75,24 @@ def command(arguments: list[str]) -> int:
     print(f"\n{out}")
     if failed:
         return fail(f"{failed} of {len(images)} files could not be read as an image", 2)
+    return 0
+
+
+def _check_folder_options(options: PredictOptions) -> None:
+    """Refuse what only a table heeds."""
+    default = PredictConfig()
+    for name in _OF_TABLES:
+        if getattr(options, name) != getattr(default, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for tables: give --out FILE.csv, too")
+
+
+def _show(table: PredictedTable) -> int:
+    told = f"{table.out}: {table.num_rows:,} of {table.num_images:,} images"
+    if table.num_rejected:
+        told += f", {table.num_rejected:,} of them rejected"
+    print(told if table.embeddings is None else f"{told}; their embeddings: {table.embeddings}")
+    unreadable = table.num_images - table.num_rows
+    if unreadable:
+        files = f"{unreadable:,} of {table.num_images:,} files"
+        return fail(f"{files} could not be read as an image and have no row", 2)
     return 0

@@ -241,21 +241,13 @@ def find_images(path: Path, in_chans: int = 3) -> list[Path]:
         in_chans: Channels that the network sees.
 
     Raises:
-        UsageError: If the folder holds none.
+        ValueError: If the folder holds none.
     """
     if not path.is_dir():
         return [path]
-    from convattn.data import folders
-    from convattn.data.bands import extensions_of
-    from convattn.data.batches import report_skipped
+    from convattn.data.batches import list_images
 
-    left_out = folders.LeftOut()
-    extensions = extensions_of(in_chans)
-    found = sorted(map(Path, folders.find_images(path, left_out, extensions=extensions)))
-    if not found:
-        raise UsageError(f"{path} holds no image; name a folder of .jpg, .png or similar files")
-    report_skipped(left_out.counts, left_out.names)
-    return found
+    return sorted(map(Path, list_images(path, in_chans)))
 
 
 @cache

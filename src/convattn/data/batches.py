@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
 from convattn.config import DataConfig
 from convattn.data.annotated import describe_skipped
+from convattn.data.bands import extensions_of
 from convattn.data.counts import summarize
+from convattn.data.folders import LeftOut, find_images
 from convattn.data.images import TensorImages, find_readable
 from convattn.text import report
 
@@ -107,3 +110,29 @@ def report_skipped(
     """
     if skipped:
         report(describe_skipped(skipped, names))
+
+
+def list_images(place: Path, in_chans: int = 3) -> list[str]:
+    """Paths of the images of a folder and of those below it; what is left out is told on stderr.
+
+    Args:
+        place: A folder, or one image.
+        in_chans: Channels that the network sees.
+
+    Returns:
+        The folder as given, then forward slashes; sorted as text.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        ValueError: If the folder holds no image.
+    """
+    if not place.exists():
+        raise FileNotFoundError(f"{place} does not exist; name an image or a folder of images")
+    if not place.is_dir():
+        return [place.as_posix()]
+    left_out = LeftOut()
+    found = find_images(place, left_out, extensions=extensions_of(in_chans))
+    if not found:
+        raise ValueError(f"{place} holds no image; name a folder of .jpg, .png or similar files")
+    report_skipped(left_out.counts, left_out.names)
+    return sorted(Path(file).as_posix() for file in found)

@@ -19,6 +19,7 @@ from torchvision.transforms.functional import resize as resize_tensor
 from convattn.data import ImageSource, read_image, transform_of
 from convattn.data.bands import read_bands
 from convattn.data.reading import MAX_PIXELS
+from convattn.data.transforms import EvalTransform
 
 View = Literal["auto", "crop", "whole"]
 
@@ -106,6 +107,22 @@ def read_as_seen(source: ImageSource, cfg: Mapping[str, Any]) -> Image.Image | T
     if channels in (1, 3) or not isinstance(source, str | Path) or not Path(source).is_file():
         return read_image(source)
     return read_bands(str(source), channels)
+
+
+def check_elongation(image: Image.Image | Tensor, transform: EvalTransform) -> None:
+    """Refuse an image so long and thin that the resized one would fill the memory or vanish.
+
+    Args:
+        image: Of PIL, or bytes (C, H, W).
+        transform: Resizes it.
+
+    Raises:
+        ValueError: If it is.
+    """
+    width, height = size = tuple(get_image_size(image))
+    # What any other is resized to is small enough.
+    if max(size) > _MOST_ELONGATED * min(size):
+        _check_resized((width, height), _resized_size((width, height), transform.pil.transforms[0]))
 
 
 def _num_channels(cfg: Mapping[str, Any]) -> int:

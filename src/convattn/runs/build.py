@@ -275,6 +275,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
     load_checked(model, *read_weights(path))
 
 
+def is_dense(name: str) -> bool:
+    """Whether a model is a detector or a segmenter.
+
+    Args:
+        name: Of one, or of a classifier of timm's.
+    """
+    return name in _DENSE
+
+
 def needs_backbone(name: str) -> bool:
     """Whether a model leaves its backbone open.
 
@@ -305,7 +314,7 @@ def build_trained(
     """
     arguments = augment_arguments(augment, cfg.get("input_size"))
     own: dict[str, Any] = dict(spec.model_args)
-    if spec.name in _DENSE:
+    if is_dense(spec.name):
         model = create_dense_model(
             spec.name,
             cfg=cfg,

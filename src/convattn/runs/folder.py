@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 
-from convattn.config import RESTORE, TrainConfig
-from convattn.runs.build import build_trained, create_model, load_weights, needs_backbone
+from convattn.classification.streaming import ImagePrediction, predict_each
+from convattn.classification.table import PredictedTable, check_table, write_table
+from convattn.config import RESTORE, PredictConfig, TrainConfig
+from convattn.runs.build import build_trained, create_model, is_dense, load_weights, needs_backbone
 from convattn.text import one_line
 from convattn.weights import read_metadata
 
@@ -115,6 +117,91 @@ class Run:
             raise ValueError(f"{self.folder / _CONFIG}: {one_line(error)}") from error
         load_weights(model, weights)
         return model
+
+    @overload
+    def predict(
+        self,
+        images: Any,
+        *,
+        out: None = None,
+        reject_below: float | None = None,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        device: str | None = None,
+    ) -> Iterator[ImagePrediction]: ...
+
+    @overload
+    def predict(
+        self,
+        images: str | os.PathLike[str],
+        *,
+        out: str | os.PathLike[str],
+        embeddings: str | os.PathLike[str] | None = None,
+        reject_below: float | None = None,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        device: str | None = None,
+    ) -> PredictedTable: ...
+
+    def predict(
+        self,
+        images: Any,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        embeddings: str | os.PathLike[str] | None = None,
+        reject_below: float | None = None,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        device: str | None = None,
+    ) -> Iterator[ImagePrediction] | PredictedTable:
+        """Classify images, a batch at a time.
+
+        Without ``out`` the predictions come one after the other, those of unreadable images with
+        their ``error``. With it they go into a table, as ``convattn predict RUN FOLDER --out
+        FILE.csv`` writes it; a call that was stopped goes on when it is repeated.
+
+        Args:
+            images: A folder or the path of an image; without ``out`` also an image as
+                ``convattn.data.read_image`` takes it, or a list of these and of paths.
+            out: The table, a new ``.csv``.
+            embeddings: With ``out``: a new ``.npy`` or ``.safetensors`` with what the classifier
+                layer reads, (N, C) float32, or (N, K, C) where each of K classes reads its own; a
+                row for each of the table's.
+            reject_below: Mark what is less probable, above 0 and at most 1.
+            batch_size: Images that are computed at a time.
+            num_workers: Processes that read images; None takes one a core if there are many images.
+            device: Where to compute; None takes the GPU if there is one.
+
+        Raises:
+            FileNotFoundError: If there is nothing at the path, or the training has not ended.
+            FileExistsError: If ``out`` or ``embeddings`` exists.
+            ValueError: If the network is no classifier, an argument does not fit, a folder holds no
+                image, or a table that was stopped was begun otherwise.
+        """
+        if is_dense(self.config.model.name):
+            raise ValueError(
+                f"predict is for networks that classify images, and {self.folder} holds "
+                f"{self.config.model.name}; see convattn predict {self.folder} IMAGE"
+            )
+        config = PredictConfig(
+            out=None if out is None else os.fspath(out),
+            embeddings=None if embeddings is None else os.fspath(embeddings),
+            reject_below=reject_below,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            device=device,
+        )
+        if config.out is None:
+            if embeddings is not None:
+                raise ValueError(
+                    f"embeddings={config.embeddings!r} goes beside a table: give out='FILE.csv', "
+                    "or take each prediction's own embedding"
+                )
+            return predict_each(self.load_model(), images, config)
+        if not config.makes_table:
+            raise ValueError(f"out={config.out!r} must end in .csv")
+        check_table(config)
+        return write_table(self.load_model(), Path(images), config)
 
 
 def open_model(
