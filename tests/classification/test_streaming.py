@@ -172,6 +172,8 @@ def test_bad_input_is_one_sentence(run, several, folder, tmp_path):
         opened.predict(folder, out=tmp_path / "a.tsv")
     with pytest.raises(ValueError, match=r"must end in \.npy or \.safetensors"):
         opened.predict(folder, out=tmp_path / "a.csv", embeddings=tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="not of list"):
+        opened.predict([folder / "b.png"], out=tmp_path / "a.csv")
     with pytest.raises(ValueError, match="batch_size=0"):
         opened.predict(folder, batch_size=0)
     with pytest.raises(ValueError, match="at most at 1"):

@@ -215,17 +215,15 @@ class _Table:
         assert config.out is not None
         self.config = config
         self.out = Path(config.out)
-        self.embeddings = None if config.embeddings is None else Path(config.embeddings)
-        self.journal = _beside(self.out, "journal")
         self.part = _beside(self.out, "part")
-
-    @property
-    def files(self) -> dict[Path, Path]:
+        self.journal = _beside(self.out, "journal")
+        self.files = {self.part: self.out}
         """Parts and what they become, the table last."""
-        found = (
-            {} if self.embeddings is None else {_beside(self.embeddings, "part"): self.embeddings}
-        )
-        return {**found, self.part: self.out}
+        self.embeddings = self.vectors = None
+        if config.embeddings is not None:
+            self.embeddings = Path(config.embeddings)
+            self.vectors = _beside(self.embeddings, "part")
+            self.files = {self.vectors: self.embeddings, **self.files}
 
     def check_free(self) -> None:
         """Refuse a taken place.
@@ -313,26 +311,25 @@ class _Table:
         return done
 
     def _begin(self, header: bytes) -> None:
-        for part in self.files:
-            if part == self.part:
-                part.write_bytes(header)
-            else:
-                part.parent.mkdir(parents=True, exist_ok=True)
-                embeddings.begin(part)
+        self.part.write_bytes(header)
+        if self.vectors is not None:
+            self.vectors.parent.mkdir(parents=True, exist_ok=True)
+            embeddings.begin(self.vectors)
 
     def _cut(self) -> None:
         """Cut off what was written behind the last whole batch."""
-        shape = (self.done.rows, *self.done.shape)
-        for part, file in self.files.items():
-            wanted = self.done.num_bytes if part == self.part else embeddings.num_bytes(shape)
-            if part != self.part and file.exists():
-                continue  # which was whole before the table was
-            if not part.exists() or part.stat().st_size < wanted:
+        done = self.done
+        wanted = {self.part: done.num_bytes}
+        # The embeddings get their name before the table does.
+        if self.vectors is not None and not self.files[self.vectors].exists():
+            wanted[self.vectors] = embeddings.num_bytes((done.rows, *done.shape))
+        for part, num_bytes in wanted.items():
+            if not part.exists() or part.stat().st_size < num_bytes:
                 raise ValueError(
                     f"{part} is not what {self.journal} tells of; delete the journal and the parts "
                     "to begin anew"
                 )
-            os.truncate(part, wanted)
+            os.truncate(part, num_bytes)
 
     def append(self, batch: Batch, rows: Sequence[Sequence[str]]) -> None:
         """Add the rows of the next batch.
@@ -341,10 +338,8 @@ class _Table:
             batch: What was said of it.
             rows: Of the table.
         """
-        if batch.features is not None:
-            for part in self.files:
-                if part != self.part:
-                    embeddings.append(part, batch.features)
+        if self.vectors is not None and batch.features is not None:
+            embeddings.append(self.vectors, batch.features)
         content, done = _csv(rows), self.done
         with self.part.open("ab") as file:
             file.write(content)
@@ -377,7 +372,7 @@ class _Table:
             if not part.exists():
                 continue  # a process that was killed has come this far
             self.check_free()
-            if part != self.part:
+            if part == self.vectors:
                 embeddings.finish(part, (done.rows, *done.shape), file.suffix)
             part.replace(file)
         self.journal.unlink()

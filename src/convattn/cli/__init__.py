@@ -43,7 +43,7 @@ commands:
   train       train a recipe and leave a run folder: convattn train quickstart
   probe       cache a frozen network's maps and train every pool on them: convattn probe IMAGES
   evaluate    test a run, or a model by name, on its test images: convattn evaluate RUN
-  predict     find objects, or every pixel's class, on images: convattn predict RUN IMAGE
+  predict     find classes, objects, or every pixel's class: convattn predict RUN FOLDER
   augment     show where a network can get attention, and at what cost: convattn augment resnet50
   explain     show where a network looks, and test whether that is true: convattn explain RUN IMAGE
   demo        the same as a page in the browser: convattn demo

@@ -200,6 +200,11 @@ class Run:
             return predict_each(self.load_model(), images, config)
         if not config.makes_table:
             raise ValueError(f"out={config.out!r} must end in .csv")
+        if not isinstance(images, str | os.PathLike):
+            raise ValueError(
+                f"a table is of a folder or of the path of an image, not of "
+                f"{type(images).__name__}: give a path, or no out"
+            )
         check_table(config)
         return write_table(self.load_model(), Path(images), config)
 
