@@ -38,7 +38,7 @@ from convattn.explanation.heatmap import pretrained_cfg
 from convattn.files import replace_atomically
 from convattn.modes import default_device
 from convattn.progress import Progress
-from convattn.text import report
+from convattn.text import report, short_repr
 
 # Worker processes of one that was killed hold its lock until they notice, within five seconds.
 _SECONDS_OF_ORPHANS = 10
@@ -304,8 +304,8 @@ class _Table:
         for name, value in settings.items():
             if before.get(name) != value:
                 raise ValueError(
-                    f"{self.out} was begun with {name} {_short(before.get(name))}, which now is "
-                    f"{_short(value)}; bring that back, or delete {self.journal} and "
+                    f"{self.out} was begun with {name} {short_repr(before.get(name))}, which now "
+                    f"is {short_repr(value)}; bring that back, or delete {self.journal} and "
                     f"{' and '.join(map(str, self.files))} to begin anew"
                 )
         return done
@@ -391,8 +391,3 @@ def _beside(file: Path, what: str) -> Path:
 
 def _line(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values) + "\n").encode()
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
