@@ -1,12 +1,12 @@
 """How much of the loader's own speed ``convattn predict RUN FOLDER --out FILE.csv`` keeps.
 
-    python benchmarks/predict_speed.py [--images 10000] [--side 64] [--repeats 5]
+    python benchmarks/predict_speed.py [--images 10000] [--side 128] [--repeats 5]
 
 Small JPEGs in ten folders, in the page cache. The same loader with the same workers is gone through
 without a network, and by ``Run.predict``, table and embeddings and all; the two take turns, and a
-share is of neighbouring passes. The network is so small (a PatchConvNet of one block, 8 channels)
-that the share tells of all else. Beside the clock's time stands that of the processors, which holds
-on a machine that does other work, too.
+share is of neighbouring passes. The network is so small (a PatchConvNet of one block and 8 channels
+that sees 32 x 32 pixels) that the share tells of all else. Beside the clock's time stands that of
+the processors, which holds on a machine that does other work, too.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from convattn.data.batches import list_images
 from convattn.runs import Run
 
 NUM_CLASSES = 10
+SEEN = 32  # pixels a side
 MODEL = "patchconvnet_nano"
 MODEL_ARGS: dict[str, Scalar] = {"embed_dim": 8, "depth": 1}
 
@@ -48,10 +49,10 @@ def paint(folder: Path, count: int, side: int) -> None:
         image.save(place, quality=90)
 
 
-def make_run(folder: Path, side: int) -> Run:
+def make_run(folder: Path) -> Run:
     """A run of a network with random weights."""
     torch.manual_seed(0)
-    cfg = {"input_size": [3, side, side], "crop_pct": 1.0, "num_classes": NUM_CLASSES}
+    cfg = {"input_size": [3, SEEN, SEEN], "crop_pct": 1.0, "num_classes": NUM_CLASSES}
     tensors = timm.create_model(MODEL, num_classes=NUM_CLASSES, **MODEL_ARGS).state_dict()
     folder.mkdir()
     config = TrainConfig(model=ModelConfig(name=MODEL, model_args=MODEL_ARGS))
@@ -73,13 +74,13 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         top = Path(place)
         paint(top / "images", arguments.images, arguments.side)
-        run = make_run(top / "run", arguments.side)
+        run = make_run(top / "run")
 
         def load() -> None:
             pictures = Pictures(list_images(top / "images"), run.pretrained_cfg)
