@@ -10,6 +10,8 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from timm.layers import Conv2dSame, padding
+from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import nn
 
 import convattn
@@ -46,6 +48,17 @@ def augmented():
     return shake(convattn.augment(Plain(), pool="attention", conv="body", **SMALL)).eval()
 
 
+def same_padding():
+    """Padding that depends on the size, as TensorFlow's "same" has it; a pool with evidence."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Conv2dSame(3, 8, 3, 2),
+        MaxPool2dSame(3, 2),
+        AvgPool2dSame(2, 2),
+        convattn.LearnedAggregation2d(8, 6, num_heads=2),
+    ).eval()
+
+
 def class_tokens():
     """A convolution, and a pool with a map a class."""
     torch.manual_seed(0)
@@ -64,6 +77,7 @@ NETWORKS = {
     "class tokens": class_tokens,
     "augmented": augmented,
     "attention convolutions": attention_convolutions,
+    "same padding": same_padding,
 }
 
 
@@ -125,6 +139,25 @@ def test_onnxruntime_gives_logits_and_maps_of_the_network_at_any_size(as_onnx):
             assert difference(found, expected) < TOLERANCE, batch
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (Conv2dSame(3, 8, 3, 2), Conv2dSame(8, 8, 5, 2, dilation=2)),
+        (Conv2dSame(3, 8, 1, 2), Conv2dSame(8, 8, 2, 3)),  # which leave pixels out
+    ],
+    ids=["wide", "narrow"],
+)
+def test_a_program_pads_as_the_network_does_at_any_size(layers, tmp_path):
+    rounding, file = padding.get_same_padding, tmp_path / "model.pt2"
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    export_program(model, file, size=(64, 64))
+    assert padding.get_same_padding is rounding
+    program = torch.export.load(file).module()
+    for size in [(side, side + 7) for side in range(64, 71)]:
+        images = random_images(2, *size)
+        assert difference(program(images), model(images)) < TOLERANCE, size
+
+
 def test_the_checks_cover_three_sizes_and_two_batches_within_the_tolerance(as_onnx):
     _, file, exported = as_onnx
     assert exported.file == file
@@ -146,10 +179,10 @@ def test_an_onnx_file_names_its_inputs_outputs_and_sizes(as_onnx):
         value.name: [one.dim_param or one.dim_value for one in value.type.tensor_type.shape.dim]
         for value in [*graph.input, *graph.output]
     }
-    _, maps = with_maps(model, random_images(1, 64, 64))
+    logits, maps = with_maps(model, random_images(1, 64, 64))
     assert shapes == {
         "images": ["batch", 3, "height", "width"],
-        "logits": ["batch", 5],
+        "logits": ["batch", logits.shape[1]],
         "attention": ["batch", maps.shape[1], "map_height", "map_width"],
     }
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 from timm.data import resolve_data_config
-from torch import Tensor, nn
+from timm.layers import padding
+from torch import SymInt, Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from convattn import __version__
@@ -442,12 +443,34 @@ def _program(network: nn.Module, example: Tensor) -> ExportedProgram:
             layer.attn_backend = "sdpa"  # PyTorch's own, whatever the layer or the variable asks
     sizes = dict.fromkeys(_AXES, Dim.DYNAMIC)
     try:
-        return torch.export.export(network, (example,), dynamic_shapes=(sizes,))
+        with _traceable_same_padding():
+            return torch.export.export(network, (example,), dynamic_shapes=(sizes,))
     except Exception as error:  # of many kinds, from anywhere in the tracer
         raise ValueError(
             f"{type(_classifier(network)).__name__} cannot be exported for any batch and image "
             f"size: {_first_line(error)}"
         ) from error
+
+
+@contextmanager
+def _traceable_same_padding() -> Iterator[None]:
+    """Let timm's "same" padding be computed without rounding, which no tracer can simplify.
+
+    The size behind a layer is then (size - 1) // stride + 1, and behind several it stays as short.
+    """
+    rounding = padding.get_same_padding
+    padding.get_same_padding = _same_padding
+    try:
+        yield
+    finally:
+        padding.get_same_padding = rounding
+
+
+def _same_padding(size: int | SymInt, kernel_size: int, stride: int, dilation: int) -> int | SymInt:
+    """What is added to a height or width, both sides together."""
+    extent = dilation * (kernel_size - 1) + 1
+    added = (size - 1) // stride * stride + extent - size
+    return added if extent >= stride else torch.sym_max(added, 0)
 
 
 def _open_program(part: Path) -> _Run:
