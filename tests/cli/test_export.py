@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import onnxruntime
 import pytest
@@ -8,7 +9,8 @@ import timm
 import torch
 
 from convattn.cli import main
-from convattn.config import ModelConfig, TrainConfig
+from convattn.config import DataConfig, ModelConfig, TrainConfig
+from convattn.data import load_source, transform_of
 from convattn.runs import Run
 
 TINY = {"embed_dim": 16, "depth": 1}
@@ -105,9 +107,44 @@ def test_a_model_by_name_takes_weights_from_a_file(capsys, tmp_path, monkeypatch
         (["run", "--device", "cpu"], "--device is for torch-export, not onnx"),
         (["run", "--format", "torch-export", "--device", "gpu"], "--device gpu cannot be used"),
         (["run", "--size", 0, 40], "--size 0 40: expected 1 pixel or more"),
+        (["run", "--format", "torch-export", "--quantize", "int8"], "--quantize is for onnx, not"),
+        (["patchconvnet_nano", "--quantize", "int8"], "--quantize needs a run, whose images"),
         (["run", "--opset", 3], "opset=3 is not one of 18 to"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_file(run, capsys, arguments, expected):
     assert expected in fails(capsys, *arguments)
     assert [one.name for one in run.parent.iterdir()] == ["run"]
+
+
+@pytest.fixture
+def digits(run):
+    """The run's neighbour, whose data are there."""
+    folder = run.parent / "digits"
+    folder.mkdir()
+    data = DataConfig(name="cluttered_digits", num_train=20, num_test=10, image_size=32)
+    config = TrainConfig(model=ModelConfig(name="test_resnet", num_classes=10), data=data)
+    (folder / "config.json").write_text(config.to_json())
+    cfg = {"input_size": [3, 32, 32], "crop_pct": 1.0, "mean": [0.2] * 3, "std": [0.3] * 3}
+    cfg |= {"num_classes": 10, "label_names": list("0123456789")}
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=10)
+    safetensors.torch.save_file(
+        network.state_dict(), folder / "model.safetensors", {"pretrained_cfg": json.dumps(cfg)}
+    )
+    return folder
+
+
+def test_a_run_in_int8_tells_what_that_costs(digits, capsys):
+    assert export(digits, "--quantize", "int8", "--out", "int8.onnx") == 0
+    told = capsys.readouterr().out
+    (line,) = [line for line in told.splitlines() if line.startswith("calibrated on")]
+    before, after = (float(share) for share in re.findall(r"([\d.]+)% right", line))
+    assert line.startswith("calibrated on 20 training images; of 10 test images: ")
+    data = load_source("cluttered_digits", image_size=32, num_train=20, num_test=10)
+    model = Run.open(digits).load_model()
+    images = torch.stack([transform_of(model.pretrained_cfg)(one) for one in data.test.images])
+    names = {"images": images.numpy()}
+    exec(snippet(told.split("\n\n")[2]), names)
+    for share, logits in [(before, model(images)), (after, torch.from_numpy(names["logits"]))]:
+        assert share == 100 * (logits.argmax(1) == data.test.labels).double().mean()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from convattn.cli.targets import Weights, check_free, check_weights, find_target
+from convattn.cli.targets import Target, Weights, check_free, check_weights, find_target
 from convattn.cli.words import UsageError, parse
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from convattn.export import Exported
 
 Format = Literal["onnx", "torch-export", "safetensors"]
 
@@ -22,6 +24,7 @@ _OPTIONS: dict[str, tuple[Format, ...]] = {
     "attention": ("onnx", "torch-export"),
     "evidence": ("onnx", "torch-export"),
     "opset": ("onnx",),
+    "quantize": ("onnx",),
     "device": ("torch-export",),
 }
 """Option -> the formats that heed it."""
@@ -30,7 +33,7 @@ _HOW_TO_RUN: dict[Format, str] = {
     "onnx": """\
   import onnxruntime
   session = onnxruntime.InferenceSession({file!r})
-  {outputs} = session.run(None, {{"images": images}})""",
+  [{outputs}] = session.run(None, {{"images": images}})""",
     "torch-export": """\
   import torch
   program = torch.export.load({file!r}).module()
@@ -56,6 +59,9 @@ class ExportOptions:
     """Also give where the network looks: a map a head, or one a class."""
     evidence: bool = False
     """Also give every position's exact share of every logit."""
+    quantize: Literal["int8"] | None = None
+    """Compute in int8 up to the last convolution, calibrated on the run's training images; the test
+    images tell what it costs."""
     size: tuple[int, int] | None = None
     """Height and width that the file is checked and labelled with; None takes the network's own."""
     opset: int | None = None
@@ -83,6 +89,18 @@ def command(arguments: list[str]) -> int:
     out = options.out or f"{name}{_SUFFIXES[options.format]}"
     check_free(out)
 
+    if options.quantize is None:
+        exported = _export(target, out, options)
+    else:
+        exported = _quantize(target, out, options)
+    outputs = ", ".join(exported.checks[0].differences)
+    print("\nrun it on normalised images (B, C, H, W), float32:")
+    print(_HOW_TO_RUN[options.format].format(file=str(exported.file), outputs=outputs))
+    print(f"\n{exported.file}  {exported.size / 1e6:.1f} MB")
+    return 0
+
+
+def _export(target: Target, out: str, options: ExportOptions) -> Exported:
     from convattn.export import TOLERANCE, export_onnx, export_program, export_safetensors
 
     model = target.load_model(checkpoint=options.weights, num_classes=options.num_classes)
@@ -94,12 +112,32 @@ def command(arguments: list[str]) -> int:
         exported = export_program(model, out, **maps, size=options.size)
     else:
         exported = export_safetensors(model, out, size=options.size)
-    outputs = ", ".join(exported.checks[0].differences)
     print(f"{exported.table()}\n\nlargest difference from the network; {TOLERANCE:.0e} is allowed")
-    print("\nrun it on normalised images (B, C, H, W), float32:")
-    print(_HOW_TO_RUN[options.format].format(file=str(exported.file), outputs=outputs))
-    print(f"\n{exported.file}  {exported.size / 1e6:.1f} MB")
-    return 0
+    return exported
+
+
+def _quantize(target: Target, out: str, options: ExportOptions) -> Exported:
+    if target.run is None:
+        raise UsageError(
+            "--quantize needs a run, whose images it is calibrated on and tested with, and "
+            f"{target.name} is a model; in Python convattn.export.export_int8 takes any images"
+        )
+    from convattn.export import export_int8_run
+
+    found = export_int8_run(
+        target.run,
+        out,
+        attention=options.attention,
+        evidence=options.evidence,
+        size=options.size,
+        opset=options.opset,
+    )
+    print(f"{found.exported.table()}\n\nlargest difference of int8 from the network")
+    print(
+        f"calibrated on {found.num_images:,} training images; of {found.after.num_images:,} test "
+        f"images: {found.before.headline} before, {found.after.headline} after"
+    )
+    return found.exported
 
 
 def _move(model: nn.Module, device: str) -> None:
