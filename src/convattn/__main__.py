@@ -15,6 +15,7 @@ _EXTRAS = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "openvino": "openvino",
     "pyarrow": "train",
     "pytorch_grad_cam": "explain",
     "segmentation_models_pytorch": "segmentation",

@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 
     from convattn.export import Exported
 
-Format = Literal["onnx", "torch-export", "safetensors"]
+Format = Literal["onnx", "openvino", "torch-export", "safetensors"]
 
 _SUFFIXES: dict[Format, str] = {
     "onnx": ".onnx",
+    "openvino": ".xml",
     "torch-export": ".pt2",
     "safetensors": ".safetensors",
 }
 _OPTIONS: dict[str, tuple[Format, ...]] = {
-    "attention": ("onnx", "torch-export"),
-    "evidence": ("onnx", "torch-export"),
+    "attention": ("onnx", "openvino", "torch-export"),
+    "evidence": ("onnx", "openvino", "torch-export"),
     "opset": ("onnx",),
     "quantize": ("onnx",),
     "device": ("torch-export",),
@@ -34,6 +35,10 @@ _HOW_TO_RUN: dict[Format, str] = {
   import onnxruntime
   session = onnxruntime.InferenceSession({file!r})
   [{outputs}] = session.run(None, {{"images": images}})""",
+    "openvino": """\
+  import openvino
+  model = openvino.compile_model({file!r})
+  [{outputs}] = model(images).values()""",
     "torch-export": """\
   import torch
   program = torch.export.load({file!r}).module()
@@ -50,7 +55,7 @@ class ExportOptions:
     """Write a trained classifier as a file for other software, checked against the network."""
 
     format: Format = "onnx"
-    """What to write: ONNX, a program of torch.export, or the tensors alone."""
+    """What to write: ONNX, OpenVINO, a program of torch.export, or the tensors alone."""
     weights: Weights = None
     """Weights of a model that is given by name; None takes its released ones."""
     num_classes: int | None = None
@@ -69,7 +74,7 @@ class ExportOptions:
     device: str | None = None
     """Where a program of torch.export is to run, for example cuda; None: cpu."""
     out: str | None = None
-    """File to write; None makes NAME.onnx, NAME.pt2 or NAME.safetensors here."""
+    """File to write; None makes NAME here, with the format's suffix."""
 
 
 def command(arguments: list[str]) -> int:
@@ -101,12 +106,20 @@ def command(arguments: list[str]) -> int:
 
 
 def _export(target: Target, out: str, options: ExportOptions) -> Exported:
-    from convattn.export import TOLERANCE, export_onnx, export_program, export_safetensors
+    from convattn.export import (
+        TOLERANCE,
+        export_onnx,
+        export_openvino,
+        export_program,
+        export_safetensors,
+    )
 
     model = target.load_model(checkpoint=options.weights, num_classes=options.num_classes)
     maps = {"attention": options.attention, "evidence": options.evidence}
     if options.format == "onnx":
         exported = export_onnx(model, out, **maps, size=options.size, opset=options.opset)
+    elif options.format == "openvino":
+        exported = export_openvino(model, out, **maps, size=options.size)
     elif options.format == "torch-export":
         _move(model, options.device or "cpu")
         exported = export_program(model, out, **maps, size=options.size)

@@ -7,6 +7,7 @@ one that differs is not kept. It holds what its images need and what its classes
 from convattn.export.checking import TOLERANCE, Check, Exported
 from convattn.export.int8 import INT8_TOLERANCE, export_int8
 from convattn.export.onnx_file import export_onnx
+from convattn.export.openvino_file import export_openvino
 from convattn.export.program_file import METADATA_FILE, export_program
 from convattn.export.quantized_run import Quantized, export_int8_run
 from convattn.export.safetensors_file import export_safetensors
@@ -21,6 +22,7 @@ __all__ = [
     "export_int8",
     "export_int8_run",
     "export_onnx",
+    "export_openvino",
     "export_program",
     "export_safetensors",
 ]
