@@ -129,6 +129,17 @@ class DataConfig:
                 f"data.val_share={self.val_share} must lie between 0 and 1, as 0.2 does"
             )
 
+    def is_same(self, other: DataConfig) -> bool:
+        """Whether these are the same images, read alike, however many at once.
+
+        Args:
+            other: What they are compared with.
+        """
+        alike = dataclasses.replace(
+            self, batch_size=other.batch_size, num_workers=other.num_workers
+        )
+        return alike == other
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -26,7 +26,7 @@ from convattn.data import (
     UnreadableImageError,
 )
 from convattn.detection import DETECTORS, create_detector, finds_masks
-from convattn.files import replace_atomically
+from convattn.files import new_folder, replace_atomically
 from convattn.results import Results
 from convattn.runs import Run, augment_arguments, create_model, open_model, starting_cfg
 from convattn.segmentation import SEGMENTERS, create_segmenter
@@ -330,7 +330,11 @@ class _Dense(Task):
             class_names=run.pretrained_cfg["label_names"],
         )
         result = self._evaluate(model, source, run, options)
-        file = run.folder / "evaluation.json"
+        own = options.data.is_same(run.config.data)
+        folder = (
+            run.folder if own else new_folder(None, f"runs/evaluate/{run.folder.resolve().name}")
+        )
+        file = folder / "evaluation.json"
         replace_atomically(file, result.to_json().encode())
         return result, [file]
 

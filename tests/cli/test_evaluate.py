@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -453,6 +454,29 @@ def test_classes_in_another_order_are_tested_by_name(colour_run, tmp_path, capsy
     assert (result["num_images"], result["top1"]) == (5, 1.0)
     assert result["per_class"] == {"cat": 1.0}
     assert "classes with images" in capsys.readouterr().out
+
+
+def test_other_data_do_not_replace_the_result_on_its_own(colour_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    coloured(tmp_path / "data" / "Test", ("cat",), 5)
+    before = {file: file.read_bytes() for file in colour_run.iterdir() if file.is_file()}
+    assert main(["evaluate", str(colour_run), "--data.root", str(tmp_path / "data")]) == 0
+    assert {file: file.read_bytes() for file in colour_run.iterdir() if file.is_file()} == before
+    found = tmp_path / "runs" / "evaluate" / "run"
+    assert json.loads((found / "evaluation.json").read_text())["num_images"] == 5
+    assert (found / "predictions.csv").is_file()
+
+
+def test_a_result_that_tells_more_is_kept(colour_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(colour_run, tmp_path / "tuned")
+    file = tmp_path / "tuned" / "evaluation.json"
+    file.write_text('{"num_images": 16, "top1": 1.0, "temperature": 1.3}')
+    assert main(["evaluate", "tuned"]) == 0
+    assert f"{Path('tuned/evaluation.json')} is kept" in capsys.readouterr().err
+    assert "temperature" in file.read_text()
+    found = tmp_path / "runs" / "evaluate" / "tuned" / "evaluation.json"
+    assert json.loads(found.read_text())["top1"] == 1
 
 
 def test_unknown_class_is_refused_or_left_out(colour_run, tmp_path, capsys):

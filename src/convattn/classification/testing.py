@@ -45,7 +45,7 @@ from convattn.modes import default_device
 from convattn.text import report
 
 _PROG = "convattn evaluate"
-_SETTINGS = "evaluation_config.json"
+_RESULT, _SETTINGS = "evaluation.json", "evaluation_config.json"
 _STOPPED = "predictions.part.csv"
 """The rows of a test that goes on; it becomes predictions.csv at the very end."""
 
@@ -104,7 +104,8 @@ def run_test(
         options: What is tested, on what, and where the results go.
         arguments: The command line's words, kept so that ``--resume`` can repeat them.
         run_folder: Folder of the run; None for a model by name.
-        trained_on: The run's own data; None for a model by name.
+        trained_on: The run's own data; None for a model by name. What is found on others, or what
+            tells less than is there, goes into a new folder.
         stopped: Folder of a test that was stopped.
 
     Returns:
@@ -130,8 +131,13 @@ def run_test(
         report(note)
     if stopped is not None:
         _check_same(stopped, settings)
-    own = None if options.out else run_folder
-    folder = stopped or own or new_folder(options.out, f"runs/evaluate/{name}")
+    same = trained_on is not None and options.data.is_same(trained_on)
+    own = run_folder if same and options.out is None else None
+    if own is not None and _tells_more(own / _RESULT):
+        report(f"{own / _RESULT} is kept: it tells what a test alone does not")
+        own = None
+    usual = f"runs/evaluate/{Path(name).resolve().name}"
+    folder = stopped or own or new_folder(options.out, usual)
     part = folder / _STOPPED
     if not part.is_file() or _read_settings(folder) != settings:
         part.unlink(missing_ok=True)
@@ -145,6 +151,15 @@ def run_test(
         raise Interrupted(f"interrupted; go on with: {again}") from None
     title = f"{Path(name).name} on {options.data.name}"
     return _finish(folder, predictions, speed, test, title=title)
+
+
+def _tells_more(file: Path) -> bool:
+    """Whether a result is there that has figures which a test here does not find."""
+    if not file.is_file():
+        return False
+    kinds = (ClassificationResult, MultiLabelResult)
+    known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    return not known.issuperset(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _without_out(arguments: Sequence[str]) -> list[str]:
@@ -300,7 +315,7 @@ def _finish(
     """Write what was found; the rows get their name last, and with it the test ends."""
     names = test.source.class_names
     result = summarize(predictions, class_names=names, real=test.real, images_per_second=speed)
-    replace_atomically(folder / "evaluation.json", result.to_json().encode())
+    replace_atomically(folder / _RESULT, result.to_json().encode())
     title = f"{title}: {result.headline}"
     if isinstance(predictions, MultiLabelPredictions):
         table = average_precision_table(predictions, names, result.per_class)
@@ -320,5 +335,5 @@ def _finish(
             )
     replace_atomically(folder / "per_class.csv", table.encode())
     (folder / _STOPPED).replace(folder / "predictions.csv")
-    files = ("evaluation.json", "per_class.csv", figure, "predictions.csv")
+    files = (_RESULT, "per_class.csv", figure, "predictions.csv")
     return result, [folder / name for name in files]
