@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": "demo",
     "bench": "bench",
     "export": "export",
+    "push": "push",
     "reproduce": "reproduce",
     "weights": "weights",
 }
@@ -49,6 +50,7 @@ commands:
   demo        the same as a page in the browser: convattn demo
   bench       measure what a network or a layer costs: convattn bench resnet50
   export      write a network for other software: convattn export RUN --format onnx
+  push        put a run's network on the Hugging Face hub: convattn push RUN REPO
   reproduce   show both papers' tables beside what is verified here: convattn reproduce
   weights     show released weights, get them, convert them: convattn weights
 

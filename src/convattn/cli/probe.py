@@ -45,7 +45,11 @@ def command(arguments: list[str]) -> int:
 
 
 def _show(run: ProbedRun) -> int:
+    from convattn.runs.card import write_card
+
+    card = write_card(run.folder)
     print(f"{run.table}\n\n{run.folder} holds the network with {run.best}")
     for name in ("probe.csv", "report.md"):
         print(run.folder / name)
+    print(card)
     return 0

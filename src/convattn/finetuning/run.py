@@ -41,6 +41,7 @@ from convattn.probing.network import join_tensors, network_cfg, run_config, save
 from convattn.probing.scores import score
 from convattn.runs import Run
 from convattn.runs.build import build_trained
+from convattn.runs.card import write_card
 from convattn.text import aligned, report
 
 _CONFIG, _STAGES, _REPORT = "finetune.json", "stages", "report.html"
@@ -377,6 +378,7 @@ def _finish(setup: Setup, folder: Path, network: Network, folds: Folds | None) -
         labels=images.labels[images.test],
     )
     replace_atomically(folder / "evaluation.json", result.to_json().encode())
+    write_card(folder)
     told = _told(setup, folder, network)
     page = render_report(result, judged, images, model, told, thresholds)
     replace_atomically(folder / _REPORT, page)

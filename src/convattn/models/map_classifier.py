@@ -9,7 +9,7 @@ from typing import Any, cast
 import timm
 import torch
 import torchvision
-from timm.models import register_model
+from timm.models import load_pretrained, register_model, resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -315,16 +315,18 @@ def map_classifier(
     """What ``convattn probe`` leaves: a network up to one of its maps, a pool and a classifier.
 
     ``pool_`` before a name makes it an option of the pool, as in ``pool_num_queries``; all others
-    are the backbone's.
+    are the backbone's. ``pretrained`` loads the backbone's released weights; of a folder or
+    repository that ``convattn push`` has made, the whole network's.
     """
-    for word in _OF_TIMMS_BUILDER:
-        arguments.pop(word, None)
+    cfg, *_ = [arguments.pop(word, None) for word in _OF_TIMMS_BUILDER]
     prefix = "pool_"
     options = {k.removeprefix(prefix): v for k, v in arguments.items() if k.startswith(prefix)}
     others = {k: v for k, v in arguments.items() if not k.startswith(prefix)}
-    network = create_backbone(backbone, pretrained=pretrained, in_chans=in_chans, **others)
+    network = create_backbone(
+        backbone, pretrained=pretrained and cfg is None, in_chans=in_chans, **others
+    )
     image = torch.zeros(1, in_chans, image_size, image_size)
-    return MapClassifier(
+    model = MapClassifier(
         MapBackbone(network, layer, image=image),
         num_classes=num_classes,
         pool=pool,
@@ -332,3 +334,8 @@ def map_classifier(
         drop_rate=drop_rate,
         **options,
     )
+    if cfg is not None:
+        model.pretrained_cfg |= resolve_pretrained_cfg("map_classifier", cfg).to_dict()
+        if pretrained:
+            load_pretrained(model, num_classes=num_classes, in_chans=in_chans)
+    return model

@@ -1,0 +1,57 @@
+"""``convattn push``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from convattn.cli.targets import check_free
+from convattn.cli.words import UsageError, parse
+
+_PROG = "convattn push"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions:
+    """Put a run's classifier and its model card on the Hugging Face hub, or into a folder alike.
+
+    timm.create_model("hf-hub:REPO", pretrained=True), after import convattn, is then the network.
+    """
+
+    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
+    """Folder of a finished run."""
+    repo: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")] = None
+    """Repository, NAME or OWNER/NAME; it is made if there is none."""
+    local: str | None = None
+    """Folder to make instead; nothing is sent."""
+    private: bool = False
+    """Make a new repository private."""
+
+
+def command(arguments: list[str]) -> int:
+    """Run ``convattn push``."""
+    options = parse(PushOptions, PushOptions(), arguments, prog=_PROG)
+    if options.run is None or (options.repo is None) == (options.local is None):
+        raise UsageError(
+            f"{_PROG} takes a run, and a repository or a folder: {_PROG} RUN REPO, or {_PROG} RUN "
+            "--local DIR"
+        )
+    if options.local is not None and options.private:
+        raise UsageError("--private is for a repository; a folder is as private as its place")
+    check_free(options.local)
+
+    from convattn.runs import Run
+    from convattn.runs.sharing import push, save_for_hub
+
+    run = Run.open(options.run)
+    if options.local is not None:
+        folder = save_for_hub(run, Path(options.local))
+        load = f"timm.create_model('local-dir:{folder}', pretrained=True)"
+        print(f"{folder} holds the network: {load}")
+        return 0
+    assert options.repo is not None
+    print(push(run, options.repo, private=options.private))
+    return 0
