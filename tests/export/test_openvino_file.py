@@ -1,15 +1,21 @@
 import json
 import socket
+import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import convattn
+from convattn.data import transform_of
 from convattn.export import TOLERANCE, export_openvino
 from convattn.export.openvino_file import import_openvino
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "classify_openvino.py"
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is missing")
 
@@ -73,6 +79,23 @@ def test_two_files_with_names_and_metadata_and_nothing_else(exported):
     ]
     cfg = json.loads(model.get_rt_info(["convattn", "pretrained_cfg"]).astype(str))
     assert cfg["label_names"] == list("vwxyz")
+
+
+def test_the_example_says_what_the_network_says(exported, tmp_path):
+    model, file, _ = exported
+    Image.effect_noise((90, 70), 80).convert("RGB").save(tmp_path / "image.png")
+    run = subprocess.run(
+        [sys.executable, EXAMPLE, file, tmp_path / "image.png"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    image = transform_of(model.pretrained_cfg)(Image.open(tmp_path / "image.png"))
+    with torch.no_grad():
+        share, label = model(image[None]).softmax(1).max(1)
+    path, name, told = run.stdout.split()
+    assert (path, name) == (str(tmp_path / "image.png"), "vwxyz"[label])
+    assert float(told) == pytest.approx(share.item(), abs=0.01)  # some CPUs take bfloat16
 
 
 def test_importing_tells_nobody():
