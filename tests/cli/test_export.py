@@ -102,7 +102,10 @@ def test_a_model_by_name_takes_weights_from_a_file(capsys, tmp_path, monkeypatch
         (["run", "--num-classes", 3], "--num-classes goes with a model's name"),
         (["run", "--out", "run"], "run exists and is never overwritten"),
         (["run", "--out", "run.pth"], "run.pth must end in .onnx"),
-        (["run", "--format", "safetensors", "--attention"], "is for onnx and torch-export, not"),
+        (
+            ["run", "--format", "safetensors", "--attention"],
+            "is for onnx, openvino and torch-export, not",
+        ),
         (["run", "--format", "torch-export", "--opset", 20], "--opset is for onnx, not"),
         (["run", "--device", "cpu"], "--device is for torch-export, not onnx"),
         (["run", "--format", "torch-export", "--device", "gpu"], "--device gpu cannot be used"),

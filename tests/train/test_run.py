@@ -36,6 +36,7 @@ def at_step(monkeypatch, step, action):
 def test_run_folder_holds_what_the_design_promises(finished):
     files = {path.name for path in finished.folder.iterdir()}
     assert files == {
+        "README.md",
         "attention.png",
         "checkpoints",
         "config.json",
@@ -321,9 +322,13 @@ def starts(monkeypatch):
     """Hands out what a training would start from, instead of training."""
 
     def start(config):
+        tasks = []
         with monkeypatch.context() as patch:
-            patch.setattr(convattn.train.run, "_fit", lambda job, task, *_, **__: task)
-            return train(config).model.eval()
+            patch.setattr(
+                convattn.train.run, "_fit", lambda job, task, *_, **__: tasks.append(task)
+            )
+            train(config)
+        return tasks[0].model.eval()
 
     return start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -87,7 +88,7 @@ def command(arguments: list[str]) -> int:
         raise UsageError("--num-classes goes with a model's name; a run has its own classes")
     for name, formats in _OPTIONS.items():
         if options.format not in formats and getattr(options, name):
-            raise UsageError(f"--{name} is for {' and '.join(formats)}, not {options.format}")
+            raise UsageError(f"--{name} is for {_joined(formats)}, not {options.format}")
     if options.size is not None and min(options.size) < 1:
         raise UsageError(f"--size {options.size[0]} {options.size[1]}: expected 1 pixel or more")
     name = target.name if target.folder is None else target.folder.resolve().name
@@ -103,6 +104,11 @@ def command(arguments: list[str]) -> int:
     print(_HOW_TO_RUN[options.format].format(file=str(exported.file), outputs=outputs))
     print(f"\n{exported.file}  {exported.size / 1e6:.1f} MB")
     return 0
+
+
+def _joined(formats: Sequence[Format]) -> str:
+    *most, last = formats
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _export(target: Target, out: str, options: ExportOptions) -> Exported:
