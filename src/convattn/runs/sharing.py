@@ -56,7 +56,11 @@ def save_for_hub(run: Run, folder: Path, *, source: str | None = None) -> Path:
         model,
         folder,
         model_config={"label_names": list(cfg.get("label_names") or ()), **more},
-        model_args=dict(run.config.model.model_args),
+        model_args={
+            "num_classes": cfg["num_classes"],
+            "in_chans": cfg["input_size"][0],
+            **run.config.model.model_args,
+        },
         safe_serialization=True,
     )
     replace_atomically(folder / CARD, card.encode())
