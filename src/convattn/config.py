@@ -733,8 +733,11 @@ class FinetuneConfig(ImagesConfig):
     purpose = "finetuning"
 
     minutes: float = 10.0
-    """Time that it may take, roughly; larger images that would take longer are not tried, and too
-    little for one pass is refused."""
+    """Time that it may take, roughly; larger images that would take longer are not tried, the whole
+    network is trained only if there is time for that, and too little for one pass is refused."""
+    epochs: int | None = None
+    """Epochs that the whole network is trained after its head, if validation images find that
+    better; 0: only the head is trained; None: as many as there is time for, at most 12."""
     seed: int = 0
     """Seed of everything random."""
     model: str | None = None
@@ -770,6 +773,8 @@ class FinetuneConfig(ImagesConfig):
         super().__post_init__()
         if not self.minutes > 0:
             raise ValueError(f"minutes={self.minutes} must be above 0, as 10 is")
+        if self.epochs is not None:
+            _require_at_least("epochs", self.epochs, 0)
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"folds={self.folds}; expected 2 or more, as 5, or 0 for none")
         self.of_probe(None)  # has the other checks

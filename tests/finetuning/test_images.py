@@ -75,3 +75,32 @@ def test_a_validation_part_is_drawn_from_each_class_and_parts_no_copies(tmp_path
         assert set(images.labels[valid].tolist()) == {0, 1}
         copies = {4, 5, 6, 7}
         assert copies <= set(fit.tolist()) or copies <= set(valid.tolist())
+
+
+def test_own_validation_images_choose_and_are_learnt_at_the_end(tmp_path: Path) -> None:
+    for part, colours in (("train", range(0, 90, 10)), ("val", [110, 120]), ("test", [140])):
+        _write(tmp_path / part, {"ant": [*colours], "bee": [one + 5 for one in colours]})
+    images = open_images(FinetuneConfig(data=DataConfig(name="folder", root=str(tmp_path))))
+    fit, valid = images.split(images.train, 0.2, seed=0)
+    for numbers, part, count in ((fit, "train", 18), (valid, "val", 4), (images.test, "test", 2)):
+        parts = [Path(images.name(one)).parent.parent.name for one in numbers.tolist()]
+        assert parts == [part] * count
+    assert images.num_train == 22
+    assert "own 4 validation images" in images.source.notes[-1]
+    some = images.train[::2]  # of a fold: drawn anew
+    fit, valid = images.split(some, 0.5, seed=0)
+    assert sorted([*fit.tolist(), *valid.tolist()]) == some.tolist()
+
+
+def test_weights_of_a_table_are_kept(tmp_path: Path) -> None:
+    _write(tmp_path, {"ant": [10, 20, 30], "bee": [40, 50, 60]})
+    rows = [
+        f"{name}/{number}.png,{name},{'test' if number == 2 else 'train'},{number + 0.5}"
+        for name in ("ant", "bee")
+        for number in range(3)
+    ]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["path,label,split,weight", *rows]))
+    images = open_images(FinetuneConfig(data=DataConfig(name="folder", root=str(table))))
+    assert images.weights is not None
+    assert images.weights[images.train].tolist() == [0.5, 1.5, 0.5, 1.5]

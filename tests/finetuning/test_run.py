@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import safetensors.torch
-import timm
 import torch
-from PIL import Image
 
 import convattn
 from convattn.config import DataConfig, FinetuneConfig
@@ -18,53 +15,7 @@ from convattn.finetuning.results import FinetunedResult
 from convattn.finetuning.run import resume_finetune, run_finetune
 from convattn.runs import Run
 from convattn.tasks import TASKS
-
-MODEL, SIDE = "test_resnet", 96
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    model = timm.create_model(MODEL)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5)  # residual branches begin at zero
-    file = tmp_path_factory.mktemp("weights") / "network.safetensors"
-    safetensors.torch.save_file(model.state_dict(), file)
-    return file
-
-
-def _paint(folder: Path, name: str, number: int) -> None:
-    """Red or green spots on grey."""
-    generator = torch.Generator().manual_seed(number + 1000 * (name == "green"))
-    pixels = torch.randint(90, 130, (24, 24, 3), generator=generator, dtype=torch.uint8)
-    top, left = torch.randint(0, 14, (2,), generator=generator).tolist()
-    pixels[top : top + 10, left : left + 10, 0 if name == "red" else 1] = 250
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.numpy()).save(folder / name / f"{number:02}.png")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("images")
-    for part, count in (("train", 30), ("test", 8)):
-        for name in ("red", "green"):
-            for number in range(count):
-                _paint(root / part, name, number + 500 * (part == "test"))
-    return root
-
-
-@pytest.fixture
-def config(images: Path, weights: Path, tmp_path: Path) -> FinetuneConfig:
-    return FinetuneConfig(
-        data=DataConfig(name="folder", root=str(images)),
-        model=MODEL,
-        weights=str(weights),
-        image_size=SIDE,
-        cache=str(tmp_path / "cache"),
-        device="cpu",
-        out=str(tmp_path / "run"),
-    )
+from tests.finetuning.conftest import paint
 
 
 def test_a_run_is_left_that_every_command_opens(config: FinetuneConfig) -> None:
@@ -175,7 +126,7 @@ def test_what_does_not_fit_is_one_sentence(
 def test_one_image_a_class_is_refused_by_name(config: FinetuneConfig, tmp_path: Path) -> None:
     for part in ("train", "test"):
         for name in ("red", "green"):
-            _paint(tmp_path / "few" / part, name, 1 + 5 * (part == "test"))
+            paint(tmp_path / "few" / part, name, 1 + 5 * (part == "test"))
     data = DataConfig(name="folder", root=str(tmp_path / "few"))
     with pytest.raises(ValueError, match="class 'green' has 1 training images"):
         run_finetune(dataclasses.replace(config, data=data))

@@ -39,6 +39,8 @@ class Maps:
     """The backbone."""
     cache: MapCache
     """Its maps, by the images' numbers."""
+    weights: Tensor | None = None
+    """(N,) how much each image counts in the loss; None: all alike."""
 
     @property
     def image_size(self) -> int:
@@ -118,19 +120,29 @@ def map_images(config: FinetuneConfig, frozen: Frozen, images: Images) -> Maps:
         images: All images.
     """
     probe = config.of_probe(frozen.cfg["input_size"][1])
-    return Maps(frozen=frozen, cache=cache_maps(probe, frozen, images.source))
+    cache = cache_maps(probe, frozen, images.source)
+    return Maps(frozen=frozen, cache=cache, weights=images.weights)
 
 
-def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """(N,) weights of mean 1 with which every class counts the same.
+def image_weights(
+    maps: Maps, fit: Tensor, config: FinetuneConfig, num_classes: int
+) -> Tensor | None:
+    """(N,) how much each image counts in the loss, of mean 1 over those to learn; None: alike.
 
     Args:
-        labels: (N,) class numbers.
+        maps: Have the labels, and the weights that the data have.
+        fit: Numbers of the images to learn.
+        config: Whether classes are to count the same.
         num_classes: K.
     """
-    counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
-    weights = 1 / counts[labels].float()
-    return weights / weights.mean()
+    labels = maps.cache.labels
+    if maps.weights is None and config.class_weights == "none":
+        return None
+    weights = torch.ones(len(labels)) if maps.weights is None else maps.weights
+    if config.class_weights == "balanced":
+        counts = torch.bincount(labels[fit], minlength=num_classes).clamp(min=1)
+        weights = weights / counts[labels]
+    return weights / weights[fit].mean()
 
 
 def _training(
@@ -142,10 +154,6 @@ def _training(
     num_classes: int,
     **more: Any,
 ) -> Training:
-    weights = None
-    if config.class_weights == "balanced":
-        weights = torch.zeros(len(maps.cache.labels))
-        weights[fit] = balanced_weights(maps.cache.labels[fit], num_classes)
     steps = max(1, len(fit) // _BATCH)
     return Training(
         trials,
@@ -157,7 +165,7 @@ def _training(
         patience=_PATIENCE,
         batch_size=_BATCH,
         seed=config.seed,
-        weights=weights,
+        weights=image_weights(maps, fit, config, num_classes),
         device=default_device(config.device),
         **more,
     )

@@ -22,11 +22,13 @@ class Images:
     """A data set with its images numbered: those of training first, then those of the test."""
 
     source: Source
-    """As it was opened."""
+    """As it was opened, its own validation images among those of training."""
     all: TensorImages | ImageFiles
     """Every image."""
     groups: Tensor
     """(N,) numbers: what no split may part has the same."""
+    own_valid: Tensor | None = None
+    """Numbers of the data set's own validation images, which are among those of training."""
 
     @property
     def num_train(self) -> int:
@@ -53,6 +55,11 @@ class Images:
         """(N,) class numbers, or (N, K) of 0 and 1."""
         return self.all.labels
 
+    @property
+    def weights(self) -> Tensor | None:
+        """(N,) how much each counts in the loss; None: all alike."""
+        return None if isinstance(self.all, TensorImages) else self.all.weights
+
     def name(self, number: int) -> str:
         """What people know an image by: its path, or its number."""
         paths = getattr(self.all, "paths", None)
@@ -60,6 +67,9 @@ class Images:
 
     def split(self, images: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
         """The numbers of those to learn, and of those to choose by.
+
+        The latter are the data set's own validation images, if there are some and all training
+        images are split; else they are drawn.
 
         Args:
             images: Numbers of images.
@@ -69,6 +79,8 @@ class Images:
         Raises:
             ValueError: If a class has too few images.
         """
+        if self.own_valid is not None and len(images) == self.num_train:
+            return images[~torch.isin(images, self.own_valid)], self.own_valid
         chosen = draw_validation(
             self.labels[images],
             share,
@@ -114,10 +126,18 @@ def open_images(config: FinetuneConfig) -> Images:
             source,
             train=_of_several(source.train, len(source.class_names)),
             test=_of_several(source.test, len(source.class_names)),
+            val=(None if source.val is None else _of_several(source.val, len(source.class_names))),
             multi_label=True,
         )
+    valid = None
+    if source.val is not None:
+        valid = torch.arange(len(source.train), len(source.train) + len(source.val))
+        note = f"chosen by the data set's own {len(source.val):,} validation images"
+        train = _joined(source.train, source.val)
+        source = dataclasses.replace(source, train=train, val=None, notes=(*source.notes, note))
     everything = _joined(source.train, source.test)
-    return Images(source=source, all=everything, groups=find_groups(everything, config.data))
+    groups = find_groups(everything, config.data)
+    return Images(source=source, all=everything, groups=groups, own_valid=valid)
 
 
 def _of_several(images: TensorImages | ImageFiles, num_classes: int) -> ImageFiles:
@@ -139,14 +159,30 @@ def _of_several(images: TensorImages | ImageFiles, num_classes: int) -> ImageFil
 
 
 def _joined(
-    train: TensorImages | ImageFiles, test: TensorImages | ImageFiles
+    first: TensorImages | ImageFiles, second: TensorImages | ImageFiles
 ) -> TensorImages | ImageFiles:
-    labels = torch.cat([train.labels, test.labels])
-    if isinstance(train, TensorImages):
-        assert isinstance(test, TensorImages)
-        return TensorImages(torch.cat([train.images, test.images]), labels)
-    assert isinstance(test, ImageFiles)
-    return ImageFiles([*train.paths, *test.paths], labels, in_chans=train.in_chans)
+    labels = torch.cat([first.labels, second.labels])
+    if isinstance(first, TensorImages):
+        assert isinstance(second, TensorImages)
+        return TensorImages(torch.cat([first.images, second.images]), labels)
+    assert isinstance(second, ImageFiles)
+    return ImageFiles(
+        [*first.paths, *second.paths],
+        labels,
+        weights=_joined_weights(first, second),
+        in_chans=first.in_chans,
+    )
+
+
+def _joined_weights(first: ImageFiles, second: ImageFiles) -> Tensor | None:
+    if first.weights is None and second.weights is None:
+        return None
+    return torch.cat(
+        [
+            torch.ones(len(part)) if part.weights is None else part.weights
+            for part in (first, second)
+        ]
+    )
 
 
 def draw_folds(

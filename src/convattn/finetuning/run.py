@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import shlex
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,16 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convattn.config import DataConfig, FinetuneConfig, TrainConfig, as_flags
 from convattn.data import describe_skipped
 from convattn.data.counts import by_severity, count, judge_counts
 from convattn.exceptions import Interrupted
 from convattn.files import new_run_folder, replace_atomically, unfinished
+from convattn.finetuning import end_to_end as second_stage
 from convattn.finetuning import frozen as first_stage
+from convattn.finetuning.end_to_end import Trained
 from convattn.finetuning.frozen import Choice, Maps
 from convattn.finetuning.images import Images, open_images
 from convattn.finetuning.network import divided, predict
@@ -45,6 +48,7 @@ from convattn.runs.card import write_card
 from convattn.text import aligned, report
 
 _CONFIG, _STAGES, _REPORT = "finetune.json", "stages", "report.html"
+_FILE = ".safetensors"
 _SHARE_OF_LARGER = 0.4  # of the time, for the pass over larger images
 
 
@@ -102,6 +106,39 @@ class Setup:
         """
         return self.images.split(images, self.config.valid_share, self.config.seed)
 
+    def build(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The network with trained tensors.
+
+        Args:
+            tensors: By its names.
+        """
+        config = self.run_config
+        model = build_trained(config.model, cfg=self.cfg, augment=config.augment)
+        model.load_state_dict(dict(tensors))
+        return model
+
+    def write(self, tensors: Mapping[str, Tensor], file: Path) -> None:
+        """Keep tensors of the network with what it needs of an image, to be trained on.
+
+        Args:
+            tensors: By its names.
+            file: Where.
+        """
+        content = safetensors.torch.save(dict(tensors), {"pretrained_cfg": json.dumps(self.cfg)})
+        replace_atomically(file, content)
+
+    def train_end_to_end(self, start: Path, folder: Path, **words: Any) -> Trained:
+        """The second stage.
+
+        Args:
+            start: What ``write`` kept.
+            folder: Of its checkpoints.
+            **words: As ``end_to_end.train_end_to_end`` has them.
+        """
+        return second_stage.train_end_to_end(
+            self.run_config, self.config, self.images, start, folder, **words
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Network:
@@ -115,6 +152,11 @@ class Network:
     """Their classes."""
     told: Mapping[str, Any]
     """How it was trained, for the report."""
+
+    @property
+    def epochs(self) -> int:
+        """How many it was trained end to end; 0 if only its head was."""
+        return int(self.told.get("end to end", 0))
 
     @cached_property
     def temperature(self) -> float:
@@ -209,10 +251,13 @@ def _go_on(config: FinetuneConfig, folder: Path, images: Images, frozen: Frozen)
     stages.mkdir(exist_ok=True)
     try:
         setup, choice = _with_maps(config, images, frozen, stages, deadline)
-        folds = _train_folds(setup, stages) if config.folds else None
-        network = _train(setup, images.train, stages / "final.safetensors", choice)
+        network = _train(setup, images.train, stages / "frozen", choice)
+        epochs = _plan_epochs(setup, network, stages / "epochs.json", deadline)
+        if epochs:
+            network = _train_whole(setup, network, stages, epochs)
+        folds = _train_folds(setup, stages, network.epochs) if config.folds else None
         return _finish(setup, folder, network, folds)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         again = f"convattn finetune --resume {shlex.quote(str(folder))}"
         raise Interrupted(f"interrupted; go on with: {again}") from None
 
@@ -264,8 +309,16 @@ def _choose(setup: Setup, images: Tensor) -> Choice:
     return first_stage.choose(setup.maps, fit, valid, setup.config, setup.num_classes)
 
 
-def _train(setup: Setup, images: Tensor, file: Path, choice: Choice | None = None) -> Network:
-    """A network trained on images, as chosen by a part of them; what is kept is not done again."""
+def _train(setup: Setup, images: Tensor, place: Path, choice: Choice | None = None) -> Network:
+    """The first stage on images, as chosen by a part of them; what is kept is not done again.
+
+    Args:
+        images: Numbers of those that may be learnt.
+        place: Of the files that are kept: the network that has learnt all of them, and one beside
+            it that has not learnt those it was chosen by.
+        choice: The head, if it was chosen already.
+    """
+    file = place.with_suffix(_FILE)
     if file.is_file():
         return Network.read(file)
     config, maps, num_classes = setup.config, setup.maps, setup.num_classes
@@ -279,7 +332,82 @@ def _train(setup: Setup, images: Tensor, file: Path, choice: Choice | None = Non
         labels=setup.images.labels[valid],
         told=_told_of_head(choice, len(fit), len(valid)),
     )
+    setup.write(join_tensors(maps.frozen, part.heads[choice.trial].state_dict()), _part_of(place))
     network.write(file)
+    return network
+
+
+def _part_of(place: Path) -> Path:
+    return place.with_name(f"{place.name}-part{_FILE}")
+
+
+def _plan_epochs(setup: Setup, network: Network, file: Path, deadline: float) -> int:
+    """How many epochs of the second stage there is time for; that is kept, too."""
+    if file.is_file():
+        return int(json.loads(file.read_text())["epochs"])
+    epochs = second_stage.plan_epochs(
+        setup.build(network.tensors),
+        setup.cfg["input_size"],
+        setup.config,
+        fit=len(setup.split(setup.images.train)[0]),
+        train=setup.images.num_train,
+        test=len(setup.images.test),
+        seconds=deadline - time.monotonic(),
+    )
+    replace_atomically(file, json.dumps({"epochs": epochs}).encode())
+    return epochs
+
+
+def _train_whole(setup: Setup, frozen: Network, stages: Path, epochs: int) -> Network:
+    """The network after the second stage, if validation images find that better than before."""
+    images = setup.images.train
+    part = _train_end_to_end(setup, images, stages / "frozen", stages / "end-to-end", epochs)
+    if not second_stage.is_better(frozen.logits, part.logits, frozen.labels):
+        return frozen
+    file = (stages / "final").with_suffix(_FILE)
+    if file.is_file():
+        shutil.rmtree(stages / "final", ignore_errors=True)
+        return Network.read(file)
+    start = stages / f"frozen-start{_FILE}"
+    setup.write(frozen.tensors, start)
+    trained = setup.train_end_to_end(
+        start, stages / "final", epochs=part.epochs, fit_on=images, valid=None
+    )
+    network = dataclasses.replace(part, tensors=trained.tensors)
+    network.write(file)
+    shutil.rmtree(stages / "final")
+    return network
+
+
+def _train_end_to_end(
+    setup: Setup, images: Tensor, first: Path, place: Path, epochs: int
+) -> Network:
+    """The second stage on images, whose epoch is chosen by a part of them.
+
+    Args:
+        images: Numbers of those that may be learnt.
+        first: As of ``_train``.
+        place: Alike.
+        epochs: Of the schedule.
+    """
+    file = place.with_suffix(_FILE)
+    if file.is_file():
+        shutil.rmtree(place, ignore_errors=True)
+        return Network.read(file)
+    fit, valid = setup.split(images)
+    trained = setup.train_end_to_end(_part_of(first), place, epochs=epochs, fit_on=fit, valid=valid)
+    network = Network(
+        tensors=trained.tensors,
+        logits=_predict(setup, trained.tensors, valid, what="validation"),
+        labels=setup.images.labels[valid],
+        told={
+            **Network.read(first.with_suffix(_FILE)).told,
+            "end to end": trained.epoch,
+            "curve": trained.curve,
+        },
+    )
+    network.write(file)
+    shutil.rmtree(place)
     return network
 
 
@@ -307,7 +435,8 @@ class Folds:
     """(N, K), each fold's divided by its own temperature."""
 
 
-def _train_folds(setup: Setup, stages: Path) -> Folds:
+def _train_folds(setup: Setup, stages: Path, epochs: int) -> Folds:
+    """Networks that have not learnt one part each, trained as the final one was."""
     config, images = setup.config, setup.images
     numbers = images.train
     folds = images.folds(numbers, config.folds, config.seed)
@@ -317,11 +446,17 @@ def _train_folds(setup: Setup, stages: Path) -> Folds:
         file = stages / f"fold{fold}.logits.safetensors"
         own = folds == fold
         if not file.is_file():
-            network = _train(setup, numbers[~own], stages / f"fold{fold}.safetensors")
+            place = stages / f"fold{fold}"
+            network = _train(setup, numbers[~own], place)
+            if epochs:
+                after = stages / f"fold{fold}-end-to-end"
+                network = _train_end_to_end(setup, numbers[~own], place, after, epochs)
             said = _predict(setup, network.tensors, numbers[own], what=f"fold {fold + 1}")
             kept = {"logits": said, "temperature": torch.tensor(network.temperature)}
             replace_atomically(file, safetensors.torch.save(kept))
-            (stages / f"fold{fold}.safetensors").unlink()
+            for network_of_fold in stages.glob(f"fold{fold}*{_FILE}"):
+                if network_of_fold != file:
+                    network_of_fold.unlink()
         kept = safetensors.torch.load_file(file)
         logits[own] = kept["logits"]
         calibrated[own] = kept["logits"] / kept["temperature"]
@@ -333,9 +468,7 @@ def _train_folds(setup: Setup, stages: Path) -> Folds:
 
 
 def _predict(setup: Setup, tensors: Mapping[str, Tensor], numbers: Tensor, *, what: str) -> Tensor:
-    config = setup.run_config
-    model = build_trained(config.model, cfg=setup.cfg, augment=config.augment)
-    model.load_state_dict(dict(tensors))
+    model = setup.build(tensors)
     return predict(model, setup.images, numbers, setup.config, setup.cfg, what=what)
 
 
@@ -432,13 +565,14 @@ def _told(setup: Setup, folder: Path, network: Network) -> Told:
             ("backbone", f"{frozen.name}, {frozen.origin}"),
             ("images", f"{setup.maps.image_size} x {setup.maps.image_size}"),
             ("pool", config.pool),
-            ("trained", "pool and classifier"),
-            ("learning rate", f"{told['rate']:.2g}"),
-            ("epochs", str(told["epochs"])),
+            ("trained", "pool and classifier" if not network.epochs else "the whole network"),
+            ("learning rate of the head", f"{told['rate']:.2g}"),
+            ("epochs of the head", str(told["epochs"])),
+            *([("epochs end to end", str(network.epochs))] if network.epochs else []),
             ("learnt and validated by", f"{told['fit']:,} and {told['valid']:,} images, then all"),
             ("seed", str(config.seed)),
         ],
-        curves=[_grid_curve(told["grid"])],
+        curves=[_grid_curve(told["grid"]), *_epoch_curves(told.get("curve", ()))],
         command=_command(config),
         folder=shlex.quote(str(folder)),
     )
@@ -466,6 +600,33 @@ def _grid_curve(grid: Sequence[Sequence[float]]) -> dict[str, Any]:
         "bottom": "0",
         "lines": [{"points": points}],
     }
+
+
+def _epoch_curves(rows: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Losses of the second stage, if there was one."""
+    if len(rows) < 2:
+        return []
+    epochs, training, validation = zip(*rows, strict=True)
+    top = max(*training, *validation) or 1.0
+    span = epochs[-1] - epochs[0]
+    return [
+        {
+            "title": "Loss end to end: on validation images, and (amber) of the training",
+            "left": f"epoch {epochs[0]:g}",
+            "right": f"epoch {epochs[-1]:g}",
+            "top": f"{top:.3f}",
+            "bottom": "0",
+            "lines": [
+                {
+                    "points": [
+                        ((epoch - epochs[0]) / span, loss / top)
+                        for epoch, loss in zip(epochs, losses, strict=True)
+                    ]
+                }
+                for losses in (validation, training)
+            ],
+        }
+    ]
 
 
 def _markdown(result: FinetunedResult | FinetunedMultiLabelResult, told: Told) -> str:

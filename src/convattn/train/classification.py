@@ -30,7 +30,7 @@ from convattn.classification.evaluation import (
 )
 from convattn.classification.figures import draw_attention
 from convattn.config import TrainConfig
-from convattn.data import ImageFiles, TensorImages, batch_mix, transform_of
+from convattn.data import ImageFiles, Source, TensorImages, batch_mix, transform_of
 from convattn.explanation import attention_layers
 from convattn.runs import augment_arguments, create_model, plan_model, starting_cfg
 from convattn.surgery import freeze as freeze_all_but
@@ -400,14 +400,16 @@ class ClassificationJob:
 
     Args:
         config: The run; the number of classes is taken from the data.
+        source: The images; None opens those that the run names, with their validation part.
 
     Raises:
         ValueError: If the configuration and the data do not fit.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, source: Source | None = None) -> None:
         config.check_task("classification")
-        source = with_validation(config.data, open_data(config.data), seed=config.seed)
+        if source is None:
+            source = with_validation(config.data, open_data(config.data), seed=config.seed)
         self.source = source
         if source.multi_label:
             config = _for_several(config)

@@ -56,6 +56,20 @@ class TrainedRun:
     """``curves.png`` and what the task shows besides."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What a training leaves before it is tested."""
+
+    weights: Mapping[str, Tensor]
+    """By the model's names."""
+    kept: str
+    """Which weights these are, in words."""
+    epoch: int
+    """The epoch after which they were so, counted from 1."""
+    seconds: float
+    """Of the last sitting."""
+
+
 def train(config: TrainConfig, open_job: Callable[[TrainConfig], Job]) -> TrainedRun | None:
     """Train a network and leave a run folder.
 
@@ -83,7 +97,7 @@ def train(config: TrainConfig, open_job: Callable[[TrainConfig], Job]) -> Traine
         if rank_zero_only.rank == 0:
             replace_atomically(folder / "config.json", job.config.to_json().encode())
             report(_start_line(job, folder))
-        return _fit(job, task, folder, checkpoint=None)
+        return _finish(job, task, folder, checkpoint=None)
 
 
 def _with_precision(config: TrainConfig) -> TrainConfig:
@@ -141,7 +155,38 @@ def resume(run: Run, open_job: Callable[[TrainConfig], Job]) -> TrainedRun | Non
         step = _check_checkpoint(file, task)
         if rank_zero_only.rank == 0:
             MetricsFile(path / "metrics.csv", job.curves.columns).rewind(step)
-        return _fit(job, task, path, checkpoint=file)
+        return _finish(job, task, path, checkpoint=file)
+
+
+def fit(config: TrainConfig, open_job: Callable[[TrainConfig], Job], folder: Path) -> Fitted | None:
+    """Train in a folder that is there, or go on from the checkpoint in it; nothing is tested.
+
+    Args:
+        config: The whole run; its ``out`` is not heeded.
+        open_job: Opens the data and says what is trained on them.
+        folder: Where ``metrics.csv`` and the checkpoint are kept.
+
+    Returns:
+        What was trained; None in the processes that only help.
+
+    Raises:
+        ValueError: As ``train``.
+        NonFiniteError: If the loss or a weight is no number any more.
+        Interrupted: If the user stopped it.
+    """
+    config = _with_precision(config)
+    file = folder / "checkpoints" / "last.ckpt"
+    start = config.model.checkpoint
+    with _deterministic(config.deterministic):
+        job = open_job(config)
+        _check_choice(job)
+        task = job.make_task(None if start is None or file.is_file() else Path(start))
+        if not file.is_file():
+            return _fit(job, task, folder, checkpoint=None)
+        MetricsFile(folder / "metrics.csv", job.curves.columns).rewind(
+            _check_checkpoint(file, task)
+        )
+        return _fit(job, task, folder, checkpoint=file)
 
 
 def _with_own_start(config: TrainConfig, checkpoint: Path) -> TrainConfig:
@@ -151,9 +196,22 @@ def _with_own_start(config: TrainConfig, checkpoint: Path) -> TrainConfig:
     return replace(config, model=replace(config.model, checkpoint=str(checkpoint)))
 
 
-def _fit(
+def _finish(
     job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None
 ) -> TrainedRun | None:
+    """Train to the end, save the weights, test them and show them."""
+    try:
+        fitted = _fit(job, task, folder, checkpoint=checkpoint)
+    except (Interrupted, NonFiniteError) as error:
+        raise type(error)(f"{error}; {_advice(error, folder)}") from None
+    if fitted is None:
+        return None
+    _save_weights(folder / "model.safetensors", fitted.weights, job.data.cfg)
+    with _quiet():
+        return _show(job, folder, fitted)
+
+
+def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None) -> Fitted | None:
     config, data = job.config, job.data
     metrics = TrainingMetrics(
         log_every=config.log_every,
@@ -205,20 +263,29 @@ def _fit(
         if config.compile:
             task.model.compile()
         started = time.monotonic()
-        try:
-            with kept_signals():
-                trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
-        except (Interrupted, NonFiniteError) as error:
-            saved = checkpoints.saved_step is not None or checkpoint is not None
-            raise type(error)(f"{error}; {_advice(error, folder, saved=saved)}") from None
+        with kept_signals():
+            trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
         seconds = time.monotonic() - started
         if not trainer.is_global_zero:
             return None
         # Lightning leaves the averaged weights in place only if it has trained a step.
         weights = best.weights or (task.state_dict() if ema is None else ema.averaged())
-        _save_weights(folder / "model.safetensors", weights, data.cfg)
-        kept = f"of epoch {best.epoch}, {best.words}" if best.weights else "of the last epoch"
-        return _show(job, folder, seconds=seconds, kept=kept)
+        return Fitted(
+            weights=_of_model(weights),
+            kept=f"of epoch {best.epoch}, {best.words}" if best.weights else "of the last epoch",
+            epoch=best.epoch if best.weights else trainer.current_epoch,
+            seconds=seconds,
+        )
+
+
+def _of_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a task that are its model's, by the model's names, on the CPU."""
+    prefix = "model."
+    return {
+        name.removeprefix(prefix): tensor.detach().cpu().contiguous()
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }
 
 
 def _check_choice(job: Job) -> None:
@@ -232,10 +299,10 @@ def _check_choice(job: Job) -> None:
         )
 
 
-def _advice(error: Exception, folder: Path, *, saved: bool) -> str:
-    if not saved:
-        return "there is nothing to resume"
+def _advice(error: Exception, folder: Path) -> str:
     last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        return "there is nothing to resume"
     if isinstance(error, NonFiniteError):
         return (
             f"{last} holds the last good weights; train anew from them with --model.checkpoint "
@@ -268,17 +335,11 @@ def _check_checkpoint(file: Path, task: TrainingTask) -> int:
 
 def _save_weights(file: Path, weights: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> None:
     """What inference needs: the model's tensors, and as metadata what its images need."""
-    prefix = "model."
-    tensors = {
-        name.removeprefix(prefix): tensor.detach().cpu().contiguous()
-        for name, tensor in weights.items()
-        if name.startswith(prefix)
-    }
-    content = safetensors.torch.save(tensors, {"pretrained_cfg": json.dumps(cfg)})
+    content = safetensors.torch.save(dict(weights), {"pretrained_cfg": json.dumps(cfg)})
     replace_atomically(file, content)
 
 
-def _show(job: Job, folder: Path, *, seconds: float, kept: str) -> TrainedRun:
+def _show(job: Job, folder: Path, fitted: Fitted) -> TrainedRun:
     """Test what was saved, as anyone would load it, and draw the figures and write the report."""
     config = job.config
     model = Run.open(folder).load_model()
@@ -288,14 +349,12 @@ def _show(job: Job, folder: Path, *, seconds: float, kept: str) -> TrainedRun:
     result, figures = job.show(model, folder, title=title)
     replace_atomically(folder / "evaluation.json", result.to_json().encode())
     run = TrainedRun(folder=folder, result=result, figures=(curves, *figures))
-    text = _report(config, run, seconds, augmented=job.augmented, kept=kept)
+    text = _report(config, run, fitted, augmented=job.augmented)
     replace_atomically(folder / "report.md", text.encode())
     return run
 
 
-def _report(
-    config: TrainConfig, run: TrainedRun, seconds: float, *, augmented: str, kept: str
-) -> str:
+def _report(config: TrainConfig, run: TrainedRun, fitted: Fitted, *, augmented: str) -> str:
     """``report.md``."""
     result, folder = run.result, shlex.quote(str(run.folder))
     optim, data = config.optim, config.data
@@ -307,11 +366,11 @@ def _report(
         ("epochs", f"{config.epochs} of batches of {data.batch_size}"),
         ("optimiser", f"{optim.opt}, lr {optim.lr:g}, weight decay {optim.weight_decay:g}"),
         ("schedule", f"{optim.schedule}, {optim.warmup_epochs:g} epochs of warm-up"),
-        ("weights", kept),
+        ("weights", fitted.kept),
         ("averaged weights", "no" if config.ema_decay is None else f"decay {config.ema_decay}"),
         ("precision", config.precision),
         ("seed", str(config.seed)),
-        ("training time of the last sitting", f"{seconds / 60:.1f} minutes"),
+        ("training time of the last sitting", f"{fitted.seconds / 60:.1f} minutes"),
     ]
     figures = "\n".join(f"![{file.stem}]({file.name})\n" for file in run.figures)
     return (

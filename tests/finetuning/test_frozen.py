@@ -1,0 +1,46 @@
+"""The first stage's weights of images."""
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+
+from convattn.config import DataConfig, FinetuneConfig
+from convattn.finetuning.frozen import Maps, image_weights
+
+
+def _maps(labels: list[int], weights: list[float] | None) -> Maps:
+    cache = SimpleNamespace(labels=torch.tensor(labels))
+    given = None if weights is None else torch.tensor(weights)
+    return cast(Maps, SimpleNamespace(cache=cache, weights=given))
+
+
+def _config(**words: str) -> FinetuneConfig:
+    return FinetuneConfig(data=DataConfig(name="folder", root="x"), **words)  # type: ignore[arg-type]
+
+
+def test_images_count_alike_unless_somebody_says_otherwise() -> None:
+    fit = torch.tensor([0, 1, 2, 3])
+    assert image_weights(_maps([0, 0, 0, 1, 1], None), fit, _config(), 2) is None
+
+
+def test_balanced_classes_count_the_same_among_the_images_that_are_learnt() -> None:
+    fit = torch.tensor([0, 1, 2, 3])
+    config = _config(class_weights="balanced")
+    weights = image_weights(_maps([0, 0, 0, 1, 1, 1], None), fit, config, 2)
+    assert weights is not None
+    assert weights[:3].sum() == pytest.approx(float(weights[3]))
+    assert float(weights[fit].mean()) == pytest.approx(1)
+
+
+def test_weights_of_the_data_multiply_those_of_the_classes() -> None:
+    fit = torch.tensor([0, 1, 2, 3])
+    given = [1.0, 2.0, 3.0, 4.0, 9.0]
+    alone = image_weights(_maps([0, 0, 0, 1, 1], given), fit, _config(), 2)
+    both = image_weights(_maps([0, 0, 0, 1, 1], given), fit, _config(class_weights="balanced"), 2)
+    assert alone is not None
+    assert both is not None
+    torch.testing.assert_close(alone[fit], torch.tensor([0.4, 0.8, 1.2, 1.6]))
+    expected = torch.tensor([1 / 3, 2 / 3, 3 / 3, 4])
+    torch.testing.assert_close(both[fit], expected / expected.mean())
