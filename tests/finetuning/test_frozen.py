@@ -1,4 +1,4 @@
-"""The first stage's weights of images."""
+"""The first stage: how much images count, and what chooses its head."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from convattn.config import DataConfig, FinetuneConfig
-from convattn.finetuning.frozen import Maps, image_weights
+from convattn.finetuning import frozen
+from convattn.finetuning.frozen import Maps, choose, image_weights
+from convattn.probing.heads import Outcome, Trial
 
 
 def _maps(labels: list[int], weights: list[float] | None) -> Maps:
@@ -44,3 +46,37 @@ def test_weights_of_the_data_multiply_those_of_the_classes() -> None:
     torch.testing.assert_close(alone[fit], torch.tensor([0.4, 0.8, 1.2, 1.6]))
     expected = torch.tensor([1 / 3, 2 / 3, 3 / 3, 4])
     torch.testing.assert_close(both[fit], expected / expected.mean())
+
+
+def test_several_splits_choose_by_the_mean_over_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Alone, the first split would take the middle rate after an epoch, the second the last.
+    losses = {
+        5e-4: ([1.0, 0.9], [1.0, 0.6]),
+        1.5e-3: ([0.1, 0.5], [1.2, 0.7]),
+        4.5e-3: ([2.0, 2.0], [0.5, 0.9]),
+    }
+    sizes = (10, 30)
+
+    def train(
+        maps: object,
+        trials: list[Trial],
+        fit: torch.Tensor,
+        valid: torch.Tensor,
+        *_: object,
+        **__: object,
+    ) -> SimpleNamespace:
+        place = sizes.index(len(valid))
+        outcomes = {trial: Outcome(valid_losses=losses[trial.lr][place]) for trial in trials}
+        return SimpleNamespace(run=lambda: outcomes)
+
+    monkeypatch.setattr(frozen, "_training", train)
+    splits = [(torch.arange(5), torch.arange(size)) for size in sizes]
+    choice = choose(_maps([0], None), splits, _config(), 2)
+    means = {
+        rate: [(10 * a + 30 * b) / 40 for a, b in zip(*two, strict=True)]
+        for rate, two in losses.items()
+    }
+    assert choice.grid == {rate: pytest.approx(min(mean)) for rate, mean in means.items()}
+    assert choice.trial.lr == 1.5e-3
+    assert choice.outcome.epoch == 2
+    assert choice.outcome.loss == pytest.approx(0.65)

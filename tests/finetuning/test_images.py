@@ -69,27 +69,39 @@ def test_a_validation_part_is_drawn_from_each_class_and_parts_no_copies(tmp_path
     _write(tmp_path / "test", {"ant": [200], "bee": [201]})
     config = FinetuneConfig(data=DataConfig(name="folder", root=str(tmp_path)))
     images = open_images(config)
+    copies = {4, 5, 6, 7}
     for seed in range(5):
-        fit, valid = images.split(images.train, 0.3, seed)
-        assert sorted([*fit.tolist(), *valid.tolist()]) == list(range(14))
-        assert set(images.labels[valid].tolist()) == {0, 1}
-        copies = {4, 5, 6, 7}
-        assert copies <= set(fit.tolist()) or copies <= set(valid.tolist())
+        splits = images.splits(images.train, 0.3, seed)
+        assert len(splits) == 3
+        judged = [number for _, valid in splits for number in valid.tolist()]
+        assert sorted(judged) == list(range(14))  # so few images are each set aside once
+        for fit, valid in splits:
+            assert sorted([*fit.tolist(), *valid.tolist()]) == list(range(14))
+            assert copies <= set(fit.tolist()) or copies <= set(valid.tolist())
+
+
+def test_many_images_are_split_once() -> None:
+    config = FinetuneConfig(data=DataConfig(name="cluttered_digits", num_train=800, num_test=20))
+    images = open_images(config)
+    ((fit, valid),) = images.splits(images.train, 0.2, seed=0)
+    assert len(valid) == pytest.approx(160, abs=10)
+    assert sorted([*fit.tolist(), *valid.tolist()]) == list(range(800))
+    assert len(images.splits(images.train[:500], 0.2, seed=0)) == 5
 
 
 def test_own_validation_images_choose_and_are_learnt_at_the_end(tmp_path: Path) -> None:
     for part, colours in (("train", range(0, 90, 10)), ("val", [110, 120]), ("test", [140])):
         _write(tmp_path / part, {"ant": [*colours], "bee": [one + 5 for one in colours]})
     images = open_images(FinetuneConfig(data=DataConfig(name="folder", root=str(tmp_path))))
-    fit, valid = images.split(images.train, 0.2, seed=0)
+    ((fit, valid),) = images.splits(images.train, 0.2, seed=0)
     for numbers, part, count in ((fit, "train", 18), (valid, "val", 4), (images.test, "test", 2)):
         parts = [Path(images.name(one)).parent.parent.name for one in numbers.tolist()]
         assert parts == [part] * count
     assert images.num_train == 22
     assert "own 4 validation images" in images.source.notes[-1]
     some = images.train[::2]  # of a fold: drawn anew
-    fit, valid = images.split(some, 0.5, seed=0)
-    assert sorted([*fit.tolist(), *valid.tolist()]) == some.tolist()
+    for fit, valid in images.splits(some, 0.5, seed=0):
+        assert sorted([*fit.tolist(), *valid.tolist()]) == some.tolist()
 
 
 def test_weights_of_a_table_are_kept(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from convattn.config import FinetuneConfig
 from convattn.data import TensorImages
 from convattn.data.reading import read_size
-from convattn.finetuning.images import Images
+from convattn.finetuning.images import Images, Split
 from convattn.modes import default_device
 from convattn.probing.backbone import Frozen, open_backbone
 from convattn.probing.cache import MapCache
@@ -24,7 +24,7 @@ from convattn.probing.study import cache_maps
 _DECAY = 0.01
 _BATCH = 64
 _STEPS = 2_000  # of a head's training, about
-_FEWEST_EPOCHS, _MOST_EPOCHS = 8, 60
+_FEWEST_EPOCHS, _MOST_EPOCHS = 8, 40
 _PATIENCE = 8
 _LARGER = 10 / 7  # the side that is tried beside that of the weights, over it
 _STRIDE = 32
@@ -152,6 +152,8 @@ def _training(
     valid: Tensor | None,
     config: FinetuneConfig,
     num_classes: int,
+    *,
+    patience: int = _PATIENCE,
     **more: Any,
 ) -> Training:
     steps = max(1, len(fit) // _BATCH)
@@ -162,7 +164,7 @@ def _training(
         valid,
         num_classes=num_classes,
         epochs=min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, round(_STEPS / steps))),
-        patience=_PATIENCE,
+        patience=patience,
         batch_size=_BATCH,
         seed=config.seed,
         weights=image_weights(maps, fit, config, num_classes),
@@ -171,22 +173,22 @@ def _training(
     )
 
 
-def choose(
-    maps: Maps, fit: Tensor, valid: Tensor, config: FinetuneConfig, num_classes: int
-) -> Choice:
-    """Rate and epochs of the head with the least validation loss.
+def choose(maps: Maps, splits: Sequence[Split], config: FinetuneConfig, num_classes: int) -> Choice:
+    """Rate and epochs of the head with the least validation loss, the mean over the splits.
 
     Args:
         maps: Of all images.
-        fit: Numbers of the images to learn.
-        valid: Of those to choose by.
+        splits: Numbers of the images to learn and of those to choose by.
         config: Of the finetuning.
         num_classes: Classes.
     """
     outcomes: dict[Trial, Outcome] = {}
     trials = [Trial(config.pool, rate, _DECAY) for rate in first_rates(True, None)]
     while trials:
-        outcomes |= _training(maps, trials, fit, valid, config, num_classes).run()
+        if len(splits) == 1:
+            outcomes |= _training(maps, trials, *splits[0], config, num_classes).run()
+        else:
+            outcomes |= _mean_outcomes(maps, trials, splits, config, num_classes)
         trials = wider_rates(outcomes, config.pool)
     best = best_trial(outcomes, config.pool)
     return Choice(
@@ -194,6 +196,31 @@ def choose(
         outcome=outcomes[best],
         grid={trial.lr: outcome.loss for trial, outcome in sorted(outcomes.items(), key=_rate)},
     )
+
+
+def _mean_outcomes(
+    maps: Maps,
+    trials: Sequence[Trial],
+    splits: Sequence[Split],
+    config: FinetuneConfig,
+    num_classes: int,
+) -> dict[Trial, Outcome]:
+    """What comes of each trial by the mean over all images that are chosen by, epoch by epoch."""
+    curves: dict[Trial, list[Tensor]] = {trial: [] for trial in trials}
+    for fit, valid in splits:
+        found = _training(maps, trials, fit, valid, config, num_classes, patience=_MOST_EPOCHS)
+        for trial, outcome in found.run().items():
+            curves[trial].append(len(valid) * torch.tensor(outcome.valid_losses))
+    count = sum(len(valid) for _, valid in splits)
+    means = {
+        # a head that diverged has fewer epochs
+        trial: torch.stack([curve[: min(map(len, own))] for curve in own]).sum(0) / count
+        for trial, own in curves.items()
+    }
+    return {
+        trial: Outcome(loss=float(mean.min()), epoch=int(mean.argmin()) + 1)
+        for trial, mean in means.items()
+    }
 
 
 def _rate(item: tuple[Trial, Outcome]) -> float:

@@ -16,6 +16,11 @@ from convattn.data.folders import find_duplicates, number_units
 from convattn.probing.heads import draw_validation
 from convattn.probing.images import find_groups, open_source
 
+Split = tuple[Tensor, Tensor]
+"""Numbers of images to learn, and of those to choose by."""
+
+_ENOUGH = 150  # images to choose by
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Images:
@@ -65,30 +70,33 @@ class Images:
         paths = getattr(self.all, "paths", None)
         return f"image {number}" if paths is None else str(paths[number])
 
-    def split(self, images: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-        """The numbers of those to learn, and of those to choose by.
+    def splits(self, images: Tensor, share: float, seed: int) -> list[Split]:
+        """Ways to part images into those to learn and those to choose by.
 
-        The latter are the data set's own validation images, if there are some and all training
-        images are split; else they are drawn.
+        There is one way where enough can be set aside to choose by: then a share is drawn, or it is
+        the data set's own validation images, if there are some and all training images are split.
+        Of fewer images each is set aside once.
 
         Args:
             images: Numbers of images.
-            share: Of the latter.
+            share: Of those to choose by.
             seed: Of the draw.
 
         Raises:
             ValueError: If a class has too few images.
         """
         if self.own_valid is not None and len(images) == self.num_train:
-            return images[~torch.isin(images, self.own_valid)], self.own_valid
-        chosen = draw_validation(
-            self.labels[images],
-            share,
-            seed=seed,
-            names=self.class_names,
-            groups=self.groups[images],
-        )
-        return images[~chosen], images[chosen]
+            return [(images[~torch.isin(images, self.own_valid)], self.own_valid)]
+        labels, groups = self.labels[images], self.groups[images]
+        chosen = draw_validation(labels, share, seed=seed, names=self.class_names, groups=groups)
+        drawn = images[~chosen], images[chosen]
+        if chosen.sum() >= _ENOUGH:
+            return [drawn]
+        try:
+            folds = self.folds(images, round(1 / share), seed)
+        except ValueError:  # a class has too few groups
+            return [drawn]
+        return [(images[folds != fold], images[folds == fold]) for fold in folds.unique().tolist()]
 
     def folds(self, images: Tensor, number: int, seed: int) -> Tensor:
         """(N,) numbers of folds: each has about as many images of every class.

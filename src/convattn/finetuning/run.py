@@ -28,7 +28,7 @@ from convattn.finetuning import end_to_end as second_stage
 from convattn.finetuning import frozen as first_stage
 from convattn.finetuning.end_to_end import Trained
 from convattn.finetuning.frozen import Choice, Maps
-from convattn.finetuning.images import Images, open_images
+from convattn.finetuning.images import Images, Split, open_images
 from convattn.finetuning.network import divided, predict
 from convattn.finetuning.page import Judged, Told, render_report
 from convattn.finetuning.results import (
@@ -40,6 +40,7 @@ from convattn.finetuning.results import (
 )
 from convattn.modes import default_device
 from convattn.probing.backbone import Frozen, check_channels
+from convattn.probing.heads import Training
 from convattn.probing.network import join_tensors, network_cfg, run_config, save_network
 from convattn.probing.scores import score
 from convattn.runs import Run
@@ -98,13 +99,13 @@ class Setup:
             seed=config.seed,
         )
 
-    def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The numbers of those to learn, and of those to choose by.
+    def splits(self, images: Tensor) -> list[Split]:
+        """Numbers of those to learn, and of those to choose by; the whole network by the first.
 
         Args:
             images: Numbers of images.
         """
-        return self.images.split(images, self.config.valid_share, self.config.seed)
+        return self.images.splits(images, self.config.valid_share, self.config.seed)
 
     def build(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network with trained tensors.
@@ -236,7 +237,7 @@ def _check(images: Images, frozen: Frozen, config: FinetuneConfig) -> None:
             "class-weights balanced is for images of one class each, and these may have several; "
             "leave it out"
         )
-    images.split(images.train, config.valid_share, config.seed)
+    images.splits(images.train, config.valid_share, config.seed)
     seconds = first_stage.seconds_of_pass(frozen, len(images.all), default_device(config.device))
     if seconds > 60 * config.minutes:
         raise ValueError(
@@ -305,8 +306,8 @@ def _is_too_long(config: FinetuneConfig, frozen: Frozen, images: Images, deadlin
 
 
 def _choose(setup: Setup, images: Tensor) -> Choice:
-    fit, valid = setup.split(images)
-    return first_stage.choose(setup.maps, fit, valid, setup.config, setup.num_classes)
+    splits = setup.splits(images)
+    return first_stage.choose(setup.maps, splits, setup.config, setup.num_classes)
 
 
 def _train(setup: Setup, images: Tensor, place: Path, choice: Choice | None = None) -> Network:
@@ -322,17 +323,27 @@ def _train(setup: Setup, images: Tensor, place: Path, choice: Choice | None = No
     if file.is_file():
         return Network.read(file)
     config, maps, num_classes = setup.config, setup.maps, setup.num_classes
-    fit, valid = setup.split(images)
-    choice = choice or _choose(setup, images)
-    part = first_stage.train_head(maps, fit, choice, config, num_classes)
-    whole = first_stage.train_head(maps, images, choice, config, num_classes)
+    choice, splits = choice or _choose(setup, images), setup.splits(images)
+
+    def trained(fit: Tensor) -> Training:
+        return first_stage.train_head(maps, fit, choice, config, num_classes)
+
+    def tensors(training: Training) -> dict[str, Tensor]:
+        return join_tensors(maps.frozen, training.heads[choice.trial].state_dict())
+
+    parts = [trained(fit) for fit, _ in splits]
+    valid = torch.cat([valid for _, valid in splits])
+    said = [
+        part.predict(numbers, [choice.trial])[choice.trial]
+        for part, (_, numbers) in zip(parts, splits, strict=True)
+    ]
     network = Network(
-        tensors=join_tensors(maps.frozen, whole.heads[choice.trial].state_dict()),
-        logits=part.predict(valid, [choice.trial])[choice.trial],
+        tensors=tensors(trained(images)),
+        logits=torch.cat(said),
         labels=setup.images.labels[valid],
-        told=_told_of_head(choice, len(fit), len(valid)),
+        told=_told_of_head(choice, splits),
     )
-    setup.write(join_tensors(maps.frozen, part.heads[choice.trial].state_dict()), _part_of(place))
+    setup.write(tensors(parts[0]), _part_of(place))
     network.write(file)
     return network
 
@@ -349,7 +360,7 @@ def _plan_epochs(setup: Setup, network: Network, file: Path, deadline: float) ->
         setup.build(network.tensors),
         setup.cfg["input_size"],
         setup.config,
-        fit=len(setup.split(setup.images.train)[0]),
+        fit=len(setup.splits(setup.images.train)[0][0]),
         train=setup.images.num_train,
         test=len(setup.images.test),
         seconds=deadline - time.monotonic(),
@@ -362,7 +373,8 @@ def _train_whole(setup: Setup, frozen: Network, stages: Path, epochs: int) -> Ne
     """The network after the second stage, if validation images find that better than before."""
     images = setup.images.train
     part = _train_end_to_end(setup, images, stages / "frozen", stages / "end-to-end", epochs)
-    if not second_stage.is_better(frozen.logits, part.logits, frozen.labels):
+    before = frozen.logits[: len(part.logits)]  # of the same images
+    if not second_stage.is_better(before, part.logits, part.labels):
         return frozen
     file = (stages / "final").with_suffix(_FILE)
     if file.is_file():
@@ -394,7 +406,7 @@ def _train_end_to_end(
     if file.is_file():
         shutil.rmtree(place, ignore_errors=True)
         return Network.read(file)
-    fit, valid = setup.split(images)
+    fit, valid = setup.splits(images)[0]
     trained = setup.train_end_to_end(_part_of(first), place, epochs=epochs, fit_on=fit, valid=valid)
     network = Network(
         tensors=trained.tensors,
@@ -411,13 +423,19 @@ def _train_end_to_end(
     return network
 
 
-def _told_of_head(choice: Choice, num_fit: int, num_valid: int) -> dict[str, Any]:
+def _told_of_head(choice: Choice, splits: Sequence[Split]) -> dict[str, Any]:
+    (fit, _), *others = splits
+    judged = sum(len(own) for _, own in splits)
     return {
         "rate": choice.trial.lr,
         "epochs": choice.outcome.epoch,
         "grid": sorted(choice.grid.items()),
-        "fit": num_fit,
-        "valid": num_valid,
+        "validated": (
+            f"{judged:,} images in {len(splits)} parts in turn, each by a network that has learnt "
+            "the others; then all were learnt"
+            if others
+            else f"{judged:,} images by one that has learnt {len(fit):,}; then all were learnt"
+        ),
     }
 
 
@@ -569,7 +587,7 @@ def _told(setup: Setup, folder: Path, network: Network) -> Told:
             ("learning rate of the head", f"{told['rate']:.2g}"),
             ("epochs of the head", str(told["epochs"])),
             *([("epochs end to end", str(network.epochs))] if network.epochs else []),
-            ("learnt and validated by", f"{told['fit']:,} and {told['valid']:,} images, then all"),
+            ("validated", told["validated"]),
             ("seed", str(config.seed)),
         ],
         curves=[_grid_curve(told["grid"]), *_epoch_curves(told.get("curve", ()))],

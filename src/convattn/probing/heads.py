@@ -66,6 +66,8 @@ class Outcome:
     """Images that it was trained on, counted anew in each epoch."""
     losses: list[float] = field(default_factory=list)
     """Of the training, a batch each."""
+    valid_losses: list[float] = field(default_factory=list)
+    """Of the validation part, an epoch each."""
 
 
 def pool_options(pool: str, in_features: int) -> dict[str, Any]:
@@ -274,6 +276,7 @@ class Training:
         labels = self.cache.labels[self.valid]
         for trial, logits in found.items():
             loss, outcome = float(training_loss(logits.double(), labels)), self.outcomes[trial]
+            outcome.valid_losses.append(loss)
             if loss < outcome.loss:
                 outcome.loss, outcome.epoch = loss, self.epoch
                 outcome.scores = score(logits, labels)
