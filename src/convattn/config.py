@@ -308,6 +308,9 @@ class OptimConfig:
     class_weights: Literal["balanced"] | None = None
     """balanced: the loss of an image counts inversely to how frequent its class is; where images
     have several classes, the yes of each as much as all its noes."""
+    freeze_batch_norm: bool = False
+    """Classification: every BatchNorm keeps the statistics that it has in the weights that training
+    starts from; its scale and shift are trained."""
     opt: str = "adamw"
     """timm's name of an optimiser, for example sgd, adamw, lamb or rmsproptf."""
     lr: float = 1e-3
@@ -419,6 +422,11 @@ class TrainConfig:
             raise ValueError(
                 f"eval_every={self.eval_every} looks at no epoch of {self.epochs}, and keep and "
                 f"patience choose by what is seen; give at most {self.epochs}"
+            )
+        if self.optim.freeze_batch_norm and not (self.model.pretrained or self.model.checkpoint):
+            raise ValueError(
+                "optim.freeze_batch_norm keeps the statistics of trained weights, and training "
+                "starts from random ones; name some with model.checkpoint, or leave it out"
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1, as 0.999 does")
@@ -737,7 +745,8 @@ class FinetuneConfig(ImagesConfig):
     network is trained only if there is time for that, and too little for one pass is refused."""
     epochs: int | None = None
     """Epochs that the whole network is trained after its head, if validation images find that
-    better; 0: only the head is trained; None: as many as there is time for, at most 12."""
+    better; 0: only the head is trained; None: as many as there is time for, at most 12, and none
+    where fewer than 150 images could tell."""
     seed: int = 0
     """Seed of everything random."""
     model: str | None = None
@@ -955,7 +964,7 @@ _OF_CLASSIFIERS = (
     )
     | _defaults("model", ModelConfig, "drop_rate")
     | _defaults("augment", AugmentConfig, "pool")
-    | _defaults("optim", OptimConfig, "loss", "class_weights")
+    | _defaults("optim", OptimConfig, "loss", "class_weights", "freeze_batch_norm")
 )
 _OF_DENSE = _defaults("data", DataConfig, "scale_jitter", "crop_size")
 _OF_DENSE |= _defaults("model", ModelConfig, "backbone", "backbone_args")

@@ -18,12 +18,12 @@ from convattn.finetuning.run import resume_finetune, run_finetune
 from convattn.runs import Run
 from convattn.train.callbacks import Checkpoints
 
-COUNTS = {"fit": 80, "train": 100, "test": 50}
+COUNTS = {"fit": 800, "train": 1000, "test": 500}
 
 
 def _plan(monkeypatch: pytest.MonkeyPatch, *, seconds: float, **words: int) -> int:
     monkeypatch.setattr(end_to_end, "_SLACK", 1.0)
-    speed = Speed(training=0.1, testing=0.02)
+    speed = Speed(training=0.01, testing=0.002)
     monkeypatch.setattr(end_to_end, "measure_speed", lambda *arguments: speed)
     config = FinetuneConfig(data=DataConfig(name="folder", root="x"), **words)  # type: ignore[arg-type]
     return plan_epochs(torch.nn.Identity(), (3, 8, 8), config, seconds=seconds, **COUNTS)
@@ -32,12 +32,12 @@ def _plan(monkeypatch: pytest.MonkeyPatch, *, seconds: float, **words: int) -> i
 def test_epochs_are_as_many_as_there_is_time_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # An epoch: 80 + 100 images are learnt and 20 looked at, 18.4 s; the test takes 1 s.
+    # An epoch: 800 + 1,000 images are learnt and 200 looked at, 18.4 s; the test takes 1 s.
     assert _plan(monkeypatch, seconds=1 + 5 * 18.4 + 0.1) == 5
     assert _plan(monkeypatch, seconds=1e6) == end_to_end.MOST_EPOCHS
     assert _plan(monkeypatch, seconds=1 + 2 * 18.4 + 0.1) == 0
     assert "an epoch end to end takes about 0.31 minutes" in capsys.readouterr().err
-    # Each of 4 folds learns 3/4 of 80 images and looks at 3/4 of 20; all 100 are predicted.
+    # Each of 4 folds learns 3/4 of 800 images and looks at 3/4 of 200; 1,000 are predicted.
     assert _plan(monkeypatch, seconds=3 + 3 * (18.4 + 4 * 6.3) + 0.1, folds=4) == 3
     assert _plan(monkeypatch, seconds=3 + 3 * (18.4 + 4 * 6.3) - 0.1, folds=4) == 0
 
@@ -48,6 +48,15 @@ def test_epochs_that_were_asked_for_are_taken(
     assert _plan(monkeypatch, seconds=1, epochs=2) == 2
     assert "more than --minutes" in capsys.readouterr().err
     assert _plan(monkeypatch, seconds=1e6, epochs=0) == 0
+
+
+def test_few_images_cannot_tell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COUNTS, "fit", 851)
+    assert _plan(monkeypatch, seconds=1e6) == 0
+    assert "149 validation images are too few" in capsys.readouterr().err
+    assert _plan(monkeypatch, seconds=1e6, epochs=2) == 2
 
 
 def test_a_network_is_better_only_beyond_its_standard_error() -> None:

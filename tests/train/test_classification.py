@@ -4,16 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score, f1_score
 from sklearn.utils.class_weight import compute_class_weight
 
 from convattn.classification.prediction import classify
 from convattn.classification.testing import run_test
-from convattn.config import DataConfig, EvaluateConfig, OptimConfig, TrainConfig
+from convattn.config import DataConfig, EvaluateConfig, ModelConfig, OptimConfig, TrainConfig
 from convattn.data import batch_mix, transform_of
 from convattn.explanation import explain
 from convattn.runs import Run
@@ -359,3 +360,25 @@ def test_making_up_twice_is_refused():
 @pytest.mark.parametrize(("num_classes", "columns"), [(5, 1), (6, 2)])
 def test_no_top5_among_five_classes(num_classes, columns):
     assert len(classification_curves(num_classes).shares) == columns
+
+
+def test_frozen_statistics_of_batch_norm_are_those_of_the_weights(tmp_path):
+    torch.manual_seed(0)
+    start = tmp_path / "start.safetensors"
+    tensors = timm.create_model("test_resnet", num_classes=10).state_dict()
+    statistics = [name for name in tensors if name.endswith(("running_mean", "running_var"))]
+    for name in statistics:
+        tensors[name] = 0.01 * torch.rand_like(tensors[name]) + 0.5 * name.endswith("var")
+    save_file(tensors, start)
+    config = tiny(
+        tmp_path / "run",
+        epochs=1,
+        model=ModelConfig(name="test_resnet", checkpoint=str(start)),
+        optim=OptimConfig(freeze_batch_norm=True),
+    )
+    saved = load_file(train(config).folder / "model.safetensors")
+    assert all(torch.equal(saved[name], tensors[name]) for name in statistics)
+    assert not torch.equal(saved["conv1.0.weight"], tensors["conv1.0.weight"])
+    assert not torch.equal(saved["bn1.weight"], tensors["bn1.weight"])
+    with pytest.raises(ValueError, match="keeps the statistics of trained weights"):
+        tiny(tmp_path / "other", optim=OptimConfig(freeze_batch_norm=True))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from convattn.config import FinetuneConfig, OptimConfig, TrainConfig
 from convattn.data import Source
-from convattn.finetuning.images import Images
+from convattn.finetuning.images import ENOUGH, Images
 from convattn.finetuning.results import fit_temperature
 from convattn.modes import default_device
 from convattn.text import report
@@ -27,10 +27,10 @@ from convattn.train.run import fit
 MOST_EPOCHS = 12
 FEWEST_EPOCHS = 3
 _FEWEST_STEPS, _SMALLEST_BATCH, _LARGEST_BATCH = 8, 8, 32
-_RATE = 3e-4
+_RATE = 1e-4
 _DECAY = 0.05
 _PATIENCE = 4
-_CROP = (0.35, 1.0)  # share of the image that is seen at once
+_CROP = (0.7, 1.0)  # share of the image that is seen at once
 _SLACK = 1.3  # for what is not the network's own work
 _TIMED = 16  # images of the batch by which the speed is measured
 
@@ -105,7 +105,10 @@ def plan_epochs(
     test: int,
     seconds: float,
 ) -> int:
-    """How many epochs of training end to end there is time for; 0 if too few, which is told.
+    """How many epochs of training end to end there is time for.
+
+    None where that is too few, or where too few images could tell whether it is better; either is
+    told.
 
     Args:
         model: The network.
@@ -117,6 +120,12 @@ def plan_epochs(
         seconds: That are left.
     """
     if config.epochs == 0:
+        return 0
+    if config.epochs is None and train - fit < ENOUGH:
+        report(
+            f"only the head is trained: {train - fit} validation images are too few to tell "
+            "whether more is better; --epochs 8 trains the whole network all the same"
+        )
         return 0
     speed = measure_speed(model, size, default_device(config.device))
     share = 1 - 1 / config.folds if config.folds else 0.0
@@ -143,13 +152,20 @@ def plan_epochs(
 
 
 def run_config(
-    own: TrainConfig, config: FinetuneConfig, *, epochs: int, num_fit: int, validated: bool
+    own: TrainConfig,
+    config: FinetuneConfig,
+    start: Path,
+    *,
+    epochs: int,
+    num_fit: int,
+    validated: bool,
 ) -> TrainConfig:
     """The configuration of the training.
 
     Args:
         own: Of the run, with its network.
         config: What was asked for.
+        start: File of the network after the first stage.
         epochs: Of the schedule.
         num_fit: Images that are learnt.
         validated: Whether there are validation images, which then choose the epoch.
@@ -158,6 +174,7 @@ def run_config(
     batch_size = min(num_fit, _LARGEST_BATCH, max(_SMALLEST_BATCH, num_fit // _FEWEST_STEPS))
     return dataclasses.replace(
         own,
+        model=dataclasses.replace(own.model, checkpoint=str(start)),
         epochs=epochs,
         data=dataclasses.replace(own.data, batch_size=batch_size, scale=_CROP, hflip=0.5),
         optim=OptimConfig(
@@ -166,6 +183,7 @@ def run_config(
             weight_decay=_DECAY,
             warmup_epochs=min(1.0, epochs / 4),
             warmup_lr=_RATE / 10,
+            freeze_batch_norm=True,
             class_weights="balanced" if config.class_weights == "balanced" else None,
         ),
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
@@ -204,9 +222,8 @@ def train_end_to_end(
         valid: Of those that choose the epoch; None keeps the last one.
     """
     folder.mkdir(exist_ok=True)
-    train = run_config(own, config, epochs=epochs, num_fit=len(fit_on), validated=valid is not None)
-    train = dataclasses.replace(
-        train, model=dataclasses.replace(train.model, checkpoint=str(start))
+    train = run_config(
+        own, config, start, epochs=epochs, num_fit=len(fit_on), validated=valid is not None
     )
     fitted = fit(train, partial(ClassificationJob, source=_source(images, fit_on, valid)), folder)
     assert fitted is not None  # one process

@@ -19,7 +19,8 @@ from convattn.probing.images import find_groups, open_source
 Split = tuple[Tensor, Tensor]
 """Numbers of images to learn, and of those to choose by."""
 
-_ENOUGH = 150  # images to choose by
+ENOUGH = 150
+"""Images that are enough to choose by."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,7 +91,7 @@ class Images:
         labels, groups = self.labels[images], self.groups[images]
         chosen = draw_validation(labels, share, seed=seed, names=self.class_names, groups=groups)
         drawn = images[~chosen], images[chosen]
-        if chosen.sum() >= _ENOUGH:
+        if chosen.sum() >= ENOUGH:
             return [drawn]
         try:
             folds = self.folds(images, round(1 / share), seed)

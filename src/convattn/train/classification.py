@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import timm.loss
 import torch
@@ -69,6 +69,7 @@ class ClassificationTask(TrainingTask):
             own.
         augment: Arguments of ``convattn.augment``; None adds no attention.
         freeze: Train only the added attention and the classifier.
+        freeze_batch_norm: Keep the statistics of every BatchNorm.
         loss: ``cross_entropy``, ``bce`` or ``focal``.
         class_weights: How much the images of each class count, (K,); with ``multi_label`` the yes
             of each class over its no. None: all alike.
@@ -100,6 +101,7 @@ class ClassificationTask(TrainingTask):
         checkpoint: Path | None = None,
         augment: Mapping[str, Any] | None = None,
         freeze: bool = False,
+        freeze_batch_norm: bool = False,
         loss: str = "cross_entropy",
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
@@ -141,10 +143,24 @@ class ClassificationTask(TrainingTask):
             MultiLabelScores() if multi_label else _accuracies(num_classes, balanced=balanced)
         )
         self.curves = classification_curves(num_classes, multi_label=multi_label, balanced=balanced)
+        self.train()  # Lightning trains in the mode that it finds
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_chans, H, W) images -> (B, num_classes) logits."""
         return self.model(images)
+
+    def train(self, mode: bool = True) -> Self:
+        """Begin or end training; BatchNorm that keeps its statistics stays as in a test.
+
+        Args:
+            mode: Whether to train.
+        """
+        super().train(mode)
+        if self.hparams["freeze_batch_norm"]:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch of images, their classes and, where they have some, weights."""
@@ -460,6 +476,7 @@ class ClassificationJob:
             checkpoint=checkpoint,
             augment=self._augment,
             freeze=config.augment.freeze,
+            freeze_batch_norm=config.optim.freeze_batch_norm,
             loss=config.optim.loss,
             class_weights=self._class_weights,
             label_smoothing=config.data.label_smoothing,
