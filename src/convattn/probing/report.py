@@ -326,12 +326,16 @@ def _how(findings: Findings, config: ProbeConfig, network: Frozen) -> str:
         f"Images at {size} x {size} as the weights want them; maps in {config.cache_dtype}, "
         f"{config.views} view{'s' if config.views > 1 else ''}. AdamW, weight decay "
         f"{', '.join(f'{decay:g}' for decay in config.weight_decays)}, batches of "
-        f"{config.batch_size}, a cosine over {config.epochs} epochs. Rates of factor 3, widened "
+        f"{config.batch_size}, a cosine over {_epochs(config.epochs)}. Rates of factor 3, widened "
         "until a pool's best lies inside its grid; rate and epochs are those of the least loss on "
         f"{config.valid_share:.0%} of the training images, drawn anew by each seed, after "
-        f"{config.patience} epochs without a better one a head ends; the chosen head is then "
+        f"{_epochs(config.patience)} without a better one a head ends; the chosen head is then "
         "trained on all training images and tested once.\n\n"
         f"The backbone was run on {findings.cached:,} images. The heads were trained on "
         f"{findings.images:,}: had each been trained by itself behind the network, it would have "
         f"been run {ratio:,.0f} times as often. Last sitting: {times}."
     )
+
+
+def _epochs(number: int) -> str:
+    return "1 epoch" if number == 1 else f"{number} epochs"
