@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -397,7 +398,6 @@ def draw_validation(
     groups = torch.arange(len(labels)) if groups is None else groups
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
     if is_multi_label(labels):
         drawn = groups[order[: max(1, round(share * len(labels)))]]
         return torch.isin(groups, drawn)
@@ -408,15 +408,20 @@ def draw_validation(
             f"class {names[few]!r} has {int(counts[few])} training images, and {_LEAST_IMAGES} of "
             "each are needed to set some aside for choosing rates; add some, or leave the class out"
         )
+    taken: set[int] = set()
     for number in labels.unique():
-        wanted = max(1, round(share * int(counts[number])))
-        for image in order[labels[order] == number]:
-            if int(chosen[labels == number].sum()) >= wanted:
+        own = groups[order[labels[order] == number]].tolist()
+        sizes, wanted = Counter(own), max(1, round(share * len(own)))
+        found = sum(sizes[group] for group in taken & sizes.keys())
+        for group in own:
+            if found >= wanted:
                 break
-            chosen |= groups == groups[image]
-        if bool(chosen[labels == number].all()):
+            if group not in taken:
+                taken.add(group)
+                found += sizes[group]
+        if found == len(own):
             raise ValueError(
                 f"the images of class {names[int(number)]!r} belong to too few groups to set some "
                 "aside for choosing rates; add images of others"
             )
-    return chosen
+    return torch.isin(groups, torch.tensor(sorted(taken)))
