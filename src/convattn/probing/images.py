@@ -49,3 +49,28 @@ def find_groups(images: TensorImages | ImageFiles, data: DataConfig) -> Tensor:
         assert data.root is not None
         together += group_by_name(images.paths, Path(data.root), data.group)
     return torch.tensor(number_units(len(images), together))
+
+
+def check_apart(source: Source, data: DataConfig) -> None:
+    """Refuse a user's own images if one of the test is a training image, too.
+
+    Args:
+        source: The images.
+        data: Which; a published set is taken as it is.
+
+    Raises:
+        ValueError: If two are the same, byte for byte.
+    """
+    train, test = source.train, source.test
+    if data.name != "folder" or isinstance(train, TensorImages) or isinstance(test, TensorImages):
+        return
+    paths = [*train.paths, *test.paths]
+    crossing = [same for same in find_duplicates(paths) if min(same) < len(train) <= max(same)]
+    if not crossing:
+        return
+    more = f" (and {len(crossing) - 1:,} more so)" if len(crossing) > 1 else ""
+    raise ValueError(
+        f"the test image {paths[max(crossing[0])]} is the training image "
+        f"{paths[min(crossing[0])]}, byte for byte{more}: the test would measure memory; keep each "
+        "in one of the two parts"
+    )

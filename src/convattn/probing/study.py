@@ -43,7 +43,7 @@ from convattn.probing.heads import (
     num_parameters,
     wider_rates,
 )
-from convattn.probing.images import find_groups, open_source
+from convattn.probing.images import check_apart, find_groups, open_source
 from convattn.probing.neighbours import averages, choose_number, vote
 from convattn.probing.network import join_tensors, network_cfg, run_config, save_network
 from convattn.probing.scores import is_multi_label, score, training_loss
@@ -130,9 +130,15 @@ def run_probe(config: ProbeConfig) -> ProbedRun:
     _check_pools(config.pools)
     frozen, source = open_backbone(config), open_source(config.data)
     check_channels(frozen, source)
+    check_apart(source, config.data)
+    groups, labels = find_groups(source.train, config.data), source.train.labels
+    for seed in range(config.seeds):  # what cannot be drawn is told before anything is computed
+        draw_validation(
+            labels, config.valid_share, seed=seed, names=source.class_names, groups=groups
+        )
     folder = new_run_folder(config.out, "runs/probe", "convattn probe --resume")
     replace_atomically(folder / _CONFIG, config.to_json().encode())
-    return _go_on(config, folder, frozen, source)
+    return _go_on(config, folder, frozen, source, groups)
 
 
 def resume_probe(folder: Path) -> ProbedRun:
@@ -149,15 +155,17 @@ def resume_probe(folder: Path) -> ProbedRun:
         folder, config=_CONFIG, end="report.md", what="probe", command="convattn probe"
     )
     config = ProbeConfig.from_json(file.read_text(encoding="utf-8"), str(file))
-    return _go_on(config, folder, open_backbone(config), open_source(config.data))
+    frozen, source = open_backbone(config), open_source(config.data)
+    return _go_on(config, folder, frozen, source, find_groups(source.train, config.data))
 
 
-def _go_on(config: ProbeConfig, folder: Path, frozen: Frozen, source: Source) -> ProbedRun:
+def _go_on(
+    config: ProbeConfig, folder: Path, frozen: Frozen, source: Source, groups: Tensor
+) -> ProbedRun:
     started = time.monotonic()
     try:
         cache = cache_maps(config, frozen, source)
         cached = time.monotonic()
-        groups = find_groups(source.train, config.data)
         names = source.class_names
         probe = Probe(config=config, cache=cache, class_names=names, groups=groups)
         results = [train_seed(probe, seed, folder / _STATE) for seed in range(config.seeds)]
