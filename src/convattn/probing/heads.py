@@ -33,6 +33,7 @@ _SLOWER = {"aggregation": 30.0, "map": 30.0}  # the classifier's rate over the p
 _LOWEST, _HIGHEST = 1e-6, 1e3
 _DIVIDING = {"ep": ("num_queries", 32), "map": ("num_heads", 8)}  # the channels, at most so many
 _CHECKPOINT_SECONDS = 60.0
+_BETWEEN = 20.0  # two checkpoints, at least so many times what one takes
 _VALID_BATCH = 256
 _LEAST_IMAGES = 5  # of a class
 
@@ -220,16 +221,19 @@ class Training:
         """
         if checkpoint is not None and checkpoint.is_file():
             self.load(checkpoint)
-        saved = time.monotonic()
+        saved, took = time.monotonic(), 0.0
         while self.active:
             self._train_epoch(progress)
             self.epoch += 1
             if self.valid is not None:
                 self._validate()
             self.active = [trial for trial in self.active if self._goes_on(trial)]
-            if checkpoint is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            since = time.monotonic() - saved
+            if checkpoint is not None and since > max(_CHECKPOINT_SECONDS, _BETWEEN * took):
+                started = time.monotonic()
                 self.save(checkpoint)
                 saved = time.monotonic()
+                took = saved - started
         return self.outcomes
 
     def _goes_on(self, trial: Trial) -> bool:
@@ -244,7 +248,7 @@ class Training:
         views = torch.randint(self.cache.views, (len(order),), generator=generator)
         for step in range(self.steps_per_epoch):
             place = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            x = self.cache.read(self.cache.rows(order[place], views[place])).to(self.device)
+            x = self._read(self.cache.rows(order[place], views[place]))
             labels = self.cache.labels[order[place]].to(self.device)
             at = (self.epoch * self.steps_per_epoch + step) / (self.epochs * self.steps_per_epoch)
             weights = None if self.weights is None else self.weights[order[place]].to(self.device)
@@ -292,7 +296,7 @@ class Training:
         """
         parts: dict[Trial, list[Tensor]] = {trial: [] for trial in trials}
         for batch in images.split(_VALID_BATCH):
-            x = self.cache.read(self.cache.rows(batch)).to(self.device)
+            x = self._read(self.cache.rows(batch))
             for group in self._by_pool(trials):
                 started = time.perf_counter()
                 heads = [self.heads[trial].eval() for trial in group]
@@ -300,6 +304,11 @@ class Training:
                     parts[trial].append(logits.cpu())
                 self._took(group, started)
         return {trial: torch.cat(found) for trial, found in parts.items()}
+
+    def _read(self, rows: Tensor) -> Tensor:
+        """(B, C, h, w), channels last: a pool's products with all positions are one each."""
+        x = self.cache.read(rows).to(self.device)
+        return x.contiguous(memory_format=torch.channels_last)
 
     def _by_pool(self, trials: Sequence[Trial] | None = None) -> list[list[Trial]]:
         groups: dict[str, list[Trial]] = {}
