@@ -1,13 +1,14 @@
-"""Where does attention beat the average on frozen convnets, by how much, on which kind of data?
+"""Where does attention beat the average on frozen networks, by how much, on which kind of data?
 
-    python benchmarks/probe_table.py --root DIR --weights DIR [--networks ...] [--sets ...] [--page]
+    python benchmarks/probe_table.py --root DIR --weights DIR [--networks ...] [--sets ...]
+        [--pools ...] [--seeds N] [--page]
 
-The first DIR holds hymenoptera, magnetic_tiles and tiny_imagenet_40; the second the state dicts of
-EfficientNet-Lite0, 1 and 2, ``efficientnet-lite0*.pth`` and so on. Every pool is trained on the
-cached maps as ``convattn probe`` does, five seeds; on magnetic_tiles a seed is one of five folds
-that keep the pictures of a tile together. A seed's rows are appended to docs/probe_table.csv; one
-that is there is not made again, so that the table can be stopped at any time.
-docs/probe_table.md is written from the rows (--page writes it alone).
+The first DIR holds the data sets; the second the state dicts of EfficientNet-Lite0, 1 and 2,
+``efficientnet-lite0*.pth`` and so on. Pools are trained on the cached maps as ``convattn probe``
+does. On magnetic_tiles a seed is one of five folds that keep the pictures of a tile together;
+coco128 and camvid ask which classes an image shows. A seed's rows are appended to
+docs/probe_table.csv; a row that is there is not made again, so that the table can be stopped at any
+time. docs/probe_table.md is written from the rows (--page writes it alone).
 """
 
 from __future__ import annotations
@@ -15,29 +16,32 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from convattn.config import DataConfig, ProbeConfig
 from convattn.data import ImageFiles, Source, load_source
-from convattn.data.images import TensorImages
+from convattn.layers import POOLS
 from convattn.probing.backbone import open_backbone
-from convattn.probing.heads import Trial
 from convattn.probing.report import over_seeds, to_csv
-from convattn.probing.study import COLUMNS, Probe, cache_maps, train_seed, training_of
+from convattn.probing.study import COLUMNS, Probe, cache_maps, train_seed
 from convattn.text import markdown_table
 from frozen_features import tiles_of
 
 SEEDS = 5
 READING, TABLES = "## Reading it", "## Tables"
-_TRIALS, _EPOCHS = 4.5, 10  # of a pool and seed, as they came out
+_SHARE = 0.005  # of a frame, from which on a class of camvid counts as shown
+_LEAST = 6  # images of coco128's parts that show a class
 
 
 @dataclass(frozen=True)
@@ -45,22 +49,20 @@ class Network:
     """A backbone and where its weights come from."""
 
     model: str
-    weights: str | None
-    """Beginning of the file's name; None: random."""
+    weights: str | None = None
+    """Beginning of the file's name; None: there is none."""
+    pretrained: bool = False
 
 
 NETWORKS: Mapping[str, Network] = {
     "lite0": Network("tf_efficientnet_lite0", "efficientnet-lite0"),
     "lite1": Network("tf_efficientnet_lite1", "efficientnet-lite1"),
     "lite2": Network("tf_efficientnet_lite2", "efficientnet-lite2"),
-    "lite0-random": Network("tf_efficientnet_lite0", None),
+    "lite0-random": Network("tf_efficientnet_lite0"),
+    "nano": Network("patchconvnet_nano", pretrained=True),
 }
-SETS: Mapping[str, DataConfig] = {
-    "hymenoptera": DataConfig(name="folder"),
-    "magnetic_tiles": DataConfig(name="folder"),
-    "tiny_imagenet_40": DataConfig(name="tiny_imagenet", num_train=4000),
-}
-MEASURES = {"magnetic_tiles": "balanced_accuracy"}
+MEASURES = {"magnetic_tiles": "balanced_accuracy", "coco128": "map", "camvid": "map"}
+NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "map": "mAP"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,51 +83,115 @@ class Fold(Probe):
         return self.tested.nonzero()[:, 0]
 
 
-def configure(network: str, data: str, arguments: argparse.Namespace) -> ProbeConfig:
-    """What is probed."""
-    kind = NETWORKS[network]
-    weights = None
-    if kind.weights is not None:
-        (file,) = arguments.weights.rglob(f"{kind.weights}*.pth")
-        weights = str(file)
-    folder = arguments.root / data
-    root = folder / "images" if data == "magnetic_tiles" else folder
-    return ProbeConfig(
-        data=dataclasses.replace(SETS[data], root=str(root)),
-        model=kind.model,
-        weights=weights,
-        random=weights is None,
-        pools=tuple(arguments.pools),
-        seeds=SEEDS,
-        cache=str(arguments.cache),
+def load_folder(root: Path) -> Source:
+    """A folder with its own split."""
+    return load_source("folder", root=root)
+
+
+def load_tiles(root: Path) -> Source:
+    """All images for training: they have folds."""
+    source = load_source("folder", root=root / "images")
+    parts = (source.train, source.test)
+    paths = [path for part in parts if isinstance(part, ImageFiles) for path in part.paths]
+    order = torch.tensor(sorted(range(len(paths)), key=paths.__getitem__))
+    images = ImageFiles(paths, torch.cat([part.labels for part in parts])).select(order)
+    return dataclasses.replace(source, train=images, test=images.select(torch.arange(0)))
+
+
+def load_tiny(root: Path) -> Source:
+    """100 images a class."""
+    return load_source("tiny_imagenet", root=root, num_train=4000)
+
+
+def load_coco(root: Path) -> Source:
+    """Which of the classes that both parts show in six images or more."""
+    found: list[tuple[list[str], list[set[str]]]] = []
+    for part in ("train2017", "val2017"):
+        listed = json.loads((root / "annotations" / f"detection_{part}.json").read_text())
+        names = {category["id"]: category["name"] for category in listed["categories"]}
+        shown: dict[int, set[str]] = {image["id"]: set() for image in listed["images"]}
+        for box in listed["annotations"]:
+            shown[box["image_id"]].add(names[box["category_id"]])
+        paths = [str(root / "images" / part / image["file_name"]) for image in listed["images"]]
+        found.append((paths, list(shown.values())))
+    classes = sorted(
+        name
+        for name in set().union(*found[0][1])
+        if all(sum(name in shown for shown in part) >= _LEAST for _, part in found)
+    )
+    labels = [
+        torch.tensor([[name in shown for name in classes] for shown in part]) for _, part in found
+    ]
+    return _of_several("coco128", classes, [paths for paths, _ in found], labels)
+
+
+def load_camvid(root: Path) -> Source:
+    """Which of the classes that some frames of both parts show, and some do not."""
+    names = (root / "classes.txt").read_text().split()[:11]
+    paths: list[list[str]] = []
+    labels: list[Tensor] = []
+    for part in ("train", "val"):
+        files = sorted((root / part).glob("*.jpg"))
+        masks = [np.asarray(Image.open(root / f"{part}annot" / f"{f.stem}.png")) for f in files]
+        counts = [np.bincount(mask.ravel(), minlength=12)[:11] / mask.size for mask in masks]
+        paths.append([str(file) for file in files])
+        labels.append(torch.from_numpy(np.stack(counts) >= _SHARE))
+    kept = [k for k in range(11) if all(0.1 <= x[:, k].double().mean() <= 0.9 for x in labels)]
+    return _of_several(
+        "camvid", [names[k] for k in kept], paths, [shown[:, kept] for shown in labels]
     )
 
 
-def load(config: ProbeConfig, data: str) -> Source:
-    """The images; of a set with folds all of them are for training."""
-    own = config.data
-    source = load_source(own.name, root=own.root, num_train=own.num_train)
-    if data != "magnetic_tiles":
-        return source
-    parts = [source.train, source.test]
-    paths = [path for part in parts for path in _paths(part)]
-    labels = torch.cat([part.labels for part in parts])
-    order = torch.tensor(sorted(range(len(paths)), key=paths.__getitem__))
-    images = ImageFiles(paths, labels).select(order)
-    nothing = images.select(torch.arange(0))
-    return dataclasses.replace(source, train=images, test=nothing)
+def _of_several(
+    name: str, classes: Sequence[str], paths: Sequence[list[str]], labels: Sequence[Tensor]
+) -> Source:
+    train, test = (ImageFiles(p, x) for p, x in zip(paths, labels, strict=True))
+    return Source(
+        name=name,
+        class_names=tuple(classes),
+        train=train,
+        test=test,
+        multi_label=True,
+        image_size=None,
+        in_chans=3,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
 
 
-def _paths(images: TensorImages | ImageFiles) -> Sequence[str]:
-    assert isinstance(images, ImageFiles)
-    return images.paths
+SETS: Mapping[str, Callable[[Path], Source]] = {
+    "hymenoptera": load_folder,
+    "magnetic_tiles": load_tiles,
+    "coco128": load_coco,
+    "camvid": load_camvid,
+    "tiny_imagenet_40": load_tiny,
+}
 
 
-def folds(source: Source, probe: Probe) -> list[Probe]:
+def configure(network: str, data: str, arguments: argparse.Namespace) -> ProbeConfig:
+    """What is probed."""
+    kind, weights = NETWORKS[network], None
+    if kind.weights is not None:
+        (file,) = arguments.weights.rglob(f"{kind.weights}*.pth")
+        weights = str(file)
+    return ProbeConfig(
+        data=DataConfig(name="folder", root=str(arguments.root / data)),
+        model=kind.model,
+        weights=weights,
+        pretrained=kind.pretrained,
+        random=weights is None and not kind.pretrained,
+        seeds=arguments.seeds,
+        cache=str(arguments.cache),
+        device="cpu",
+    )
+
+
+def probes_of(source: Source, probe: Probe) -> list[Probe]:
     """A probe a seed."""
     if len(source.test):
-        return [probe] * SEEDS
-    tiles = tiles_of(_paths(source.train))
+        return [probe] * probe.config.seeds
+    assert isinstance(source.train, ImageFiles)
+    tiles = tiles_of(source.train.paths)
     kind = StratifiedGroupKFold(SEEDS, shuffle=True, random_state=0)
     found: list[Probe] = []
     for _, held in kind.split(torch.zeros(len(tiles)), source.train.labels, tiles):
@@ -140,46 +206,35 @@ def folds(source: Source, probe: Probe) -> list[Probe]:
                 tested=tested,
             )
         )
-    return found
-
-
-def expected_seconds(probe: Probe) -> float:
-    """What a seed should take, by a step of each pool."""
-    fit, _ = probe.split(0)
-    total = 0.0
-    for pool in probe.pools:
-        training = training_of(probe, [Trial(pool, 1e-4, 0.01)], fit[:128], None, seed=0)
-        training.ends = dict.fromkeys(training.ends, 1)
-        started = time.perf_counter()
-        training.run()
-        total += (time.perf_counter() - started) / training.steps_per_epoch
-    steps = (_TRIALS + 1) * _EPOCHS * len(fit) / probe.config.batch_size
-    return total * steps
+    return found[: probe.config.seeds]
 
 
 def make_rows(arguments: argparse.Namespace, file: Path) -> None:
-    """Every seed that has no rows yet."""
-    done = {(row["network"], row["data"], row["seed"]) for row in read_rows(file)}
+    """Every row that is asked for and not there yet."""
     for data in arguments.sets:
         for network in arguments.networks:
-            wanted = [s for s in range(SEEDS) if (network, data, str(s)) not in done]
-            if not wanted:
+            rows = [r for r in read_rows(file) if (r["network"], r["data"]) == (network, data)]
+            done = {(row["pool"], int(row["seed"])) for row in rows}
+            seeds = range(arguments.seeds)
+            pools = tuple(p for p in arguments.pools if any((p, s) not in done for s in seeds))
+            if not pools:
                 continue
-            config = configure(network, data, arguments)
-            source = load(config, data)
+            config = dataclasses.replace(configure(network, data, arguments), pools=pools)
+            source = SETS[data](arguments.root / data)
             cache = cache_maps(config, open_backbone(config), source)
             probe = Probe(config=config, cache=cache, class_names=source.class_names)
-            probes = folds(source, probe)
-            seconds = expected_seconds(probes[0]) * len(wanted)
-            print(f"{data}, {network}: {len(wanted)} seeds, {seconds / 60:.0f} minutes", flush=True)
-            for seed in wanted:
-                result = train_seed(probes[seed], seed, arguments.cache / f"{data}-{network}")
-                append(file, [{"network": network, "data": data, **row} for row in result.rows])
+            state = arguments.cache / "-".join((data, network, *pools))
+            for seed, own in enumerate(probes_of(source, probe)):
+                result = train_seed(own, seed, state)
+                new = [row for row in result.rows if (row["pool"], seed) not in done]
+                append(file, [{"network": network, "data": data, **row} for row in new])
+                print(time.strftime("%H:%M"), data, network, pools, seed, flush=True)
 
 
 def append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows to the end of a table."""
-    head, *lines = to_csv(rows, ("network", "data", *COLUMNS)).splitlines(keepends=True)
+    columns = ("network", "data", *COLUMNS, "map", "macro_f1", "validation_loss")
+    head, *lines = to_csv(rows, columns).splitlines(keepends=True)
     new = not file.exists()
     with file.open("a") as table:
         table.writelines([head, *lines] if new else lines)
@@ -198,15 +253,17 @@ def write_page(rows: Sequence[Mapping[str, str]], file: Path, machine: str, date
     written = file.read_text() if file.exists() else ""
     kept = written.partition(READING)[2].partition(TABLES)[0].strip()
     lines = [
-        "# Pools on frozen convnets",
+        "# Pools on frozen networks",
         "",
-        "```",
+        "```sh",
         "python benchmarks/probe_table.py --root DIR --weights DIR",
         "```",
         "",
-        f"Torch {torch.__version__.split('+')[0]}, one thread of {machine}; {date}; seeds 0 to 4, "
-        "on magnetic_tiles five folds that keep the pictures of a tile together. As `convattn "
-        "probe` trains; differences are paired over the seeds, with Student's 95 % intervals.",
+        f"Torch {torch.__version__.split('+')[0]}, one thread of {machine}; {date}; seeds from 0 "
+        "on, as many as stand beside a mean, on magnetic_tiles five folds that keep the pictures "
+        "of a tile together. As `convattn probe` trains, each network at the image size of its "
+        "weights. The first line of a table is the average pool; under it points above it, paired "
+        "over the seeds, with Student's 95 % intervals. probe_table.csv has every run.",
         "",
         READING,
         "",
@@ -216,38 +273,31 @@ def write_page(rows: Sequence[Mapping[str, str]], file: Path, machine: str, date
         "",
     ]
     for data in dict.fromkeys(row["data"] for row in rows):
+        measure = MEASURES.get(data, "accuracy")
         of_data = [row for row in rows if row["data"] == data]
-        for network in dict.fromkeys(row["network"] for row in of_data):
-            own = [row for row in of_data if row["network"] == network]
-            lines += [f"### {data}, {network}", "", table_of(own, data), ""]
+        lines += [f"### {data}: {NAMES[measure]}, %", "", table_of(of_data, measure), ""]
     file.write_text("\n".join(lines))
 
 
-def table_of(rows: Sequence[Mapping[str, str]], data: str) -> str:
-    """A line a pool."""
-    measure = MEASURES.get(data, "accuracy")
-    by_pool = {
-        pool: [row for row in rows if row["pool"] == pool]
-        for pool in dict.fromkeys(row["pool"] for row in rows)
-    }
-    average = [float(row[measure]) for row in by_pool["avg"]]
-    lines = []
-    for pool, own in by_pool.items():
-        values = [float(row[measure]) for row in own]
-        gains = [a - b for a, b in zip(values, average, strict=True)]
-        lines.append(
-            (
-                pool,
-                f"{int(own[0]['parameters']):,}",
-                over_seeds(values).percent(),
-                "" if pool == "avg" else over_seeds(gains).percent(signed=True),
-                f"{sum(float(row['cross_entropy']) for row in own) / len(own):.3f}",
-                f"{sum(float(row['seconds']) for row in own) / len(own):.0f}",
-            )
-        )
-    name = measure.replace("_", " ")
-    head = ("pool", "parameters", f"{name}, %", "points over avg", "cross-entropy", "s a seed")
-    return markdown_table(head, lines)
+def table_of(rows: Sequence[Mapping[str, str]], measure: str) -> str:
+    """A line a pool, a column a network."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        found.setdefault((row["network"], row["pool"]), {})[row["seed"]] = float(row[measure])
+    networks = [n for n in NETWORKS if (n, "avg") in found]
+
+    def cell(network: str, pool: str) -> str:
+        own, average = found.get((network, pool)), found[network, "avg"]
+        if own is None:
+            return ""
+        if pool == "avg":
+            return f"{over_seeds(list(own.values())).percent()}, {len(own)} seeds"
+        return over_seeds([x - average[seed] for seed, x in own.items()]).percent(signed=True)
+
+    shown = {pool for _, pool in found}
+    pools = [pool for pool in ("avg", "knn", *POOLS) if pool in shown]
+    lines = [(pool, *(cell(n, pool) for n in networks)) for pool in dict.fromkeys(pools)]
+    return markdown_table(("pool", *networks), lines)
 
 
 def main() -> None:
@@ -258,7 +308,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/probe_table"))
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--pools", nargs="*", default=[])
+    parser.add_argument("--pools", nargs="+", default=list(POOLS), choices=list(POOLS))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     parser.add_argument("--machine", default="a CPU")
