@@ -203,7 +203,8 @@ def _run(network: nn.Module, image: Tensor) -> Any:
             return network(image)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"{type(network).__name__} refuses images of {tuple(image.shape)}: {one_line(error)}"
+            f"the network refuses images of {tuple(image.shape)}: {one_line(error)}; take another "
+            "image_size"
         ) from error
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,12 @@ def run_probe(config: ProbeConfig) -> ProbedRun:
         )
     folder = new_run_folder(config.out, "runs/probe", "convattn probe --resume")
     replace_atomically(folder / _CONFIG, config.to_json().encode())
-    return _go_on(config, folder, frozen, source, groups)
+    try:
+        return _go_on(config, folder, frozen, source, groups)
+    except ValueError:
+        if not (folder / _STATE).exists():  # nothing was trained that could be gone on with
+            shutil.rmtree(folder)
+        raise
 
 
 def resume_probe(folder: Path) -> ProbedRun:
