@@ -1,4 +1,7 @@
 import csv
+import errno
+import os
+import shutil
 
 import pytest
 import torch
@@ -90,12 +93,89 @@ def test_what_does_not_fit_is_one_sentence(probed, images, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_an_image_that_cannot_be_read_is_named(images, tmp_path, capsys):
-    import shutil
+def draw(top, classes, seed=0):
+    """Folders of the classes, ``(training, test)`` images each, no two alike."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, counts in classes.items():
+        for split, count in zip(("train", "val"), counts, strict=True):
+            (top / split / name).mkdir(parents=True)
+            for number in range(count):
+                x = torch.randint(0, 255, (64, 64, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(x.numpy()).save(top / split / name / f"{number}.png")
 
-    shutil.copytree(images, tmp_path / "images")
-    bad = tmp_path / "images" / "train" / "red" / "3.png"
-    bad.write_bytes(b"no image")
-    words = (tmp_path / "images", *TINY, "--cache", tmp_path / "maps")
-    assert main([str(w) for w in ("probe", *words, "--out", tmp_path / "one")]) == 2
-    assert str(bad) in capsys.readouterr().err.strip().splitlines()[-1]
+
+ENOUGH = {"ant": (5, 2), "bee": (5, 2)}
+
+
+def copied(top):
+    shutil.copy(top / "train" / "ant" / "3.png", top / "val" / "bee" / "9.png")
+
+
+def damaged(top):
+    (top / "train" / "ant" / "3.png").write_bytes(b"no image")
+
+
+@pytest.mark.parametrize(
+    ("classes", "change", "message"),
+    [
+        (ENOUGH | {"Ant": (5, 2)}, None, "'Ant' and 'ant', which differ only in capitals"),
+        ({"ant": (5, 2)}, None, "holds one class, 'ant'; expected at least 2"),
+        (ENOUGH, copied, "val/bee/9.png is the training image"),
+        (ENOUGH | {"bee": (4, 2)}, None, "class 'bee' has 4 training images, and 5 of each"),
+        (ENOUGH, damaged, "train/ant/3.png cannot be read as an image"),
+    ],
+)
+def test_images_that_cannot_be_probed(classes, change, message, tmp_path, capsys):
+    draw(tmp_path / "images", classes)
+    if change is not None:
+        change(tmp_path / "images")
+    words = ("probe", tmp_path / "images", *TINY, "--pools", "avg", "--seeds", "1")
+    words += ("--cache", tmp_path / "maps", "--out", tmp_path / "run")
+    assert main([str(word) for word in words]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (["--model", "test_vit", "--image-size", "160"], "its tokens can be read as a map with"),
+        (["--model", "vit_tiny_patch16_224", "--image-size", "64"], "take another image_size"),
+        (["--model", "torchvision/vit_b_16"], "gives"),
+    ],
+)
+def test_a_network_without_a_map_is_refused(network, message, tmp_path, capsys):
+    draw(tmp_path / "images", ENOUGH)
+    words = ("probe", tmp_path / "images", *network, "--random", "--out", tmp_path / "run")
+    assert main([str(word) for word in words]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_of_another_network_is_not_read(tmp_path, capsys):
+    draw(tmp_path / "images", ENOUGH)
+    words = ["probe", tmp_path / "images", *TINY, "--pools", "avg", "--seeds", "1"]
+    words += ["--cache", tmp_path / "maps", "--out"]
+    assert main([str(word) for word in (*words, tmp_path / "first")]) == 0
+    (told,) = (tmp_path / "maps").glob("*/cache.json")
+    told.write_text(told.read_text().replace('"test_efficientnet"', '"another"'))
+    capsys.readouterr()
+    assert main([str(word) for word in (*words, tmp_path / "second")]) == 2
+    assert "cache.json tells of other maps" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "second").exists()
+
+
+def test_after_a_full_disk_the_probe_is_gone_on_with(tmp_path, capsys, monkeypatch):
+    draw(tmp_path / "images", ENOUGH)
+    words = ["probe", tmp_path / "images", *TINY, "--pools", "avg", "--seeds", "1"]
+    words += ["--cache", tmp_path / "maps", "--out", tmp_path / "run"]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("convattn.probing.study.save_network", full)
+        assert main([str(word) for word in words]) != 0
+    assert "No space left on device" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert main(["probe", "--resume", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "model.safetensors").exists()
