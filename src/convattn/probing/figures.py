@@ -37,15 +37,21 @@ def draw_accuracies(findings: Findings, out: Path, *, title: str) -> None:
     figure.suptitle(title, fontsize=12, fontweight="bold")
     left, right = figure.subplots(1, 2)
     shown = [pool for pool in findings.pools if pool != KNN]
+    sizes = [findings.values(pool, "parameters")[0] for pool in shown]
+    beside = max(2.0, max(sizes) / min(sizes)) ** 0.012  # those of one size stand side by side
     for place, pool in enumerate(shown):
-        parameters = findings.values(pool, "parameters")[0]
         found = over_seeds(findings.values(pool, first))
         error = None
         if found.low is not None:
             error = 100 * (found.mean - found.low)
-        colour = f"C{place % 10}" if place < 10 else "black"
         left.errorbar(
-            parameters, 100 * found.mean, yerr=error, fmt="o", color=colour, capsize=3, label=pool
+            sizes[place] * beside ** sizes[:place].count(sizes[place]),
+            100 * found.mean,
+            yerr=error,
+            fmt="o",
+            color=f"C{place % 10}" if place < 10 else "black",
+            capsize=3,
+            label=pool,
         )
     if KNN in findings.pools:
         mean = 100 * over_seeds(findings.values(KNN, first)).mean
@@ -116,7 +122,13 @@ def draw_evidence(
     except ModuleNotFoundError as error:
         report(f"no sheet of images: this pool is shown by {error.name}, of the explain extra")
         return
-    draw_explanations(rows, folder / "evidence.png", title=f"{title}: first map of the true class")
+    if is_multi_label(images.labels):
+        shown = "maps of up to two classes that an image shows"
+    else:
+        shown = (
+            "the surest mistakes first; left map: the true class, right map: the likeliest other"
+        )
+    draw_explanations(rows, folder / "evidence.png", title=f"{title}: {shown}")
 
 
 def choose_images(logits: Tensor, labels: Tensor) -> Tensor:

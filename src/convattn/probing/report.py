@@ -24,6 +24,13 @@ from convattn.text import aligned, markdown_table
 
 REFERENCE, KNN = "avg", "knn"
 _DRAWS = 10_000
+_SHEET = (
+    "![evidence](evidence.png)",
+    "",
+    "Red speaks for the class above a map, blue against it; the dark rim of an image is cropped "
+    "off before the network sees it.",
+    "",
+)
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -295,7 +302,7 @@ def write_report(
         f"`{best}` is the smallest pool whose validation loss is within a standard error of the "
         "least, paired over the seeds; this is its head of seed 0 behind the whole backbone.",
         "",
-        *(["![evidence](evidence.png)", ""] if (folder / "evidence.png").exists() else []),
+        *(_SHEET if (folder / "evidence.png").exists() else []),
         "```sh",
         f"convattn evaluate {shown}        # test it again",
         f"convattn explain {shown} IMAGE   # where it looks",

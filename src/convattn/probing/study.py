@@ -548,7 +548,11 @@ def _finish(
         findings, folder / "accuracy.png", title=_title(frozen, source, probe.config)
     )
     figures.draw_evidence(
-        folder, source.test, results[0].logits[best], source.class_names, title=f"{best}, seed 0"
+        folder,
+        source.test,
+        results[0].logits[best],
+        source.class_names,
+        title=f"pool {best}, seed 0",
     )
     for file in (folder / _STATE).glob("*"):
         if file.stem not in map(str, range(len(results))):
