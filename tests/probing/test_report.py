@@ -79,6 +79,13 @@ def test_the_reading_names_what_lies_above():
     assert "below for no pool" in findings().reading()
 
 
+def test_heads_that_neighbours_beat_are_told_to_be_trained_longer():
+    found = findings()
+    assert "took too few steps" in found.reading()
+    far = [row | ({"validation_loss": 0.35} if row["pool"] == "knn" else {}) for row in found.rows]
+    assert "took too few steps" not in dataclasses.replace(found, rows=far).reading()
+
+
 def test_every_line_of_the_table_has_its_columns():
     found = findings()
     assert {len(found.cells(pool)) for pool in found.pools} == {len(found.head)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,8 @@ _DRAWS = 10_000
 _SHEET = (
     "![evidence](evidence.png)",
     "",
-    "Red speaks for the class above a map, blue against it; the dark rim of an image is cropped "
-    "off before the network sees it.",
+    "Where a map is red and blue, red speaks for the class above it and blue against; the dark rim "
+    "of an image is cropped off before the network sees it.",
     "",
 )
 
@@ -256,7 +257,16 @@ class Findings:
             return "Fewer than three seeds have no interval: the differences say little."
         said = f"By {name}, the interval over seeds lies above the average pool's for "
         said += f"{', '.join(better) or 'no pool'}, and below for {', '.join(worse) or 'no pool'}."
-        return said
+        return said + self._too_brief()
+
+    def _too_brief(self) -> str:
+        losses = {p: statistics.fmean(self.values(p, "validation_loss")) for p in self.pools}
+        if losses.pop(KNN, math.inf) > min(losses.values()):
+            return ""
+        return (
+            " No head's validation loss is below that of knn: they took too few steps; give them "
+            "more with a smaller --batch-size, as 16, or more --epochs."
+        )
 
 
 def write_report(
