@@ -207,6 +207,17 @@ def test_several_classes_an_image_are_learned(tmp_path):
         assert 0 < outcome.scores["map"] <= 1
 
 
+@pytest.mark.parametrize(("pool", "name"), [("avg", "fc.bias"), ("class", "fc.fc.bias")])
+def test_heads_of_several_classes_begin_at_the_share_of_each(tmp_path, pool, name):
+    cache = write(tmp_path, network=Counted(8), several=True)
+    cache.labels[:, 2] = False
+    fit = torch.arange(72)
+    training = Training([Trial(pool, 1e-3, 0.01)], cache, fit, None, num_classes=3, epochs=1)
+    (head,) = training.heads.values()
+    expected = (cache.labels[fit].float().sum(0) + 0.5) / 73
+    torch.testing.assert_close(head.state_dict()[name].sigmoid(), expected)
+
+
 def test_a_grid_widens_while_its_best_rate_lies_at_its_edge():
     def grid(losses):
         return {Trial("ep", rate, 0.1): Outcome(loss=loss) for rate, loss in losses.items()}

@@ -197,6 +197,9 @@ class Training:
             )
             for trial in trials
         }
+        if is_multi_label(cache.labels):
+            for head in self.heads.values():
+                _begin_with_shares(head, cache.labels[fit])
         self.optimizers = {trial: _optimizer(head, trial) for trial, head in self.heads.items()}
         self.active = list(trials)
         self.epoch = 0
@@ -367,6 +370,14 @@ def logits_of(heads: Sequence[PooledClassifier], x: Tensor) -> list[Tensor]:
         return [head(x) for head in heads]
     pooled = pool(x)
     return [head.fc(head.drop(head.pool.norm(pooled))) for head in heads]
+
+
+@torch.no_grad()
+def _begin_with_shares(head: PooledClassifier, labels: Tensor) -> None:
+    """Biases at the log-odds of the classes: most images lack most of them, (N, K)."""
+    shares = (labels.double().sum(0) + 0.5) / (len(labels) + 1)
+    (bias,) = (x for name, x in head.fc.named_parameters() if name.endswith("bias"))
+    bias.copy_(shares.logit())
 
 
 def _optimizer(head: PooledClassifier, trial: Trial) -> torch.optim.Optimizer:
