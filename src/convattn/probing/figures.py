@@ -57,6 +57,7 @@ def draw_accuracies(findings: Findings, out: Path, *, title: str) -> None:
         mean = 100 * over_seeds(findings.values(KNN, first)).mean
         left.axhline(mean, color="grey", linestyle="--", linewidth=1, label=KNN)
     left.set(xscale="log", xlabel="parameters of pool and classifier", ylabel=f"{name}, per cent")
+    left.set_ylim(top=min(100.5, left.get_ylim()[1]))
     left.legend(fontsize=8, frameon=False, ncols=2)
     compared = [pool for pool in findings.pools if pool != REFERENCE]
     for place, pool in enumerate(compared):
@@ -83,7 +84,7 @@ def draw_accuracies(findings: Findings, out: Path, *, title: str) -> None:
             )
     right.axvline(0, color="grey", linewidth=1)
     right.set_yticks(range(len(compared)), compared)
-    right.invert_yaxis()
+    right.set_ylim(len(compared) - 0.5, -0.5)
     right.set(xlabel=f"{name}: points over {REFERENCE}, 95 % intervals")
     if compared:
         right.legend(fontsize=8, frameon=False)
