@@ -48,9 +48,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads are trained for a few epochs, on each image as it is."""
+    """Heads are trained for a few epochs."""
     monkeypatch.setattr(frozen, "_MOST_EPOCHS", 8)
-    monkeypatch.setattr(frozen, "VIEWS", 1)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,6 @@ import torch
 import convattn
 from convattn.config import DataConfig, FinetuneConfig
 from convattn.finetuning import run as finetuning
-from convattn.finetuning.frozen import Choice, Maps
-from convattn.finetuning.images import open_images
 from convattn.finetuning.results import FinetunedResult
 from convattn.finetuning.run import resume_finetune, run_finetune
 from convattn.runs import Run
@@ -107,41 +104,6 @@ def test_folds_judge_every_training_image_by_a_network_that_has_not_learnt_it(
     assert json.loads((found.folder / "evaluation.json").read_text())["out_of_fold"]["top1"] == (
         pytest.approx(right)
     )
-
-
-@pytest.mark.parametrize("better", [True, False])
-def test_crops_are_learnt_where_validation_images_find_that_better(
-    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, better: bool
-) -> None:
-    choose, views = finetuning.first_stage.choose, []
-
-    def judged(maps: Maps, *arguments: object) -> Choice:
-        choice = choose(maps, *arguments)  # type: ignore[arg-type]
-        views.append(maps.cache.views)
-        choice.outcome.loss += 0.0 if (maps.cache.views == 3) == better else 10.0
-        return choice
-
-    monkeypatch.setattr(finetuning.first_stage, "VIEWS", 3)
-    monkeypatch.setattr(finetuning.first_stage, "choose", judged)
-    found = run_finetune(config)
-    assert views == [1, 3]
-    assert json.loads((found.folder / "stages" / "maps.json").read_text()) == {
-        "size": 64,
-        "views": 3 if better else 1,
-    }
-    assert ("2 crops of each" in found.report.read_text()) == better
-
-
-def test_crops_that_the_cache_has_no_room_for_are_not_tried(
-    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(finetuning.first_stage, "VIEWS", 3)
-    images = open_images(config)
-    own = finetuning.first_stage.open_frozen(config, config.image_size)
-    taken = 2 * (76 + 2 * 60) * math.prod(own.shape) / 1e9
-    for limit, fits in ((1.01 * taken, True), (0.99 * taken, False)):
-        limited = dataclasses.replace(config, cache_limit=limit)
-        assert finetuning.first_stage.can_have_views(limited, own, images) == fits
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,9 +26,6 @@ _BATCH = 64
 _STEPS = 2_000  # of a head's training, about
 _FEWEST_EPOCHS, _MOST_EPOCHS = 8, 40
 _PATIENCE = 8
-VIEWS = 4
-"""Passes over few training images, if that is better on validation images."""
-_FEW = 5_000
 _LARGER = 10 / 7  # the side that is tried beside that of the weights, over it
 _STRIDE = 32
 _LOOKED_AT = 200  # images whose size is asked
@@ -115,30 +111,15 @@ def seconds_of_pass(frozen: Frozen, count: int, device: torch.device) -> float:
     return (time.monotonic() - started) / len(batch) * count
 
 
-def can_have_views(config: FinetuneConfig, frozen: Frozen, images: Images) -> bool:
-    """Whether the cache has room for ``VIEWS`` of the training images, and these are few enough.
-
-    Args:
-        config: Has the limit.
-        frozen: The backbone.
-        images: All images.
-    """
-    if VIEWS == 1 or images.num_train > _FEW:
-        return False
-    count = len(images.all) + (VIEWS - 1) * images.num_train
-    return 2 * count * math.prod(frozen.shape) < 1e9 * config.cache_limit
-
-
-def map_images(config: FinetuneConfig, frozen: Frozen, images: Images, views: int) -> Maps:
+def map_images(config: FinetuneConfig, frozen: Frozen, images: Images) -> Maps:
     """The maps of all images, out of the cache where they are there.
 
     Args:
         config: Where they are cached.
         frozen: The backbone.
         images: All images.
-        views: Passes over the training images: as they are, and flipped and cropped at random.
     """
-    probe = replace(config.of_probe(frozen.cfg["input_size"][1]), views=views)
+    probe = config.of_probe(frozen.cfg["input_size"][1])
     cache = cache_maps(probe, frozen, images.source)
     return Maps(frozen=frozen, cache=cache, weights=images.weights)
 

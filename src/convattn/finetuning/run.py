@@ -50,7 +50,7 @@ from convattn.text import aligned, report
 
 _CONFIG, _STAGES, _REPORT = "finetune.json", "stages", "report.html"
 _FILE = ".safetensors"
-_SHARE_OF_LARGER = 0.4  # of the time that is left, for further passes
+_SHARE_OF_LARGER = 0.4  # of the time, for the pass over larger images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,70 +266,42 @@ def _go_on(config: FinetuneConfig, folder: Path, images: Images, frozen: Frozen)
 def _with_maps(
     config: FinetuneConfig, images: Images, own: Frozen, stages: Path, deadline: float
 ) -> tuple[Setup, Choice | None]:
-    """The backbone at the size and with the views that validation images like best, and its head.
+    """The backbone at the size that validation images like best, its maps, and its head.
 
-    The head is None where both were chosen before.
+    The head is None where there was no choice of sizes.
     """
-    file = stages / "maps.json"
+    file = stages / "size.json"
+    own_side = own.cfg["input_size"][1]
     if file.is_file():
-        kept = json.loads(file.read_text())
-        frozen = _at_size(config, own, kept["size"])
-        maps = first_stage.map_images(config, frozen, images, kept["views"])
-        return Setup(config=config, images=images, maps=maps), None
-    best: tuple[Setup, Choice] | None = None
-    for side in first_stage.possible_sizes(config, images, own.cfg["input_size"][1]):
-        frozen = _at_size(config, own, side)
-        if best is None or not _takes_too_long(config, frozen, images, 1, deadline):
-            best = _better(best, config, images, frozen, views=1)
-    assert best is not None
-    setup, _ = best
-    views, frozen = first_stage.VIEWS, setup.maps.frozen
-    if first_stage.can_have_views(config, frozen, images) and not _takes_too_long(
-        config, frozen, images, views, deadline
-    ):
-        best = setup, _ = _better(best, config, images, frozen, views=views)
-    found = {"size": setup.maps.image_size, "views": setup.maps.cache.views}
-    replace_atomically(file, json.dumps(found).encode())
-    return best
+        sides = [json.loads(file.read_text())["size"]]
+    else:
+        sides = first_stage.possible_sizes(config, images, own_side)
+    found: dict[int, tuple[Setup, Choice | None]] = {}
+    losses: dict[int, float] = {}
+    for side in sides:
+        frozen = own if side == own_side else first_stage.open_frozen(config, side)
+        if found and _is_too_long(config, frozen, images, deadline):
+            break
+        maps = first_stage.map_images(config, frozen, images)
+        setup, choice = Setup(config=config, images=images, maps=maps), None
+        if len(sides) > 1:
+            choice = _choose(setup, images.train)
+            losses[side] = choice.outcome.loss
+            report(f"images of {side} x {side}: validation loss {choice.outcome.loss:.4f}")
+        found[side] = setup, choice
+    best = min(losses, key=losses.__getitem__) if losses else sides[0]
+    replace_atomically(file, json.dumps({"size": best}).encode())
+    return found[best]
 
 
-def _at_size(config: FinetuneConfig, own: Frozen, side: int) -> Frozen:
-    return own if side == own.cfg["input_size"][1] else first_stage.open_frozen(config, side)
-
-
-def _better(
-    best: tuple[Setup, Choice] | None,
-    config: FinetuneConfig,
-    images: Images,
-    frozen: Frozen,
-    *,
-    views: int,
-) -> tuple[Setup, Choice]:
-    """The best so far, or this size with these views if its validation loss is less."""
-    maps = first_stage.map_images(config, frozen, images, views)
-    setup = Setup(config=config, images=images, maps=maps)
-    choice = _choose(setup, images.train)
-    seen = f"images of {maps.image_size} x {maps.image_size}"
-    if views > 1:
-        seen += f", {views - 1} crops of each beside"
-    report(f"{seen}: validation loss {choice.outcome.loss:.4f}")
-    if best is not None and best[1].outcome.loss <= choice.outcome.loss:
-        return best
-    return setup, choice
-
-
-def _takes_too_long(
-    config: FinetuneConfig, frozen: Frozen, images: Images, views: int, deadline: float
-) -> bool:
-    """Whether the passes take too much of the time that is left, which is told."""
+def _is_too_long(config: FinetuneConfig, frozen: Frozen, images: Images, deadline: float) -> bool:
+    """Whether a pass takes too much of the time that is left, which is told."""
     device = default_device(config.device)
-    count = len(images.all) + (views - 1) * images.num_train
-    seconds = first_stage.seconds_of_pass(frozen, count, device)
+    seconds = first_stage.seconds_of_pass(frozen, len(images.all), device)
     if seconds <= _SHARE_OF_LARGER * (deadline - time.monotonic()):
         return False
     side = frozen.cfg["input_size"][1]
-    what = f"images of {side} x {side}" if views == 1 else "crops of the images"
-    report(f"{what} are not tried: they take {seconds:.0f} s")
+    report(f"images of {side} x {side} are not tried: they take {seconds:.0f} s")
     return True
 
 
@@ -609,7 +581,7 @@ def _told(setup: Setup, folder: Path, network: Network) -> Told:
         notes=[*([skipped] if skipped else []), *source.notes],
         settings=[
             ("backbone", f"{frozen.name}, {frozen.origin}"),
-            ("images", _seen(setup.maps)),
+            ("images", f"{setup.maps.image_size} x {setup.maps.image_size}"),
             ("pool", config.pool),
             ("trained", "pool and classifier" if not network.epochs else "the whole network"),
             ("learning rate of the head", f"{told['rate']:.2g}"),
@@ -622,11 +594,6 @@ def _told(setup: Setup, folder: Path, network: Network) -> Told:
         command=_command(config),
         folder=shlex.quote(str(folder)),
     )
-
-
-def _seen(maps: Maps) -> str:
-    size, more = f"{maps.image_size} x {maps.image_size}", maps.cache.views - 1
-    return f"{size}, the head has learnt {more} crops of each beside" if more else size
 
 
 def _command(config: FinetuneConfig) -> str:
