@@ -115,7 +115,7 @@ def test_signals_after_training_are_handled_as_before(tmp_path, monkeypatch):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     during = {}
 
-    def show(job, folder, **arguments):
+    def show(job, folder, fitted):
         during.update({number: signal.getsignal(number) for number in before})
 
     monkeypatch.setattr(convattn.train.run, "_show", show)

@@ -143,7 +143,7 @@ class ClassificationTask(TrainingTask):
             MultiLabelScores() if multi_label else _accuracies(num_classes, balanced=balanced)
         )
         self.curves = classification_curves(num_classes, multi_label=multi_label, balanced=balanced)
-        self.train()  # Lightning trains in the mode that it finds
+        self._hold_statistics()  # Lightning trains in the mode that it finds
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_chans, H, W) images -> (B, num_classes) logits."""
@@ -156,11 +156,14 @@ class ClassificationTask(TrainingTask):
             mode: Whether to train.
         """
         super().train(mode)
+        self._hold_statistics()
+        return self
+
+    def _hold_statistics(self) -> None:
         if self.hparams["freeze_batch_norm"]:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
-        return self
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch of images, their classes and, where they have some, weights."""
