@@ -20,6 +20,7 @@ from convattn.probing.backbone import Frozen, open_backbone
 from convattn.probing.cache import MapCache
 from convattn.probing.heads import Outcome, Training, Trial, best_trial, first_rates, wider_rates
 from convattn.probing.study import cache_maps
+from convattn.train.classification import balanced_weights
 
 _DECAY = 0.01
 _BATCH = 64
@@ -140,8 +141,7 @@ def image_weights(
         return None
     weights = torch.ones(len(labels)) if maps.weights is None else maps.weights
     if config.class_weights == "balanced":
-        counts = torch.bincount(labels[fit], minlength=num_classes).clamp(min=1)
-        weights = weights / counts[labels]
+        weights = weights * torch.tensor(balanced_weights(labels[fit], num_classes))[labels]
     return weights / weights[fit].mean()
 
 

@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convattn.classification.evaluation import average_precisions, macro_f1
-
-_NUM_BINS = 15  # of the calibration error, as Guo et al. 2017 have them
+from convattn.classification.evaluation import average_precisions, calibration_error, macro_f1
 
 
 def is_multi_label(labels: Tensor) -> bool:
@@ -56,7 +54,7 @@ def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "accuracy": float(right.double().mean()),
         "balanced_accuracy": float(torch.stack(recalls).mean()),
         "cross_entropy": loss,
-        "ece": _calibration_error(confidence, right),
+        "ece": calibration_error(confidence, right),
     }
 
 
@@ -76,13 +74,7 @@ def _of_several(logits: Tensor, truth: Tensor) -> dict[str, float]:
     return {
         "accuracy": float((said == truth).double().mean()),
         "balanced_accuracy": float(((sensitivity + specificity) / 2).nanmean()),
-        "ece": _calibration_error(shares.flatten(), truth.flatten()),
+        "ece": calibration_error(shares.flatten(), truth.flatten()),
         "map": sum(precisions) / max(1, len(precisions)),
         "macro_f1": macro_f1(shares[:, having], truth[:, having]),
     }
-
-
-def _calibration_error(confidence: Tensor, right: Tensor) -> float:
-    from torchmetrics.functional.classification import binary_calibration_error
-
-    return float(binary_calibration_error(confidence, right.long(), n_bins=_NUM_BINS, norm="l1"))
