@@ -147,6 +147,27 @@ def test_a_kill_changes_nothing(
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_rows_of_a_training_that_kept_nothing_are_not_told_twice(
+    two_epochs: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the first epoch's rows and before its checkpoint."""
+    whole = run_finetune(two_epochs)
+    stopped = dataclasses.replace(two_epochs, out=str(tmp_path / "stopped"))
+
+    def die(*arguments: object) -> None:
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", die)
+        with pytest.raises(_Killed):
+            run_finetune(stopped)
+    folder = tmp_path / "stopped"
+    assert len((folder / "stages/end-to-end/metrics.csv").read_text().splitlines()) > 1
+    again = resume_finetune(folder)
+    pages = [run.report.read_text().replace(str(run.folder), "DIR") for run in (whole, again)]
+    assert pages[0] == pages[1]
+
+
 def test_folds_are_trained_as_the_final_network_is(
     two_epochs: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

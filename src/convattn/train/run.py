@@ -151,11 +151,7 @@ def resume(run: Run, open_job: Callable[[TrainConfig], Job]) -> TrainedRun | Non
         )
     with _deterministic(config.deterministic):
         job = open_job(_with_own_start(config, file))
-        task = job.make_task(None)
-        step = _check_checkpoint(file, task)
-        if rank_zero_only.rank == 0:
-            MetricsFile(path / "metrics.csv", job.curves.columns).rewind(step)
-        return _finish(job, task, path, checkpoint=file)
+        return _finish(job, _rewound(job, path, file), path, checkpoint=file)
 
 
 def fit(config: TrainConfig, open_job: Callable[[TrainConfig], Job], folder: Path) -> Fitted | None:
@@ -180,13 +176,20 @@ def fit(config: TrainConfig, open_job: Callable[[TrainConfig], Job], folder: Pat
     with _deterministic(config.deterministic):
         job = open_job(config)
         _check_choice(job)
-        task = job.make_task(None if start is None or file.is_file() else Path(start))
-        if not file.is_file():
-            return _fit(job, task, folder, checkpoint=None)
-        MetricsFile(folder / "metrics.csv", job.curves.columns).rewind(
-            _check_checkpoint(file, task)
-        )
-        return _fit(job, task, folder, checkpoint=file)
+        if file.is_file():
+            return _fit(job, _rewound(job, folder, file), folder, checkpoint=file)
+        (folder / "metrics.csv").unlink(missing_ok=True)  # of a training killed before it kept any
+        task = job.make_task(None if start is None else Path(start))
+        return _fit(job, task, folder, checkpoint=None)
+
+
+def _rewound(job: Job, folder: Path, checkpoint: Path) -> TrainingTask:
+    """The task of a training that goes on; rows after the checkpoint are taken back."""
+    task = job.make_task(None)
+    step = _check_checkpoint(checkpoint, task)
+    if rank_zero_only.rank == 0:
+        MetricsFile(folder / "metrics.csv", job.curves.columns).rewind(step)
+    return task
 
 
 def _with_own_start(config: TrainConfig, checkpoint: Path) -> TrainConfig:
