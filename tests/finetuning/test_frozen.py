@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from convattn.config import DataConfig, FinetuneConfig
+from convattn.data import TensorImages
 from convattn.finetuning import frozen
-from convattn.finetuning.frozen import Maps, choose, image_weights
+from convattn.finetuning.frozen import Maps, choose, image_weights, possible_sizes
+from convattn.finetuning.images import Images
 from convattn.probing.heads import Outcome, Trial
 
 
@@ -80,3 +82,22 @@ def test_several_splits_choose_by_the_mean_over_all_images(monkeypatch: pytest.M
     assert choice.trial.lr == 1.5e-3
     assert choice.outcome.epoch == 2
     assert choice.outcome.loss == pytest.approx(0.65)
+
+
+@pytest.mark.parametrize(
+    ("side", "asked", "sizes"),
+    [
+        (300, None, [224, 320]),  # smaller than the larger size, which shows more all the same
+        (224, None, [224, 320]),
+        (223, None, [224]),
+        (64, None, [224]),
+        (300, 256, [256]),
+    ],
+)
+def test_a_larger_size_is_tried_where_images_fill_the_first(
+    side: int, asked: int | None, sizes: list[int]
+) -> None:
+    pictures = TensorImages(torch.zeros(2, 3, side, side + 100, dtype=torch.uint8), torch.arange(2))
+    images = cast(Images, SimpleNamespace(all=pictures))
+    config = FinetuneConfig(data=DataConfig(name="folder", root="x"), image_size=asked)
+    assert possible_sizes(config, images, 224) == sizes

@@ -116,3 +116,23 @@ def test_weights_of_a_table_are_kept(tmp_path: Path) -> None:
     images = open_images(FinetuneConfig(data=DataConfig(name="folder", root=str(table))))
     assert images.weights is not None
     assert images.weights[images.train].tolist() == [0.5, 1.5, 0.5, 1.5]
+
+
+def test_groups_of_a_table_are_parted_by_no_fold_and_no_validation(tmp_path: Path) -> None:
+    root = _write(tmp_path / "all", {"ant": list(range(10, 34)), "bee": list(range(40, 64))})
+    files = sorted(root.rglob("*.png"), key=lambda file: (file.parent.name, int(file.stem)))
+    tile = {str(file): f"tile{place // 3}" for place, file in enumerate(files)}
+    rows = [f"{file},{file.parent.name},{tile[str(file)]}" for file in files]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["path,label,group", *rows]) + "\n")
+    images = open_images(FinetuneConfig(data=DataConfig(name="folder", root=str(table))))
+
+    def tiles(numbers: torch.Tensor) -> set[str]:
+        return {tile[images.name(number)] for number in numbers.tolist()}
+
+    folds = images.folds(images.train, 4, seed=0)
+    parts = [tiles(images.train[folds == fold]) for fold in range(4)]
+    assert sum(map(len, parts)) == len(tiles(images.train))
+    assert not tiles(images.train) & tiles(images.test)
+    for fit, valid in images.splits(images.train, 0.25, seed=0):
+        assert not tiles(fit) & tiles(valid)

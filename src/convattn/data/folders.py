@@ -486,6 +486,22 @@ def draw_mixed_test(
     return for_test
 
 
+def find_equal(keys: Iterable[Hashable]) -> list[list[int]]:
+    """Places that have the same key, two or more each.
+
+    Args:
+        keys: One a place.
+
+    Example:
+        >>> find_equal("abca")
+        [[0, 3]]
+    """
+    places: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for place, key in enumerate(keys):
+        places[key].append(place)
+    return [found for found in places.values() if len(found) > 1]
+
+
 def number_units(count: int, together: Iterable[Sequence[int]]) -> list[int]:
     """For each place the first of those that it belongs with.
 

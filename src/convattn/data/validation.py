@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Hashable, Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from convattn.data.folders import draw_held_out, find_duplicates, number_units
+from convattn.data.folders import draw_held_out, find_duplicates, find_equal, number_units
 from convattn.data.images import ImageFiles, TensorImages
 from convattn.data.sources import MOST_COMPARED, Source, with_classless
 from convattn.text import list_names
@@ -44,7 +42,7 @@ def set_aside_validation(source: Source, share: float, *, seed: int) -> Source:
     drawn[kept] = draw_held_out(
         labels,
         names,
-        _groups(units[kept].tolist()),
+        find_equal(units[kept].tolist()),
         seed,
         share=share,
         purpose="validate",
@@ -67,17 +65,9 @@ def set_aside_validation(source: Source, share: float, *, seed: int) -> Source:
 def _together(images: TensorImages | ImageFiles) -> list[list[int]]:
     """Places of images that must not be parted."""
     if isinstance(images, TensorImages):
-        return _groups(hashlib.sha256(image.numpy()).digest() for image in images.images)
-    groups = [] if images.groups is None else _groups(images.groups.tolist())
+        return find_equal(hashlib.sha256(image.numpy()).digest() for image in images.images)
+    groups = [] if images.groups is None else find_equal(images.groups.tolist())
     return groups if len(images) > MOST_COMPARED else groups + find_duplicates(images.paths)
-
-
-def _groups(keys: Iterable[Hashable]) -> list[list[int]]:
-    """Places that have the same key, two or more each."""
-    places: defaultdict[Hashable, list[int]] = defaultdict(list)
-    for place, key in enumerate(keys):
-        places[key].append(place)
-    return [group for group in places.values() if len(group) > 1]
 
 
 def _spared(labels: Tensor, units: Tensor) -> Tensor:

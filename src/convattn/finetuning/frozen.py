@@ -64,7 +64,8 @@ class Choice:
 def possible_sizes(config: FinetuneConfig, images: Images, own: int) -> list[int]:
     """Sides of the network's image that are tried: the weights' own, and a larger one.
 
-    The larger one only where half of the images are at least as large, and none was asked for.
+    The larger one only where none was asked for and half of the images are at least as large as
+    the weights' own: what is drawn larger than it was photographed is often told better, too.
 
     Args:
         config: Of the finetuning.
@@ -74,7 +75,7 @@ def possible_sizes(config: FinetuneConfig, images: Images, own: int) -> list[int
     larger = round(own * _LARGER / _STRIDE) * _STRIDE
     if config.image_size is not None:
         return [config.image_size]
-    return [own, larger] if _usual_side(images) >= larger else [own]
+    return [own, larger] if _usual_side(images) >= own else [own]
 
 
 def _usual_side(images: Images) -> float:

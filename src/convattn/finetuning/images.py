@@ -179,8 +179,19 @@ def _joined(
         [*first.paths, *second.paths],
         labels,
         weights=_joined_weights(first, second),
+        groups=_joined_groups(first, second),
         in_chans=first.in_chans,
     )
+
+
+def _joined_groups(first: ImageFiles, second: ImageFiles) -> Tensor | None:
+    """No group of one is a group of the other."""
+    if first.groups is None and second.groups is None:
+        return None
+    numbers = [
+        torch.arange(len(part)) if part.groups is None else part.groups for part in (first, second)
+    ]
+    return torch.cat([numbers[0], numbers[1] + int(numbers[0].max()) + 1])
 
 
 def _joined_weights(first: ImageFiles, second: ImageFiles) -> Tensor | None:

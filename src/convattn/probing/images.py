@@ -11,7 +11,7 @@ from torch import Tensor
 from convattn.classification.dataset import open_data
 from convattn.config import DataConfig
 from convattn.data import ImageFiles, Source, TensorImages
-from convattn.data.folders import find_duplicates, group_by_name, number_units
+from convattn.data.folders import find_duplicates, find_equal, group_by_name, number_units
 from convattn.data.images import find_readable
 from convattn.text import report
 
@@ -39,12 +39,14 @@ def find_groups(images: TensorImages | ImageFiles, data: DataConfig) -> Tensor:
     """(N,) numbers: images of one group, or of the same bytes, have the same.
 
     Args:
-        images: Of the data set.
+        images: Of the data set, with the groups that a table has given them.
         data: What names a group.
     """
     if isinstance(images, TensorImages):
         return torch.arange(len(images))
     together = find_duplicates(images.paths)
+    if images.groups is not None:
+        together += find_equal(images.groups.tolist())
     if data.group is not None:
         assert data.root is not None
         together += group_by_name(images.paths, Path(data.root), data.group)
