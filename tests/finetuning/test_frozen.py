@@ -9,8 +9,9 @@ import torch
 from convattn.config import DataConfig, FinetuneConfig
 from convattn.data import TensorImages
 from convattn.finetuning import frozen
-from convattn.finetuning.frozen import Maps, choose, image_weights, possible_sizes
+from convattn.finetuning.frozen import Maps, View, choose, image_weights, possible_views
 from convattn.finetuning.images import Images
+from convattn.probing.backbone import Frozen
 from convattn.probing.heads import Outcome, Trial
 
 
@@ -85,19 +86,21 @@ def test_several_splits_choose_by_the_mean_over_all_images(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("side", "asked", "sizes"),
+    ("side", "asked", "views"),
     [
-        (300, None, [224, 320]),  # smaller than the larger size, which shows more all the same
-        (224, None, [224, 320]),
-        (223, None, [224]),
-        (64, None, [224]),
-        (300, 256, [256]),
+        # smaller than the larger size, which shows more all the same
+        (300, None, [View(224), View(320), View(320, whole=True)]),
+        (224, None, [View(224), View(320), View(320, whole=True)]),
+        (223, None, [View(224)]),
+        (64, None, [View(224)]),
+        (300, 256, [View(256)]),
     ],
 )
-def test_a_larger_size_is_tried_where_images_fill_the_first(
-    side: int, asked: int | None, sizes: list[int]
+def test_larger_views_are_tried_where_images_fill_the_first(
+    side: int, asked: int | None, views: list[View]
 ) -> None:
     pictures = TensorImages(torch.zeros(2, 3, side, side + 100, dtype=torch.uint8), torch.arange(2))
     images = cast(Images, SimpleNamespace(all=pictures))
     config = FinetuneConfig(data=DataConfig(name="folder", root="x"), image_size=asked)
-    assert possible_sizes(config, images, 224) == sizes
+    own = cast(Frozen, SimpleNamespace(cfg={"input_size": (3, asked or 224, asked or 224)}))
+    assert possible_views(config, images, own) == views

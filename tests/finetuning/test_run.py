@@ -11,8 +11,9 @@ import torch
 import convattn
 from convattn.config import DataConfig, FinetuneConfig
 from convattn.finetuning import run as finetuning
+from convattn.finetuning.frozen import Choice, View
 from convattn.finetuning.results import FinetunedResult
-from convattn.finetuning.run import resume_finetune, run_finetune
+from convattn.finetuning.run import Setup, resume_finetune, run_finetune
 from convattn.runs import Run
 from convattn.tasks import TASKS
 from tests.finetuning.conftest import paint
@@ -130,3 +131,34 @@ def test_one_image_a_class_is_refused_by_name(config: FinetuneConfig, tmp_path: 
     data = DataConfig(name="folder", root=str(tmp_path / "few"))
     with pytest.raises(ValueError, match="class 'green' has 1 training images"):
         run_finetune(dataclasses.replace(config, data=data))
+
+
+@pytest.mark.parametrize("best", [0, 2])
+def test_the_view_with_the_least_validation_loss_is_that_of_the_run(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    views = [View(64), View(96), View(96, whole=True)]
+    choose = finetuning._choose
+    monkeypatch.setattr(finetuning.first_stage, "possible_views", lambda *_: views)
+
+    def judged(setup: Setup, images: torch.Tensor) -> Choice:
+        choice = choose(setup, images)
+        loss = 0.5 if setup.maps.view == views[best] else 0.6
+        return dataclasses.replace(choice, outcome=dataclasses.replace(choice.outcome, loss=loss))
+
+    def die(*_: object) -> None:
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "_choose", judged)
+        patch.setattr(finetuning, "render_report", die)
+        with pytest.raises(_Killed):
+            run_finetune(config)
+    assert config.out is not None
+    folder = resume_finetune(Path(config.out)).folder  # where nothing is judged anew
+    cfg = Run.open(folder).pretrained_cfg
+    assert tuple(cfg["input_size"][1:]) == ((64, 64), (96, 96), (96, 96))[best]
+    assert (cfg["crop_mode"], cfg["crop_pct"] == 1) == (("center", False), ("squash", True))[
+        best > 0
+    ]
+    assert str(views[best]) in (folder / "report.html").read_text()

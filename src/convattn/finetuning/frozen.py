@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,19 @@ _STRIDE = 32
 _LOOKED_AT = 200  # images whose size is asked
 
 
+@dataclass(frozen=True)
+class View:
+    """How a backbone is shown an image."""
+
+    side: int
+    """Height and width of what it sees."""
+    whole: bool = False
+    """Whether the image is squeezed into that; else what its weights cut off is cut off."""
+
+    def __str__(self) -> str:
+        return f"{self.side} x {self.side}{' uncropped' if self.whole else ''}"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Maps:
     """A frozen backbone at a size, and what it makes of all images."""
@@ -44,9 +58,10 @@ class Maps:
     """(N,) how much each image counts in the loss; None: all alike."""
 
     @property
-    def image_size(self) -> int:
-        """Height and width of what the backbone sees."""
-        return int(self.frozen.cfg["input_size"][1])
+    def view(self) -> View:
+        """How the backbone is shown an image."""
+        cfg = self.frozen.cfg
+        return View(int(cfg["input_size"][1]), whole=cfg["crop_mode"] == "squash")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +76,22 @@ class Choice:
     """Learning rate -> least validation loss."""
 
 
-def possible_sizes(config: FinetuneConfig, images: Images, own: int) -> list[int]:
-    """Sides of the network's image that are tried: the weights' own, and a larger one.
+def possible_views(config: FinetuneConfig, images: Images, own: Frozen) -> list[View]:
+    """What is tried: the weights' own size, a larger one, and that with nothing cut off.
 
-    The larger one only where none was asked for and half of the images are at least as large as
-    the weights' own: what is drawn larger than it was photographed is often told better, too.
+    The own one alone where a size was asked for, or where most images are smaller than that: what
+    is drawn larger than it was photographed is often told better, but not what is tiny.
 
     Args:
         config: Of the finetuning.
         images: All images.
-        own: The side that the weights want.
+        own: The backbone as its weights want it.
     """
-    larger = round(own * _LARGER / _STRIDE) * _STRIDE
-    if config.image_size is not None:
-        return [config.image_size]
-    return [own, larger] if _usual_side(images) >= own else [own]
+    side = int(own.cfg["input_size"][1])
+    if config.image_size is not None or _usual_side(images) < side:
+        return [View(side)]
+    larger = round(side * _LARGER / _STRIDE) * _STRIDE
+    return [View(side), View(larger), View(larger, whole=True)]
 
 
 def _usual_side(images: Images) -> float:
@@ -86,14 +102,19 @@ def _usual_side(images: Images) -> float:
     return statistics.median(min(read_size(path)) for path in images.all.paths[::step])
 
 
-def open_frozen(config: FinetuneConfig, image_size: int | None) -> Frozen:
+def open_frozen(config: FinetuneConfig, view: View | None = None) -> Frozen:
     """The backbone as it comes.
 
     Args:
-        config: Which.
-        image_size: Height and width that it is to see; None: what its weights want.
+        config: Which, and at which size.
+        view: How it is to see instead.
     """
-    return open_backbone(config.of_probe(image_size))
+    if view is None:
+        return open_backbone(config.of_probe(config.image_size))
+    frozen = open_backbone(config.of_probe(view.side))
+    if not view.whole:
+        return frozen
+    return dataclasses.replace(frozen, cfg={**frozen.cfg, "crop_pct": 1.0, "crop_mode": "squash"})
 
 
 @torch.inference_mode()

@@ -27,7 +27,7 @@ from convattn.files import new_run_folder, replace_atomically, unfinished
 from convattn.finetuning import end_to_end as second_stage
 from convattn.finetuning import frozen as first_stage
 from convattn.finetuning.end_to_end import Trained
-from convattn.finetuning.frozen import Choice, Maps
+from convattn.finetuning.frozen import Choice, Maps, View
 from convattn.finetuning.images import Images, Split, open_images
 from convattn.finetuning.network import divided, predict
 from convattn.finetuning.page import Judged, Told, render_report
@@ -205,7 +205,7 @@ def run_finetune(config: FinetuneConfig) -> FinetunedRun:
         Interrupted: If the user stopped it.
     """
     images = open_images(config)
-    frozen = first_stage.open_frozen(config, config.image_size)
+    frozen = first_stage.open_frozen(config)
     _check(images, frozen, config)
     folder = new_run_folder(config.out, "runs/finetune", "convattn finetune --resume")
     replace_atomically(folder / _CONFIG, config.to_json().encode())
@@ -226,7 +226,7 @@ def resume_finetune(folder: Path) -> FinetunedRun:
         folder, config=_CONFIG, end=_REPORT, what="finetuning", command="convattn finetune"
     )
     config = FinetuneConfig.from_json(file.read_text(encoding="utf-8"), str(file))
-    frozen = first_stage.open_frozen(config, config.image_size)
+    frozen = first_stage.open_frozen(config)
     return _go_on(config, folder, open_images(config), frozen)
 
 
@@ -266,42 +266,42 @@ def _go_on(config: FinetuneConfig, folder: Path, images: Images, frozen: Frozen)
 def _with_maps(
     config: FinetuneConfig, images: Images, own: Frozen, stages: Path, deadline: float
 ) -> tuple[Setup, Choice | None]:
-    """The backbone at the size that validation images like best, its maps, and its head.
+    """The backbone as validation images like it best to see, its maps, and its head.
 
-    The head is None where there was no choice of sizes.
+    The head is None where there was no choice.
     """
-    file = stages / "size.json"
-    own_side = own.cfg["input_size"][1]
+    file = stages / "view.json"
     if file.is_file():
-        sides = [json.loads(file.read_text())["size"]]
+        views = [View(**json.loads(file.read_text()))]
     else:
-        sides = first_stage.possible_sizes(config, images, own_side)
-    found: dict[int, tuple[Setup, Choice | None]] = {}
-    losses: dict[int, float] = {}
-    for side in sides:
-        frozen = own if side == own_side else first_stage.open_frozen(config, side)
-        if found and _is_too_long(config, frozen, images, deadline):
-            break
+        views = first_stage.possible_views(config, images, own)
+    found: dict[View, tuple[Setup, Choice | None]] = {}
+    losses: dict[View, float] = {}
+    for view in views:
+        frozen = first_stage.open_frozen(config, view) if found or file.is_file() else own
+        if found and _is_too_long(config, frozen, view, images, deadline):
+            continue
         maps = first_stage.map_images(config, frozen, images)
         setup, choice = Setup(config=config, images=images, maps=maps), None
-        if len(sides) > 1:
+        if len(views) > 1:
             choice = _choose(setup, images.train)
-            losses[side] = choice.outcome.loss
-            report(f"images of {side} x {side}: validation loss {choice.outcome.loss:.4f}")
-        found[side] = setup, choice
-    best = min(losses, key=losses.__getitem__) if losses else sides[0]
-    replace_atomically(file, json.dumps({"size": best}).encode())
+            losses[view] = choice.outcome.loss
+            report(f"images of {view}: validation loss {choice.outcome.loss:.4f}")
+        found[view] = setup, choice
+    best = min(losses, key=losses.__getitem__) if losses else views[0]
+    replace_atomically(file, json.dumps(dataclasses.asdict(best)).encode())
     return found[best]
 
 
-def _is_too_long(config: FinetuneConfig, frozen: Frozen, images: Images, deadline: float) -> bool:
+def _is_too_long(
+    config: FinetuneConfig, frozen: Frozen, view: View, images: Images, deadline: float
+) -> bool:
     """Whether a pass takes too much of the time that is left, which is told."""
     device = default_device(config.device)
     seconds = first_stage.seconds_of_pass(frozen, len(images.all), device)
     if seconds <= _SHARE_OF_LARGER * (deadline - time.monotonic()):
         return False
-    side = frozen.cfg["input_size"][1]
-    report(f"images of {side} x {side} are not tried: they take {seconds:.0f} s")
+    report(f"images of {view} are not tried: they take {seconds:.0f} s")
     return True
 
 
@@ -581,7 +581,7 @@ def _told(setup: Setup, folder: Path, network: Network) -> Told:
         notes=[*([skipped] if skipped else []), *source.notes],
         settings=[
             ("backbone", f"{frozen.name}, {frozen.origin}"),
-            ("images", f"{setup.maps.image_size} x {setup.maps.image_size}"),
+            ("images", str(setup.maps.view)),
             ("pool", config.pool),
             ("trained", "pool and classifier" if not network.epochs else "the whole network"),
             ("learning rate of the head", f"{told['rate']:.2g}"),
