@@ -82,6 +82,8 @@ def test_what_does_not_fit_is_one_sentence(probed, images, tmp_path, capsys):
     out = ("--out", tmp_path / "new", "--cache", tmp_path / "maps")
     line = fails(capsys, "probe", images, *TINY, "--pools", "attenton", *out)
     assert "unknown pool 'attenton'; the nearest is 'attention'" in line
+    own = fails(capsys, "probe", images, *TINY, "--data.val-share", "0.5", *out)
+    assert "give --val-share 0.5 instead" in own
     assert "has no meaning for a probe" in fails(
         capsys, "probe", images, *TINY, "--data.mixup", "0.2", *out
     )

@@ -136,8 +136,8 @@ def _find_weights(config: ProbeConfig) -> _Weights:
         return _Weights(name=name or MODEL, file=None, origin=origin, pretrained=config.pretrained)
     if name is not None and name != MODEL:
         raise ValueError(
-            f"{name} has no weights yet; give --weights FILE, or --pretrained for its released ones"
-            " (which may be downloaded), or --random"
+            f"{name} has no weights yet; give --weights FILE, or --pretrained for its released "
+            "ones, which may be downloaded"
         )
     file = find_installed()
     if file is None:
@@ -149,8 +149,9 @@ def _find_weights(config: ProbeConfig) -> _Weights:
 
 
 def _of_run(config: ProbeConfig, folder: Path) -> _Weights:
-    if config.weights is not None or config.pretrained or config.random:
-        raise ValueError(f"{folder} has its own weights; leave weights, pretrained and random out")
+    for given in ("weights", "pretrained", "random"):
+        if getattr(config, given):
+            raise ValueError(f"{folder} has its own weights; leave --{given} out")
     run = Run.open(folder)
     if run.config.augment.conv or run.config.model.backbone is not None:
         raise ValueError(
