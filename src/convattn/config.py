@@ -617,8 +617,8 @@ class ImagesConfig:
                 continue
             if hasattr(self, name):
                 raise ValueError(
-                    f"data.{name} is {name} of {self.purpose} itself: give "
-                    f"--{name.replace('_', '-')} {getattr(self.data, name)} instead"
+                    f"data.{name}={getattr(self.data, name)} is not of the data but of "
+                    f"{self.purpose}: give --{name.replace('_', '-')} instead"
                 )
             raise ValueError(
                 f"data.{name}={getattr(self.data, name)!r} has no meaning for "
@@ -728,6 +728,8 @@ class ProbeConfig(ImagesConfig):
         for name, least in (("seeds", 1), ("views", 1), ("epochs", 1), ("patience", 1)):
             _require_at_least(name, getattr(self, name), least)
         _require_at_least("batch_size", self.batch_size, 2)
+        if self.image_size is not None:
+            _require_at_least("image_size", self.image_size, 1)
         if not 0 < self.val_share < 1:
             raise ValueError(f"val_share={self.val_share} must lie between 0 and 1, as 0.2 does")
         if not self.cache_limit > 0:
@@ -795,13 +797,14 @@ class FinetuneConfig(ImagesConfig):
             raise ValueError(f"minutes={self.minutes} must be above 0, as 10 is")
         if self.epochs is not None:
             _require_at_least("epochs", self.epochs, 0)
+        _require_at_least("seed", self.seed, 0)
         if not 0 < self.kept_target <= 1:
             raise ValueError(
                 f"kept_target={self.kept_target} must lie above 0 and at most at 1, as 0.99 does"
             )
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"folds={self.folds}; expected 2 or more, as 5, or 0 for none")
-        self.of_probe(None)  # has the other checks
+        self.of_probe(self.image_size)  # has the other checks
 
     def of_probe(self, image_size: int | None) -> ProbeConfig:
         """How the frozen backbone is opened and its maps are cached.
