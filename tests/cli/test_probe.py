@@ -94,6 +94,8 @@ def test_what_does_not_fit_is_one_sentence(probed, images, tmp_path, capsys):
     assert "device='gpu7' is none of PyTorch's" in fails(
         capsys, "probe", images, *TINY, "--device", "gpu7", *out
     )
+    two = fails(capsys, "probe", images, "--random", "--pretrained", *out)
+    assert two.startswith("convattn: pretrained and random exclude each other")
     assert "has no meaning for a probe" in fails(
         capsys, "probe", images, *TINY, "--data.mixup", "0.2", *out
     )
