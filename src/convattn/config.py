@@ -568,8 +568,9 @@ class PredictConfig:
     embeddings: str | None = None
     """With FILE.csv: also write this .npy or .safetensors, what the classifier layer reads of each
     of its rows."""
-    reject_below: float | None = None
-    """With FILE.csv: add the column rejected, true where the probability is below this."""
+    reject_below: float | Literal["auto"] | None = None
+    """With FILE.csv: add the column rejected, true where the probability is below this; auto: below
+    what convattn finetune chose by validation images."""
     batch_size: int = 64
     """With FILE.csv: images that are computed at a time."""
     num_workers: int | None = None
@@ -584,8 +585,10 @@ class PredictConfig:
             raise ValueError(
                 f"embeddings={self.embeddings!r} must end in {' or '.join(_EMBEDDINGS)}"
             )
-        if self.reject_below is not None and not 0 < self.reject_below <= 1:
-            raise ValueError(f"reject_below={self.reject_below} must lie above 0 and at most at 1")
+        if isinstance(self.reject_below, int | float) and not 0 < self.reject_below <= 1:
+            raise ValueError(
+                f"reject_below={self.reject_below} must lie above 0 and at most at 1, or be auto"
+            )
         _require_at_least("batch_size", self.batch_size, 1)
         if self.num_workers is not None:
             _require_at_least("num_workers", self.num_workers, 0)
@@ -610,12 +613,18 @@ class ImagesConfig:
         default = DataConfig()
         heeded = ("root", *DATA_FLAGS)
         for name in (item.name for item in dataclasses.fields(DataConfig)):
-            if name not in heeded and getattr(self.data, name) != getattr(default, name):
+            if name in heeded or getattr(self.data, name) == getattr(default, name):
+                continue
+            if hasattr(self, name):
                 raise ValueError(
-                    f"data.{name}={getattr(self.data, name)!r} has no meaning for "
-                    f"{self.purpose}, whose images are seen as the network's weights want them; "
-                    "leave it out"
+                    f"data.{name}={getattr(self.data, name)} is not of the data but of "
+                    f"{self.purpose}: give --{name.replace('_', '-')} instead"
                 )
+            raise ValueError(
+                f"data.{name}={getattr(self.data, name)!r} has no meaning for "
+                f"{self.purpose}, whose images are seen as the network's weights want them; "
+                "leave it out"
+            )
 
     @classmethod
     def of_images(cls, images: str, **options: Any) -> Self:
@@ -699,7 +708,7 @@ class ProbeConfig(ImagesConfig):
     """Images a step."""
     weight_decays: tuple[float, ...] = (0.01,)
     """Of AdamW; each is tried with every learning rate."""
-    valid_share: float = 0.2
+    val_share: float = 0.2
     """Share of the training images on which rates and epochs are chosen."""
     norm: bool = True
     """A BatchNorm without factors behind every pool."""
@@ -719,10 +728,10 @@ class ProbeConfig(ImagesConfig):
         for name, least in (("seeds", 1), ("views", 1), ("epochs", 1), ("patience", 1)):
             _require_at_least(name, getattr(self, name), least)
         _require_at_least("batch_size", self.batch_size, 2)
-        if not 0 < self.valid_share < 1:
-            raise ValueError(
-                f"valid_share={self.valid_share} must lie between 0 and 1, as 0.2 does"
-            )
+        if self.image_size is not None:
+            _require_at_least("image_size", self.image_size, 1)
+        if not 0 < self.val_share < 1:
+            raise ValueError(f"val_share={self.val_share} must lie between 0 and 1, as 0.2 does")
         if not self.cache_limit > 0:
             raise ValueError(f"cache_limit={self.cache_limit} must be above 0 gigabytes, as 20 is")
         if not self.weight_decays or min(self.weight_decays) < 0:
@@ -764,11 +773,15 @@ class FinetuneConfig(ImagesConfig):
     multi_label: bool = False
     """Images may have several classes: the same picture in several class folders."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: all classes count the same in the loss, however many images they have."""
+    """balanced: all classes count the same in the loss, however many images they have; where images
+    have several, the yes of each as much as all its noes."""
     folds: int = 0
     """Parts of a cross-validation: each is judged by a network that has not learnt it; 0: none."""
-    valid_share: float = 0.2
+    val_share: float = 0.2
     """Share of the training images on which everything is chosen."""
+    kept_target: float = 0.99
+    """Share of the images kept by predict --reject-below auto that is to be right; the probability
+    that does it is chosen by validation images."""
     cache: str | None = None
     """Folder of cached maps; None: convattn/maps in the user's cache folder."""
     cache_limit: float = 20.0
@@ -784,9 +797,14 @@ class FinetuneConfig(ImagesConfig):
             raise ValueError(f"minutes={self.minutes} must be above 0, as 10 is")
         if self.epochs is not None:
             _require_at_least("epochs", self.epochs, 0)
+        _require_at_least("seed", self.seed, 0)
+        if not 0 < self.kept_target <= 1:
+            raise ValueError(
+                f"kept_target={self.kept_target} must lie above 0 and at most at 1, as 0.99 does"
+            )
         if self.folds < 0 or self.folds == 1:
             raise ValueError(f"folds={self.folds}; expected 2 or more, as 5, or 0 for none")
-        self.of_probe(None)  # has the other checks
+        self.of_probe(self.image_size)  # has the other checks
 
     def of_probe(self, image_size: int | None) -> ProbeConfig:
         """How the frozen backbone is opened and its maps are cached.
@@ -800,7 +818,7 @@ class FinetuneConfig(ImagesConfig):
             weights=self.weights,
             pretrained=self.pretrained,
             image_size=image_size,
-            valid_share=self.valid_share,
+            val_share=self.val_share,
             cache=self.cache,
             cache_limit=self.cache_limit,
             device=self.device,

@@ -105,8 +105,20 @@ def default_device(device: torch.device | str | None) -> torch.device:
 
     Args:
         device: A device or its name.
+
+    Raises:
+        ValueError: If it is the name of none, or of a GPU where there is none.
     """
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    has_gpu = torch.cuda.is_available()
+    try:
+        found = torch.device(device or ("cuda" if has_gpu else "cpu"))
+    except RuntimeError:
+        raise ValueError(
+            f"device={device!r} is none of PyTorch's; expected cpu, cuda or cuda:1 alike"
+        ) from None
+    if found.type == "cuda" and not has_gpu:
+        raise ValueError(f"device={device!r}, but PyTorch finds no GPU here; leave it out")
+    return found
 
 
 def num_cores() -> int:

@@ -122,3 +122,33 @@ def test_an_unreadable_image_is_not_judged(data, tmp_path):
     report = check_data(Place(root=str(data)), run=make_run(tmp_path / "run", data)).report
     assert report.labels.num_images == 59
     assert len(report.labels.doubts) == 2
+
+
+def test_a_cross_validation_judges_what_the_network_has_learnt(data, tmp_path):
+    run = make_run(tmp_path / "run", data)
+    order = {"blue": (1, 0, 0), "red": (0, 1, 0), "green": (0, 0, 1)}
+    rows = ["path,label,fold,prediction,blue,red,green"]
+    for name in COLOURS:
+        for index in range(20):
+            # all are sure of what the image shows, which for one is not its class
+            shown = "red" if (name, index) == ("blue", 3) else name
+            shares = ",".join(f"{0.02 + 0.94 * share:.6f}" for share in order[shown])
+            rows.append(
+                f"{data}/train/{name}/{index:02d}.png,{name},{index % 5 + 1},{shown},{shares}"
+            )
+    (run.folder / "out_of_fold.csv").write_text("\n".join(rows) + "\n")
+    labels = check_data(Place(root=str(data)), run=run).report.labels
+    assert labels.num_images == 120
+    assert {(one.image, one.given, one.suggested) for one in labels.doubts} == {
+        ("train/blue/03.png", "blue", "red"),
+        ("val/red/07.png", "red", "blue"),
+        ("val/green/07.png", "green", "red"),
+    }
+    assert "60 were judged by networks of the run's cross-validation" in labels.judged
+
+
+def test_an_out_of_fold_table_of_other_classes_is_refused(data, tmp_path):
+    run = make_run(tmp_path / "run", data)
+    (run.folder / "out_of_fold.csv").write_text("path,label,fold,prediction,cat,dog\n")
+    with pytest.raises(ValueError, match=r"out_of_fold\.csv has other columns"):
+        check_data(Place(root=str(data)), run=run)

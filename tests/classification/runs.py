@@ -14,6 +14,7 @@ from convattn.data import read_image, transform_of
 from convattn.runs import Run
 
 SIDE = 32
+CLASSES = ["plain", "with, comma", 'with "quotes"', "ümlaut", "=1+1", "<b>", "two\nlines"]
 
 
 def make_run(folder, names, *, model="test_resnet", seed=0, **cfg):

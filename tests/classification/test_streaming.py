@@ -12,21 +12,7 @@ from convattn.classification.streaming import Pictures, classify_batches
 from convattn.config import ModelConfig, TrainConfig
 from convattn.data import read_image
 from convattn.modes import hooks_of
-from tests.classification.runs import IN_ORDER, make_run, paint, paint_folder, slowly
-
-CLASSES = [f"class {number}" for number in range(7)]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "single", CLASSES)
-
-
-@pytest.fixture(scope="module")
-def several(tmp_path_factory):
-    thresholds = [0.9, 0.1, 0.5, 0.3, 0.99, 0.7, 0.01]
-    folder = tmp_path_factory.mktemp("runs") / "several"
-    return make_run(folder, CLASSES, multi_label=True, thresholds=thresholds)
+from tests.classification.runs import CLASSES, IN_ORDER, make_run, paint, paint_folder, slowly
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +166,8 @@ def test_bad_input_is_one_sentence(run, several, folder, tmp_path):
         opened.predict(folder, reject_below=1.5)
     with pytest.raises(ValueError, match="may find several"):
         convattn.Run.open(several).predict(folder, reject_below=0.5)
+    with pytest.raises(ValueError, match="this network has none; give a number"):
+        opened.predict(folder, reject_below="auto")
 
 
 def test_detectors_are_told_where_to_go(run, tmp_path):

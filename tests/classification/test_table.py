@@ -15,21 +15,7 @@ from convattn.classification import table as tables
 from convattn.classification.table import PredictedTable
 from convattn.exceptions import Interrupted
 from convattn.runs import Run
-from tests.classification.runs import IN_ORDER, make_run, paint, paint_folder, slowly
-
-CLASSES = ["plain", "with, comma", 'with "quotes"', "ümlaut", "=1+1", "<b>", "two\nlines"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "single", CLASSES)
-
-
-@pytest.fixture(scope="module")
-def several(tmp_path_factory):
-    thresholds = [0.9, 0.1, 0.5, 0.3, 0.99, 0.7, 0.01]
-    folder = tmp_path_factory.mktemp("runs") / "several"
-    return make_run(folder, CLASSES, multi_label=True, thresholds=thresholds)
+from tests.classification.runs import CLASSES, IN_ORDER, make_run, paint, paint_folder, slowly
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,20 @@ def test_what_does_not_fit_is_one_sentence(probed, images, tmp_path, capsys):
     out = ("--out", tmp_path / "new", "--cache", tmp_path / "maps")
     line = fails(capsys, "probe", images, *TINY, "--pools", "attenton", *out)
     assert "unknown pool 'attenton'; the nearest is 'attention'" in line
+    own = fails(capsys, "probe", images, *TINY, "--data.val-share", "0.5", *out)
+    assert "data.val_share=0.5 is not of the data but of a probe: give --val-share" in own
+    model = ("--image-size", "64", *out)
+    assert "unknown model 'resnt18'; the nearest is 'resnet18'" in fails(
+        capsys, "probe", images, "--model", "resnt18", *model
+    )
+    assert "has no weights yet; give --weights FILE, or --pretrained" in fails(
+        capsys, "probe", images, "--model", "resnet18", *model
+    )
+    assert "device='gpu7' is none of PyTorch's" in fails(
+        capsys, "probe", images, *TINY, "--device", "gpu7", *out
+    )
+    two = fails(capsys, "probe", images, "--random", "--pretrained", *out)
+    assert two.startswith("convattn: pretrained and random exclude each other")
     assert "has no meaning for a probe" in fails(
         capsys, "probe", images, *TINY, "--data.mixup", "0.2", *out
     )

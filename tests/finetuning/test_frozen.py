@@ -1,7 +1,7 @@
 """The first stage: how much images count, and what chooses its head."""
 
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from convattn.probing.backbone import Frozen
 from convattn.probing.heads import Outcome, Trial
 
 
-def _maps(labels: list[int], weights: list[float] | None) -> Maps:
+def _maps(labels: list[Any], weights: list[float] | None) -> Maps:
     cache = SimpleNamespace(labels=torch.tensor(labels))
     given = None if weights is None else torch.tensor(weights)
     return cast(Maps, SimpleNamespace(cache=cache, weights=given))
@@ -49,6 +49,22 @@ def test_weights_of_the_data_multiply_those_of_the_classes() -> None:
     torch.testing.assert_close(alone[fit], torch.tensor([0.4, 0.8, 1.2, 1.6]))
     expected = torch.tensor([1 / 3, 2 / 3, 3 / 3, 4])
     torch.testing.assert_close(both[fit], expected / expected.mean())
+
+
+def test_the_yes_of_a_rare_class_counts_as_much_as_all_its_noes() -> None:
+    labels = [[1, 0], [1, 1], [1, 0], [0, 0], [0, 1]]
+    fit = torch.tensor([0, 1, 2, 3])  # three yes and a no, one yes and three noes
+    config = _config(class_weights="balanced")
+    weights = image_weights(_maps(labels, None), fit, config, 2)
+    assert weights is not None
+    third = 1 / 3
+    expected = torch.tensor([[third, 1.0], [third, 3.0], [third, 1.0], [1.0, 1.0]])
+    torch.testing.assert_close(weights[fit], expected / expected.mean())
+    yes = torch.tensor(labels)[fit].bool()
+    torch.testing.assert_close((weights[fit] * yes).sum(0), (weights[fit] * ~yes).sum(0))
+    doubled = image_weights(_maps(labels, [2.0, 1.0, 1.0, 1.0, 1.0]), fit, config, 2)
+    assert doubled is not None
+    torch.testing.assert_close(doubled[0] / doubled[2], torch.tensor([2.0, 2.0]))
 
 
 def test_several_splits_choose_by_the_mean_over_all_images(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 from convattn.finetuning.results import (
     FinetunedMultiLabelResult,
     FinetunedResult,
+    fit_rejection,
     fit_temperature,
     fit_thresholds,
     judge,
@@ -148,3 +149,35 @@ def test_bins_hold_all_images_by_confidence() -> None:
     found = reliability(confidences, torch.tensor([False, True, True, False]))
     assert [one.num_images for one in found] == [1, 3]
     assert found[1].right == pytest.approx(2 / 3)
+
+
+def test_rejection_is_the_least_probability_that_reaches_the_target() -> None:
+    generator = torch.Generator().manual_seed(3)
+    confidences = (torch.rand(200, generator=generator) * 50).round() / 50  # many are equal
+    right = torch.rand(200, generator=generator) < confidences
+    pairs = list(zip(confidences.tolist(), right.tolist(), strict=True))
+    for target in (0.5, 0.8, 0.9):
+        reaching = [
+            least
+            for least, _ in pairs
+            if sum(r for c, r in pairs if c >= least) >= target * sum(c >= least for c, _ in pairs)
+        ]
+        assert fit_rejection(confidences, right, target) == min(reaching)
+    assert fit_rejection(confidences, torch.zeros(200, dtype=torch.bool), 0.5) is None
+    assert fit_rejection(confidences, torch.ones(200, dtype=torch.bool), 1) == confidences.min()
+
+
+def test_kept_images_are_those_that_are_probable_enough() -> None:
+    labels, logits = _labels_and_logits()
+    found = judge(logits, logits, labels, class_names=NAMES, temperature=1.0, reject_below=0.7)
+    assert isinstance(found, FinetunedResult)
+    shares = logits.double().softmax(1)
+    kept = [place for place, row in enumerate(shares.tolist()) if max(row) >= 0.7]
+    right = sum(int(shares[place].argmax()) == int(labels[place]) for place in kept)
+    assert found.kept == pytest.approx(len(kept) / len(labels))
+    assert 0 < found.kept < 1
+    assert found.kept_top1 == pytest.approx(right / len(kept))
+    assert "kept if at least 0.700 probable" in dict(found.rows())
+    none = judge(logits, logits, labels, class_names=NAMES, temperature=1.0, reject_below=1.0)
+    assert isinstance(none, FinetunedResult)
+    assert (none.kept, none.kept_top1) == (0, None)

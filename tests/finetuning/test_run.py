@@ -65,6 +65,53 @@ def test_the_same_seed_makes_the_same_bytes(config: FinetuneConfig, tmp_path: Pa
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+def test_predictions_are_rejected_as_validation_images_chose(
+    config: FinetuneConfig, images: Path, tmp_path: Path
+) -> None:
+    found = run_finetune(dataclasses.replace(config, kept_target=0.95))
+    assert isinstance(found.result, FinetunedResult)
+    least = found.result.reject_below
+    assert least is not None
+    run = Run.open(found.folder)
+    assert run.pretrained_cfg["reject_below"] == least
+    table = run.predict(images / "test", out=tmp_path / "table.csv", reject_below="auto")
+    said = list(run.predict(images / "test", reject_below="auto"))
+    assert [one.rejected for one in said] == [float(str(one.probability)) < least for one in said]
+    assert table.num_rejected == sum(one.rejected for one in said)
+    assert found.result.kept == pytest.approx(1 - table.num_rejected / 16)
+    assert f"below {least:.3f}" in found.report.read_text()
+
+
+@pytest.mark.parametrize("folders", ["", "train"])
+def test_a_test_part_that_was_drawn_is_marked(
+    config: FinetuneConfig, images: Path, folders: str
+) -> None:
+    data = dataclasses.replace(config.data, root=str(images / folders))
+    found = run_finetune(dataclasses.replace(config, data=data))
+    drawn = folders == "train"
+    assert json.loads((found.folder / "evaluation.json").read_text())["test_drawn"] is drawn
+    assert ("drawn from data without splits" in found.report.read_text()) is drawn
+
+
+def test_images_of_several_classes_are_judged_by_thresholds_of_their_own(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    root = tmp_path / "several"
+    for number in range(60):
+        paint(root, "red", number)
+        paint(root, "green", number)
+    rows = [f"red/{number:02}.png,red{'|spot' * (number % 3 == 0)}" for number in range(60)]
+    rows += [f"green/{number:02}.png,green{'|spot' * (number % 3 == 0)}" for number in range(60)]
+    (root / "labels.csv").write_text("\n".join(["path,labels", *rows]))
+    data = DataConfig(name="folder", root=str(root / "labels.csv"))
+    found = run_finetune(dataclasses.replace(config, data=data, class_weights="balanced"))
+    result = json.loads((found.folder / "evaluation.json").read_text())
+    assert {"map", "macro_f1", "ece", "num_images"} <= result.keys()
+    assert result["per_class"]["red"]["average_precision"] >= 0.8
+    thresholds = Run.open(found.folder).pretrained_cfg["thresholds"]
+    assert thresholds == [one["threshold"] for one in result["per_class"].values()]
+
+
 class _Killed(BaseException):
     pass
 
@@ -110,10 +157,12 @@ def test_folds_judge_every_training_image_by_a_network_that_has_not_learnt_it(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"kept_target": 1.5}, "at most at 1, as 0.99"),
+        ({"multi_label": True, "kept_target": 0.9}, "one class each"),
         ({"minutes": 1e-6}, "give at least --minutes"),
         ({"minutes": 0}, "must be above 0"),
         ({"folds": 1}, "expected 2 or more"),
-        ({"multi_label": True, "class_weights": "balanced"}, "one class each"),
+        ({"folds": 31}, "belong to 30 groups, and 31 folds need one each"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(

@@ -69,3 +69,13 @@ def test_the_loss_of_several_classes_is_binary():
     shares = logits.sigmoid()
     expected = -torch.where(labels, shares.log(), (1 - shares).log()).mean()
     torch.testing.assert_close(training_loss(logits, labels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_each_class_of_an_image_may_count_by_itself():
+    logits, labels = draw(True)
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1))
+    each = torch.nn.functional.binary_cross_entropy(
+        logits.sigmoid(), labels.to(logits.dtype), reduction="none"
+    )
+    found = float(training_loss(logits, labels, weights.to(logits.dtype)))
+    assert found == pytest.approx(float((weights * each).mean()), rel=1e-5)

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from convattn.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
-from convattn.runs.build import create_model
+from convattn.runs.build import build_trained, create_model
 
 FIGURES = {
     "num_images": 153,
@@ -60,4 +60,32 @@ def make_run(
         network.state_dict(), folder / "model.safetensors", {"pretrained_cfg": json.dumps(cfg)}
     )
     (folder / "evaluation.json").write_text(json.dumps(FIGURES))
+    return folder
+
+
+def make_dense_run(folder: Path, *, name: str, **_: object) -> Path:
+    """The folder of a run of a detector or a segmenter with random weights."""
+    folder.mkdir()
+    config = TrainConfig(
+        data=DataConfig(name="coco", root="/home/somebody/coco"),
+        model=ModelConfig(
+            name=name, backbone="resnet_nano", num_classes=2, checkpoint="/home/somebody/first"
+        ),
+        out="/home/somebody/run",
+    )
+    (folder / "config.json").write_text(config.to_json())
+    cfg = {
+        "num_classes": 2,
+        "input_size": [3, 64, 64],
+        "image_size": 64,
+        "max_size": 64,
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.2, 0.25],
+        "label_names": ["ants", "bees"],
+    }
+    torch.manual_seed(0)
+    network = build_trained(config.model, cfg=cfg, augment=AugmentConfig())
+    safetensors.torch.save_file(
+        network.state_dict(), folder / "model.safetensors", {"pretrained_cfg": json.dumps(cfg)}
+    )
     return folder

@@ -16,7 +16,7 @@ from convattn.cli import main
 from convattn.data import transform_of
 from convattn.runs import Run
 from convattn.runs.sharing import push, save_for_hub
-from tests.runs.finished import make_run
+from tests.runs.finished import make_dense_run, make_run
 
 
 @pytest.fixture(autouse=True)
@@ -137,11 +137,35 @@ def test_what_the_hub_refuses_is_one_sentence(run: Run, monkeypatch: pytest.Monk
         push(run, "insects")
 
 
-def test_attention_that_timm_does_not_build_is_refused(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", name="test_resnet", arguments={}, pool="attention")
-    with pytest.raises(ValueError, match="attention added by augment, which timm does not build"):
-        save_for_hub(Run.open(folder), tmp_path / "shared")
-    assert not (tmp_path / "shared").exists()
+@pytest.mark.parametrize("name", ["retinanet", "upernet", "test_resnet"])
+def test_what_timm_does_not_build_is_shared_as_a_run(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pool = "attention" if name == "test_resnet" else None
+    make = make_run if pool else make_dense_run
+    run = Run.open(make(tmp_path / "run", name=name, arguments={}, pool=pool))
+    shared = tmp_path / "shared"
+    assert main(["push", str(run.folder), "--local", str(shared)]) == 0
+    assert f"convattn.Run.open('{shared}').load_model()" in capsys.readouterr().out
+    assert not any(b"somebody" in file.read_bytes() for file in shared.iterdir())
+    (code,) = re.findall(r"```python\n(.*?)```", (shared / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    image, expected = torch.rand(3, 64, 64), run.load_model()
+    images = [image] if name == "retinanet" else image[None]
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"](images), expected(images), rtol=0, atol=0)
+
+
+def test_a_pushed_run_is_opened_from_a_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "token")
+    monkeypatch.setattr(Hub, "has_card", False, raising=False)
+    push(Run.open(make_dense_run(tmp_path / "run", name="retinanet")), "insects")
+    assert {"config.json", "model.safetensors", "README.md"} == Hub.files.keys()
+    assert "Run.open(snapshot_download('somebody/insects'))" in Hub.files["README.md"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from convattn.checks.report import LabelCheck, LabelDoubt
 from convattn.classification.dataset import load_data
+from convattn.classification.out_of_fold import OUT_OF_FOLD, read_out_of_fold
 from convattn.config import DataConfig
 from convattn.data import ImageFiles, Source, transform_of
 from convattn.data.classes import match_classes
@@ -34,7 +35,10 @@ def check_labels(
     readable: Mapping[str, Sequence[bool]],
     names: Sequence[str],
 ) -> LabelCheck:
-    """Have the network of a run judge the labels of images that it did not learn from.
+    """Have a run judge the labels of images, each by a network that did not learn from it.
+
+    Those are the networks of the run's cross-validation, if it has one, for the images in its
+    ``out_of_fold.csv``, and its own network for what is neither there nor learnt.
 
     Args:
         run: Of a classifier.
@@ -60,20 +64,26 @@ def check_labels(
     numbers = torch.tensor(match_classes(source.class_names, known, False, root))
     unseen, judged = _unseen(run.config.data, source)
     unseen &= torch.tensor([*readable["train"], *readable["test"]])
-    if not unseen.any():
+    found = _said_out_of_fold(run, source, known)
+    unseen &= torch.tensor([place not in found for place in range(len(unseen))])
+    if found:
+        judged = (
+            f"Of {len(unseen):,} images {len(found):,} were judged by networks of the run's "
+            f"cross-validation ({OUT_OF_FOLD}) and {int(unseen.sum()):,} by its own, none by one "
+            "that has learnt it."
+        )
+    elif not unseen.any():
         raise ValueError(
             f"{run.folder} has learnt every image of {root} that can be read; judge them by a run "
-            "that has not"
+            "that has not, or by one of convattn finetune with --folds 5"
         )
-    parts = [_judged_part(source.train, unseen[: len(source.train)])]
-    parts.append(_judged_part(source.test, unseen[len(source.train) :]))
-    model = run.load_model()
-    probabilities = np.concatenate([_probabilities(model, part) for part in parts if len(part)])
-    labels = torch.cat([numbers[part.labels] for part in parts]).numpy()
+    found |= _said_of(run, source, unseen)
+    places = sorted(found)
+    probabilities = np.array([found[place] for place in places])
+    labels = numbers[torch.cat([source.train.labels, source.test.labels])][places].numpy()
     order = find_label_issues(
         labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
     )
-    places = unseen.nonzero()[:, 0].tolist()
     doubts = tuple(
         LabelDoubt(
             image=names[places[index]],
@@ -121,8 +131,34 @@ def _files_learnt(config: DataConfig) -> frozenset[str] | None:
     return frozenset(map(os.path.realpath, learnt.paths))
 
 
-def _judged_part(images: Any, chosen: Tensor) -> Any:
-    return images.select(chosen.nonzero()[:, 0])
+def _said_out_of_fold(
+    run: Run, source: Source, class_names: Sequence[str]
+) -> dict[int, list[float]]:
+    """Place of an image -> its probabilities, of those that the run's cross-validation judged."""
+    file = run.folder / OUT_OF_FOLD
+    if not file.is_file() or not isinstance(source.train, ImageFiles):
+        return {}
+    said = {
+        os.path.realpath(path): shares
+        for path, shares in read_out_of_fold(file, class_names).items()
+    }
+    files = map(os.path.realpath, [*source.train.paths, *cast(ImageFiles, source.test).paths])
+    return {place: said[path] for place, path in enumerate(files) if path in said}
+
+
+def _said_of(run: Run, source: Source, chosen: Tensor) -> dict[int, list[float]]:
+    """Place of an image -> its probabilities by the run's own network."""
+    cut = len(source.train)
+    parts: list[Any] = [
+        images.select(own.nonzero()[:, 0])
+        for images, own in ((source.train, chosen[:cut]), (source.test, chosen[cut:]))
+        if own.any()
+    ]
+    if not parts:
+        return {}
+    model = run.load_model()
+    rows = np.concatenate([_probabilities(model, part) for part in parts])
+    return dict(zip(chosen.nonzero()[:, 0].tolist(), rows.tolist(), strict=True))
 
 
 def _probabilities(model: nn.Module, images: Any) -> NDArray[np.float64]:

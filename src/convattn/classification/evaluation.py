@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -180,21 +180,27 @@ def _predict(
         peaks = peak_in_box(maps, boxes, grid).cpu()
         energies = energy_in_box(maps, boxes, grid).double().cpu()
     check_num_classes(logits.shape[1], num_classes)
-    logits = logits.float()
-    if labels.ndim == 2:
-        return _of_several(logits, labels)
-    losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
-    return Predictions(
-        labels=labels.cpu(),
-        classes=logits.topk(min(NUM_RANKS, num_classes), dim=1).indices.cpu(),
-        losses=losses.double().cpu(),
-        confidences=logits.softmax(1).amax(1).double().cpu(),
-        peaks=peaks,
-        energies=energies,
-    )
+    found = predictions_of(logits.float(), labels)
+    if boxes is None or isinstance(found, MultiLabelPredictions):
+        return found
+    return replace(found, peaks=peaks, energies=energies)
 
 
-def _of_several(logits: Tensor, labels: Tensor) -> MultiLabelPredictions:
+def predictions_of(logits: Tensor, labels: Tensor) -> Predictions | MultiLabelPredictions:
+    """What logits say of images.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) class numbers, or (N, K) of 0 and 1.
+    """
+    if labels.ndim == 1:
+        losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
+        return Predictions(
+            labels=labels.cpu(),
+            classes=logits.topk(min(NUM_RANKS, logits.shape[1]), dim=1).indices.cpu(),
+            losses=losses.double().cpu(),
+            confidences=logits.softmax(1).amax(1).double().cpu(),
+        )
     truths = labels.to(logits.device, logits.dtype)
     losses = F.binary_cross_entropy_with_logits(logits, truths, reduction="none")
     return MultiLabelPredictions(
@@ -258,7 +264,7 @@ def summarize(
         top1=sum(hits) / len(predictions),
         top5=(int(right.any(1).sum()) / len(predictions) if len(class_names) > NUM_RANKS else None),
         balanced_accuracy=math.fsum(per_class.values()) / len(per_class),
-        macro_f1=_single_macro_f1(predictions, len(class_names)),
+        macro_f1=macro_f1(predictions.classes[:, 0], predictions.labels),
         ece=(
             None
             if predictions.confidences is None
@@ -271,18 +277,6 @@ def summarize(
         energy_in_box=None if energies is None else math.fsum(energies.tolist()) / len(energies),
         images_per_second=images_per_second,
     )
-
-
-def _single_macro_f1(predictions: Predictions, num_classes: int) -> float:
-    taken = predictions.classes[:, 0]
-    hits, marked = (
-        torch.bincount(labels, minlength=num_classes)
-        for labels in (
-            taken[taken == predictions.labels],
-            torch.cat([taken, predictions.labels]),
-        )
-    )
-    return float((2 * hits / marked)[marked > 0].double().mean())
 
 
 def calibration_error(confidences: Tensor, right: Tensor) -> float:
@@ -308,7 +302,7 @@ def _summarize_several(
         num_classes=len(class_names),
         loss=math.fsum(predictions.losses.tolist()) / len(predictions),
         map=math.fsum(found.values()) / len(found) if found else None,
-        macro_f1=macro_f1(predictions.scores, predictions.labels),
+        macro_f1=macro_f1(predictions.scores >= THRESHOLD, predictions.labels),
         per_class=per_class,
         images_per_second=images_per_second,
     )
@@ -328,17 +322,21 @@ def average_precisions(scores: Tensor, labels: Tensor) -> dict[int, float]:
     return {one: float(binary_average_precision(scores[:, one], labels[:, one])) for one in having}
 
 
-def macro_f1(scores: Tensor, labels: Tensor) -> float:
+def macro_f1(said: Tensor, labels: Tensor) -> float:
     """The mean of the classes' F1; one that no image has, nor is taken to have, is left out.
 
     Args:
-        scores: How likely each class is, (N, K), between 0 and 1.
-        labels: Which classes an image has, (N, K) of 0 and 1.
+        said: What the images are taken for: (N,) class numbers, or (N, K) bool.
+        labels: What they are, alike.
     """
-    taken, there = scores >= THRESHOLD, labels.bool()
-    hits = (taken & there).sum(0)
-    marked = taken.sum(0) + there.sum(0)
-    return float((2 * hits / marked)[marked > 0].double().mean()) if marked.any() else 0.0
+    if labels.ndim == 1:
+        both = torch.cat([said, labels])
+        hits = torch.bincount(labels[said == labels], minlength=int(both.max()) + 1)
+        marked = torch.bincount(both)
+    else:
+        there = labels.bool()
+        hits, marked = (said & there).sum(0), said.sum(0) + there.sum(0)
+    return float((2 * hits.double() / marked)[marked > 0].mean()) if marked.any() else 0.0
 
 
 def evaluate_classification(

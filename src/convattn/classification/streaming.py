@@ -231,7 +231,7 @@ def predict_each(model: nn.Module, images: Any, config: PredictConfig) -> Iterat
             shall reject.
     """
     classes, cfg = Classes.of(model), pretrained_cfg(model)
-    classes.check_rejects(config)
+    reject_below = classes.find_rejected(config)
     sources = _sources(images, in_chans_of(cfg))
     batches = classify_batches(
         model,
@@ -241,7 +241,7 @@ def predict_each(model: nn.Module, images: Any, config: PredictConfig) -> Iterat
         device=config.device,
         embeddings=True,
     )
-    return _records(classes, sources, batches, config.reject_below)
+    return _records(classes, sources, batches, reject_below)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,19 +252,21 @@ class Classes:
     """What they are called, in order."""
     thresholds: Tensor | None
     """Where an image may have several: the probability from which on it has each, (K,)."""
+    reject_below: float | None = None
+    """Where it has one: the probability that ``convattn finetune`` chose to reject by."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Classes:
         """Those of a classifier.
 
         Args:
-            model: ``pretrained_cfg["thresholds"]`` has the thresholds that ``convattn finetune``
-                chose; else they are 0.5.
+            model: Its ``pretrained_cfg`` has the ``thresholds``, which else are 0.5, or the
+                ``reject_below`` that ``convattn finetune`` chose.
         """
         cfg, count = pretrained_cfg(model), int(cast(Any, model).num_classes)
         names = class_names(model, count)
         if not cfg.get("multi_label"):
-            return cls(names=names, thresholds=None)
+            return cls(names=names, thresholds=None, reject_below=cfg.get("reject_below"))
         return cls(names=names, thresholds=torch.tensor(cfg.get("thresholds", [THRESHOLD] * count)))
 
     def ranked(self, shares: Tensor) -> list[int]:
@@ -293,20 +295,28 @@ class Classes:
         reached = (shares >= self.thresholds).tolist()
         return [one for one in order if reached[one]]
 
-    def check_rejects(self, config: PredictConfig) -> None:
-        """Refuse to reject images that may have several classes.
+    def find_rejected(self, config: PredictConfig) -> float | None:
+        """The probability below which images are rejected; None: none is.
 
         Args:
-            config: Says whether to.
+            config: Says whether to, and by which.
 
         Raises:
-            ValueError: If it does.
+            ValueError: If images may have several classes, or none was chosen.
         """
         if config.reject_below is not None and self.thresholds is not None:
             raise ValueError(
                 f"reject_below={config.reject_below} is for networks that give an image one class; "
                 "this one may find several, each by a threshold of its own: leave it out"
             )
+        if config.reject_below != "auto":
+            return config.reject_below
+        if self.reject_below is None:
+            raise ValueError(
+                "reject_below=auto takes the probability that convattn finetune chose by "
+                "validation images, and this network has none; give a number, as 0.9"
+            )
+        return self.reject_below
 
 
 def _sources(images: Any, in_chans: int) -> Sequence[ImageSource]:

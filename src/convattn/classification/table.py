@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def write_table(model: nn.Module, place: Path, config: PredictConfig) -> Predict
         Interrupted: If the user stopped it.
     """
     classes = Classes.of(model)
-    classes.check_rejects(config)
+    config = replace(config, reject_below=classes.find_rejected(config))
     table = _Table(config)
     table.check_free()
     paths = list_images(place, in_chans_of(pretrained_cfg(model)))

@@ -47,7 +47,8 @@ class CheckDataOptions:
     out: str | None = None
     """Folder for data.html and data.json; without one only text is printed."""
     run: str | None = None
-    """Run folder of a classifier, whose network judges the labels of images it did not learn."""
+    """Run folder of a classifier, whose network judges the labels of images it did not learn; the
+    networks of its cross-validation (convattn finetune --folds) judge the others."""
     quick: bool = False
     """Read the images' headers alone, no pixels."""
     num_workers: int | None = None

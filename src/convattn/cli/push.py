@@ -16,9 +16,11 @@ _PROG = "convattn push"
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions:
-    """Put a run's classifier and its model card on the Hugging Face hub, or into a folder alike.
+    """Put a run's network and its model card on the Hugging Face hub, or into a folder alike.
 
     timm.create_model("hf-hub:REPO", pretrained=True), after import convattn, is then the network.
+    What timm does not build (a detector, a segmenter, attention added by augment) goes as a run
+    folder, which Run.open reads; the card says how.
     """
 
     run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
@@ -44,13 +46,13 @@ def command(arguments: list[str]) -> int:
     check_free(options.local)
 
     from convattn.runs import Run
-    from convattn.runs.sharing import push, save_for_hub
+    from convattn.runs.sharing import load_code, push, save_for_hub
 
     run = Run.open(options.run)
     if options.local is not None:
         folder = save_for_hub(run, Path(options.local))
-        load = f"timm.create_model('local-dir:{folder}', pretrained=True)"
-        print(f"{folder} holds the network: {load}")
+        code = load_code(run, folder)
+        print(f"{folder} holds the network: {code.splitlines()[-1].removeprefix('model = ')}")
         return 0
     assert options.repo is not None
     print(push(run, options.repo, private=options.private))

@@ -95,23 +95,21 @@ def check_free(out: str | None) -> None:
         raise UsageError(f"{out} exists and is never overwritten; give another --out")
 
 
-_SHORT = {
-    "--data": "--data.name",
-    "--group": "--data.group",
-    "--ignore-unknown": "--data.ignore-unknown",
-}
-"""Flags of the data that may be given without their prefix."""
+_SHORT = ("group", "ignore-unknown")
 
 
-def with_data_flags(words: list[str]) -> list[str]:
+def with_data_flags(words: list[str], *more: str) -> list[str]:
     """``--data NAME`` as short for ``--data.name NAME``, and others alike.
 
     Args:
         words: Of the command line.
+        *more: Names of the data's flags that this command takes without their prefix, beside those
+            that all do.
     """
+    short = {"--data": "--data.name"} | {f"--{name}": f"--data.{name}" for name in (*_SHORT, *more)}
     flags = [word.split("=")[0] for word in words]
     return [
-        _SHORT.get(flag, flag) + word.removeprefix(flag)
+        short.get(flag, flag) + word.removeprefix(flag)
         for flag, word in zip(flags, words, strict=True)
     ]
 

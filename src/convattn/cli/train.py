@@ -63,7 +63,7 @@ def command(arguments: list[str]) -> int:
     options = parse(
         TrainOptions,
         TrainOptions(**vars(recipe.config)),
-        with_data_flags(arguments[1:]),
+        with_data_flags(arguments[1:], "val-share"),
         prog=f"convattn train {arguments[0]}",
         description=recipe.description,
     )

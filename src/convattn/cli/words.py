@@ -80,7 +80,9 @@ def _unboxed(text: str) -> str:
         " ".join(itertools.takewhile(lambda line: not rule(line), below_title)).split()
     )
     # A class's own check names its field; which class it was adds nothing.
-    return re.sub(r"^\w+: (?=[\w.]+=)", "", message.replace("Error parsing ", ""))
+    return re.sub(
+        r"^\w+(Options: |Config: |: (?=[\w.]+=))", "", message.replace("Error parsing ", "")
+    )
 
 
 def _flags(config: Any, prefix: str = "") -> Iterator[str]:

@@ -90,6 +90,8 @@ class Source:
     """Test images, alike."""
     val: TensorImages | ImageFiles | None = None
     """Validation images, alike; None where the data set has none beside its test images."""
+    test_drawn: bool = False
+    """Whether the test images were drawn from images without splits."""
     multi_label: bool = False
     """Whether an image may have several classes, or none; its label is then (K,) of 0 and 1."""
     image_size: tuple[int, int] | None
@@ -504,6 +506,7 @@ def _load_folder(
             "each class, are the test set; class folders in a folder test would all be"
         )
     source = _file_source("folder", class_names, train, test, val)
+    source = replace(source, test_drawn=not _is_split(root))
     return _with_left_out(source, left_out, notes)
 
 
@@ -587,7 +590,8 @@ def _load_tables(
             f"group={group!r} parts images without splits, and {tables.names} has some; leave "
             "group out"
         )
-    if not test_rows:
+    test_drawn = not test_rows
+    if test_drawn:
         least = 1 if testing else 2
         class_names, images = _files_of(train_rows, found, classes_of(train_rows), least=least)
         together = _find_together(notes, tables.folder, images, class_names, group)
@@ -615,7 +619,13 @@ def _load_tables(
         _note_groups(notes, train_rows, test_rows)
     test.weights = None  # every image of a test counts once
     source = _file_source("folder", class_names, train, test, val)
-    return replace(source, multi_label=found.several, skipped=found.skipped, notes=tuple(notes))
+    return replace(
+        source,
+        test_drawn=test_drawn,
+        multi_label=found.several,
+        skipped=found.skipped,
+        notes=tuple(notes),
+    )
 
 
 def _part_rows(

@@ -34,7 +34,7 @@ def set_aside_validation(source: Source, share: float, *, seed: int) -> Source:
     if not kept.any():
         raise ValueError(
             f"none of the {len(train)} training images can be spared for validation, since no "
-            "class has two that may be parted; leave val_share (--data.val-share) out, or add "
+            "class has two that may be parted; leave val_share (--val-share) out, or add "
             "images"
         )
     labels, names = with_classless(train.labels[kept], source.class_names)

@@ -25,7 +25,7 @@ from convattn.explanation.geometry import Grid
 from convattn.explanation.gradcam import cam_layers, grad_cam
 from convattn.explanation.heatmap import attention_maps, class_probabilities
 from convattn.explanation.linear_evidence import evidence, evidence_maps
-from convattn.modes import frozen_eval_mode
+from convattn.modes import default_device, frozen_eval_mode
 
 METHODS: tuple[str, ...] = ("evidence", "attention", "gradcam", "random", "centre")
 """What ``measure_faithfulness`` can compare."""
@@ -347,7 +347,7 @@ def measure_faithfulness(
         >>> list(report.methods), report.num_images
         (['attention', 'centre'], 4)
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = default_device(device)
     model.to(device)
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[dict[str, Tensor]]] = {}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convattn.classification.evaluation import average_precisions
+from convattn.classification.evaluation import average_precisions, macro_f1
 from convattn.probing.report import bootstrap
 from convattn.probing.scores import score, training_loss
 from convattn.results import Results, Rows, percentages, worst_class
@@ -49,6 +49,8 @@ class _Finetuned(Results):
     """Classes that the network tells apart."""
     judged: str
     """Which images these are: test, or out-of-fold."""
+    test_drawn: bool = False
+    """Whether these are test images that were drawn from data without splits."""
     macro_f1: float
     """Mean F1 of the classes; where images have several, at the classes' thresholds."""
     loss: float
@@ -61,6 +63,10 @@ class _Finetuned(Results):
     """What logits are divided by, chosen on validation images; the saved weights have it."""
     per_class: Mapping[str, ClassScores]
     """By the classes' names."""
+
+    def _image_rows(self) -> Rows:
+        drawn = ", drawn from data without splits" if self.test_drawn else ""
+        return [(f"{self.judged} images", f"{self.num_images:,}{drawn}")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,13 @@ class FinetunedResult(_Finetuned):
     """Mean recall of the classes."""
     balanced_accuracy_interval: Interval
     """Alike."""
+    reject_below: float | None = None
+    """Probability below which ``predict --reject-below auto`` rejects, chosen on validation images;
+    None where no probability reached the target."""
+    kept: float | None = None
+    """Share of the images that are not rejected."""
+    kept_top1: float | None = None
+    """Share of those that are right; None if there are none."""
     top1_of_folds: tuple[float, ...] = ()
     """Of each fold, where there are some."""
     out_of_fold: FinetunedResult | None = None
@@ -90,7 +103,7 @@ class FinetunedResult(_Finetuned):
         """Names and values for people."""
         recalls = {name: one.recall for name, one in self.per_class.items()}
         return [
-            (f"{self.judged} images", f"{self.num_images:,}"),
+            *self._image_rows(),
             ("top-1", _with_interval(self.top1, self.top1_interval)),
             (
                 "balanced accuracy",
@@ -100,9 +113,16 @@ class FinetunedResult(_Finetuned):
             *_fold_rows(self.top1_of_folds),
             ("cross-entropy", f"{self.loss:.4f}"),
             *percentages({"calibration error": self.ece}),
+            *self._kept_rows(),
             *worst_class({name: one for name, one in recalls.items() if one is not None}),
             *_out_of_fold_rows(self.out_of_fold, "top-1"),
         ]
+
+    def _kept_rows(self) -> Rows:
+        if self.reject_below is None or self.kept is None:
+            return []
+        right = "" if self.kept_top1 is None else f", {self.kept_top1:.1%} of them right"
+        return [(f"kept if at least {self.reject_below:.3f} probable", f"{self.kept:.1%}{right}")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +148,7 @@ class FinetunedMultiLabelResult(_Finetuned):
         """Names and values for people."""
         precisions = {name: one.average_precision for name, one in self.per_class.items()}
         return [
-            (f"{self.judged} images", f"{self.num_images:,}"),
+            *self._image_rows(),
             ("mAP", _with_interval(self.map, self.map_interval)),
             *percentages({"macro F1": self.macro_f1}),
             *_fold_rows(self.map_of_folds),
@@ -166,7 +186,9 @@ def judge(
     class_names: Sequence[str],
     temperature: float,
     thresholds: Sequence[float] | None = None,
+    reject_below: float | None = None,
     judged: str = "test",
+    test_drawn: bool = False,
     folds: Tensor | None = None,
 ) -> FinetunedResult | FinetunedMultiLabelResult:
     """Sum up what a network says of images that it has not learnt.
@@ -178,7 +200,9 @@ def judge(
         class_names: Name of each class number.
         temperature: Of the final network.
         thresholds: Of images of several classes: the probability from which on each counts.
+        reject_below: Of images of one class: the probability below which they are rejected.
         judged: Which images these are.
+        test_drawn: Whether they were drawn from data without splits, as the test.
         folds: (N,) numbers of the folds that they are from, if from several.
     """
     found, before = score(calibrated, labels), score(logits, labels)
@@ -186,6 +210,7 @@ def judge(
         "num_images": len(labels),
         "num_classes": len(class_names),
         "judged": judged,
+        "test_drawn": test_drawn,
         "loss": found["cross_entropy"],
         "ece": found["ece"],
         "ece_before": before["ece"],
@@ -194,19 +219,18 @@ def judge(
     if labels.ndim == 2:
         assert thresholds is not None
         scores = calibrated.double().sigmoid()
-        per_class = _scores_of_several(scores, labels.bool(), class_names, thresholds)
+        taken = scores >= torch.tensor(thresholds, dtype=scores.dtype)
         return FinetunedMultiLabelResult(
             **common,
             map=found["map"],
             map_interval=_interval_of_map(scores, labels),
-            macro_f1=_mean_f1(per_class),
-            per_class=per_class,
+            macro_f1=macro_f1(taken, labels),
+            per_class=_scores_of_several(scores, taken, labels.bool(), class_names, thresholds),
             map_of_folds=_of_folds(
                 folds, lambda part: score(calibrated[part], labels[part])["map"]
             ),
         )
     said = calibrated.argmax(1)
-    per_class = _scores_of_classes(said, labels, class_names)
     right = (said == labels).double()
     return FinetunedResult(
         **common,
@@ -214,21 +238,28 @@ def judge(
         top1_interval=bootstrap(right),
         balanced_accuracy=found["balanced_accuracy"],
         balanced_accuracy_interval=_interval_of_recall(right.numpy(), labels),
-        macro_f1=_mean_f1(per_class),
-        per_class=per_class,
+        macro_f1=macro_f1(said, labels),
+        per_class=_scores_of_classes(said, labels, class_names),
         top1_of_folds=_of_folds(folds, lambda part: float(right[part].mean())),
+        **_kept(calibrated, right, reject_below),
     )
+
+
+def _kept(logits: Tensor, right: Tensor, reject_below: float | None) -> dict[str, Any]:
+    if reject_below is None:
+        return {}
+    kept = logits.double().softmax(1).amax(1) >= reject_below
+    return {
+        "reject_below": reject_below,
+        "kept": float(kept.double().mean()),
+        "kept_top1": float(right[kept].mean()) if kept.any() else None,
+    }
 
 
 def _of_folds(folds: Tensor | None, measure: Callable[[Tensor], float]) -> tuple[float, ...]:
     if folds is None:
         return ()
     return tuple(measure(folds == fold) for fold in folds.unique().tolist())
-
-
-def _mean_f1(per_class: Mapping[str, ClassScores]) -> float:
-    found = [one.f1 for one in per_class.values() if one.f1 is not None]
-    return sum(found) / max(1, len(found))
 
 
 def _scores_of_classes(
@@ -240,12 +271,16 @@ def _scores_of_classes(
 
 
 def _scores_of_several(
-    scores: Tensor, labels: Tensor, names: Sequence[str], thresholds: Sequence[float]
+    scores: Tensor,
+    taken: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    thresholds: Sequence[float],
 ) -> dict[str, ClassScores]:
     precisions = average_precisions(scores, labels)
     return {
         name: _class_scores(
-            scores[:, number] >= thresholds[number],
+            taken[:, number],
             labels[:, number],
             average_precision=precisions.get(number),
             threshold=thresholds[number],
@@ -312,6 +347,25 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     found = minimize_scalar(loss, bounds=(np.log(0.5), np.log(5.0)), method="bounded")
     return float(np.exp(found.x))
+
+
+def fit_rejection(confidences: Tensor, right: Tensor, target: float) -> float | None:
+    """The smallest probability so that a share of the images that reach it is right.
+
+    One of those that the images have, so that images less probable than all of these are rejected
+    in any case; None if even the most probable ones are not right often enough.
+
+    Args:
+        confidences: (N,) probabilities of the likeliest class of images that the network has not
+            learnt.
+        right: (N,) bool.
+        target: The share.
+    """
+    for least in confidences.unique().tolist():
+        kept = confidences >= least
+        if float(right[kept].double().mean()) >= target:
+            return least
+    return None
 
 
 def fit_thresholds(scores: Tensor, labels: Tensor) -> tuple[float, ...]:

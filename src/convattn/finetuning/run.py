@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import shlex
 import shutil
@@ -19,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from convattn.classification.out_of_fold import OUT_OF_FOLD, out_of_fold_table
 from convattn.config import DataConfig, FinetuneConfig, TrainConfig, as_flags
 from convattn.data import describe_skipped
 from convattn.data.counts import by_severity, count, judge_counts
@@ -34,6 +33,7 @@ from convattn.finetuning.page import Judged, Told, render_report
 from convattn.finetuning.results import (
     FinetunedMultiLabelResult,
     FinetunedResult,
+    fit_rejection,
     fit_temperature,
     fit_thresholds,
     judge,
@@ -105,7 +105,7 @@ class Setup:
         Args:
             images: Numbers of images.
         """
-        return self.images.splits(images, self.config.valid_share, self.config.seed)
+        return self.images.splits(images, self.config.val_share, self.config.seed)
 
     def build(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network with trained tensors.
@@ -171,6 +171,17 @@ class Network:
             return None
         return fit_thresholds((self.logits / self.temperature).sigmoid(), self.labels)
 
+    def reject_below(self, target: float) -> float | None:
+        """Of images of one class, the least probability that is to be trusted, if there is one.
+
+        Args:
+            target: As of ``fit_rejection``.
+        """
+        if self.labels.ndim == 2:
+            return None
+        confidences, said = (self.logits.double() / self.temperature).softmax(1).max(1)
+        return fit_rejection(confidences, said == self.labels, target)
+
     def write(self, file: Path) -> None:
         """Keep it, whole or not at all."""
         tensors = {**self.tensors, "valid.logits": self.logits, "valid.labels": self.labels}
@@ -232,12 +243,16 @@ def resume_finetune(folder: Path) -> FinetunedRun:
 
 def _check(images: Images, frozen: Frozen, config: FinetuneConfig) -> None:
     check_channels(frozen, images.source)
-    if config.class_weights == "balanced" and images.source.multi_label:
+    if config.kept_target != FinetuneConfig().kept_target and images.source.multi_label:
         raise ValueError(
-            "class-weights balanced is for images of one class each, and these may have several; "
-            "leave it out"
+            "kept_target is for images of one class each, and these may have several, each by a "
+            "threshold of its own; leave it out"
         )
-    images.splits(images.train, config.valid_share, config.seed)
+    images.splits(images.train, config.val_share, config.seed)
+    if config.folds:
+        folds = images.folds(images.train, config.folds, config.seed)
+        for fold in range(config.folds):
+            images.splits(images.train[folds != fold], config.val_share, config.seed)
     seconds = first_stage.seconds_of_pass(frozen, len(images.all), default_device(config.device))
     if seconds > 60 * config.minutes:
         raise ValueError(
@@ -498,6 +513,9 @@ def _finish(setup: Setup, folder: Path, network: Network, folds: Folds | None) -
     thresholds = network.thresholds
     if thresholds is not None:
         cfg = {**cfg, "thresholds": list(thresholds)}
+    reject_below = network.reject_below(config.kept_target)
+    if reject_below is not None:
+        cfg = {**cfg, "reject_below": reject_below}
     tensors = divided(network.tensors, network.temperature)
     save_network(folder, tensors, cfg, setup.run_config)
     model = Run.open(folder).load_model()
@@ -509,6 +527,8 @@ def _finish(setup: Setup, folder: Path, network: Network, folds: Folds | None) -
         class_names=images.class_names,
         temperature=network.temperature,
         thresholds=thresholds,
+        reject_below=reject_below,
+        test_drawn=images.source.test_drawn,
     )
     if folds is not None:
         outside = judge(
@@ -522,7 +542,7 @@ def _finish(setup: Setup, folder: Path, network: Network, folds: Folds | None) -
             folds=folds.folds,
         )
         result = dataclasses.replace(result, out_of_fold=outside)  # type: ignore[arg-type]  # of its kind
-        replace_atomically(folder / "out_of_fold.csv", _out_of_fold(folds, images).encode())
+        replace_atomically(folder / OUT_OF_FOLD, _out_of_fold(folds, images).encode())
     judged = Judged(
         numbers=images.test,
         probabilities=_probabilities(calibrated, images),
@@ -532,32 +552,20 @@ def _finish(setup: Setup, folder: Path, network: Network, folds: Folds | None) -
     write_card(folder)
     told = _told(setup, folder, network)
     page = render_report(result, judged, images, model, told, thresholds)
-    replace_atomically(folder / _REPORT, page)
     replace_atomically(folder / "report.md", _markdown(result, told).encode())
+    replace_atomically(folder / _REPORT, page)  # the last: what has it has ended
     return FinetunedRun(folder=folder, result=result, report=folder / _REPORT)
 
 
 def _out_of_fold(folds: Folds, images: Images) -> str:
-    """``out_of_fold.csv``: of each image its path, class, fold, and all probabilities."""
-    names, several = images.class_names, images.source.multi_label
-    shares = _probabilities(folds.calibrated, images)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "fold", *([] if several else ["prediction"]), *names])
-    for place, number in enumerate(folds.images.tolist()):
-        label, row = images.labels[number], shares[place]
-        there = label.nonzero()[:, 0].tolist() if several else [int(label)]
-        said = [] if several else [names[int(row.argmax())]]
-        writer.writerow(
-            [
-                images.name(number),
-                ";".join(names[one] for one in there),
-                int(folds.folds[place]) + 1,
-                *said,
-                *(f"{share:.6f}" for share in row.tolist()),
-            ]
-        )
-    return text.getvalue()
+    numbers = folds.images
+    return out_of_fold_table(
+        [images.name(number) for number in numbers.tolist()],
+        images.labels[numbers],
+        folds.folds,
+        _probabilities(folds.calibrated, images),
+        images.class_names,
+    )
 
 
 def _probabilities(logits: Tensor, images: Images) -> Tensor:
@@ -588,12 +596,25 @@ def _told(setup: Setup, folder: Path, network: Network) -> Told:
             ("epochs of the head", str(told["epochs"])),
             *([("epochs end to end", str(network.epochs))] if network.epochs else []),
             ("validated", told["validated"]),
+            *_rejection_setting(config, network),
             ("seed", str(config.seed)),
         ],
         curves=[_grid_curve(told["grid"]), *_epoch_curves(told.get("curve", ()))],
         command=_command(config),
         folder=shlex.quote(str(folder)),
     )
+
+
+def _rejection_setting(config: FinetuneConfig, network: Network) -> list[tuple[str, str]]:
+    if network.labels.ndim == 2:
+        return []
+    below, target = network.reject_below(config.kept_target), f"{config.kept_target:.1%}"
+    said = (
+        f"none: no probability makes {target} of the validation images above it right"
+        if below is None
+        else f"below {below:.3f}, so that {target} of the validation images kept are right"
+    )
+    return [("rejected by predict --reject-below auto", said)]
 
 
 def _command(config: FinetuneConfig) -> str:

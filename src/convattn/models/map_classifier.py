@@ -29,6 +29,24 @@ _MAP = "map"  # what the one output of an extractor is called
 _OF_TIMMS_BUILDER = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
+def check_known(name: str) -> None:
+    """Refuse a name of no network.
+
+    Args:
+        name: As of ``create_backbone``.
+
+    Raises:
+        ValueError: With the nearest name.
+    """
+    if name.startswith(TORCHVISION):
+        known = [TORCHVISION + own for own in torchvision.models.list_models(torchvision.models)]
+        is_known = name in known
+    else:
+        known, is_known = timm.list_models(), timm.is_model(name)
+    if not is_known:
+        raise ValueError(f"unknown model {name!r}; the nearest is {nearest(name, known)!r}")
+
+
 def create_backbone(
     name: str, *, pretrained: bool = False, in_chans: int = 3, **arguments: Any
 ) -> nn.Module:
@@ -43,21 +61,13 @@ def create_backbone(
     Raises:
         ValueError: If there is no such network.
     """
+    check_known(name)
     if not name.startswith(TORCHVISION):
-        if not timm.is_model(name):
-            near = nearest(name, timm.list_models())
-            raise ValueError(f"unknown model {name!r}; the nearest is {near!r}")
         return cast(
             nn.Module,
             timm.create_model(
                 name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **arguments
             ),
-        )
-    known = torchvision.models.list_models(module=torchvision.models)
-    own = name.removeprefix(TORCHVISION)
-    if own not in known:
-        raise ValueError(
-            f"unknown model {name!r}; the nearest is {TORCHVISION + nearest(own, known)!r}"
         )
     if in_chans != 3:
         raise ValueError(
@@ -68,7 +78,7 @@ def create_backbone(
         # Inception and GoogLeNet announce how they will initialise one day.
         warnings.filterwarnings("ignore", category=FutureWarning)
         model: nn.Module = torchvision.models.get_model(
-            own, weights="DEFAULT" if pretrained else None, **arguments
+            name.removeprefix(TORCHVISION), weights="DEFAULT" if pretrained else None, **arguments
         )
     return model
 

@@ -16,7 +16,12 @@ from torch import nn
 
 from convattn.config import ProbeConfig, Scalar
 from convattn.data import Source
-from convattn.models.map_classifier import TORCHVISION, MapBackbone, create_backbone
+from convattn.models.map_classifier import (
+    TORCHVISION,
+    MapBackbone,
+    check_known,
+    create_backbone,
+)
 from convattn.runs import Run
 from convattn.text import one_line
 from convattn.weights import architecture_of, load_backbone, read_metadata, read_weights
@@ -135,9 +140,10 @@ def _find_weights(config: ProbeConfig) -> _Weights:
         origin = "its released weights" if config.pretrained else "random weights"
         return _Weights(name=name or MODEL, file=None, origin=origin, pretrained=config.pretrained)
     if name is not None and name != MODEL:
+        check_known(name)
         raise ValueError(
-            f"{name} has no weights yet; give --weights FILE, or --pretrained for its released ones"
-            " (which may be downloaded), or --random"
+            f"{name} has no weights yet; give --weights FILE, or --pretrained for its released "
+            "ones, which may be downloaded"
         )
     file = find_installed()
     if file is None:
@@ -149,8 +155,9 @@ def _find_weights(config: ProbeConfig) -> _Weights:
 
 
 def _of_run(config: ProbeConfig, folder: Path) -> _Weights:
-    if config.weights is not None or config.pretrained or config.random:
-        raise ValueError(f"{folder} has its own weights; leave weights, pretrained and random out")
+    for given in ("weights", "pretrained", "random"):
+        if getattr(config, given):
+            raise ValueError(f"{folder} has its own weights; leave --{given} out")
     run = Run.open(folder)
     if run.config.augment.conv or run.config.model.backbone is not None:
         raise ValueError(

@@ -163,8 +163,8 @@ class Training:
         batch_size: Images a step; what is left of an epoch is not a batch.
         seed: Of the first weights, and of the order.
         norm: Whether a BatchNorm follows the pools.
-        weights: How much each image counts in the loss of the training, of mean 1 over ``fit``,
-            by its number; None: all alike.
+        weights: How much each image, or of several classes each of them, counts in the loss of the
+            training, of mean 1 over ``fit``, by its number: (M,) or (M, K); None: all alike.
         device: Where to compute.
     """
 

@@ -345,7 +345,7 @@ def _how(findings: Findings, config: ProbeConfig, network: Frozen) -> str:
         f"{', '.join(f'{decay:g}' for decay in config.weight_decays)}, batches of "
         f"{config.batch_size}, a cosine over {_epochs(config.epochs)}. Rates of factor 3, widened "
         "until a pool's best lies inside its grid; rate and epochs are those of the least loss on "
-        f"{config.valid_share:.0%} of the training images, drawn anew by each seed, after "
+        f"{config.val_share:.0%} of the training images, drawn anew by each seed, after "
         f"{_epochs(config.patience)} without a better one a head ends; the chosen head is then "
         "trained on all training images and tested once.\n\n"
         f"The backbone was run on {findings.cached:,} images. The heads were trained on "

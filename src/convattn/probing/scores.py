@@ -20,10 +20,10 @@ def training_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
     Args:
         logits: (B, K).
         labels: (B,) class numbers, or (B, K) of 0 and 1.
-        weights: (B,), how much each image counts; None: all alike.
+        weights: (B,), how much each image counts, or (B, K), each class of it; None: all alike.
     """
     if is_multi_label(labels):
-        each = None if weights is None else weights[:, None]
+        each = None if weights is None else weights.view(len(weights), -1)
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), weight=each)
     if weights is None:
         return F.cross_entropy(logits, labels)
@@ -76,5 +76,5 @@ def _of_several(logits: Tensor, truth: Tensor) -> dict[str, float]:
         "balanced_accuracy": float(((sensitivity + specificity) / 2).nanmean()),
         "ece": calibration_error(shares.flatten(), truth.flatten()),
         "map": sum(precisions) / max(1, len(precisions)),
-        "macro_f1": macro_f1(shares[:, having], truth[:, having]),
+        "macro_f1": macro_f1(said[:, having], truth[:, having]),
     }

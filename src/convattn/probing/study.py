@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from convattn.classification.evaluation import summarize
-from convattn.classification.predictions import NUM_RANKS, Predictions
+from convattn.classification.evaluation import predictions_of, summarize
 from convattn.config import ProbeConfig
 from convattn.data import Source, train_transform, transform_of
 from convattn.exceptions import Interrupted
@@ -109,7 +108,7 @@ class Probe:
         """Places of the images to fit, and of those to choose by."""
         chosen = draw_validation(
             self.cache.labels[self.train],
-            self.config.valid_share,
+            self.config.val_share,
             seed=seed,
             names=self.class_names,
             groups=None if self.groups is None else self.groups[self.train],
@@ -135,7 +134,7 @@ def run_probe(config: ProbeConfig) -> ProbedRun:
     groups, labels = find_groups(source.train, config.data), source.train.labels
     for seed in range(config.seeds):  # what cannot be drawn is told before anything is computed
         draw_validation(
-            labels, config.valid_share, seed=seed, names=source.class_names, groups=groups
+            labels, config.val_share, seed=seed, names=source.class_names, groups=groups
         )
     folder = new_run_folder(config.out, "runs/probe", "convattn probe --resume")
     replace_atomically(folder / _CONFIG, config.to_json().encode())
@@ -542,8 +541,12 @@ def _finish(
         epochs=probe.config.epochs,
     )
     save_network(folder, join_tensors(frozen, head), network_cfg(frozen, source), of_run)
-    result = _result(results[0].logits[best], findings.labels, source.class_names)
-    replace_atomically(folder / "evaluation.json", result.encode())
+    result = summarize(
+        predictions_of(results[0].logits[best].double(), findings.labels),
+        class_names=source.class_names,
+        images_per_second=0.0,
+    )
+    replace_atomically(folder / "evaluation.json", result.to_json().encode())
     figures.draw_accuracies(
         findings, folder / "accuracy.png", title=_title(frozen, source, probe.config)
     )
@@ -573,18 +576,3 @@ def _title(frozen: Frozen, source: Source, config: ProbeConfig) -> str:
 def _data_name(source: Source, config: ProbeConfig) -> str:
     """What people call the data: a folder by its own name."""
     return source.name if config.data.root is None else Path(config.data.root).resolve().name
-
-
-def _result(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> str:
-    """``evaluation.json`` of the network in the folder."""
-    if is_multi_label(labels):
-        return json.dumps({"num_images": len(labels), **score(logits, labels)}, indent=2) + "\n"
-    losses = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
-    predictions = Predictions(
-        labels=labels,
-        classes=logits.topk(min(NUM_RANKS, len(class_names)), dim=1).indices,
-        losses=losses,
-        peaks=None,
-        energies=None,
-    )
-    return summarize(predictions, class_names=class_names, images_per_second=0.0).to_json()

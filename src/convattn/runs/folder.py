@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from torch import nn
 
@@ -18,7 +18,7 @@ from convattn.runs.build import build_trained, create_model, is_dense, load_weig
 from convattn.text import one_line
 from convattn.weights import read_metadata
 
-_CONFIG = "config.json"
+CONFIG = "config.json"
 # What no run can be rebuilt without; other fields that are left out keep their defaults.
 _REQUIRED = ("model", "model.name")
 
@@ -44,10 +44,10 @@ class Run:
             ValueError: If its configuration cannot be understood; says what is wrong with it.
         """
         path = Path(folder)
-        file = path / _CONFIG
+        file = path / CONFIG
         if not file.is_file():
             raise FileNotFoundError(
-                f"{path} is no run folder, it has no {_CONFIG}: {file} does not exist; name a "
+                f"{path} is no run folder, it has no {CONFIG}: {file} does not exist; name a "
                 "folder that `convattn train` has made"
             )
         try:
@@ -114,7 +114,7 @@ class Run:
             model = build_trained(config.model, cfg=cfg, augment=config.augment)
         # A network's own code raises whatever a damaged argument leads it to.
         except Exception as error:
-            raise ValueError(f"{self.folder / _CONFIG}: {one_line(error)}") from error
+            raise ValueError(f"{self.folder / CONFIG}: {one_line(error)}") from error
         load_weights(model, weights)
         return model
 
@@ -124,7 +124,7 @@ class Run:
         images: Any,
         *,
         out: None = None,
-        reject_below: float | None = None,
+        reject_below: float | Literal["auto"] | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         device: str | None = None,
@@ -137,7 +137,7 @@ class Run:
         *,
         out: str | os.PathLike[str],
         embeddings: str | os.PathLike[str] | None = None,
-        reject_below: float | None = None,
+        reject_below: float | Literal["auto"] | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         device: str | None = None,
@@ -149,7 +149,7 @@ class Run:
         *,
         out: str | os.PathLike[str] | None = None,
         embeddings: str | os.PathLike[str] | None = None,
-        reject_below: float | None = None,
+        reject_below: float | Literal["auto"] | None = None,
         batch_size: int = 64,
         num_workers: int | None = None,
         device: str | None = None,
@@ -167,7 +167,8 @@ class Run:
             embeddings: With ``out``: a new ``.npy`` or ``.safetensors`` with what the classifier
                 layer reads, (N, C) float32, or (N, K, C) where each of K classes reads its own; a
                 row for each of the table's.
-            reject_below: Mark what is less probable, above 0 and at most 1.
+            reject_below: Mark what is less probable, above 0 and at most 1; auto: than what
+                ``convattn finetune`` chose.
             batch_size: Images that are computed at a time.
             num_workers: Processes that read images; None takes one a core if there are many images.
             device: Where to compute; None takes the GPU if there is one.

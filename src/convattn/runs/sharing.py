@@ -1,8 +1,10 @@
-"""A run's classifier as timm and the Hugging Face hub keep networks: in a folder, or there."""
+"""A run's network as timm and the Hugging Face hub keep networks: in a folder, or there."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -10,35 +12,80 @@ from typing import TypeVar
 import huggingface_hub
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from timm.models import save_for_hf
+from torch import nn
 
 from convattn.files import replace_atomically
+from convattn.runs.build import is_dense
 from convattn.runs.card import CARD, model_card
-from convattn.runs.folder import Run
+from convattn.runs.folder import CONFIG, Run
 from convattn.text import one_line
 
-_OURS = ("multi_label", "thresholds")  # fields of pretrained_cfg that timm has no word for
+_OURS = (
+    "multi_label",
+    "thresholds",
+    "reject_below",
+)  # fields of pretrained_cfg that timm has no word for
 
 T = TypeVar("T")
 
 
-def save_for_hub(run: Run, folder: Path, *, source: str | None = None) -> Path:
-    """Write weights, ``config.json`` and model card into a new folder, as timm reads them.
+def save_for_hub(run: Run, folder: Path, *, repo: str | None = None) -> Path:
+    """Write weights, ``config.json`` and model card into a new folder.
 
-    After ``import convattn``, ``timm.create_model("local-dir:FOLDER", pretrained=True)`` is the
-    network. Nothing in the folder tells where the images were.
+    ``load_code`` of the folder is then the network, to the bit. Nothing in the folder tells where
+    the images were.
 
     Args:
-        run: A finished one, of a classifier without attention added by ``augment``.
+        run: A finished one.
         folder: To make.
-        source: What the card says that timm loads it from; None: this folder.
+        repo: The repository of the hub that it is for; None: none.
 
     Raises:
         FileExistsError: If the folder exists.
         FileNotFoundError: If the training has not ended.
-        ValueError: If timm cannot build the network.
     """
-    _check_timm_builds(run)
-    model = run.load_model()
+    model, code = run.load_model(), load_code(run, folder, repo)
+    card = model_card(run, name=Path(repo or folder).name, load=code)
+    folder.mkdir(parents=True)
+    if timm_builds(run):
+        _save_for_timm(run, model, folder)
+    else:
+        _save_run(run, folder)
+    replace_atomically(folder / CARD, card.encode())
+    return folder
+
+
+def timm_builds(run: Run) -> bool:
+    """Whether timm can build the network: a classifier without attention added by ``augment``.
+
+    Args:
+        run: Any.
+    """
+    augment = run.config.augment
+    return not (is_dense(run.config.model.name) or augment.pool is not None or augment.conv)
+
+
+def load_code(run: Run, folder: Path, repo: str | None = None) -> str:
+    """Lines of Python that make ``model`` of what ``save_for_hub`` wrote.
+
+    Args:
+        run: What it wrote.
+        folder: Where to.
+        repo: Where it was pushed to; None: nowhere.
+    """
+    if timm_builds(run):
+        source = f"local-dir:{folder}" if repo is None else f"hf-hub:{repo}"
+        model = f"timm.create_model({source!r}, pretrained=True).eval()"
+        return f"import timm\n\nimport convattn\n\nmodel = {model}"
+    if repo is None:
+        return f"import convattn\n\nmodel = convattn.Run.open({str(folder)!r}).load_model()"
+    return (
+        "import convattn\nfrom huggingface_hub import snapshot_download\n\n"
+        f"model = convattn.Run.open(snapshot_download({repo!r})).load_model()"
+    )
+
+
+def _save_for_timm(run: Run, model: nn.Module, folder: Path) -> None:
     cfg = dict(run.pretrained_cfg)
     more = {key: cfg[key] for key in _OURS if key in cfg}
     model.pretrained_cfg = {  # type: ignore[assignment]
@@ -46,12 +93,6 @@ def save_for_hub(run: Run, folder: Path, *, source: str | None = None) -> Path:
         for key, value in dict(model.pretrained_cfg).items()  # type: ignore[arg-type]
         if key not in _OURS
     }
-    source = source or f"local-dir:{folder}"
-    load = (
-        f"import timm\n\nimport convattn\n\nmodel = timm.create_model({source!r}, pretrained=True)"
-    )
-    card = model_card(run, name=Path(source.split(":", 1)[1]).name, load=f"{load}.eval()")
-    folder.mkdir(parents=True)
     save_for_hf(
         model,
         folder,
@@ -63,8 +104,18 @@ def save_for_hub(run: Run, folder: Path, *, source: str | None = None) -> Path:
         },
         safe_serialization=True,
     )
-    replace_atomically(folder / CARD, card.encode())
-    return folder
+
+
+def _save_run(run: Run, folder: Path) -> None:
+    """The run itself, without the ways to its images, weights and results."""
+    config = replace(
+        run.config,
+        data=replace(run.config.data, root=None),
+        model=replace(run.config.model, checkpoint=None),
+        out=None,
+    )
+    shutil.copyfile(run.weights, folder / run.weights.name)
+    replace_atomically(folder / CONFIG, config.to_json().encode())
 
 
 def push(run: Run, repo: str, *, private: bool = False) -> str:
@@ -82,10 +133,9 @@ def push(run: Run, repo: str, *, private: bool = False) -> str:
 
     Raises:
         FileNotFoundError: If the training has not ended.
-        ValueError: If timm cannot build the network, nobody is logged in, or the hub refuses.
+        ValueError: If nobody is logged in, or the hub refuses.
     """
     validate_repo_id(repo)
-    _check_timm_builds(run)
     if huggingface_hub.get_token() is None:
         raise ValueError(
             "nobody is logged in to the Hugging Face hub: run `hf auth login`, or set HF_TOKEN; "
@@ -94,7 +144,7 @@ def push(run: Run, repo: str, *, private: bool = False) -> str:
     api = huggingface_hub.HfApi(library_name="convattn")
     made = _asked(repo, lambda: api.create_repo(repo, private=private, exist_ok=True))
     with TemporaryDirectory() as parent:
-        folder = save_for_hub(run, Path(parent, "network"), source=f"hf-hub:{made.repo_id}")
+        folder = save_for_hub(run, Path(parent, "network"), repo=made.repo_id)
         kept = [CARD] if _asked(repo, lambda: api.file_exists(made.repo_id, CARD)) else []
         _asked(
             repo,
@@ -106,23 +156,6 @@ def push(run: Run, repo: str, *, private: bool = False) -> str:
             ),
         )
     return str(made)
-
-
-def _check_timm_builds(run: Run) -> None:
-    from convattn.detection import DETECTORS
-    from convattn.segmentation import SEGMENTERS
-
-    name, augment = run.config.model.name, run.config.augment
-    if name in DETECTORS or name in SEGMENTERS:
-        raise ValueError(
-            f"{run.folder} is a {name}, which timm does not build; share its folder as it is: "
-            "Run.open reads it"
-        )
-    if augment.pool is not None or augment.conv:
-        raise ValueError(
-            f"{run.folder} is a {name} with attention added by augment, which timm does not build; "
-            "share its folder as it is: Run.open reads it"
-        )
 
 
 def _asked(repo: str, ask: Callable[[], T]) -> T:

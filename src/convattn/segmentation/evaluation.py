@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from convattn.data.masks import IGNORED
-from convattn.modes import eval_mode
+from convattn.modes import default_device, eval_mode
 from convattn.results import Results, Rows, percentages, worst_class
 from convattn.segmentation.upernet import resize_logits, sliding_window
 
@@ -168,7 +168,7 @@ def evaluate_segmentation(
         ValueError: If the model has another number of classes than the data, or there is no
             image.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = default_device(device)
     model.to(device)
     # This process alone tests, whoever trained beside it.
     metrics = SegmentationMetrics(class_names=class_names, gathered=False).to(device)

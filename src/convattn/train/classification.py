@@ -29,6 +29,7 @@ from convattn.classification.evaluation import (
     macro_f1,
 )
 from convattn.classification.figures import draw_attention
+from convattn.classification.predictions import THRESHOLD
 from convattn.config import TrainConfig
 from convattn.data import ImageFiles, Source, TensorImages, batch_mix, transform_of
 from convattn.explanation import attention_layers
@@ -297,7 +298,7 @@ class MultiLabelScores(torchmetrics.Metric):
         scores, labels = dim_zero_cat(self.scores), dim_zero_cat(self.labels)
         found = average_precisions(scores, labels)
         mean = sum(found.values()) / max(1, len(found))
-        return {"val_map": mean, "val_macro_f1": macro_f1(scores, labels)}
+        return {"val_map": mean, "val_macro_f1": macro_f1(scores >= THRESHOLD, labels)}
 
 
 def dense_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:

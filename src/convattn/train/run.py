@@ -298,7 +298,7 @@ def _check_choice(job: Job) -> None:
         flag = f"keep={config.keep}" if config.keep == "best" else f"patience={config.patience}"
         raise ValueError(
             f"{flag} chooses by validation images, and {config.data.name} has none beside its test "
-            "images; set some aside with --data.val-share 0.2, or leave it out"
+            "images; set some aside with --val-share 0.2, or leave it out"
         )
 
 

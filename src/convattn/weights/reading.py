@@ -131,6 +131,8 @@ def _read_torch(file: Path) -> Any:
         raise
     except Exception as error:  # whatever its bytes have led the readers to
         reason = str(error).partition("\n")[0] or "it ends too early"
+        if isinstance(error, LookupError):  # says a byte and no more
+            reason = "its bytes are no PyTorch file's"
         raise ValueError(f"{file} is damaged ({reason}); get it anew") from None
 
 
