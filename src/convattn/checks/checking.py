@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from convattn.checks import quality
+from convattn.checks.copies import Copies, find_copies, judge_copies, many
 from convattn.checks.labels import check_labels
 from convattn.checks.looking import Look, files_of, look_at
 from convattn.checks.opening import OpenedData, Place, open_place
@@ -27,7 +28,6 @@ from convattn.data.counts import (
     count,
     judge_counts,
 )
-from convattn.data.folders import find_duplicates
 from convattn.data.reading import HEADER_TRAITS
 from convattn.runs import Run
 
@@ -150,10 +150,11 @@ def check_data(
         by_part = {"train": readable[:cut], "test": readable[cut:]}
         labels = check_labels(run, source, place.root, by_part, names)
     counts, odd = count(source), quality_issues(looks)
+    copies = _copies(source, looks, odd)
     findings = [
         *_refused(opened),
         *_unreadable(looks, names),
-        *_copied(source, looks, odd, names),
+        *judge_copies(copies, len(source.train), _labels(source), names),
         *_counted(counts, objects),
         *_objects_found(objects, names, unit),
         *_odd(odd, names),
@@ -269,10 +270,6 @@ def _chosen(names: Sequence[str], places: Iterable[int]) -> tuple[str, ...]:
     return tuple(names[place] for place in places)
 
 
-def _many(number: int, one: str, several: str) -> str:
-    return f"1 {one}" if number == 1 else f"{number:,} {several}"
-
-
 def _refused(opened: OpenedData) -> Iterator[Finding]:
     if opened.refusal is not None:
         sentence = (
@@ -286,7 +283,7 @@ def _unreadable(looks: Sequence[Look], names: Sequence[str]) -> Iterator[Finding
     places = [place for place, look in enumerate(looks) if look.fault is not None]
     if places:
         sentence = (
-            f"{_many(len(places), 'image', 'images')} cannot be read, the first since "
+            f"{many(len(places), 'image', 'images')} cannot be read, the first since "
             f"{looks[places[0]].fault}; mend them, or train without by --data.bad-images skip"
         )
         yield Finding(
@@ -294,104 +291,21 @@ def _unreadable(looks: Sequence[Look], names: Sequence[str]) -> Iterator[Finding
         )
 
 
-def _copied(
-    source: Any, looks: Sequence[Look], odd: Mapping[str, Sequence[int]], names: Sequence[str]
-) -> Iterator[Finding]:
-    """Images that are there several times, to the byte or nearly."""
+def _copies(source: Any, looks: Sequence[Look], odd: Mapping[str, Sequence[int]]) -> Copies:
+    """Images that are there several times; those that show next to nothing all look alike."""
     files = [files_of(getattr(source, part)) for part in PARTS]
-    exact: list[list[int]] = []
-    if files[0] is not None and files[1] is not None:
-        exact = find_duplicates([*files[0], *files[1]])
-    alike: defaultdict[str, list[int]] = defaultdict(list)
+    known = None if files[0] is None or files[1] is None else [*files[0], *files[1]]
     blank = set(odd["low_information"])
-    same = {place: group[0] for group in exact for place in group}
-    for place, look in enumerate(looks):
-        if look.fingerprint is not None and place not in blank:
-            alike[look.fingerprint].append(place)
-    near = [
-        group for group in alike.values() if len({same.get(place, place) for place in group}) > 1
+    fingerprints = [
+        None if place in blank else look.fingerprint for place, look in enumerate(looks)
     ]
-    labels = _labels(source)
-    yield from _copies(exact, "exact", "the same file", len(source.train), labels, names)
-    yield from _copies(near, "near", "look the same", len(source.train), labels, names)
-
-
-def _copies(
-    groups: Sequence[Sequence[int]],
-    kind: str,
-    what: str,
-    cut: int,
-    labels: Tensor | None,
-    names: Sequence[str],
-) -> Iterator[Finding]:
-    """One finding on copies across the parts, one on such of several classes, one on the rest."""
-    is_exact = kind == "exact"
-    crossing = [group for group in groups if min(group) < cut <= max(group)]
-    if crossing:
-        tested = sum(place >= cut for group in crossing for place in group)
-        said = (
-            "are training images, too, byte for byte" if is_exact else "look like training images"
-        )
-        sentence = (
-            f"{_many(tested, 'test image', 'test images')} {_plural(tested, said)}: the test "
-            f"{'measures' if is_exact else 'may measure'} memory; keep them in one of the two parts"
-        )
-        worst: Severity = "error" if is_exact else "warning"
-        yield _group_finding(f"{kind}_copies_across_parts", worst, sentence, crossing, names)
-    contrary = [] if labels is None else [g for g in groups if _differ(labels, g)]
-    if contrary:
-        number = _many(len(contrary), "image has", "images have")
-        how = "as the same file twice" if is_exact else "in copies that look the same"
-        wrong = "one label is wrong; keep the right one"
-        if not is_exact:
-            wrong = "one label may be wrong; look at them"
-        sentence = f"{number} several classes, {how}: {wrong}"
-        worst = "error" if is_exact else "warning"
-        yield _group_finding(f"{kind}_copies_of_two_classes", worst, sentence, contrary, names)
-    rest = [group for group in groups if group not in crossing and group not in contrary]
-    if rest:
-        extra = sum(len(group) - 1 for group in rest)
-        said = "the same file as" if is_exact else "nearly the same as"
-        sentence = (
-            f"{_many(extra, 'image is', 'images are')} {said} another of the same part, which "
-            "counts for more than it should; keep one of each"
-        )
-        yield _group_finding(f"{kind}_copies", "note", sentence, rest, names)
-
-
-def _plural(number: int, said: str) -> str:
-    if number != 1:
-        return said
-    singular = said.replace("are training images", "is a training image", 1)
-    return singular.replace("look like training images", "looks like a training image", 1)
-
-
-def _group_finding(
-    kind: str,
-    severity: Severity,
-    sentence: str,
-    groups: Sequence[Sequence[int]],
-    names: Sequence[str],
-) -> Finding:
-    named = tuple(_chosen(names, group) for group in groups)
-    return Finding(
-        kind=kind,
-        severity=severity,
-        sentence=sentence,
-        images=tuple(name for group in named for name in group),
-        groups=named,
-    )
+    return find_copies(known, fingerprints)
 
 
 def _labels(source: Any) -> Tensor | None:
     labels = [getattr(getattr(source, part), "labels", None) for part in PARTS]
     found = [one for one in labels if isinstance(one, Tensor)]
     return torch.cat(found) if len(found) == len(PARTS) else None
-
-
-def _differ(labels: Tensor, places: Sequence[int]) -> bool:
-    own = labels[list(places)]
-    return bool((own != own[0]).any())
 
 
 def _counted(counts: Counts, objects: Mapping[str, _Objects]) -> Iterator[Finding]:
@@ -412,7 +326,7 @@ def _objects_found(
     tallies = list(objects.values())
     unlabelled = [place for tally in tallies for place in tally.without]
     if unlabelled:
-        number = _many(len(unlabelled), "image", "images")
+        number = many(len(unlabelled), "image", "images")
         shows = "shows" if len(unlabelled) == 1 else "show"
         what = "no object" if unit == "boxes" else "no class, all pixels are ignored"
         sentence = (
@@ -427,7 +341,7 @@ def _objects_found(
     tiny = sum(tally.num_tiny for tally in tallies)
     if tiny:
         sentence = (
-            f"{_many(tiny, 'box is', 'boxes are')} narrower or lower than {_TINY} pixels, too "
+            f"{many(tiny, 'box is', 'boxes are')} narrower or lower than {_TINY} pixels, too "
             "little to be found; correct them, or leave such objects out"
         )
         places = [place for tally in tallies for place in tally.tiny]
@@ -437,7 +351,7 @@ def _objects_found(
     whole = sum(tally.num_whole for tally in tallies)
     if whole:
         sentence = (
-            f"{_many(whole, 'box covers', 'boxes cover')} the whole image: right if the object "
+            f"{many(whole, 'box covers', 'boxes cover')} the whole image: right if the object "
             "does, wrong if the box stands for a label without a place"
         )
         places = [place for tally in tallies for place in tally.whole]
@@ -472,7 +386,7 @@ def _odd(odd: Mapping[str, Sequence[int]], names: Sequence[str]) -> Iterator[Fin
         if places:
             severity, advice = _ADVICE[issue]
             said = quality.ISSUES[issue]
-            number = _many(len(places), "image", "images")
+            number = many(len(places), "image", "images")
             if len(places) == 1:
                 said = said.replace("are", "is", 1).replace("show", "shows", 1)
             yield Finding(
@@ -499,14 +413,14 @@ def _traits(looks: Sequence[Look], names: Sequence[str]) -> Iterator[Finding]:
             yield Finding(
                 kind=trait.replace(" ", "_"),
                 severity="note",
-                sentence=f"{_many(len(places), 'image has', 'images have')} {said}",
+                sentence=f"{many(len(places), 'image has', 'images have')} {said}",
                 images=_chosen(names, places),
             )
     grey = [place for place, look in enumerate(looks) if "grey" in look.traits]
     if 0 < len(grey) < len(looks):
         colour = len(looks) - len(grey)
         sentence = (
-            f"{_many(len(grey), 'image is', 'images are')} grey and {colour:,} in colour: see that "
+            f"{many(len(grey), 'image is', 'images are')} grey and {colour:,} in colour: see that "
             "it does not give a class away"
         )
         yield Finding(kind="grey", severity="note", sentence=sentence, images=_chosen(names, grey))
@@ -522,7 +436,7 @@ def _left_out(source: Any) -> Iterator[Finding]:
 def _doubted(labels: LabelCheck | None) -> Iterator[Finding]:
     if labels is not None and labels.doubts:
         sentence = (
-            f"{_many(len(labels.doubts), 'label', 'labels')} of {labels.num_images:,} may be wrong "
+            f"{many(len(labels.doubts), 'label', 'labels')} of {labels.num_images:,} may be wrong "
             f"in the eyes of {labels.run}; look at the images and correct what is wrong"
         )
         yield Finding(

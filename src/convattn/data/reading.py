@@ -463,7 +463,7 @@ def _rgb(image: Image.Image, name: _Name) -> Image.Image:
     elif image.mode.startswith("I"):
         image = _eight_bits(image, name)
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     rgba = image.convert("RGBA")
     on_white = Image.new("RGB", image.size, "white")
     on_white.paste(rgba, mask=rgba)
