@@ -170,3 +170,66 @@ def test_the_network_of_images_of_several_classes_knows_that_it_is_one(tmp_path)
     logits = torch.tensor([[0.0, 3.0]])
     said = class_probabilities(run.load_model(), logits)
     torch.testing.assert_close(said, logits.sigmoid())
+
+
+def paint(file, colour, number):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (colour, number, 3 * number % 256)).save(file)
+
+
+def of_folder(root, folder, **more):
+    data = DataConfig(name="folder", root=str(root))
+    return tiny(folder, data=data, pools=("class",), image_size=64, epochs=1, **more)
+
+
+def test_own_validation_images_choose_for_every_seed_and_are_learnt_in_the_end(
+    tmp_path, monkeypatch
+):
+    for part, count in (("train", 8), ("val", 3), ("test", 4)):
+        for colour in (10, 200):
+            for number in range(count):
+                file = tmp_path / "images" / part / str(colour) / f"{number}.png"
+                paint(file, colour, number + 20 * (["train", "val", "test"].index(part)))
+    seen = []
+    build = module.training_of
+
+    def record(probe, trials, fit, valid, **more):
+        seen.append((fit.tolist(), None if valid is None else valid.tolist()))
+        return build(probe, trials, fit, valid, **more)
+
+    monkeypatch.setattr(module, "training_of", record)
+    found = run_probe(of_folder(tmp_path / "images", tmp_path))
+    own = list(range(16, 22))  # behind the 16 of training
+    chosen = [(fit, valid) for fit, valid in seen if valid is not None]
+    assert chosen
+    assert all(fit == list(range(16)) and valid == own for fit, valid in chosen)
+    assert [fit for fit, valid in seen if valid is None] == [list(range(22))] * 2
+    report = (found.folder / "report.md").read_text()
+    assert "the data set's own 6 validation images" in report
+    assert (found.folder / "README.md").is_file()
+
+
+def test_weights_of_a_table_count_in_the_loss(tmp_path):
+    rows = ["path,label,split,weight"]
+    for part, count in (("train", 12), ("test", 2)):
+        for colour in (10, 200):
+            for number in range(count):
+                file = tmp_path / "images" / part / str(colour) / f"{number}.png"
+                paint(file, colour, number + 50 * (part == "test"))
+                rows.append(f"{file},c{colour},{part},{1 if colour == 10 else 3}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(rows) + "\n")
+    config = of_folder(table, tmp_path, val_share=0.25)
+    images = module._open_images(config)
+    cache = module.cache_maps(config, module.open_backbone(config), images.source)
+    probe = Probe(
+        config=config,
+        cache=cache,
+        class_names=images.source.class_names,
+        weights=images.source.train.weights,
+    )
+    fit, valid = probe.split(0)
+    training = module.training_of(probe, [module.Trial("avg", 1e-3, 0.0)], fit, valid, seed=0)
+    labels = cache.labels[fit]
+    expected = torch.where(labels == 0, 1.0, 3.0)
+    torch.testing.assert_close(training.weights[fit], expected / expected.mean())

@@ -45,11 +45,7 @@ def command(arguments: list[str]) -> int:
 
 
 def _show(run: ProbedRun) -> int:
-    from convattn.runs.card import write_card
-
-    card = write_card(run.folder)
     print(f"{run.table}\n\n{run.folder} holds the network with {run.best}")
-    for name in ("probe.csv", "report.md"):
+    for name in ("probe.csv", "report.md", "README.md"):
         print(run.folder / name)
-    print(card)
     return 0

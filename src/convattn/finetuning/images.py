@@ -14,7 +14,7 @@ from convattn.config import FinetuneConfig
 from convattn.data import ImageFiles, Source, TensorImages
 from convattn.data.folders import find_duplicates, number_units
 from convattn.probing.heads import draw_validation
-from convattn.probing.images import find_groups, open_source
+from convattn.probing.images import find_groups, join_images, merge_validation, open_source
 
 Split = tuple[Tensor, Tensor]
 """Numbers of images to learn, and of those to choose by."""
@@ -138,13 +138,8 @@ def open_images(config: FinetuneConfig) -> Images:
             val=(None if source.val is None else _of_several(source.val, len(source.class_names))),
             multi_label=True,
         )
-    valid = None
-    if source.val is not None:
-        valid = torch.arange(len(source.train), len(source.train) + len(source.val))
-        note = f"chosen by the data set's own {len(source.val):,} validation images"
-        train = _joined(source.train, source.val)
-        source = dataclasses.replace(source, train=train, val=None, notes=(*source.notes, note))
-    everything = _joined(source.train, source.test)
+    source, valid = merge_validation(source)
+    everything = join_images(source.train, source.test)
     groups = find_groups(everything, config.data)
     return Images(source=source, all=everything, groups=groups, own_valid=valid)
 
@@ -165,44 +160,6 @@ def _of_several(images: TensorImages | ImageFiles, num_classes: int) -> ImageFil
     merged = images.select(kept)
     merged.labels = labels[kept]
     return merged
-
-
-def _joined(
-    first: TensorImages | ImageFiles, second: TensorImages | ImageFiles
-) -> TensorImages | ImageFiles:
-    labels = torch.cat([first.labels, second.labels])
-    if isinstance(first, TensorImages):
-        assert isinstance(second, TensorImages)
-        return TensorImages(torch.cat([first.images, second.images]), labels)
-    assert isinstance(second, ImageFiles)
-    return ImageFiles(
-        [*first.paths, *second.paths],
-        labels,
-        weights=_joined_weights(first, second),
-        groups=_joined_groups(first, second),
-        in_chans=first.in_chans,
-    )
-
-
-def _joined_groups(first: ImageFiles, second: ImageFiles) -> Tensor | None:
-    """No group of one is a group of the other."""
-    if first.groups is None and second.groups is None:
-        return None
-    numbers = [
-        torch.arange(len(part)) if part.groups is None else part.groups for part in (first, second)
-    ]
-    return torch.cat([numbers[0], numbers[1] + int(numbers[0].max()) + 1])
-
-
-def _joined_weights(first: ImageFiles, second: ImageFiles) -> Tensor | None:
-    if first.weights is None and second.weights is None:
-        return None
-    return torch.cat(
-        [
-            torch.ones(len(part)) if part.weights is None else part.weights
-            for part in (first, second)
-        ]
-    )
 
 
 def draw_folds(

@@ -215,6 +215,7 @@ def run_finetune(config: FinetuneConfig) -> FinetunedRun:
         FileExistsError: If ``config.out`` exists.
         Interrupted: If the user stopped it.
     """
+    default_device(config.device)  # refused before anything is read
     images = open_images(config)
     frozen = first_stage.open_frozen(config)
     _check(images, frozen, config)

@@ -35,6 +35,67 @@ def open_source(data: DataConfig) -> Source:
     return dataclasses.replace(source, train=source.train.select(readable))
 
 
+def merge_validation(source: Source) -> tuple[Source, Tensor | None]:
+    """The source with its own validation images at the end of those of training.
+
+    Args:
+        source: With or without validation images.
+
+    Returns:
+        The source without such a part, and the places of what was that; None if there was none.
+    """
+    if source.val is None:
+        return source, None
+    own = torch.arange(len(source.train), len(source.train) + len(source.val))
+    note = f"chosen by the data set's own {len(own):,} validation images"
+    train = join_images(source.train, source.val)
+    return dataclasses.replace(source, train=train, val=None, notes=(*source.notes, note)), own
+
+
+def join_images(
+    first: TensorImages | ImageFiles, second: TensorImages | ImageFiles
+) -> TensorImages | ImageFiles:
+    """The images of two parts, one after the other.
+
+    Args:
+        first: Of one kind.
+        second: Of the same.
+    """
+    labels = torch.cat([first.labels, second.labels])
+    if isinstance(first, TensorImages):
+        assert isinstance(second, TensorImages)
+        return TensorImages(torch.cat([first.images, second.images]), labels)
+    assert isinstance(second, ImageFiles)
+    return ImageFiles(
+        [*first.paths, *second.paths],
+        labels,
+        weights=_joined_weights(first, second),
+        groups=_joined_groups(first, second),
+        in_chans=first.in_chans,
+    )
+
+
+def _joined_groups(first: ImageFiles, second: ImageFiles) -> Tensor | None:
+    """No group of one is a group of the other."""
+    if first.groups is None and second.groups is None:
+        return None
+    numbers = [
+        torch.arange(len(part)) if part.groups is None else part.groups for part in (first, second)
+    ]
+    return torch.cat([numbers[0], numbers[1] + int(numbers[0].max()) + 1])
+
+
+def _joined_weights(first: ImageFiles, second: ImageFiles) -> Tensor | None:
+    if first.weights is None and second.weights is None:
+        return None
+    return torch.cat(
+        [
+            torch.ones(len(part)) if part.weights is None else part.weights
+            for part in (first, second)
+        ]
+    )
+
+
 def find_groups(images: TensorImages | ImageFiles, data: DataConfig) -> Tensor:
     """(N,) numbers: images of one group, or of the same bytes, have the same.
 

@@ -132,6 +132,8 @@ class Findings:
     """Images that the backbone was run on."""
     times: Mapping[str, float]
     """Seconds of the last sitting, by what they were spent on."""
+    num_valid: int | None = None
+    """The data set's own validation images; None: each seed drew some."""
 
     @cached_property
     def pools(self) -> tuple[str, ...]:
@@ -345,13 +347,19 @@ def _how(findings: Findings, config: ProbeConfig, network: Frozen) -> str:
         f"{', '.join(f'{decay:g}' for decay in config.weight_decays)}, batches of "
         f"{config.batch_size}, a cosine over {_epochs(config.epochs)}. Rates of factor 3, widened "
         "until a pool's best lies inside its grid; rate and epochs are those of the least loss on "
-        f"{config.val_share:.0%} of the training images, drawn anew by each seed, after "
+        f"{_validated(findings, config)}, after "
         f"{_epochs(config.patience)} without a better one a head ends; the chosen head is then "
         "trained on all training images and tested once.\n\n"
         f"The backbone was run on {findings.cached:,} images. The heads were trained on "
         f"{findings.images:,}: had each been trained by itself behind the network, it would have "
         f"been run {ratio:,.0f} times as often. Last sitting: {times}."
     )
+
+
+def _validated(findings: Findings, config: ProbeConfig) -> str:
+    if findings.num_valid is not None:
+        return f"the data set's own {findings.num_valid:,} validation images"
+    return f"{config.val_share:.0%} of the training images, drawn anew by each seed"
 
 
 def _epochs(number: int) -> str:

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from convattn.classification.evaluation import predictions_of, summarize
 from convattn.config import ProbeConfig
-from convattn.data import Source, train_transform, transform_of
+from convattn.data import ImageFiles, Source, TensorImages, train_transform, transform_of
+from convattn.data.images import Transform
 from convattn.exceptions import Interrupted
 from convattn.files import new_run_folder, replace_atomically, unfinished
 from convattn.layers import POOLS
@@ -43,10 +44,11 @@ from convattn.probing.heads import (
     num_parameters,
     wider_rates,
 )
-from convattn.probing.images import check_apart, find_groups, open_source
+from convattn.probing.images import check_apart, find_groups, merge_validation, open_source
 from convattn.probing.neighbours import averages, choose_number, vote
 from convattn.probing.network import join_tensors, network_cfg, run_config, save_network
 from convattn.probing.scores import is_multi_label, score, training_loss
+from convattn.runs.card import write_card
 from convattn.text import nearest, report
 
 KNN, AVERAGE = "knn", "avg"
@@ -87,6 +89,10 @@ class Probe:
     """Of the data."""
     groups: Tensor | None = None
     """(num_train,) numbers of what no split may part; None: each image stands alone."""
+    own_valid: Tensor | None = None
+    """Places of the data set's own validation images, which every seed then chooses by."""
+    weights: Tensor | None = None
+    """(num_train,) how much each image counts in the loss; None: all alike."""
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -106,6 +112,8 @@ class Probe:
 
     def split(self, seed: int) -> tuple[Tensor, Tensor]:
         """Places of the images to fit, and of those to choose by."""
+        if self.own_valid is not None:
+            return self.train[~torch.isin(self.train, self.own_valid)], self.own_valid
         chosen = draw_validation(
             self.cache.labels[self.train],
             self.config.val_share,
@@ -128,18 +136,24 @@ def run_probe(config: ProbeConfig) -> ProbedRun:
         Interrupted: If the user stopped it.
     """
     _check_pools(config.pools)
-    frozen, source = open_backbone(config), open_source(config.data)
+    default_device(config.device)  # refused before anything is read
+    frozen, images = open_backbone(config), _open_images(config)
+    source = images.source
     check_channels(frozen, source)
     check_apart(source, config.data)
-    groups, labels = find_groups(source.train, config.data), source.train.labels
-    for seed in range(config.seeds):  # what cannot be drawn is told before anything is computed
-        draw_validation(
-            labels, config.val_share, seed=seed, names=source.class_names, groups=groups
-        )
+    if images.own_valid is None:
+        for seed in range(config.seeds):  # what cannot be drawn is told before all else
+            draw_validation(
+                source.train.labels,
+                config.val_share,
+                seed=seed,
+                names=source.class_names,
+                groups=images.groups,
+            )
     folder = new_run_folder(config.out, "runs/probe", "convattn probe --resume")
     replace_atomically(folder / _CONFIG, config.to_json().encode())
     try:
-        return _go_on(config, folder, frozen, source, groups)
+        return _go_on(config, folder, frozen, images)
     except ValueError:
         if not (folder / _STATE).exists():  # nothing was trained that could be gone on with
             shutil.rmtree(folder)
@@ -160,19 +174,37 @@ def resume_probe(folder: Path) -> ProbedRun:
         folder, config=_CONFIG, end="report.md", what="probe", command="convattn probe"
     )
     config = ProbeConfig.from_json(file.read_text(encoding="utf-8"), str(file))
-    frozen, source = open_backbone(config), open_source(config.data)
-    return _go_on(config, folder, frozen, source, find_groups(source.train, config.data))
+    return _go_on(config, folder, open_backbone(config), _open_images(config))
 
 
-def _go_on(
-    config: ProbeConfig, folder: Path, frozen: Frozen, source: Source, groups: Tensor
-) -> ProbedRun:
-    started = time.monotonic()
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """The data of a probe, and what of them belongs together or is kept for choosing."""
+
+    source: Source
+    groups: Tensor
+    own_valid: Tensor | None
+
+
+def _open_images(config: ProbeConfig) -> _Images:
+    source, own_valid = merge_validation(open_source(config.data))
+    groups = find_groups(source.train, config.data)
+    return _Images(source=source, groups=groups, own_valid=own_valid)
+
+
+def _go_on(config: ProbeConfig, folder: Path, frozen: Frozen, images: _Images) -> ProbedRun:
+    started, source = time.monotonic(), images.source
     try:
         cache = cache_maps(config, frozen, source)
         cached = time.monotonic()
-        names = source.class_names
-        probe = Probe(config=config, cache=cache, class_names=names, groups=groups)
+        probe = Probe(
+            config=config,
+            cache=cache,
+            class_names=source.class_names,
+            groups=images.groups,
+            own_valid=images.own_valid,
+            weights=getattr(source.train, "weights", None),
+        )
         results = [train_seed(probe, seed, folder / _STATE) for seed in range(config.seeds)]
     except KeyboardInterrupt:
         again = f"convattn probe --resume {shlex.quote(str(folder))}"
@@ -211,7 +243,7 @@ def cache_maps(config: ProbeConfig, frozen: Frozen, source: Source) -> MapCache:
         ValueError: As ``write_maps``.
     """
     cfg, transform = frozen.cfg, transform_of(frozen.cfg)
-    train: list[Any] = [source.train.with_transform(transform)]
+    train: list[Any] = [_seen(source.train, transform)]
     for view in range(1, config.views):
         varied = train_transform(
             tuple(cfg["input_size"][1:]),
@@ -220,7 +252,7 @@ def cache_maps(config: ProbeConfig, frozen: Frozen, source: Source) -> MapCache:
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
         )
-        train.append(SeededImages(source.train.with_transform(varied), view))
+        train.append(SeededImages(_seen(source.train, varied), view))
     device = default_device(config.device)
     about = {
         "network": frozen.name,
@@ -234,7 +266,7 @@ def cache_maps(config: ProbeConfig, frozen: Frozen, source: Source) -> MapCache:
     return write_maps(
         backbone,
         train,
-        source.test.with_transform(transform),
+        _seen(source.test, transform),
         labels=torch.cat([source.train.labels, source.test.labels]),
         shape=shape,
         about=about,
@@ -249,6 +281,14 @@ def cache_maps(config: ProbeConfig, frozen: Frozen, source: Source) -> MapCache:
             device=device,
         ),
     )
+
+
+def _seen(images: TensorImages | ImageFiles, transform: Transform) -> TensorImages | ImageFiles:
+    """Images and labels alone, weights aside."""
+    seen = images.with_transform(transform)
+    if isinstance(seen, ImageFiles):
+        seen.weights = None
+    return seen
 
 
 def _plain(value: Any) -> Any:
@@ -422,7 +462,7 @@ def training_of(
         valid: Places of those that they are judged by.
         **more: Of ``Training``.
     """
-    config = probe.config
+    config, weights = probe.config, probe.weights
     return Training(
         trials,
         probe.cache,
@@ -433,6 +473,7 @@ def training_of(
         patience=config.patience,
         batch_size=config.batch_size,
         norm=config.norm,
+        weights=None if weights is None else weights / weights[fit].mean(),
         device=default_device(config.device),
         **more,
     )
@@ -528,6 +569,7 @@ def _finish(
         images=sum(result.images for result in results),
         cached=len(probe.cache),
         times=times,
+        num_valid=None if probe.own_valid is None else len(probe.own_valid),
     )
     best = findings.best
     head = safetensors.torch.load_file(folder / _STATE / f"{best}.safetensors")
@@ -547,6 +589,7 @@ def _finish(
         images_per_second=0.0,
     )
     replace_atomically(folder / "evaluation.json", result.to_json().encode())
+    write_card(folder)
     figures.draw_accuracies(
         findings, folder / "accuracy.png", title=_title(frozen, source, probe.config)
     )
