@@ -54,6 +54,10 @@ def fails(capsys, *arguments, status=2):
         (["train", "quickstart", "--epochs", "abc"], "--epochs: invalid literal"),
         (["train", "quickstart", "--epochs"], "Missing value for argument '--epochs'"),
         (["train", "quickstart", "--epochs", "0"], "epochs=0 must be at least 1"),
+        (
+            ["train", "quickstart", "--val-share", "2"],
+            "data.val_share=2.0 must lie between 0 and 1",
+        ),
         (["train", "quickstart", "--precision", "8"], "invalid choice '8'"),
         (["train", "quickstart", "--data.scale", "1"], "--data.scale: no type matching"),
         (["train", "quickstart", "--resume", "x"], "--resume takes no recipe"),

@@ -91,9 +91,6 @@ def test_what_does_not_fit_is_one_sentence(probed, images, tmp_path, capsys):
     assert "has no weights yet; give --weights FILE, or --pretrained" in fails(
         capsys, "probe", images, "--model", "resnet18", *model
     )
-    assert "device='gpu7' is none of PyTorch's" in fails(
-        capsys, "probe", images, *TINY, "--device", "gpu7", *out
-    )
     two = fails(capsys, "probe", images, "--random", "--pretrained", *out)
     assert two.startswith("convattn: pretrained and random exclude each other")
     assert "has no meaning for a probe" in fails(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import convattn
+from convattn.checks import Place, check_data
 from convattn.config import DataConfig, FinetuneConfig
 from convattn.finetuning import run as finetuning
 from convattn.finetuning.frozen import Choice, View
@@ -63,6 +65,23 @@ def test_the_same_seed_makes_the_same_bytes(config: FinetuneConfig, tmp_path: Pa
     second = run_finetune(again).folder
     for name in ("model.safetensors", "evaluation.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_the_networks_of_the_folds_judge_the_labels_that_were_learnt(
+    config: FinetuneConfig, images: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(images, root)
+    flipped = root / "train" / "green" / "99.png"
+    (root / "train" / "red" / "03.png").rename(flipped)
+    data = dataclasses.replace(config.data, root=str(root))
+    found = run_finetune(dataclasses.replace(config, data=data, folds=2))
+    labels = check_data(Place(root=str(root)), run=Run.open(found.folder)).report.labels
+    assert labels is not None
+    assert labels.num_images == 76
+    assert "60 were judged by networks of the run's cross-validation" in labels.judged
+    doubted = {one.image: (one.given, one.suggested) for one in labels.doubts}
+    assert doubted[str(flipped.relative_to(root))] == ("green", "red")
 
 
 def test_predictions_are_rejected_as_validation_images_chose(

@@ -21,8 +21,9 @@ class FinetuneOptions(FinetuneConfig):
     """From a folder of images to a trained, tested and explained classifier.
 
     Reads the images and says what it found; splits them if nobody has; trains a pool and a
-    classifier on a small trained network, which stays as it is; tests once, and leaves a run
-    folder with report.html. convattn finetune --resume DIR goes on with one that was stopped.
+    classifier on a small trained network, then the whole of it where there is time and validation
+    images find that better; tests once, and leaves a run folder with report.html. convattn
+    finetune --resume DIR goes on with one that was stopped.
     """
 
     images: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")] = None
