@@ -9,6 +9,7 @@ import tyro
 
 from convattn.cli.targets import Weights, config_on_images, folder_to_resume
 from convattn.config import ProbeConfig
+from convattn.text import say
 
 if TYPE_CHECKING:
     from convattn.probing.study import ProbedRun
@@ -48,8 +49,8 @@ def _show(run: ProbedRun) -> int:
     from convattn.runs.card import write_card
 
     card = write_card(run.folder)
-    print(f"{run.table}\n\n{run.folder} holds the network with {run.best}")
+    say(f"{run.table}\n\n{run.folder} holds the network with {run.best}")
     for name in ("probe.csv", "report.md"):
-        print(run.folder / name)
-    print(card)
+        say(str(run.folder / name))
+    say(str(card))
     return 0

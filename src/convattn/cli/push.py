@@ -10,6 +10,7 @@ import tyro
 
 from convattn.cli.targets import check_free
 from convattn.cli.words import UsageError, parse
+from convattn.text import say
 
 _PROG = "convattn push"
 
@@ -50,8 +51,8 @@ def command(arguments: list[str]) -> int:
     if options.local is not None:
         folder = save_for_hub(run, Path(options.local))
         load = f"timm.create_model('local-dir:{folder}', pretrained=True)"
-        print(f"{folder} holds the network: {load}")
+        say(f"{folder} holds the network: {load}")
         return 0
     assert options.repo is not None
-    print(push(run, options.repo, private=options.private))
+    say(push(run, options.repo, private=options.private))
     return 0

@@ -23,9 +23,10 @@ from convattn.classification.predictions import NUM_RANKS, Predictions
 from convattn.config import ProbeConfig
 from convattn.data import Source, train_transform, transform_of
 from convattn.exceptions import Interrupted
-from convattn.files import new_run_folder, replace_atomically, unfinished
+from convattn.files import new_run_folder, read_json, reading, replace_atomically, unfinished
 from convattn.layers import POOLS
 from convattn.modes import default_device
+from convattn.ownership import owned
 from convattn.probing.backbone import Frozen, check_channels, open_backbone
 from convattn.probing.cache import (
     CacheOptions,
@@ -48,7 +49,7 @@ from convattn.probing.images import check_apart, find_groups, open_source
 from convattn.probing.neighbours import averages, choose_number, vote
 from convattn.probing.network import join_tensors, network_cfg, run_config, save_network
 from convattn.probing.scores import is_multi_label, score, training_loss
-from convattn.text import nearest, report
+from convattn.text import json_text, nearest, report
 
 KNN, AVERAGE = "knn", "avg"
 COLUMNS = (
@@ -138,9 +139,10 @@ def run_probe(config: ProbeConfig) -> ProbedRun:
             labels, config.valid_share, seed=seed, names=source.class_names, groups=groups
         )
     folder = new_run_folder(config.out, "runs/probe", "convattn probe --resume")
-    replace_atomically(folder / _CONFIG, config.to_json().encode())
     try:
-        return _go_on(config, folder, frozen, source, groups)
+        with owned(folder):
+            replace_atomically(folder / _CONFIG, config.to_json().encode())
+            return _go_on(config, folder, frozen, source, groups)
     except ValueError:
         if not (folder / _STATE).exists():  # nothing was trained that could be gone on with
             shutil.rmtree(folder)
@@ -160,9 +162,10 @@ def resume_probe(folder: Path) -> ProbedRun:
     file = unfinished(
         folder, config=_CONFIG, end="report.md", what="probe", command="convattn probe"
     )
-    config = ProbeConfig.from_json(file.read_text(encoding="utf-8"), str(file))
-    frozen, source = open_backbone(config), open_source(config.data)
-    return _go_on(config, folder, frozen, source, find_groups(source.train, config.data))
+    with owned(folder):
+        config = ProbeConfig.from_json(file.read_text(encoding="utf-8"), str(file))
+        frozen, source = open_backbone(config), open_source(config.data)
+        return _go_on(config, folder, frozen, source, find_groups(source.train, config.data))
 
 
 def _go_on(
@@ -332,17 +335,19 @@ class SeedResult:
     @classmethod
     def read(cls, folder: Path, seed: int) -> SeedResult:
         """What ``write`` kept."""
-        values = json.loads((folder / f"{seed}.json").read_text())
-        return cls(
-            seed=seed,
-            rows=values["rows"],
-            images=values["images"],
-            grids={
-                pool: {float(rate): loss for rate, loss in grid.items()}
-                for pool, grid in values["grids"].items()
-            },
-            logits=safetensors.torch.load_file(folder / f"{seed}.safetensors"),
-        )
+        file, tensors = folder / f"{seed}.json", folder / f"{seed}.safetensors"
+        with reading(file, f"delete {file} and {tensors} to have seed {seed} trained anew"):
+            values = read_json(file, "")
+            return cls(
+                seed=seed,
+                rows=values["rows"],
+                images=values["images"],
+                grids={
+                    pool: {float(rate): loss for rate, loss in grid.items()}
+                    for pool, grid in values["grids"].items()
+                },
+                logits=safetensors.torch.load_file(tensors),
+            )
 
 
 class _SeedState:
@@ -359,10 +364,11 @@ class _SeedState:
     def read_rounds(self) -> list[dict[Trial, Outcome]]:
         if not self._rounds.is_file():
             return []
-        return [
-            {Trial(*trial): Outcome(**outcome) for trial, outcome in done}
-            for done in json.loads(self._rounds.read_text())
-        ]
+        with reading(self._rounds, f"delete {self.folder} to have the heads trained anew"):
+            return [
+                {Trial(*trial): Outcome(**outcome) for trial, outcome in done}
+                for done in json.loads(self._rounds.read_text())
+            ]
 
     def write_rounds(self, rounds: Sequence[Mapping[Trial, Outcome]]) -> None:
         content = [
@@ -578,7 +584,7 @@ def _data_name(source: Source, config: ProbeConfig) -> str:
 def _result(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> str:
     """``evaluation.json`` of the network in the folder."""
     if is_multi_label(labels):
-        return json.dumps({"num_images": len(labels), **score(logits, labels)}, indent=2) + "\n"
+        return json_text({"num_images": len(labels), **score(logits, labels)}, indent=2) + "\n"
     losses = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none")
     predictions = Predictions(
         labels=labels,
