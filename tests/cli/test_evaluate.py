@@ -306,8 +306,11 @@ def test_resuming_with_images_renamed_behind_what_is_done_is_refused(
         for file in (imagenet / "val" / wnid).iterdir():
             (data / wnid / file.name).symlink_to(file)
     kill(monkeypatch, command(data, weights, "--out", str(tmp_path / "out")), 1)
-    (last,) = (data / WNIDS[-1]).iterdir()
-    last.rename(last.with_name("ILSVRC2012_val_00050000.JPEG"))
+    with (tmp_path / "out" / "predictions.part.csv").open(newline="") as content:
+        done = {row["image"].rpartition("/")[2] for row in csv.DictReader(content)}
+    for number, file in enumerate(sorted(data.glob("*/*"))):
+        if file.name not in done:
+            file.rename(file.with_name(f"ILSVRC2012_val_{40_000 + number:08d}.JPEG"))
     capsys.readouterr()
     assert main(["evaluate", "--resume", str(tmp_path / "out")]) == 2
     assert "was begun on other images" in capsys.readouterr().err

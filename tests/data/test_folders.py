@@ -361,7 +361,8 @@ def test_pipe_among_images_is_left_out_and_told(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(3):
-            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
+            colour = (40 * number, 90, 200 if name == "a" else 20)
+            Image.new("RGB", (8, 8), colour).save(tmp_path / name / f"{number}.png")
     os.mkfifo(tmp_path / "a" / "pipe.png")
     source = load_source("folder", root=tmp_path)
     assert len(source.train) + len(source.test) == 6

@@ -1031,9 +1031,10 @@ def _read_idx(file: Path, *, num_axes: int) -> NDArray[np.uint8]:
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file} cannot be unpacked ({error}); fetch the file anew") from error
     if len(values) != math.prod(shape):
-        more = "more" if len(values) > math.prod(shape) else f"{len(values):,}"
+        more = " or more" if len(values) > math.prod(shape) else ""
         raise ValueError(
-            f"{file} announces {math.prod(shape):,} bytes and holds {more}; fetch the file anew"
+            f"{file} announces {math.prod(shape)} bytes and holds {len(values)}{more}; fetch the "
+            "file anew"
         )
     return np.frombuffer(values, np.uint8).reshape(shape)
 
