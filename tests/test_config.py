@@ -10,6 +10,7 @@ from convattn.config import (
     DEFAULT_POOL,
     AugmentConfig,
     DataConfig,
+    FinetuneConfig,
     ModelConfig,
     OptimConfig,
     PoolName,
@@ -154,3 +155,26 @@ def test_attention_in_a_run_from_before_the_light_pools_is_the_papers_block(befo
 def test_names_of_pools_are_those_of_the_table():
     assert set(typing.get_args(PoolName)) == {"attention", "class-attention", *POOLS}
     assert DEFAULT_POOL in POOLS
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DataConfig(num_workers=100_000), "data.num_workers=100000 must be at most 1,024"),
+        (lambda: DataConfig(num_train=10**12), "data.num_train=1000000000000 must be at most"),
+        (lambda: DataConfig(image_size=10**7), "data.image_size=10000000 must be at most 16,384"),
+        (lambda: DataConfig(image_size=0), "data.image_size=0 must be at least 1"),
+        (lambda: DataConfig(mixup=float("inf")), "data.mixup=inf is no number"),
+        (lambda: DataConfig(scale=(float("nan"), 1.0)), "data.scale=nan is no number"),
+        (lambda: ModelConfig(drop_path_rate=float("nan")), "model.drop_path_rate=nan is no number"),
+        (lambda: ModelConfig(drop_rate=1.5), "model.drop_rate=1.5 must be at most 1"),
+        (lambda: OptimConfig(lr=float("nan")), "optim.lr=nan is no number"),
+        (lambda: TrainConfig(devices=-7), "devices=-7 must be at least 1"),
+        (lambda: TrainConfig(epochs=10**12), "epochs=1000000000000 must be at most"),
+        (lambda: TrainConfig(seed=2**64), "seed=18446744073709551616 must be at most"),
+        (lambda: FinetuneConfig(minutes=float("inf")), "minutes=inf is no number"),
+    ],
+)
+def test_numbers_beyond_any_use_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import reprlib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
-from convattn.text import nearest
+from convattn.text import json_text, nearest
 
 Scalar = bool | int | float | str
 
@@ -119,9 +120,7 @@ class DataConfig:
     network's size, else what the weights want that training starts from, else 0.875."""
 
     def __post_init__(self) -> None:
-        _require_at_least("data.batch_size", self.batch_size, 1)
-        _require_at_least("data.num_workers", self.num_workers, 0)
-        _require_at_least("data.repeated_augmentation", self.repeated_augmentation, 1)
+        _check_numbers(self, "data.")
         for name in ("hflip", "random_erasing", "label_smoothing"):
             _require_share(f"data.{name}", getattr(self, name))
         if self.val_share is not None and not 0 < self.val_share < 1:
@@ -163,6 +162,9 @@ class ModelConfig:
     """Chance that a residual branch is dropped; None keeps the model's default."""
     model_args: dict[str, Scalar] = field(default_factory=dict)
     """Further keyword arguments of the model, for example global_pool avg."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, "model.")
 
     @property
     def backbone_arguments(self) -> dict[str, Scalar]:
@@ -289,6 +291,7 @@ class AugmentConfig:
                 f"augment.lr_scale={self.lr_scale} must be above 0, for example 10; "
                 "augment.freeze keeps the old layers as they are"
             )
+        _check_numbers(self, "augment.")
         check_pool_options(self, "augment.")
         if self.pool is None and not self.conv and (self.freeze or self.lr_scale != 1):
             name = "freeze" if self.freeze else "lr_scale"
@@ -343,6 +346,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ValueError(f"optim.lr={self.lr} must be above 0, for example 0.001")
+        _check_numbers(self, "optim.")
         if self.schedule == "multistep" and not self.decay_milestones:
             raise ValueError(
                 "optim.schedule=multistep needs optim.decay_milestones, for example 30 60 80"
@@ -412,12 +416,8 @@ class TrainConfig:
     """Run folder to make; None makes runs/RECIPE, or runs/RECIPE-2 where that is taken."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "accumulate", "num_nodes", "eval_every", "log_every"):
-            _require_at_least(name, getattr(self, name), 1)
-        for name in ("checkpoint_every", "seed"):
-            _require_at_least(name, getattr(self, name), 0)
-        if self.patience is not None:
-            _require_at_least("patience", self.patience, 1)
+        _check_numbers(self)
+        _require_at_least("epochs", self.epochs, 1)
         if self.chooses and self.eval_every > self.epochs:
             raise ValueError(
                 f"eval_every={self.eval_every} looks at no epoch of {self.epochs}, and keep and "
@@ -503,7 +503,7 @@ class TrainConfig:
 
     def to_json(self) -> str:
         """The configuration as JSON text, every field spelled out."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json_text(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(
@@ -552,6 +552,10 @@ class EvaluateConfig:
     out: str | None = None
     """Folder to make; None takes the run's own, for a model runs/evaluate/NAME or NAME-2 ..."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The images; see DataConfig."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -589,9 +593,7 @@ class PredictConfig:
             raise ValueError(
                 f"reject_below={self.reject_below} must lie above 0 and at most at 1, or be auto"
             )
-        _require_at_least("batch_size", self.batch_size, 1)
-        if self.num_workers is not None:
-            _require_at_least("num_workers", self.num_workers, 0)
+        _check_numbers(self)
 
     @property
     def makes_table(self) -> bool:
@@ -646,7 +648,7 @@ class ImagesConfig:
 
     def to_json(self) -> str:
         """The configuration as JSON text, every field spelled out."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json_text(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, source: str) -> Self:
@@ -725,11 +727,9 @@ class ProbeConfig(ImagesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("seeds", 1), ("views", 1), ("epochs", 1), ("patience", 1)):
+        _check_numbers(self)
+        for name, least in (("epochs", 1), ("batch_size", 2)):
             _require_at_least(name, getattr(self, name), least)
-        _require_at_least("batch_size", self.batch_size, 2)
-        if self.image_size is not None:
-            _require_at_least("image_size", self.image_size, 1)
         if not 0 < self.val_share < 1:
             raise ValueError(f"val_share={self.val_share} must lie between 0 and 1, as 0.2 does")
         if not self.cache_limit > 0:
@@ -795,9 +795,7 @@ class FinetuneConfig(ImagesConfig):
         super().__post_init__()
         if not self.minutes > 0:
             raise ValueError(f"minutes={self.minutes} must be above 0, as 10 is")
-        if self.epochs is not None:
-            _require_at_least("epochs", self.epochs, 0)
-        _require_at_least("seed", self.seed, 0)
+        _check_numbers(self)
         if not 0 < self.kept_target <= 1:
             raise ValueError(
                 f"kept_target={self.kept_target} must lie above 0 and at most at 1, as 0.99 does"
@@ -938,6 +936,76 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+_MANY = 1_000_000_000
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "accumulate": (1, _MANY),
+    "attn_downsample": (1, 4_096),
+    "batch_size": (1, _MANY),
+    "cache_limit": (0, _MANY),
+    "checkpoint_every": (0, _MANY),
+    "checkpoint_minutes": (0, _MANY),
+    "clip_grad": (0, math.inf),
+    "color_jitter": (0, _MANY),
+    "crop_pct": (0.01, 10),
+    "crop_size": (1, 16_384),
+    "cutmix": (0, _MANY),
+    "decay_epochs": (0, _MANY),
+    "decay_milestones": (0, _MANY),
+    "devices": (1, 4_096),
+    "drop_path_rate": (0, 1),
+    "drop_rate": (0, 1),
+    "epochs": (0, _MANY),
+    "eval_every": (1, _MANY),
+    "folds": (0, _MANY),
+    "image_size": (1, 16_384),
+    "in_chans": (1, 4_096),
+    "log_every": (1, _MANY),
+    "max_size": (1, 16_384),
+    "min_head_dim": (1, _MANY),
+    "minutes": (0, _MANY),
+    "mixup": (0, _MANY),
+    "mlp_ratio": (0, 1_024),
+    "num_classes": (1, 10_000_000),
+    "num_heads": (1, 65_536),
+    "num_nodes": (1, 65_536),
+    "num_test": (1, _MANY),
+    "num_train": (1, _MANY),
+    "num_workers": (0, 1_024),
+    "patience": (1, _MANY),
+    "pool_heads": (1, 65_536),
+    "pool_queries": (1, 65_536),
+    "random_crop_padding": (0, 16_384),
+    "ratio": (0.001, 1_000),
+    "repeated_augmentation": (1, _MANY),
+    "scale": (0, 1_000),
+    "scale_jitter": (0, 1_000),
+    "seed": (0, 2**63 - 1),
+    "seeds": (1, 1_000_000),
+    "views": (1, 1_000_000),
+    "warmup_epochs": (0, _MANY),
+    "weight_decay": (0, math.inf),
+    "window": (1, 16_384),
+}
+"""Number of a configuration -> the least and the most that can mean anything; the others may be any
+that are finite."""
+
+
+def _check_numbers(config: Any, prefix: str = "") -> None:
+    """Refuse numbers beyond any use, NaN and infinities among them."""
+    for item in dataclasses.fields(config):
+        given = getattr(config, item.name)
+        least, most = _RANGES.get(item.name, (-math.inf, math.inf))
+        for value in given if isinstance(given, tuple) else (given,):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{prefix}{item.name}={value} is no number; give a finite one")
+            if value < least:
+                raise ValueError(f"{prefix}{item.name}={value} must be at least {least:,}")
+            if value > most:
+                raise ValueError(f"{prefix}{item.name}={value} must be at most {most:,}")
 
 
 def _require_at_least(name: str, value: int, least: int) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from convattn.text import printable
+
 Colour = tuple[int, int, int]
 Number = TypeVar("Number", bound=np.generic)
 
@@ -92,6 +94,7 @@ def draw_box(image: Image.Image, box: Sequence[float], colour: Colour, text: str
         box: xmin, ymin, xmax, ymax in pixels, the maxima one past the object.
         colour: Of box and label.
     """
+    text = printable(text)
     draw, font = ImageDraw.Draw(image), _font(max(image.size) // 32)
     xmin, ymin, xmax, ymax = (round(edge) for edge in box)
     # A box without an inside is still shown, as a line.
@@ -112,6 +115,7 @@ def draw_legend(colours: Mapping[str, Colour], width: int) -> Image.Image:
         colours: Colour of each name.
         width: Of the image that is made, in pixels.
     """
+    colours = {printable(name): colour for name, colour in colours.items()}
     font = _font(max(16, width // 80))
     side = round(1.25 * font.size)
     widest = max((font.getlength(name) for name in colours), default=0)
@@ -150,7 +154,7 @@ def draw_sheet(
     size = (a_line * wide - _GAP, head + math.ceil(len(groups) / a_line) * step)
     whole = Image.new("RGB", size, WHITE)
     draw = ImageDraw.Draw(whole)
-    draw.text((_GAP, 8), title, BLACK, _font(26))
+    draw.text((_GAP, 8), printable(title), BLACK, _font(26))
     for number, group in enumerate(groups):
         for column, (image, caption) in enumerate(zip(group, captions, strict=True)):
             x = _GAP + number % a_line * wide + column * step
@@ -168,7 +172,7 @@ def save_png(image: Image.Image, out: Path) -> None:
         image: Any.
         out: The file; its folder is there.
     """
-    fresh = out.with_name(out.name + ".tmp")
+    fresh = out.with_name(f"{out.stem}.{os.getpid()}.part{out.suffix}")
     image.save(fresh, format="PNG")
     os.replace(fresh, out)
 

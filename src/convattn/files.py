@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
+import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from convattn.text import one_line
+
+_PART = re.compile(r".\.(\d+)\.part(\.[^.]+)?$")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_WORDS = re.compile(rf"No space left|os error ({_FULL[0]}|{_FULL[1]})\b")
+_ROOM = 64 * 1024  # bytes; a disk with less is full, whatever the error of who wrote there
+
+
+class UnwritableError(OSError):
+    """A file could not be written; the message says which, and why."""
 
 
 @contextlib.contextmanager
@@ -19,17 +35,92 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Yields:
         Another name in the same folder, with the same suffix.
+
+    Raises:
+        UnwritableError: If the disk is full, or the folder is gone.
     """
     part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        part.touch()
-        readers = part.stat().st_mode
-        part.unlink()
-        yield part
-        part.chmod(readers)  # safetensors' own writer lets nobody else read
-        os.replace(part, path)
+        with writing(path):
+            part.touch()
+            readers = part.stat().st_mode
+            part.unlink()
+            yield part
+            part.chmod(readers)  # safetensors' own writer lets nobody else read
+            os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in a sentence that a file could not be written because of its disk or its folder.
+
+    Args:
+        path: The file that is written inside the block.
+
+    Raises:
+        UnwritableError: If the disk is full, or the folder is gone.
+    """
+    try:
+        yield
+    except UnwritableError:
+        raise
+    except Exception as error:
+        if not path.parent.is_dir():
+            raise UnwritableError(
+                f"{path} could not be written: there is no folder {path.parent}; it was never "
+                "made, or removed or moved meanwhile"
+            ) from error
+        if _is_full(error, path):
+            raise UnwritableError(
+                f"{path} could not be written: the disk is full, or its quota; free some room, or "
+                "name a place elsewhere"
+            ) from error
+        raise
+
+
+def _is_full(error: BaseException, path: Path) -> bool:
+    """Whether a full disk has led to an error; writers in C++ and Rust tell it in their ways."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "errno", None) in _FULL or _FULL_WORDS.search(str(cause)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < _ROOM
+
+
+def process_lives(pid: int) -> bool:
+    """Whether there is a process of that number on this computer; a zombie does not count.
+
+    Args:
+        pid: Its number.
+    """
+    with contextlib.suppress(OSError, IndexError):
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return text.rpartition(")")[2].split()[0] not in ("Z", "X")
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what processes that are gone have left half-written in a folder and those in it.
+
+    Args:
+        folder: Which nobody but this process writes, and it has not begun to.
+    """
+    for file in folder.rglob("*.part*"):
+        found = _PART.search(file.name)
+        if found and file.is_file() and not file.is_symlink():
+            pid = int(found[1])
+            if pid == os.getpid() or not process_lives(pid):
+                file.unlink(missing_ok=True)
 
 
 def replace_atomically(path: Path, content: bytes) -> None:
@@ -41,6 +132,44 @@ def replace_atomically(path: Path, content: bytes) -> None:
     """
     with written_whole(path) as part:
         part.write_bytes(content)
+
+
+@contextlib.contextmanager
+def reading(file: Path, advice: str) -> Iterator[None]:
+    """Say in a sentence that a file is not what was written, whatever its bytes lead readers to.
+
+    Args:
+        file: The file that is read inside the block.
+        advice: What to do about it.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except RecursionError as error:
+        raise ValueError(f"{file} is damaged (it is nested too deeply); {advice}") from error
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{file} is damaged ({kind}{one_line(error)[:200]}); {advice}") from error
+
+
+def read_json(file: Path, advice: str) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Args:
+        advice: What to do if it is another.
+
+    Raises:
+        ValueError: If it holds none, or no JSON.
+    """
+    with reading(file, advice):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}, expected an object of fields")
+        return found
 
 
 def make_numbered_folder(folder: Path) -> Path:
@@ -134,6 +263,14 @@ def unused_name(name: str, used: set[str]) -> str:
     free = next(one for one in numbered if one.casefold() not in used)
     used.add(free.casefold())
     return free
+
+
+def memory_size() -> int:
+    """Bytes of memory that this computer has; a very large number where it does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
 
 
 def sha256_of(file: Path) -> str:

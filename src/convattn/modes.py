@@ -9,7 +9,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from convattn.exceptions import NonFiniteError
 
 
 @contextmanager
@@ -33,6 +35,25 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def check_finite(logits: Tensor, network: str = "the network") -> None:
+    """Refuse logits that are no numbers.
+
+    Args:
+        logits: Of B images, (B, ...).
+        network: What the error calls the network.
+
+    Raises:
+        NonFiniteError: If one is NaN or infinite; tells of how many images.
+    """
+    finite = logits.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        raise NonFiniteError(
+            f"{network} gives logits that are not finite (NaN or infinite) for "
+            f"{int((~finite).sum())} of {len(logits)} images: its training has diverged, or its "
+            "weights are damaged or too large for the number format; use other weights"
+        )
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from convattn.text import json_text, printable
 
 Rows = list[tuple[str, str]]
 """Names and values."""
@@ -25,13 +26,13 @@ class Results(ABC):
 
     def table(self) -> str:
         """The rows as a small table, the values flush right."""
-        rows = self.rows()
+        rows = [(printable(name), printable(value)) for name, value in self.rows()]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows)
 
     def to_json(self) -> str:
         """All of it as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json_text(dataclasses.asdict(self), indent=2) + "\n"
 
 
 def percentages(shares: Mapping[str, float | None]) -> Rows:

@@ -27,6 +27,7 @@ from convattn.data import (
 )
 from convattn.detection import DETECTORS, create_detector, finds_masks
 from convattn.files import new_folder, replace_atomically
+from convattn.ownership import owned
 from convattn.results import Results
 from convattn.runs import Run, augment_arguments, create_model, open_model, starting_cfg
 from convattn.runs.card import write_card
@@ -336,7 +337,8 @@ class _Dense(Task):
             run.folder if own else new_folder(None, f"runs/evaluate/{run.folder.resolve().name}")
         )
         file = folder / "evaluation.json"
-        replace_atomically(file, result.to_json().encode())
+        with owned(folder):
+            replace_atomically(file, result.to_json().encode())
         return result, [file]
 
     @abstractmethod

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
+import json
+import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -83,16 +89,127 @@ def printable(text: str) -> str:
     )
 
 
+def say(text: str, *, flush: bool = False) -> None:
+    """Print lines in which names from outside do nothing to the terminal.
+
+    Args:
+        text: Lines; a name that could hold a line break of its own is made ``printable`` before.
+        flush: Whether it is to be seen at once.
+    """
+    print("\n".join(map(printable, text.split("\n"))), flush=flush)
+
+
+def figure_text(text: str) -> str:
+    r"""A text that matplotlib draws as it stands, and does not take for a formula.
+
+    Example:
+        >>> figure_text("$x^2$\n")
+        '\\$x^2\\$\\n'
+    """
+    return printable(text).replace("$", r"\$")
+
+
+_MARKDOWN = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {c: f"\\{c}" for c in "\\`[]|"}
+)
+
+
+def markdown_text(text: str) -> str:
+    r"""A text that Markdown shows as it stands: no HTML, no link, no cell of a table ends in it.
+
+    Args:
+        text: Of any characters.
+
+    Example:
+        >>> markdown_text("<b>a|b")
+        '&lt;b&gt;a\\|b'
+    """
+    return printable(text.translate(_MARKDOWN))
+
+
+_STARTS_FORMULA = ("=", "+", "-", "@")
+_BREAKS = {"Cc", "Zl", "Zp"}
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def csv_cell(text: str) -> str:
+    r"""A text as the cell of a CSV file, of which no program that opens it makes anything else.
+
+    Line breaks and other control characters become their escapes; what a spreadsheet would compute
+    gets an apostrophe before it, as spreadsheets have it.
+
+    Args:
+        text: Of any characters.
+
+    Example:
+        >>> csv_cell("=1+1"), csv_cell("-0.5"), csv_cell("a\nb")
+        ("'=1+1", '-0.5', 'a\\nb')
+    """
+    safe = "".join(
+        one.encode("unicode_escape").decode()
+        if unicodedata.category(one) in _BREAKS or one in _TURNS
+        else one
+        for one in text
+    )
+    return f"'{safe}" if safe.startswith(_STARTS_FORMULA) and not _is_number(safe) else safe
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as the text of a CSV file.
+
+    Args:
+        rows: Of numbers, and texts that become ``csv_cell``s.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow([csv_cell(cell) if isinstance(cell, str) else cell for cell in row])
+    return text.getvalue()
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON text; JSON knows no NaN and no infinity, which become null.
+
+    Args:
+        value: Of JSON's types; tuples are lists.
+        indent: Spaces a level; None writes one line.
+
+    Example:
+        >>> json_text({"loss": float("nan"), "top1": 0.5})
+        '{"loss": null, "top1": 0.5}'
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """The rows of a table as lines, every column as wide as its widest cell.
 
     Args:
-        rows: At least one; all of as many cells.
+        rows: At least one; all of as many cells, which are made ``printable``.
 
     Example:
         >>> aligned([("a", "one"), ("name", "two")])
         ['a     one', 'name  two']
     """
+    rows = [list(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
@@ -113,7 +230,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     Args:
         head: Names of the columns.
-        rows: Cells, as many as columns.
+        rows: Cells, as many as columns; each is made ``markdown_text``.
 
     Example:
         >>> print(markdown_table(("a", "b"), [("1", "2")]))
@@ -121,7 +238,8 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         | --- | --- |
         | 1 | 2 |
     """
-    lines = [head, ["---"] * len(head), *rows]
+    cells = (list(map(markdown_text, row)) for row in rows)
+    lines = [head, ["---"] * len(head), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

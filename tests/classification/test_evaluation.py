@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from convattn.classification.evaluation import evaluate_classification, predict_batches, summarize
 from convattn.classification.predictions import Predictions, join
+from convattn.exceptions import NonFiniteError
 from convattn.runs.build import create_model
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
@@ -209,3 +210,15 @@ def test_several_classes_are_scikit_learns():
     assert result.loss == pytest.approx(expected, rel=1e-5)
     assert "mAP" in result.table()
     assert "6 of 7" in result.table()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_logits_that_are_no_numbers_are_refused(several):
+    def model(images):
+        return torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [0.0, float("inf")]])
+
+    labels = torch.zeros(3, 2) if several else torch.zeros(3, dtype=torch.int64)
+    network = nn.Identity()
+    network.forward = model
+    with pytest.raises(NonFiniteError, match=r"not finite .* for 2 of 3 images"):
+        evaluate_classification(network, [(torch.zeros(3, 3, 8, 8), labels)], class_names="ab")

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from convattn.classification.predictions import PredictionsFile
 from convattn.cli import main
 from convattn.data import load_source, transform_of
 from convattn.data.imagenet import imagenet_wnids
+from convattn.ownership import owned
 from convattn.runs import Run
 
 WNIDS = imagenet_wnids()
@@ -293,6 +295,37 @@ def test_resuming_with_other_images_is_refused(imagenet, weights, tmp_path, monk
     capsys.readouterr()
     assert main(["evaluate", "--resume", str(tmp_path / "out")]) == 2
     assert "row 4 of" in capsys.readouterr().err
+
+
+def test_resuming_with_images_renamed_behind_what_is_done_is_refused(
+    imagenet, weights, tmp_path, monkeypatch, capsys
+):
+    data = tmp_path / "data"
+    for wnid in WNIDS:
+        (data / wnid).mkdir(parents=True)
+        for file in (imagenet / "val" / wnid).iterdir():
+            (data / wnid / file.name).symlink_to(file)
+    kill(monkeypatch, command(data, weights, "--out", str(tmp_path / "out")), 1)
+    with (tmp_path / "out" / "predictions.part.csv").open(newline="") as content:
+        done = {row["image"].rpartition("/")[2] for row in csv.DictReader(content)}
+    for number, file in enumerate(sorted(data.glob("*/*"))):
+        if file.name not in done:
+            file.rename(file.with_name(f"ILSVRC2012_val_{40_000 + number:08d}.JPEG"))
+    capsys.readouterr()
+    assert main(["evaluate", "--resume", str(tmp_path / "out")]) == 2
+    assert "was begun on other images" in capsys.readouterr().err
+
+
+def test_second_test_in_a_folder_is_told_who_is_there(
+    imagenet, weights, tmp_path, monkeypatch, capsys
+):
+    kill(monkeypatch, command(imagenet, weights, "--out", str(tmp_path / "out")), 1)
+    rows = (tmp_path / "out" / "predictions.part.csv").read_bytes()
+    capsys.readouterr()
+    with owned(tmp_path / "out"):
+        assert main(["evaluate", "--resume", str(tmp_path / "out")]) == 2
+    assert f"out is being written by process {os.getpid()} since" in capsys.readouterr().err
+    assert (tmp_path / "out" / "predictions.part.csv").read_bytes() == rows
 
 
 def test_ctrl_c_says_how_to_go_on(imagenet, weights, tmp_path, monkeypatch, capsys):

@@ -355,3 +355,15 @@ def test_no_image_to_spare_is_an_error():
         draw_mixed_test([{0}, {1}, {2}], [], 0)
     with pytest.raises(ValueError, match="none of the 3 images can be spared for a test"):
         draw_mixed_test([{0}, {0}, {0}], [[0, 1, 2]], 0)
+
+
+def test_pipe_among_images_is_left_out_and_told(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            colour = (40 * number, 90, 200 if name == "a" else 20)
+            Image.new("RGB", (8, 8), colour).save(tmp_path / name / f"{number}.png")
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    source = load_source("folder", root=tmp_path)
+    assert len(source.train) + len(source.test) == 6
+    assert source.skipped["pipe or device"] == 1

@@ -1,5 +1,6 @@
 import colorsys
 import io
+import os
 import struct
 import sys
 import zlib
@@ -12,9 +13,11 @@ from PIL import Image, WebPImagePlugin
 from convattn.data import UnreadableImageError, reading
 from convattn.data.reading import (
     MAX_PIXELS,
+    read_header,
     read_image,
     read_sample,
     read_size,
+    read_values,
     turned,
     turned_boxes,
 )
@@ -687,3 +690,11 @@ def test_size_of_no_image_is_an_error(tmp_path):
     path.write_bytes(b"no image")
     with pytest.raises(UnreadableImageError, match=r"image\.png cannot be read as an image"):
         read_size(str(path))
+
+
+@pytest.mark.parametrize("read", [read_image, read_size, read_values, read_header])
+def test_pipes_and_devices_are_refused_at_once(read, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (str(tmp_path / "pipe.png"), "/dev/zero"):
+        with pytest.raises(UnreadableImageError, match=r"pipe or a device|no longer there"):
+            read(path)

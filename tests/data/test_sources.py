@@ -4,6 +4,7 @@ import io
 import pickle
 import struct
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -893,3 +894,31 @@ def test_channels_are_of_files(tmp_path):
         load_source("folder", root=tmp_path, in_chans=7)
     with pytest.raises(ValueError, match=r"in_chans=0 .* at least 1"):
         load_source("folder", root=tmp_path, in_chans=0)
+
+
+def test_packed_file_is_not_unpacked_further_than_it_announces(tmp_path, monkeypatch):
+    header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (2, 28, 28))
+    for part in ("train", "t10k"):
+        for name in ("images-idx3", "labels-idx1"):
+            file = tmp_path / f"{part}-{name}-ubyte.gz"
+            file.write_bytes(gzip.compress(header + bytes(64 << 20), 1))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"announces 1568 bytes and holds 1569 or more"):
+        load_source("fashion_mnist", root=tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_number_of_images_beyond_any_is_refused_by_the_header(tmp_path):
+    header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (2**32 - 1, 28, 28))
+    for part in ("train", "t10k"):
+        for name in ("images-idx3", "labels-idx1"):
+            (tmp_path / f"{part}-{name}-ubyte").write_bytes(header)
+    with pytest.raises(ValueError, match=r"announces 4,294,967,295 images; expected 1,000,000"):
+        load_source("fashion_mnist", root=tmp_path)
+
+
+def test_images_that_no_memory_holds_are_not_begun():
+    with pytest.raises(ValueError, match=r"take 16,384,000 GB, and this computer has"):
+        load_source("cluttered_digits", num_train=10**12)

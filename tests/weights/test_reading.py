@@ -1,5 +1,6 @@
 import os
 import pickle
+import zipfile
 
 import pytest
 import safetensors.torch
@@ -176,4 +177,20 @@ def test_an_empty_hash_is_no_hash(tmp_path):
     file = plain_file(tmp_path)
     hash_file(file).touch()
     with pytest.raises(ValueError, match="expected none; delete both"):
+        read_weights(file)
+
+
+def test_names_that_are_numbers_are_refused(tmp_path):
+    torch.save({1: torch.zeros(2)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights\.pth holds no state dict"):
+        read_weights(tmp_path / "weights.pth")
+
+
+def test_packed_archive_is_not_unpacked(tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save({"a": torch.zeros(1 << 20)}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(file, "w") as packed:
+        for part in whole.infolist():
+            packed.writestr(part.filename, whole.read(part), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"weights\.pth is damaged \(its parts are compressed"):
         read_weights(file)

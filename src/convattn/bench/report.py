@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from convattn.surgery.records import by
+from convattn.text import csv_text, json_text
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -133,16 +131,12 @@ class Costs:
 
     def to_csv(self) -> str:
         """The rows, with their fields as columns; an empty cell was not measured."""
-        text = io.StringIO()
         columns = [item.name for item in dataclasses.fields(Row)]
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(dataclasses.asdict, self.rows))
-        return text.getvalue()
+        return csv_text([columns, *(dataclasses.asdict(row).values() for row in self.rows)])
 
     def to_json(self) -> str:
         """All of it as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json_text(dataclasses.asdict(self), indent=2) + "\n"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

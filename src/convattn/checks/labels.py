@@ -23,7 +23,7 @@ from convattn.data.classes import match_classes
 from convattn.explanation import class_probabilities
 from convattn.modes import default_device, eval_mode
 from convattn.runs import Run
-from convattn.text import one_line
+from convattn.text import csv_cell, one_line
 
 _BATCH = 64
 
@@ -142,7 +142,8 @@ def _said_out_of_fold(
         os.path.realpath(path): shares
         for path, shares in read_out_of_fold(file, class_names).items()
     }
-    files = map(os.path.realpath, [*source.train.paths, *cast(ImageFiles, source.test).paths])
+    paths = [*source.train.paths, *cast(ImageFiles, source.test).paths]
+    files = [csv_cell(os.path.realpath(path)) for path in paths]
     return {place: said[path] for place, path in enumerate(files) if path in said}
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from convattn.data.counts import SEVERITIES, SHOWN, Finding, Severity
-from convattn.text import aligned, list_names, printable
+from convattn.text import aligned, json_text, list_names, printable
 
 _CLASSES_SHOWN = 30  # rows of the text's table
 _BINS = 12
@@ -146,7 +145,7 @@ class DataReport:
 
     def to_json(self) -> str:
         """All of it as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json_text(dataclasses.asdict(self), indent=2) + "\n"
 
     def text(self) -> str:
         """All of it for a terminal; of long lists the first."""

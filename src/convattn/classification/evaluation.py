@@ -20,7 +20,7 @@ from convattn.classification.predictions import (
     join,
 )
 from convattn.explanation import attention_layers, attention_maps, energy_in_box, peak_in_box
-from convattn.modes import default_device, eval_mode
+from convattn.modes import check_finite, default_device, eval_mode
 from convattn.results import Results, Rows, percentages, worst_class
 
 _BINS = 15
@@ -180,6 +180,7 @@ def _predict(
         peaks = peak_in_box(maps, boxes, grid).cpu()
         energies = energy_in_box(maps, boxes, grid).double().cpu()
     check_num_classes(logits.shape[1], num_classes)
+    check_finite(logits)
     found = predictions_of(logits.float(), labels)
     if boxes is None or isinstance(found, MultiLabelPredictions):
         return found

@@ -21,7 +21,7 @@ from torchvision.transforms.functional import to_pil_image
 from convattn.classification.predictions import THRESHOLD
 from convattn.explanation import attention_maps
 from convattn.explanation.overlay import overlay
-from convattn.text import shorten_name
+from convattn.text import figure_text, shorten_name
 
 _FEW = 3  # names of one image
 _MOST_NAMED, _MOST_CELLS, _MOST_PAIRS = 40, 500, 20  # of a confusion matrix
@@ -70,7 +70,7 @@ def draw_attention(
     width, height = num_pairs * (2 + 3 * gap) - 2 * gap, num_rows * (tall + title_height)
     figure = Figure(figsize=(13, 13 * height / width + 0.55), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.suptitle(figure_text(title), fontsize=13, fontweight="bold")
     axes = figure.subplots()
     axes.axis("off")
     for index, (image, heat) in enumerate(zip(shown, heats, strict=True)):
@@ -82,8 +82,8 @@ def draw_attention(
         guess, truth = guesses[index], truths[index]
         verdict, colour = ("✓", "#006d2c") if guess == truth else ("✗", "#cb181d")
         for panel, start, label, ink in (
-            (image, left, _few(truth), "black"),
-            (overlay(image, heat), right, f"{verdict} {_few(guess)}", colour),
+            (image, left, figure_text(_few(truth)), "black"),
+            (overlay(image, heat), right, f"{verdict} {figure_text(_few(guess))}", colour),
         ):
             axes.imshow(panel, extent=(start, start + 1, top + tall, top))
             axes.text(start + 0.5, top - 0.04, label, ha="center", fontsize=10, color=ink)
@@ -139,13 +139,13 @@ def draw_average_precisions(per_class: Mapping[str, float], out: Path, *, title:
     worst = sorted(per_class.items(), key=lambda one: one[1])[:_MOST_NAMED]
     figure = Figure(figsize=(9, max(2.5, 0.26 * len(worst) + 1.2)), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11, fontweight="bold")
+    figure.suptitle(figure_text(title), fontsize=11, fontweight="bold")
     axes = figure.subplots()
     places = range(len(worst))
     axes.barh(places, [value for _, value in worst], height=0.75, color="#9ecae1")
     for place, (_, value) in enumerate(worst):
         axes.text(min(value, 0.93) + 0.005, place, f"{value:.1%}", va="center", fontsize=8)
-    axes.set_yticks(places, [shorten_name(name) for name, _ in worst], fontsize=8)
+    axes.set_yticks(places, [figure_text(shorten_name(name)) for name, _ in worst], fontsize=8)
     axes.set(xlim=(0, 1), ylim=(len(worst) - 0.5, -0.5), xlabel="average precision")
     axes.spines[["top", "right"]].set_visible(False)
     if len(worst) < len(per_class):
@@ -174,7 +174,7 @@ def draw_confusion(
     classes = np.unique(labels)
     place = np.full(len(names), len(classes))
     place[classes] = np.arange(len(classes))
-    shown = [shorten_name(names[number]) for number in classes]
+    shown = [figure_text(shorten_name(names[number])) for number in classes]
     if len(classes) <= _MOST_NAMED:
         figure = _confusion_matrix(place[labels], place[taken], shown)
     else:
@@ -183,7 +183,7 @@ def draw_confusion(
         _draw_confusion_image(left, place[labels], place[taken], len(classes))
         _draw_confused_pairs(right, labels, taken, names)
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11, fontweight="bold")
+    figure.suptitle(figure_text(title), fontsize=11, fontweight="bold")
     figure.savefig(out, dpi=110)
 
 
@@ -243,7 +243,8 @@ def _draw_confused_pairs(
     axes.barh(places, times[order], height=0.75, color="#9ecae1")
     for place, (label, other), number in zip(places, pairs[order], times[order], strict=True):
         share = number / np.count_nonzero(labels == label)
-        text = f" {shorten_name(names[label])} \N{RIGHTWARDS ARROW} {shorten_name(names[other])}"
+        ours, theirs = (figure_text(shorten_name(names[one])) for one in (label, other))
+        text = f" {ours} \N{RIGHTWARDS ARROW} {theirs}"
         axes.text(0, place, f"{text}  {number} ({share:.0%})", va="center", fontsize=8)
     axes.set(ylim=(_MOST_PAIRS - 0.5, -0.5), xlim=(0, 1.05 * times.max(initial=1)))
     axes.set(yticks=[], xlabel="images")

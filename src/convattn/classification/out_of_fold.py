@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
+
+from convattn.text import csv_cell, csv_text
 
 OUT_OF_FOLD = "out_of_fold.csv"
 """Name of the file in a run folder."""
@@ -31,15 +32,13 @@ def out_of_fold_table(
         class_names: Name of each class number.
     """
     several = labels.ndim == 2
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_columns(several=several), *class_names])
+    rows: list[list[object]] = [[*_columns(several=several), *class_names]]
     for name, label, fold, shares in zip(names, labels, folds, probabilities, strict=True):
         there = label.nonzero()[:, 0].tolist() if several else [int(label)]
         said = [] if several else [class_names[int(shares.argmax())]]
         cells = [name, ";".join(class_names[one] for one in there), int(fold) + 1, *said]
-        writer.writerow([*cells, *(f"{share:.6f}" for share in shares.tolist())])
-    return text.getvalue()
+        rows.append([*cells, *(f"{share:.6f}" for share in shares.tolist())])
+    return csv_text(rows)
 
 
 def _columns(*, several: bool) -> list[str]:
@@ -47,7 +46,7 @@ def _columns(*, several: bool) -> list[str]:
 
 
 def read_out_of_fold(file: Path, class_names: Sequence[str]) -> dict[str, list[float]]:
-    """Probabilities of every class by the images' paths, where each image has one class.
+    """Probabilities of every class by the paths, as ``csv_cell`` has them, of images of one class.
 
     Args:
         file: What ``convattn finetune --folds`` left.
@@ -59,7 +58,7 @@ def read_out_of_fold(file: Path, class_names: Sequence[str]) -> dict[str, list[f
     columns = _columns(several=False)
     with file.open(newline="", encoding="utf-8") as lines:
         header, *rows = csv.reader(lines)
-    if header != [*columns, *class_names]:
+    if header != [*columns, *map(csv_cell, class_names)]:
         raise ValueError(
             f"{file} has other columns than {', '.join(columns)} and the classes of its run; "
             "restore it, or delete it to have the network alone judge"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from convattn.explanation.heatmap import pretrained_cfg
 from convattn.explanation.preprocessing import read_as_seen
 from convattn.files import replace_atomically
 from convattn.modes import eval_mode
+from convattn.text import json_text
 
 _NUM_TOP = 5
 
@@ -68,4 +68,4 @@ def predict_images(
         top = [{"class": one.name, "probability": one.probability} for one in found]
         content.append({"image": str(file), "top": top})
         yield f"{found[0].name}  {found[0].probability:.1%}"
-    replace_atomically(out / "predictions.json", (json.dumps(content, indent=2) + "\n").encode())
+    replace_atomically(out / "predictions.json", (json_text(content, indent=2) + "\n").encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from convattn.text import csv_cell, csv_text
 
 THRESHOLD = 0.5
 """Score from which on an image is taken to have a class, where it may have several."""
@@ -145,7 +146,7 @@ class PredictionsFile:
         there = zip(rows[:count], self.images, truths, strict=False)
         for number, ((name, numbers), image, truth) in enumerate(there, start=1):
             kept = numbers[: len(truth)]
-            if (name, kept) != (image, truth):
+            if (name, kept) != (csv_cell(image), truth):
                 raise ValueError(
                     f"row {number} of {self.path} is of {name}, {_classes_said(kept)}, where the "
                     f"data have {image}, {_classes_said(truth)}: the data have changed, test anew"
@@ -166,7 +167,7 @@ class PredictionsFile:
         rows = zip(names, *columns.values(), strict=True)
         header = [] if self._rows else [("image", *columns)]
         with self.path.open("ab") as file:
-            file.write(_csv([*header, *rows]).encode(errors="surrogateescape"))
+            file.write(csv_text([*header, *rows]).encode(errors="surrogateescape"))
         self._rows = end
 
 
@@ -222,12 +223,6 @@ def _cells(line: bytes) -> list[str] | None:
     return next(csv.reader([line.decode(errors="surrogateescape")]))
 
 
-def _csv(rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
 def per_class_table(
     predictions: Predictions, class_names: Sequence[str], wnids: Sequence[str] | None = None
 ) -> str:
@@ -265,7 +260,7 @@ def per_class_table(
                 times,
             )
         )
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def average_precision_table(
@@ -285,7 +280,7 @@ def average_precision_table(
     rows: list[Sequence[object]] = [("number", "name", "images", "taken", "average_precision")]
     for number, (name, *counts) in enumerate(zip(class_names, having, taken, strict=True)):
         rows.append((number, name, *counts, precisions.get(name, "")))
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def confusions(predictions: Predictions) -> list[tuple[int, int, int]]:

@@ -7,9 +7,7 @@ line in the journal is whole; what was written behind it is cut off.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +36,7 @@ from convattn.explanation.heatmap import pretrained_cfg
 from convattn.files import replace_atomically
 from convattn.modes import default_device
 from convattn.progress import Progress
-from convattn.text import report, short_repr
+from convattn.text import csv_text, json_text, report, short_repr
 
 # Worker processes of one that was killed hold its lock until they notice, within five seconds.
 _SECONDS_OF_ORPHANS = 10
@@ -197,9 +195,7 @@ def _rows(
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode(errors="surrogateescape")
+    return csv_text(rows).encode(errors="surrogateescape")
 
 
 class _Table:
@@ -390,4 +386,4 @@ def _beside(file: Path, what: str) -> Path:
 
 
 def _line(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values) + "\n").encode()
+    return (json_text(values) + "\n").encode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shlex
 import time
@@ -37,12 +36,13 @@ from convattn.classification.settings import transform_words, weights_sha256
 from convattn.config import DataConfig, EvaluateConfig
 from convattn.data import ImageFiles, Source, TensorImages, load_imagenet_validation
 from convattn.data.batches import UNREADABLE, report_skipped
-from convattn.data.images import find_readable
+from convattn.data.images import digest_of_list, find_readable
 from convattn.data.sources import draw_indices, find_root
 from convattn.exceptions import Interrupted
-from convattn.files import new_folder, replace_atomically, written_whole
+from convattn.files import new_folder, read_json, replace_atomically, written_whole
 from convattn.modes import default_device
-from convattn.text import report
+from convattn.ownership import owned
+from convattn.text import json_text, report, short_repr
 
 _PROG = "convattn evaluate"
 _RESULT, _SETTINGS = "evaluation.json", "evaluation_config.json"
@@ -74,7 +74,12 @@ def stopped_test(folder: Path) -> list[str]:
             f"{folder} holds no test that was stopped (no {_STOPPED}); name the folder that "
             f"`{_PROG}` told"
         )
-    words: list[str] = _read_settings(folder)["arguments"]
+    words = _read_settings(folder).get("arguments")
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError(
+            f"{folder / _SETTINGS} does not tell with which words the test was begun; delete "
+            f"{folder / _STOPPED} and test anew"
+        )
     return words
 
 
@@ -126,11 +131,10 @@ def run_test(
         "transform": transform_words(model),
         "batch_size": options.data.batch_size,
         "num_images": len(images),
+        "images_sha256": digest_of_list(images),
     }
     for note in test.notes:
         report(note)
-    if stopped is not None:
-        _check_same(stopped, settings)
     same = trained_on is not None and options.data.is_same(trained_on)
     own = run_folder if same and options.out is None else None
     if own is not None and _tells_more(own / _RESULT):
@@ -138,19 +142,32 @@ def run_test(
         own = None
     usual = f"runs/evaluate/{Path(name).resolve().name}"
     folder = stopped or own or new_folder(options.out, usual)
+    title = f"{Path(name).name} on {options.data.name}"
+    with owned(folder):
+        if stopped is not None:
+            _check_same(stopped, settings, test, options)
+        predictions, speed = _go_on(folder, settings, model, test, options)
+        return _finish(folder, predictions, speed, test, title=title)
+
+
+def _go_on(
+    folder: Path,
+    settings: Mapping[str, Any],
+    model: nn.Module,
+    test: _Test,
+    options: EvaluateConfig,
+) -> tuple[Predictions | MultiLabelPredictions, float]:
+    """Begin a test in a folder, or go on with the one that it holds if that is the same."""
     part = folder / _STOPPED
     if not part.is_file() or _read_settings(folder) != settings:
         part.unlink(missing_ok=True)
-        replace_atomically(folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+        replace_atomically(folder / _SETTINGS, (json_text(settings, indent=2) + "\n").encode())
         part.touch()
-    file = PredictionsFile(part, _names(images, options.data.root))
     try:
-        predictions, speed = _predict(model, test.source, options, file)
+        return _predict(model, test.source, options, *_open_rows(folder, test, options))
     except KeyboardInterrupt:
         again = f"{_PROG} --resume {shlex.quote(str(folder))}"
         raise Interrupted(f"interrupted; go on with: {again}") from None
-    title = f"{Path(name).name} on {options.data.name}"
-    return _finish(folder, predictions, speed, test, title=title)
 
 
 def _tells_more(file: Path) -> bool:
@@ -159,7 +176,7 @@ def _tells_more(file: Path) -> bool:
         return False
     kinds = (ClassificationResult, MultiLabelResult)
     known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    return not known.issuperset(json.loads(file.read_text(encoding="utf-8")))
+    return not known.issuperset(read_json(file, "delete it to test anew"))
 
 
 def _without_out(arguments: Sequence[str]) -> list[str]:
@@ -171,20 +188,30 @@ def _without_out(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:
+def _check_same(
+    folder: Path, settings: Mapping[str, Any], test: _Test, options: EvaluateConfig
+) -> None:
     """Refuse to go on with another test than the one that was stopped."""
     before = _read_settings(folder)
     for name, value in settings.items():
+        if before.get(name) != value and name == "images_sha256":
+            _open_rows(folder, test, options)  # names the row, if it is one of those that are done
+            raise ValueError(
+                f"{folder} was begun on other images: the data have changed, some were renamed or "
+                "put into another class; bring them back, or test anew into another folder"
+            )
         if before.get(name) != value:
             raise ValueError(
-                f"{folder} was begun with {name} {before.get(name)}, which now is {value}; bring "
-                "that back, or test anew into another folder"
+                f"{folder} was begun with {name} {short_repr(before.get(name))}, which now is "
+                f"{short_repr(value)}; bring that back, or test anew into another folder"
             )
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     file = folder / _SETTINGS
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    return read_json(file, f"delete {folder / _STOPPED} to test anew")
 
 
 def _names(images: TensorImages | ImageFiles, root: str | None) -> list[str]:
@@ -273,12 +300,24 @@ def _open_imagenet(
     return model, _Test(source=source, wnids=found.wnids, real=found.real, notes=found.notes)
 
 
+def _open_rows(
+    folder: Path, test: _Test, options: EvaluateConfig
+) -> tuple[PredictionsFile, Predictions | MultiLabelPredictions | None]:
+    """The rows of a test in a folder, and what they tell, cut to whole batches."""
+    images = test.source.test
+    file = PredictionsFile(folder / _STOPPED, _names(images, options.data.root))
+    return file, file.rewind(images.labels, options.data.batch_size)
+
+
 def _predict(
-    model: nn.Module, source: Source, options: EvaluateConfig, file: PredictionsFile
+    model: nn.Module,
+    source: Source,
+    options: EvaluateConfig,
+    file: PredictionsFile,
+    before: Predictions | MultiLabelPredictions | None,
 ) -> tuple[Predictions | MultiLabelPredictions, float]:
-    """All predictions, those that the file has already among them, and images a second."""
-    labels, total = source.test.labels, len(source.test)
-    before = file.rewind(labels, options.data.batch_size)
+    """All predictions, those ``before`` among them, and images a second."""
+    total = len(source.test)
     parts: list[Any] = [] if before is None else [before]
     start = sum(map(len, parts))
     rest = dataclasses.replace(source, test=source.test.select(torch.arange(start, total)))
@@ -333,7 +372,7 @@ def _finish(
                 drawing,
                 title=title,
             )
-    replace_atomically(folder / "per_class.csv", table.encode())
+    replace_atomically(folder / "per_class.csv", table.encode(errors="surrogateescape"))
     (folder / _STOPPED).replace(folder / "predictions.csv")
     files = (_RESULT, "per_class.csv", figure, "predictions.csv")
     return result, [folder / name for name in files]

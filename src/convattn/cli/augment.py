@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from convattn.cli.targets import (
 )
 from convattn.cli.words import UsageError, parse
 from convattn.config import AugmentConfig, TrainConfig, as_flags
+from convattn.text import json_text, say
 
 if TYPE_CHECKING:
     from convattn.runs import Run
@@ -53,9 +53,9 @@ def command(arguments: list[str]) -> int:
     else:
         found = plan(target.run.load_model(), **asked)
     if options.json:
-        print(json.dumps(found.to_dict(), indent=2))
+        print(json_text(found.to_dict(), indent=2))
         return 0
-    print(found)
+    say(str(found))
     if found.replaced:
         possible = dataclasses.replace(
             wanted,

@@ -16,6 +16,7 @@ from convattn.cli.targets import (
 )
 from convattn.cli.words import INTERRUPTED, UsageError, fail, parse
 from convattn.config import Scalar
+from convattn.text import say
 
 if TYPE_CHECKING:
     from convattn.bench import Layer, Subject
@@ -99,14 +100,14 @@ def command(arguments: list[str]) -> int:
         return fail("interrupted before anything was measured", INTERRUPTED)
     if all(row.median_ms is None for row in costs.rows):
         return fail(f"nothing could be measured: {costs.rows[0].error}", 2)
-    print(f"{costs.table()}\n")
+    say(f"{costs.table()}\n")
     folder = new_folder(options.out, f"runs/bench/{subject.name}")
     replace_atomically(folder / "bench.csv", costs.to_csv().encode())
     replace_atomically(folder / "bench.json", costs.to_json().encode())
     drawing = folder / "bench.tmp.png"
     draw_costs(costs, drawing)
     drawing.replace(folder / "bench.png")
-    print(folder)
+    say(str(folder))
     if costs.interrupted:
         return fail(f"interrupted; {folder} holds what was measured", INTERRUPTED)
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from convattn.cli.targets import Target, Weights, check_weights, find_target, with_data_flags
 from convattn.cli.words import UsageError, parse
 from convattn.config import EvaluateConfig
+from convattn.text import printable, say
 
 _PROG = "convattn evaluate"
 _OF_IMAGENET = ("allow_missing_classes", "real")
@@ -33,8 +34,8 @@ def command(arguments: list[str]) -> int:
         raise UsageError(f"--resume takes no model and no data: {_PROG} --resume FOLDER")
     target, options = _parse(arguments)
     result, files = target.task.test(target.name, target.run, options, arguments, stopped=stopped)
-    print(f"{result.table()}\n")
-    print("\n".join(map(str, files)))
+    say(f"{result.table()}\n")
+    say("\n".join(printable(str(file)) for file in files))
     return 0
 
 

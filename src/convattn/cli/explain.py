@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from convattn.cli.targets import (
 from convattn.cli.words import UsageError, fail, parse
 from convattn.config import DataConfig
 from convattn.data import UnreadableImageError
+from convattn.text import json_text, printable, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -168,13 +168,14 @@ def _explain_images(
             row = found[: _MOST_COLUMNS if found[0].class_specific else 1]
             sheet.append([one.shrink(FIGURE_SIDE) for one in row])
         best = found[0].top[0]
-        print(f"{number}/{len(images)}  {file}  {best.name}  {best.probability:.1%}", flush=True)
+        told = f"{number}/{len(images)}  {file}  {best.name}  {best.probability:.1%}"
+        say(printable(told), flush=True)
     failed = len(images) - len(explained)
     if out is None:
         raise UsageError(f"none of the {failed} files could be read as an image")
-    replace_atomically(out / "explanations.json", (json.dumps(explained, indent=2) + "\n").encode())
+    replace_atomically(out / "explanations.json", (json_text(explained, indent=2) + "\n").encode())
     draw_explanations(sheet, out / "sheet.png", title=_sheet_title(sheet, name))
-    print(f"\n{out / 'sheet.png'}")
+    say(f"\n{out / 'sheet.png'}")
     if failed:
         return fail(f"{failed} of {len(images)} files could not be explained", 2)
     return 0
@@ -239,7 +240,7 @@ def _test_faithfulness(
     text = f"# {title}\n\n{report.markdown()}\n![curves](faithfulness.png)\n"
     replace_atomically(folder / "faithfulness.md", text.encode())
     replace_atomically(folder / "faithfulness.json", report.to_json().encode())
-    print(f"{report.table()}\n")
+    say(f"{report.table()}\n")
     for suffix in ("json", "md", "png"):
-        print(folder / f"faithfulness.{suffix}")
+        say(str(folder / f"faithfulness.{suffix}"))
     return 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from convattn.cli.targets import Target, Weights, check_free, check_weights, find_target
 from convattn.cli.words import UsageError, parse
+from convattn.text import say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +23,7 @@ _SUFFIXES: dict[Format, str] = {
     "torch-export": ".pt2",
     "safetensors": ".safetensors",
 }
+_LONGEST = 16_384  # pixels
 _OPTIONS: dict[str, tuple[Format, ...]] = {
     "attention": ("onnx", "openvino", "torch-export"),
     "evidence": ("onnx", "openvino", "torch-export"),
@@ -89,8 +91,9 @@ def command(arguments: list[str]) -> int:
     for name, formats in _OPTIONS.items():
         if options.format not in formats and getattr(options, name):
             raise UsageError(f"--{name} is for {_joined(formats)}, not {options.format}")
-    if options.size is not None and min(options.size) < 1:
-        raise UsageError(f"--size {options.size[0]} {options.size[1]}: expected 1 pixel or more")
+    if options.size is not None and not all(1 <= side <= _LONGEST for side in options.size):
+        height, width = options.size
+        raise UsageError(f"--size {height} {width}: expected 1 pixel or more, {_LONGEST:,} at most")
     name = target.name if target.folder is None else target.folder.resolve().name
     out = options.out or f"{name}{_SUFFIXES[options.format]}"
     check_free(out)
@@ -100,9 +103,9 @@ def command(arguments: list[str]) -> int:
     else:
         exported = _quantize(target, out, options)
     outputs = ", ".join(exported.checks[0].differences)
-    print("\nrun it on normalised images (B, C, H, W), float32:")
-    print(_HOW_TO_RUN[options.format].format(file=str(exported.file), outputs=outputs))
-    print(f"\n{exported.file}  {exported.size / 1e6:.1f} MB")
+    say("\nrun it on normalised images (B, C, H, W), float32:")
+    say(_HOW_TO_RUN[options.format].format(file=str(exported.file), outputs=outputs))
+    say(f"\n{exported.file}  {exported.size / 1e6:.1f} MB")
     return 0
 
 
@@ -131,7 +134,7 @@ def _export(target: Target, out: str, options: ExportOptions) -> Exported:
         exported = export_program(model, out, **maps, size=options.size)
     else:
         exported = export_safetensors(model, out, size=options.size)
-    print(f"{exported.table()}\n\nlargest difference from the network; {TOLERANCE:.0e} is allowed")
+    say(f"{exported.table()}\n\nlargest difference from the network; {TOLERANCE:.0e} is allowed")
     return exported
 
 
@@ -151,8 +154,8 @@ def _quantize(target: Target, out: str, options: ExportOptions) -> Exported:
         size=options.size,
         opset=options.opset,
     )
-    print(f"{found.exported.table()}\n\nlargest difference of int8 from the network")
-    print(
+    say(f"{found.exported.table()}\n\nlargest difference of int8 from the network")
+    say(
         f"calibrated on {found.num_images:,} training images; of {found.after.num_images:,} test "
         f"images: {found.before.headline} before, {found.after.headline} after"
     )

@@ -9,6 +9,7 @@ import tyro
 
 from convattn.cli.targets import Weights, config_on_images, folder_to_resume
 from convattn.config import FinetuneConfig
+from convattn.text import say
 
 if TYPE_CHECKING:
     from convattn.finetuning.run import FinetunedRun
@@ -47,5 +48,5 @@ def command(arguments: list[str]) -> int:
 
 
 def _show(run: FinetunedRun) -> int:
-    print(f"{run.result.table()}\n\n{run.folder} holds the network; see {run.report}")
+    say(f"{run.result.table()}\n\n{run.folder} holds the network; see {run.report}")
     return 0

@@ -11,6 +11,7 @@ import tyro
 from convattn.cli.targets import check_free, find_images
 from convattn.cli.words import UsageError, fail, parse
 from convattn.config import PredictConfig
+from convattn.text import printable, say
 
 if TYPE_CHECKING:
     from convattn.classification.table import PredictedTable
@@ -71,8 +72,9 @@ def command(arguments: list[str]) -> int:
             failed += 1
             fail(str(found), 2)
         else:
-            print(f"{number}/{len(images)}  {file}  {found}", flush=True)
-    print(f"\n{out}")
+            told = printable(f"{number}/{len(images)}  {file}  {found}")
+            say(told, flush=True)
+    say(f"\n{printable(str(out))}")
     if failed:
         return fail(f"{failed} of {len(images)} files could not be read as an image", 2)
     return 0
@@ -90,7 +92,7 @@ def _show(table: PredictedTable) -> int:
     told = f"{table.out}: {table.num_rows:,} of {table.num_images:,} images"
     if table.num_rejected:
         told += f", {table.num_rejected:,} of them rejected"
-    print(told if table.embeddings is None else f"{told}; their embeddings: {table.embeddings}")
+    say(told if table.embeddings is None else f"{told}; their embeddings: {table.embeddings}")
     unreadable = table.num_images - table.num_rows
     if unreadable:
         files = f"{unreadable:,} of {table.num_images:,} files"

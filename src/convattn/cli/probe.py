@@ -9,6 +9,7 @@ import tyro
 
 from convattn.cli.targets import Weights, config_on_images, folder_to_resume
 from convattn.config import ProbeConfig
+from convattn.text import say
 
 if TYPE_CHECKING:
     from convattn.probing.study import ProbedRun
@@ -45,7 +46,7 @@ def command(arguments: list[str]) -> int:
 
 
 def _show(run: ProbedRun) -> int:
-    print(f"{run.table}\n\n{run.folder} holds the network with {run.best}")
+    say(f"{run.table}\n\n{run.folder} holds the network with {run.best}")
     for name in ("probe.csv", "report.md", "README.md"):
-        print(run.folder / name)
+        say(str(run.folder / name))
     return 0

@@ -10,6 +10,7 @@ import tyro
 
 from convattn.cli.targets import check_free
 from convattn.cli.words import UsageError, parse
+from convattn.text import say
 
 _PROG = "convattn push"
 
@@ -52,8 +53,8 @@ def command(arguments: list[str]) -> int:
     if options.local is not None:
         folder = save_for_hub(run, Path(options.local))
         code = load_code(run, folder)
-        print(f"{folder} holds the network: {code.splitlines()[-1].removeprefix('model = ')}")
+        say(f"{folder} holds the network: {code.splitlines()[-1].removeprefix('model = ')}")
         return 0
     assert options.repo is not None
-    print(push(run, options.repo, private=options.private))
+    say(push(run, options.repo, private=options.private))
     return 0

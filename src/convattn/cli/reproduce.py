@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convattn.cli.words import UsageError, parse
+from convattn.text import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,9 @@ def command(arguments: list[str]) -> int:
             bar.update(done - bar.n)
 
         found = check_rows([Path(folder) for folder in options.runs], progress=progress)
-    print(to_text(found))
+    say(to_text(found))
     for file, write in ((options.out, to_markdown), (options.json, to_json)):
         if file is not None:
             replace_atomically(Path(file), write(found).encode())
-            print(file)
+            say(str(file))
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from convattn.cli.targets import with_data_flags
 from convattn.cli.words import UsageError, choose, parse
 from convattn.config import TrainConfig
+from convattn.text import printable, say
 
 if TYPE_CHECKING:
     from convattn.train.run import TrainedRun
@@ -95,7 +96,7 @@ def _resume(arguments: list[str]) -> int:
 
 def _finish(run: TrainedRun | None) -> int:
     if run is not None:
-        print(f"\n{run.result.table()}\n")
+        say(f"\n{run.result.table()}\n")
         for file in (*run.figures, run.folder / "report.md"):
-            print(file)
+            say(printable(str(file)))
     return 0

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convattn.data.images import TensorImages
+from convattn.files import memory_size
 
 Split = Literal["train", "test"]
 
@@ -84,6 +85,12 @@ def check_request(
         )
     if seed < 0:
         raise ValueError(f"seed={seed}; expected an integer from 0")
+    room, need = memory_size(), 4 * num_images * image_size**2
+    if need > room:
+        raise ValueError(
+            f"{num_images:,} images of {image_size} x {image_size} take {need / 1e9:,.0f} GB, and "
+            f"this computer has {room / 1e9:,.0f} GB of memory; ask for fewer or smaller ones"
+        )
 
 
 @dataclass(frozen=True)

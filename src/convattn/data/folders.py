@@ -27,6 +27,7 @@ HIDDEN = "hidden"
 LEFT_BY_SYSTEM = "left by a system"
 NO_IMAGE = "no image by its name"
 BROKEN_LINK = "broken link"
+NO_FILE = "pipe or device"
 CIRCLE = "link that leads back"
 
 _OF_SYSTEMS = frozenset(
@@ -91,6 +92,8 @@ class _Scan:
                 yield entry, True
             elif entry.is_symlink() and not entry.is_file():
                 self.leave_out(BROKEN_LINK, entry.path)
+            elif not entry.is_file():
+                self.leave_out(NO_FILE, entry.path)
             else:
                 yield entry, False
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -199,6 +201,27 @@ class Replacing(Dataset[Any]):
                     report(f"{error}; the next image takes its place")
                     self._told.add(chosen)
         raise IndexError(index)
+
+
+def digest_of_list(images: Any) -> str:
+    """SHA-256 of which images a data set has, in order, and not of what the files hold.
+
+    Their names below their common folder count, and their classes where those are known.
+
+    Args:
+        images: Of any kind.
+    """
+    digest = hashlib.sha256(str(len(images)).encode())
+    names = getattr(images, "paths", None) or getattr(images, "names", None) or ()
+    if names and all(map(os.path.isabs, names)):
+        first, last = min(names), max(names)
+        start = len(os.path.commonpath([first, last]) if first < last else os.path.dirname(first))
+        names = [name[start:] for name in names]
+    digest.update("\0".join(names).encode(errors="surrogateescape"))
+    labels = getattr(images, "labels", None)
+    if isinstance(labels, Tensor):
+        digest.update(labels.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def find_readable(images: Any) -> tuple[Tensor, list[str]]:

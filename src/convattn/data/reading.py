@@ -177,7 +177,7 @@ def read_header(path: str) -> Header:
     name = _Name(path, "file")
     if not os.path.isfile(path):
         raise name.unreadable("it is no longer there")
-    with _one_sentence(name), open(path, "rb") as file, _open(file, name) as image:
+    with _one_sentence(name), _opened(path, name) as file, _open(file, name) as image:
         orientation = _orientation_before_decoding(image, file)
         found = {
             "grey": image.mode in ("1", "L", "LA", "La") or image.mode[0] in "IF",
@@ -210,7 +210,7 @@ def read_values(path: str) -> tuple[str, NDArray[Any]]:
         UnreadableImageError: As for ``read_image``.
     """
     name = _Name(path, "file")
-    with _one_sentence(name), open(path, "rb") as file, _open(file, name) as image:
+    with _one_sentence(name), _opened(path, name) as file, _open(file, name) as image:
         check_number_of_pixels(image.size, name, _most_pixels(image))
         image.load()
         if image.format != "TIFF" and _noted_orientation(image) != 1:
@@ -228,7 +228,7 @@ def read_size(path: str) -> tuple[int, int]:
         UnreadableImageError: As for ``read_image``.
     """
     name = _Name(path, "file")
-    with _one_sentence(name), open(path, "rb") as file, _open(file, name) as image:
+    with _one_sentence(name), _opened(path, name) as file, _open(file, name) as image:
         check_number_of_pixels(image.size, name, _most_pixels(image))
         width, height = _upright_size(image, _orientation_before_decoding(image, file))
     return height, width
@@ -330,7 +330,7 @@ def read_or_error(file: Path) -> Image.Image | UnreadableImageError:
 def _read_path(path: str | Path, name: _Name, reduction: Reduction | None = None) -> Sample:
     with _one_sentence(name):
         try:
-            with open(path, "rb") as file:
+            with _opened(path, name) as file:
                 return _read_opened(file, name, reduction)
         except FileNotFoundError:
             raise FileNotFoundError(f"{name} does not exist; give the path of an image") from None
@@ -340,6 +340,13 @@ def _read_path(path: str | Path, name: _Name, reduction: Reduction | None = None
             raise UnreadableImageError(
                 f"{name} is a folder; expected the path of one image"
             ) from None
+
+
+def _opened(path: str | Path, name: _Name) -> BinaryIO:
+    """The file, open; a pipe or a device, which might never end, is none."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise name.unreadable("it is a pipe or a device and no file")
+    return open(path, "rb")
 
 
 def _read_file(file: BinaryIO, name: _Name, reduction: Reduction | None = None) -> Sample:

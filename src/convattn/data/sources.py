@@ -1023,6 +1023,10 @@ def _require_idx(folders: tuple[Path, ...], stem: str) -> Path:
     )
 
 
+_MOST_IN_IDX = 1_000_000
+"""Fashion-MNIST has 60,000, EMNIST in its layout 814,255."""
+
+
 def _read_idx(file: Path, *, num_axes: int) -> NDArray[np.uint8]:
     """Bytes of an IDX file, as http://yann.lecun.com/exdb/mnist describes it: (N,) or (N, 28, 28).
 
@@ -1030,26 +1034,39 @@ def _read_idx(file: Path, *, num_axes: int) -> NDArray[np.uint8]:
     anew; here the header has to fit the contents.
     """
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as content:
+            shape = _read_idx_header(file, content.read(4 + 4 * num_axes), num_axes)
+            # One byte more tells a file that is too long; none further is unpacked.
+            values = content.read(math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file} cannot be unpacked ({error}); fetch the file anew") from error
-    header = 4 + 4 * num_axes
-    if content[:4] != bytes([0, 0, 8, num_axes]) or len(content) < header:
+    if len(values) != math.prod(shape):
+        more = " or more" if len(values) > math.prod(shape) else ""
         raise ValueError(
-            f"{file} begins with {content[:4].hex()}; expected {0x0800 + num_axes:08x}, an IDX "
+            f"{file} announces {math.prod(shape)} bytes and holds {len(values)}{more}; fetch the "
+            "file anew"
+        )
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _read_idx_header(file: Path, header: bytes, num_axes: int) -> tuple[int, ...]:
+    """The shape that an IDX file announces."""
+    if header[:4] != bytes([0, 0, 8, num_axes]) or len(header) < 4 + 4 * num_axes:
+        raise ValueError(
+            f"{file} begins with {header[:4].hex()}; expected {0x0800 + num_axes:08x}, an IDX "
             f"file of bytes in {num_axes} dimensions: fetch the file anew"
         )
-    shape = tuple(int(length) for length in np.frombuffer(content, ">u4", num_axes, offset=4))
+    shape = tuple(int(length) for length in np.frombuffer(header, ">u4", num_axes, offset=4))
     if shape[1:] != (28, 28)[: num_axes - 1]:
         raise ValueError(
             f"{file} holds images of {shape[1]} x {shape[2]}; expected 28 x 28 as Fashion-MNIST's"
         )
-    if len(content) - header != math.prod(shape):
+    if shape[0] > _MOST_IN_IDX:
         raise ValueError(
-            f"{file} announces {math.prod(shape)} bytes and holds {len(content) - header}; fetch "
-            "the file anew"
+            f"{file} announces {shape[0]:,} images; expected {_MOST_IN_IDX:,} at most: fetch the "
+            "file anew"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return shape
 
 
 @dataclass(frozen=True)

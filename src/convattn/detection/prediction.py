@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from convattn.drawing import (
 )
 from convattn.files import replace_atomically, unused_name
 from convattn.modes import eval_mode
+from convattn.text import json_text
 
 _OPACITY = 0.5
 
@@ -243,7 +243,7 @@ def predict_images(
         for number, name in zip(cfg["category_ids"], cfg["label_names"], strict=True)
     ]
     content = {"images": images, "categories": categories, "annotations": annotations}
-    replace_atomically(out / "predictions.json", (json.dumps(content) + "\n").encode())
+    replace_atomically(out / "predictions.json", (json_text(content) + "\n").encode())
 
 
 def _image_ids(files: Sequence[Path]) -> list[int]:

@@ -9,7 +9,6 @@ the class's probability fall, insertion brings them back first and watches it ri
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from convattn.explanation.gradcam import cam_layers, grad_cam
 from convattn.explanation.heatmap import attention_maps, class_probabilities
 from convattn.explanation.linear_evidence import evidence, evidence_maps
 from convattn.modes import default_device, frozen_eval_mode
+from convattn.text import json_text
 
 METHODS: tuple[str, ...] = ("evidence", "attention", "gradcam", "random", "centre")
 """What ``measure_faithfulness`` can compare."""
@@ -260,7 +260,7 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json_text(dataclasses.asdict(self), indent=2) + "\n"
 
     def rows(self) -> list[list[str]]:
         """The report as cells for people, its head first; without boxes their columns are out."""

@@ -15,7 +15,7 @@ from PIL import Image
 from convattn.explanation.faithfulness import Report
 from convattn.explanation.heatmap import Explanation
 from convattn.explanation.overlay import overlay
-from convattn.text import shorten_name
+from convattn.text import figure_text, shorten_name
 
 _NAMES = {"attention": "attention", "gradcam": "Grad-CAM", "evidence": "evidence"}
 FIGURE_SIDE = 480
@@ -47,7 +47,7 @@ def draw_explanations(
     )
     FigureCanvasAgg(figure)
     if title is not None:
-        figure.suptitle(title, fontsize=12, fontweight="bold")
+        figure.suptitle(figure_text(title), fontsize=12, fontweight="bold")
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for row, axes in zip(rows, grid, strict=True):
         for one in axes:
@@ -57,7 +57,7 @@ def draw_explanations(
         axes[1].set_box_aspect(row[0].image.height / row[0].image.width)
         for explanation, one in zip(row, axes[2:], strict=False):
             target = explanation.target
-            label = f"{shorten_name(target.name)}  {target.probability:.0%}"
+            label = f"{figure_text(shorten_name(target.name))}  {target.probability:.0%}"
             _show(one, explanation.overlay(max_side=FIGURE_SIDE), label)
             how = _NAMES[explanation.method]
             if not explanation.class_specific:
@@ -91,7 +91,7 @@ def draw_layers(
     )
     FigureCanvasAgg(figure)
     if title is not None:
-        figure.suptitle(title, fontsize=11, fontweight="bold")
+        figure.suptitle(figure_text(title), fontsize=11, fontweight="bold")
     grid = figure.subplots(len(layers), columns, squeeze=False)
     for row, ((name, heads), axes) in enumerate(zip(layers.items(), grid, strict=True)):
         axes[0].set_ylabel(name, fontsize=7)
@@ -122,7 +122,7 @@ def _draw_bars(axes: Any, explanation: Explanation) -> None:
     places = range(len(top))
     axes.barh(places, [one.probability for one in top], height=0.75, color="#9ecae1")
     for place, one in zip(places, top, strict=True):
-        label = f"{shorten_name(one.name)}  {one.probability:.1%}"
+        label = f"{figure_text(shorten_name(one.name))}  {one.probability:.1%}"
         axes.text(0.02, place, label, va="center", fontsize=8)
     axes.set(xlim=(0, 1), ylim=(4.5, -0.5), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -134,7 +134,7 @@ def draw_faithfulness(report: Report, out: Path, *, title: str) -> None:
     width = 9.0 if report.box_share is None else 14.0
     figure = Figure(figsize=(width, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.suptitle(figure_text(title), fontsize=13, fontweight="bold")
     plot_faithfulness(figure, [report])
     figure.savefig(out, dpi=110)
 

@@ -33,7 +33,7 @@ from convattn.explanation.linear_evidence import evidence_of_classes
 from convattn.explanation.overlay import overlay
 from convattn.explanation.preprocessing import Preprocessed, View, preprocess, read_as_seen
 from convattn.layers import AAConv2d, LearnedAggregation2d
-from convattn.modes import eval_mode, frozen_eval_mode
+from convattn.modes import check_finite, eval_mode, frozen_eval_mode
 from convattn.text import nearest_few, one_line
 
 Shown = Literal["evidence", "attention", "gradcam"]
@@ -475,6 +475,7 @@ def class_probabilities(model: nn.Module, logits: Tensor) -> Tensor:
             question of its own, else they sum to 1.
         logits: What it gives, (B, K).
     """
+    check_finite(logits)
     values = logits.float()
     return values.sigmoid() if pretrained_cfg(model).get("multi_label") else values.softmax(1)
 

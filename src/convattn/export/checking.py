@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,9 @@ from convattn import __version__
 from convattn.explanation.heatmap import class_names
 from convattn.export.networks import WithMaps, classifier_of, image_cfg, noise, output_names
 from convattn.files import written_whole
+from convattn.modes import check_finite
+from convattn.ownership import owned
+from convattn.text import json_text
 
 TOLERANCE = 1e-4
 """Largest difference that is allowed, as a share of the largest number."""
@@ -100,8 +102,9 @@ def checked(
     cfg |= {"num_classes": num_classes, "label_names": names}
     if isinstance(network, WithMaps) and network.head is not None:
         cfg["evidence_bias"] = network.head.bias.tolist()
-    metadata = {"convattn_version": __version__, "pretrained_cfg": json.dumps(cfg)}
-    with written_whole(file) as part:
+    metadata = {"convattn_version": __version__, "pretrained_cfg": json_text(cfg)}
+    with owned(file), written_whole(file) as part:
+        check_free(file, file.suffix)  # what another process has made meanwhile stays
         write(part, batches[-1], metadata)
         run = _reopened(reopen, part, file.name)
         checks = tuple(
@@ -167,6 +170,8 @@ def _eager(network: nn.Module, images: Tensor) -> Outputs:
             f"{first_line(error)}"
         ) from error
     logits = outputs[0]
+    if isinstance(logits, Tensor):
+        check_finite(logits, "the network that is exported")
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise ValueError(
             f"{type(classifier_of(network)).__name__} gives no logits (B, num_classes); only "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from convattn.export.checking import Exported, Runnable, as_tuple, check_free, checked
 from convattn.export.networks import prepare
 from convattn.export.tracing import trace
+from convattn.text import json_text
 
 METADATA_FILE = "convattn.json"
 """The extra file of a program that holds its metadata."""
@@ -50,7 +50,7 @@ def export_program(
 
     def write(part: Path, example: Tensor, metadata: dict[str, str]) -> None:
         program = trace(network, example)
-        torch.export.save(program, part, extra_files={METADATA_FILE: json.dumps(metadata)})
+        torch.export.save(program, part, extra_files={METADATA_FILE: json_text(metadata)})
 
     return checked(network, file, size, write, _open_program)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convattn.export.checking import Exported, Runnable, as_tuple, check_free, checked
 from convattn.export.networks import prepare
+from convattn.weights import with_digest
 
 
 def export_safetensors(
@@ -45,7 +46,7 @@ def export_safetensors(
     def write(part: Path, example: Tensor, metadata: dict[str, str]) -> None:
         # Tensors that share memory would be refused.
         tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        safetensors.torch.save_file(tensors, part, metadata)
+        safetensors.torch.save_file(tensors, part, with_digest(tensors, metadata))
 
     def reopen(part: Path) -> Runnable:
         copied = copy.deepcopy(network)

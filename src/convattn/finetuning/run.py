@@ -39,6 +39,7 @@ from convattn.finetuning.results import (
     judge,
 )
 from convattn.modes import default_device
+from convattn.ownership import owned
 from convattn.probing.backbone import Frozen, check_channels
 from convattn.probing.heads import Training
 from convattn.probing.network import join_tensors, network_cfg, run_config, save_network
@@ -46,7 +47,8 @@ from convattn.probing.scores import score
 from convattn.runs import Run
 from convattn.runs.build import build_trained
 from convattn.runs.card import write_card
-from convattn.text import aligned, report
+from convattn.text import aligned, json_text, markdown_text, report
+from convattn.weights import write_weights
 
 _CONFIG, _STAGES, _REPORT = "finetune.json", "stages", "report.html"
 _FILE = ".safetensors"
@@ -125,8 +127,7 @@ class Setup:
             tensors: By its names.
             file: Where.
         """
-        content = safetensors.torch.save(dict(tensors), {"pretrained_cfg": json.dumps(self.cfg)})
-        replace_atomically(file, content)
+        write_weights(file, tensors, {"pretrained_cfg": json_text(self.cfg)})
 
     def train_end_to_end(self, start: Path, folder: Path, **words: Any) -> Trained:
         """The second stage.
@@ -220,8 +221,9 @@ def run_finetune(config: FinetuneConfig) -> FinetunedRun:
     frozen = first_stage.open_frozen(config)
     _check(images, frozen, config)
     folder = new_run_folder(config.out, "runs/finetune", "convattn finetune --resume")
-    replace_atomically(folder / _CONFIG, config.to_json().encode())
-    return _go_on(config, folder, images, frozen)
+    with owned(folder):
+        replace_atomically(folder / _CONFIG, config.to_json().encode())
+        return _go_on(config, folder, images, frozen)
 
 
 def resume_finetune(folder: Path) -> FinetunedRun:
@@ -237,9 +239,10 @@ def resume_finetune(folder: Path) -> FinetunedRun:
     file = unfinished(
         folder, config=_CONFIG, end=_REPORT, what="finetuning", command="convattn finetune"
     )
-    config = FinetuneConfig.from_json(file.read_text(encoding="utf-8"), str(file))
-    frozen = first_stage.open_frozen(config)
-    return _go_on(config, folder, open_images(config), frozen)
+    with owned(folder):
+        config = FinetuneConfig.from_json(file.read_text(encoding="utf-8"), str(file))
+        frozen = first_stage.open_frozen(config)
+        return _go_on(config, folder, open_images(config), frozen)
 
 
 def _check(images: Images, frozen: Frozen, config: FinetuneConfig) -> None:
@@ -543,7 +546,8 @@ def _finish(setup: Setup, folder: Path, network: Network, folds: Folds | None) -
             folds=folds.folds,
         )
         result = dataclasses.replace(result, out_of_fold=outside)  # type: ignore[arg-type]  # of its kind
-        replace_atomically(folder / OUT_OF_FOLD, _out_of_fold(folds, images).encode())
+        content = _out_of_fold(folds, images).encode(errors="surrogateescape")
+        replace_atomically(folder / OUT_OF_FOLD, content)
     judged = Judged(
         numbers=images.test,
         probabilities=_probabilities(calibrated, images),
@@ -671,4 +675,5 @@ def _epoch_curves(rows: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
 
 def _markdown(result: FinetunedResult | FinetunedMultiLabelResult, told: Told) -> str:
     rows = "\n".join(f"    {line}" for line in aligned(result.rows()))
-    return f"# {told.title}\n\n{told.summary}\n\n{rows}\n\nSee report.html.\n\n    {told.command}\n"
+    title, summary = markdown_text(told.title), markdown_text(told.summary)
+    return f"# {title}\n\n{summary}\n\n{rows}\n\nSee report.html.\n\n    {told.command}\n"

@@ -21,7 +21,7 @@ from convattn.papers.tables import HEADLINE, TABLES, RecipeRow, Table
 from convattn.runs import Run
 from convattn.surgery.records import num_params
 from convattn.tasks import build_network
-from convattn.text import aligned, markdown_table
+from convattn.text import aligned, json_text, markdown_table
 from convattn.weights import RELEASES, cached_path
 
 _CLASSES = {"imagenet": 1000, "cifar100": 100, "coco": 90, "ade20k": 150}
@@ -404,4 +404,4 @@ def to_json(found: Sequence[RowStatus]) -> str:
     Args:
         found: What ``check_rows`` gave.
     """
-    return json.dumps([one.to_dict() for one in found], indent=2) + "\n"
+    return json_text([one.to_dict() for one in found], indent=2) + "\n"

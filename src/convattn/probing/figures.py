@@ -18,7 +18,7 @@ from convattn.explanation.figures import draw_explanations
 from convattn.probing.report import KNN, REFERENCE, Findings, over_seeds
 from convattn.probing.scores import is_multi_label
 from convattn.runs import Run
-from convattn.text import report
+from convattn.text import figure_text, report
 
 _NUM_IMAGES = 8
 
@@ -34,7 +34,7 @@ def draw_accuracies(findings: Findings, out: Path, *, title: str) -> None:
     first, name = next(iter(findings.measures.items()))
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12, fontweight="bold")
+    figure.suptitle(figure_text(title), fontsize=12, fontweight="bold")
     left, right = figure.subplots(1, 2)
     shown = [pool for pool in findings.pools if pool != KNN]
     sizes = [findings.values(pool, "parameters")[0] for pool in shown]

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from convattn.config import pool_layer
-from convattn.files import written_whole
 from convattn.models.pooling import PooledClassifier
 from convattn.probing.cache import MapCache
 from convattn.probing.scores import is_multi_label, score, training_loss
+from convattn.weights import read_checkpoint, write_checkpoint
 
 FACTOR = 3.0
 """Between two learning rates of a grid."""
@@ -337,8 +337,7 @@ class Training:
                 for trial, head in self.heads.items()
             },
         }
-        with written_whole(file) as part:
-            torch.save(state, part)
+        write_checkpoint(file, state)
 
     def load(self, file: Path) -> None:
         """Take up what ``save`` kept.
@@ -346,7 +345,7 @@ class Training:
         Raises:
             ValueError: If it is of other trials.
         """
-        state = torch.load(file, map_location=self.device, weights_only=True)
+        state = read_checkpoint(file, f"delete {file} to have its heads trained anew")
         if list(state["trials"]) != [trial.key for trial in self.heads]:
             raise ValueError(f"{file} is of other heads than are to be trained; delete it")
         for trial, head in self.heads.items():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from convattn.config import DataConfig, ModelConfig, Scalar, TrainConfig
@@ -15,6 +13,8 @@ from convattn.data import Source
 from convattn.files import replace_atomically
 from convattn.probing.backbone import Frozen
 from convattn.probing.heads import pool_options
+from convattn.text import json_text
+from convattn.weights import write_weights
 
 
 def run_config(
@@ -92,6 +92,5 @@ def save_network(
         cfg: What it needs of an image.
         config: How it is built.
     """
-    content = safetensors.torch.save(dict(tensors), {"pretrained_cfg": json.dumps(cfg)})
-    replace_atomically(folder / "model.safetensors", content)
+    write_weights(folder / "model.safetensors", tensors, {"pretrained_cfg": json_text(cfg)})
     replace_atomically(folder / "config.json", config.to_json().encode())

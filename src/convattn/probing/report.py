@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import shlex
 import statistics
@@ -21,7 +19,7 @@ from convattn.config import ProbeConfig
 from convattn.data import Source
 from convattn.probing.backbone import Frozen
 from convattn.probing.scores import is_multi_label, per_image
-from convattn.text import aligned, markdown_table
+from convattn.text import aligned, csv_text, markdown_table
 
 REFERENCE, KNN = "avg", "knn"
 _DRAWS = 10_000
@@ -41,12 +39,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
         rows: A mapping each.
         columns: In their order.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _cell(row.get(name, "")) for name in columns})
-    return text.getvalue()
+    return csv_text([columns, *([_cell(row.get(name, "")) for name in columns] for row in rows)])
 
 
 def _cell(value: Any) -> Any:

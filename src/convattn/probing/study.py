@@ -23,9 +23,10 @@ from convattn.config import ProbeConfig
 from convattn.data import ImageFiles, Source, TensorImages, train_transform, transform_of
 from convattn.data.images import Transform
 from convattn.exceptions import Interrupted
-from convattn.files import new_run_folder, replace_atomically, unfinished
+from convattn.files import new_run_folder, read_json, reading, replace_atomically, unfinished
 from convattn.layers import POOLS
 from convattn.modes import default_device
+from convattn.ownership import owned
 from convattn.probing.backbone import Frozen, check_channels, open_backbone
 from convattn.probing.cache import (
     CacheOptions,
@@ -151,9 +152,10 @@ def run_probe(config: ProbeConfig) -> ProbedRun:
                 groups=images.groups,
             )
     folder = new_run_folder(config.out, "runs/probe", "convattn probe --resume")
-    replace_atomically(folder / _CONFIG, config.to_json().encode())
     try:
-        return _go_on(config, folder, frozen, images)
+        with owned(folder):
+            replace_atomically(folder / _CONFIG, config.to_json().encode())
+            return _go_on(config, folder, frozen, images)
     except ValueError:
         if not (folder / _STATE).exists():  # nothing was trained that could be gone on with
             shutil.rmtree(folder)
@@ -173,8 +175,9 @@ def resume_probe(folder: Path) -> ProbedRun:
     file = unfinished(
         folder, config=_CONFIG, end="report.md", what="probe", command="convattn probe"
     )
-    config = ProbeConfig.from_json(file.read_text(encoding="utf-8"), str(file))
-    return _go_on(config, folder, open_backbone(config), _open_images(config))
+    with owned(folder):
+        config = ProbeConfig.from_json(file.read_text(encoding="utf-8"), str(file))
+        return _go_on(config, folder, open_backbone(config), _open_images(config))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,17 +374,19 @@ class SeedResult:
     @classmethod
     def read(cls, folder: Path, seed: int) -> SeedResult:
         """What ``write`` kept."""
-        values = json.loads((folder / f"{seed}.json").read_text())
-        return cls(
-            seed=seed,
-            rows=values["rows"],
-            images=values["images"],
-            grids={
-                pool: {float(rate): loss for rate, loss in grid.items()}
-                for pool, grid in values["grids"].items()
-            },
-            logits=safetensors.torch.load_file(folder / f"{seed}.safetensors"),
-        )
+        file, tensors = folder / f"{seed}.json", folder / f"{seed}.safetensors"
+        with reading(file, f"delete {file} and {tensors} to have seed {seed} trained anew"):
+            values = read_json(file, "")
+            return cls(
+                seed=seed,
+                rows=values["rows"],
+                images=values["images"],
+                grids={
+                    pool: {float(rate): loss for rate, loss in grid.items()}
+                    for pool, grid in values["grids"].items()
+                },
+                logits=safetensors.torch.load_file(tensors),
+            )
 
 
 class _SeedState:
@@ -398,10 +403,11 @@ class _SeedState:
     def read_rounds(self) -> list[dict[Trial, Outcome]]:
         if not self._rounds.is_file():
             return []
-        return [
-            {Trial(*trial): Outcome(**outcome) for trial, outcome in done}
-            for done in json.loads(self._rounds.read_text())
-        ]
+        with reading(self._rounds, f"delete {self.folder} to have the heads trained anew"):
+            return [
+                {Trial(*trial): Outcome(**outcome) for trial, outcome in done}
+                for done in json.loads(self._rounds.read_text())
+            ]
 
     def write_rounds(self, rounds: Sequence[Mapping[Trial, Outcome]]) -> None:
         content = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from convattn.detection import DETECTORS
 from convattn.files import replace_atomically
 from convattn.runs.folder import Run
 from convattn.segmentation import SEGMENTERS
-from convattn.text import list_names, markdown_table
+from convattn.text import list_names, markdown_table, markdown_text
 
 CARD = "README.md"
 """Name of the file."""
@@ -102,7 +101,7 @@ def _figures_of(file: Path) -> Mapping[str, Any]:
 
 def _plain(name: str) -> str:
     """A name from outside, which shall be text and nothing else."""
-    return html.escape(" ".join(name.split()))
+    return markdown_text(" ".join(name.split()))
 
 
 def _eval_results(figures: Mapping[str, Any], task: str, data: str) -> list[EvalResult] | None:

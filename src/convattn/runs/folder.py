@@ -3,24 +3,68 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from convattn.classification.streaming import ImagePrediction, predict_each
 from convattn.classification.table import PredictedTable, check_table, write_table
 from convattn.config import RESTORE, PredictConfig, TrainConfig
-from convattn.runs.build import build_trained, create_model, is_dense, load_weights, needs_backbone
-from convattn.text import one_line
-from convattn.weights import read_metadata
+from convattn.files import reading
+from convattn.runs.build import build_trained, create_model, is_dense, needs_backbone
+from convattn.text import one_line, short_repr
+from convattn.weights import load_checked, read_metadata, read_weights
 
 CONFIG = "config.json"
 # What no run can be rebuilt without; other fields that are left out keep their defaults.
 _REQUIRED = ("model", "model.name")
+
+
+def _is_number(value: object) -> bool:
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_one and math.isfinite(cast(float, value))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST
+
+
+def _all(kind: Callable[[object], bool], value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(kind, value))
+
+
+_MOST = 10_000_000  # classes, or pixels of a side
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "num_classes": _is_count,
+    "label_names": lambda value: _all(lambda one: isinstance(one, str), value),
+    "input_size": lambda value: _all(_is_count, value) and len(value) == 3,
+    "mean": lambda value: _all(_is_number, value),
+    "std": lambda value: _all(lambda one: _is_number(one) and cast(float, one) > 0, value),
+    "interpolation": lambda value: isinstance(value, str),
+    "crop_mode": lambda value: isinstance(value, str),
+    "crop_pct": lambda value: _is_number(value) and value > 0,
+    "thresholds": lambda value: _all(_is_number, value),
+}
+"""Field of a ``pretrained_cfg`` -> whether a value of it can be meant."""
+
+
+def _check_classes(file: Path, cfg: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Refuse a number of classes that no tensor can have, before a network is built with it."""
+    count, names = cfg.get("num_classes"), cfg.get("label_names")
+    if count is None:
+        return
+    largest = max((tensor.numel() for tensor in weights.values()), default=0)
+    if count > largest or (names is not None and len(names) != count):
+        raise ValueError(
+            f"{file}: its pretrained_cfg tells of {count:,} classes"
+            + ("" if names is None else f" and {len(names):,} names")
+            + f", and its largest tensor has {largest:,} numbers; {RESTORE}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +135,21 @@ class Run:
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
         """What the trained network needs of an image, and its classes' names, in timm's words."""
-        found = json.loads(read_metadata(self.weights).get("pretrained_cfg", "{}"))
+        file = self.weights
+        text = read_metadata(file).get("pretrained_cfg", "{}")
+        with reading(file, RESTORE):
+            found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError(
-                f"{self.weights}: its pretrained_cfg is {type(found).__name__}, expected an object "
+                f"{file}: its pretrained_cfg is {type(found).__name__}, expected an object "
                 "of fields; restore the file from the run's backup or train anew"
             )
+        for name, fits in _FITS.items():
+            if found.get(name) is not None and not fits(found[name]):
+                raise ValueError(
+                    f"{file}: {name} of its pretrained_cfg is {short_repr(found[name])}, which "
+                    f"means nothing; {RESTORE}"
+                )
         return found
 
     def load_model(self) -> nn.Module:
@@ -109,13 +162,17 @@ class Run:
             FileNotFoundError: If the training has not ended.
             ValueError: If its files contradict each other.
         """
-        config, weights, cfg = self.config, self.weights, self.pretrained_cfg
+        config, cfg = self.config, self.pretrained_cfg
+        file, weights = read_weights(self.weights)
+        _check_classes(file, cfg, weights)
         try:
             model = build_trained(config.model, cfg=cfg, augment=config.augment)
+        except KeyError as error:
+            raise ValueError(f"{file}: its pretrained_cfg lacks {error}; {RESTORE}") from error
         # A network's own code raises whatever a damaged argument leads it to.
         except Exception as error:
             raise ValueError(f"{self.folder / CONFIG}: {one_line(error)}") from error
-        load_weights(model, weights)
+        load_checked(model, file, weights)
         return model
 
     @overload

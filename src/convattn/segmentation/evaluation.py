@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from convattn.data.masks import IGNORED
-from convattn.modes import default_device, eval_mode
+from convattn.modes import check_finite, default_device, eval_mode
 from convattn.results import Results, Rows, percentages, worst_class
 from convattn.segmentation.upernet import resize_logits, sliding_window
 
@@ -119,6 +119,7 @@ class SegmentationMetrics(MulticlassConfusionMatrix):
                 f"a mask has class {mask[mask != IGNORED].max()} and the data has classes 0 to "
                 f"{num_classes - 1}; give pixels without a class {IGNORED}"
             )
+        check_finite(logits)
         logits = resize_logits(logits.float(), mask.shape[1:])
         super().update(logits, mask)
         self.loss += F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum")

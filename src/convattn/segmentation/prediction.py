@@ -34,7 +34,7 @@ from convattn.drawing import (
     tint,
 )
 from convattn.files import replace_atomically, unused_name
-from convattn.modes import eval_mode
+from convattn.modes import check_finite, eval_mode
 from convattn.segmentation.upernet import resize_logits, sliding_window
 
 _OPACITY = 0.7
@@ -125,6 +125,7 @@ def segment(
     batch = pixels[None].to(next(model.parameters()).device)
     with eval_mode(model), torch.inference_mode():
         logits = model(batch) if window is None else sliding_window(model, batch, window)
+        check_finite(logits)
         classes = resize_logits(logits, (image.height, image.width)).argmax(1)[0]
     return Segmentation(
         classes=classes.to("cpu", torch.uint8), class_names=tuple(cfg["label_names"])

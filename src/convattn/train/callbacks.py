@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import shutil
 import signal
 import sys
@@ -27,8 +26,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from convattn.exceptions import Interrupted, NonFiniteError
-from convattn.files import replace_atomically
-from convattn.text import report
+from convattn.files import reading, replace_atomically, writing
+from convattn.text import report, short_repr
 from convattn.train.task import Curves
 
 
@@ -67,7 +66,7 @@ class MetricsFile(Logger):
         """
         values = {"step": step, **metrics}
         fresh = not self.path.exists()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             if fresh:
                 writer.writerow(self.columns)
@@ -79,7 +78,7 @@ class MetricsFile(Logger):
         Args:
             step: Optimiser steps that the checkpoint has seen.
         """
-        rows = [row for row in read_metrics(self.path) if row["step"] <= step]
+        rows = [row for row in read_metrics(self.path, self.columns) if row["step"] <= step]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
@@ -87,20 +86,35 @@ class MetricsFile(Logger):
         replace_atomically(self.path, text.getvalue().encode())
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, float]]:
     """The rows of a ``metrics.csv``; an empty cell is left out, a torn last line as well.
 
     Args:
         path: The file; none means no rows.
+        columns: That it must have; None takes any that tell step and epoch.
+
+    Raises:
+        ValueError: If it is no such file.
     """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {key: float(value) for key, value in row.items() if value}
-            for row in csv.DictReader(file)
-            if None not in row.values()
-        ]
+    with reading(path, "restore it, or move it away: the curves then begin with what follows"):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        head, *rows = csv.reader(whole, strict=True) if whole else [list(columns or ())]
+        if head != list(columns or head) or not {"step", "epoch"} <= {*head} or "" in head:
+            expected = ", ".join(columns or ("step", "epoch", "and others"))
+            raise ValueError(f"its columns are {short_repr(head)}, expected {expected}")
+        return [_metrics_row(head, row, number) for number, row in enumerate(rows, start=2)]
+
+
+def _metrics_row(head: Sequence[str], row: Sequence[str], number: int) -> dict[str, float]:
+    if len(row) != len(head):
+        raise ValueError(f"line {number} has {len(row)} cells, expected {len(head)}")
+    found = {name: float(cell) for name, cell in zip(head, row, strict=True) if cell}
+    if not math.isfinite(found.get("step", math.nan)) or "epoch" not in found:
+        raise ValueError(f"line {number} tells no step and epoch")
+    return found
 
 
 def _cell(value: float | None) -> str:
@@ -378,6 +392,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock and listen for Ctrl-C and SIGTERM."""
+        self.path.parent.mkdir(exist_ok=True)  # but not the run folder, if that has been removed
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             for number in _STOPPING:
@@ -426,7 +441,7 @@ class Checkpoints(Callback):
             raise Interrupted(self._left())
 
     def save(self, trainer: L.Trainer) -> None:
-        """Write the checkpoint to a file beside it, then move it into place.
+        """Write the checkpoint, whole or not at all.
 
         Args:
             trainer: Which has just taken a step.
@@ -438,10 +453,7 @@ class Checkpoints(Callback):
         norms = torch._foreach_norm([p.detach() for p in trainer.lightning_module.parameters()])
         if not torch.stack(norms).isfinite().all():
             raise NonFiniteError(f"weights are not finite after step {trainer.global_step}")
-        fresh = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(fresh)
-        if trainer.is_global_zero:
-            os.replace(fresh, self.path)
+        trainer.save_checkpoint(self.path)
         self.saved_step = trainer.global_step
         self._saved_at = time.monotonic()
 

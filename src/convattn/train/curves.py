@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from convattn.text import figure_text
 from convattn.train.callbacks import read_metrics
 from convattn.train.task import Curves
 
@@ -26,7 +27,7 @@ def draw_curves(metrics: Path, out: Path, *, curves: Curves, title: str) -> None
     rows = read_metrics(metrics)
     figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.suptitle(figure_text(title), fontsize=13, fontweight="bold")
     loss, accuracy, rate = figure.subplots(1, 3)
     epochs, losses = _column(rows, "train_loss")
     loss.plot(epochs, losses, color="#9ecae1", linewidth=1, label="training, each row")

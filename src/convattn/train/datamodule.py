@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from convattn.config import DataConfig
-from convattn.data.images import Replacing, TensorImages
+from convattn.data.images import Replacing, TensorImages, digest_of_list
 from convattn.train.seeding import derive_seed, seeded
 
 
@@ -159,6 +159,7 @@ class TrainingData(L.LightningDataModule):
         self.accumulate = accumulate
         self.chances = chances
         self.collate = collate
+        self.images_sha256 = digest_of_list(train)
         self.num_images = num_images = _length(train)
         if num_images < config.batch_size:
             raise ValueError(
@@ -178,9 +179,14 @@ class TrainingData(L.LightningDataModule):
         return _length(self.val_images)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the training, and what images need; Lightning keeps it in the checkpoint."""
+        """The place in the training, what images need, and which they are, for the checkpoint."""
         assert self.trainer is not None
-        return {"step": self.trainer.global_step, "cfg": json.loads(json.dumps(self.cfg))}
+        return {
+            "step": self.trainer.global_step,
+            "cfg": json.loads(json.dumps(self.cfg)),
+            "images": self.images_sha256,
+            "num_images": self.num_images,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Begin at that place.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -41,6 +43,25 @@ def make_loggers(names: Sequence[LoggerName], folder: Path) -> list[Logger]:
             ``MLFLOW_TRACKING_URI`` says, else in it.
     """
     return [_LOGGERS[name](folder) for name in dict.fromkeys(names)]
+
+
+@contextmanager
+def quiet_writers() -> Iterator[None]:
+    """Keep to itself what TensorBoard's writing thread says of a disk or a folder.
+
+    The next row says so as well, and ends the training.
+    """
+    before = threading.excepthook
+
+    def tell(arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboard"):
+            before(arguments)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _tensorboard(folder: Path) -> Logger:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import pickle
 import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import safetensors.torch
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -25,10 +22,11 @@ from torch.utils import deterministic
 
 from convattn.config import ModelConfig, TrainConfig
 from convattn.exceptions import Interrupted, NonFiniteError
-from convattn.files import new_run_folder, replace_atomically
+from convattn.files import new_run_folder, replace_atomically, writing
+from convattn.ownership import owned
 from convattn.results import Results
 from convattn.runs import Run
-from convattn.text import markdown_table, one_line, report
+from convattn.text import json_text, markdown_table, report
 from convattn.train.callbacks import (
     BestEpoch,
     Checkpoints,
@@ -38,10 +36,11 @@ from convattn.train.callbacks import (
     TrainingMetrics,
     kept_signals,
 )
+from convattn.train.checkpoints import WholeFiles, check_checkpoint
 from convattn.train.curves import draw_curves
-from convattn.train.loggers import check_loggers, make_loggers
+from convattn.train.loggers import check_loggers, make_loggers, quiet_writers
 from convattn.train.task import Job, TrainingTask
-from convattn.weights import tensor_differences
+from convattn.weights import write_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +93,16 @@ def train(config: TrainConfig, open_job: Callable[[TrainConfig], Job]) -> Traine
         checkpoint = config.model.checkpoint
         task = job.make_task(None if checkpoint is None else Path(checkpoint))
         folder = _new_folder(config)
-        if rank_zero_only.rank == 0:
-            replace_atomically(folder / "config.json", job.config.to_json().encode())
-            report(_start_line(job, folder))
-        return _finish(job, task, folder, checkpoint=None)
+        with _owned_by_first(folder):
+            if rank_zero_only.rank == 0:
+                replace_atomically(folder / "config.json", job.config.to_json().encode())
+                report(_start_line(job, folder))
+            return _finish(job, task, folder, checkpoint=None)
+
+
+def _owned_by_first(folder: Path) -> AbstractContextManager[None]:
+    """The run folder is the first process's alone; the others of the same training only help."""
+    return owned(folder) if rank_zero_only.rank == 0 else nullcontext()
 
 
 def _with_precision(config: TrainConfig) -> TrainConfig:
@@ -138,6 +143,11 @@ def resume(run: Run, open_job: Callable[[TrainConfig], Job]) -> TrainedRun | Non
         FileNotFoundError: If the run has no checkpoint.
         ValueError: If the run has ended, or its files do not fit each other.
     """
+    with _owned_by_first(run.folder):
+        return _resume(run, open_job)
+
+
+def _resume(run: Run, open_job: Callable[[TrainConfig], Job]) -> TrainedRun | None:
     path, config = run.folder, run.config
     if run.has_ended:
         raise ValueError(
@@ -186,7 +196,7 @@ def fit(config: TrainConfig, open_job: Callable[[TrainConfig], Job], folder: Pat
 def _rewound(job: Job, folder: Path, checkpoint: Path) -> TrainingTask:
     """The task of a training that goes on; rows after the checkpoint are taken back."""
     task = job.make_task(None)
-    step = _check_checkpoint(checkpoint, task)
+    step = check_checkpoint(checkpoint, task, job.data)
     if rank_zero_only.rank == 0:
         MetricsFile(folder / "metrics.csv", job.curves.columns).rewind(step)
     return task
@@ -254,6 +264,7 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
             log_every_n_steps=1,
             use_distributed_sampler=False,
             enable_checkpointing=False,
+            plugins=[WholeFiles()],
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
@@ -266,7 +277,7 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
         if config.compile:
             task.model.compile()
         started = time.monotonic()
-        with kept_signals():
+        with kept_signals(), writing(folder / "metrics.csv"), quiet_writers():
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
         seconds = time.monotonic() - started
         if not trainer.is_global_zero:
@@ -322,24 +333,9 @@ def _new_folder(config: TrainConfig) -> Path:
     return new_run_folder(config.out, usual, "convattn train --resume")
 
 
-def _check_checkpoint(file: Path, task: TrainingTask) -> int:
-    """The step of a checkpoint that fits the task."""
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} is damaged ({one_line(error)}); train anew") from None
-    differences = tensor_differences(content["state_dict"], task.state_dict())
-    if differences:
-        raise ValueError(
-            f"{file} is of another model than config.json, {differences}; restore config.json"
-        )
-    return int(content["global_step"])
-
-
 def _save_weights(file: Path, weights: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> None:
     """What inference needs: the model's tensors, and as metadata what its images need."""
-    content = safetensors.torch.save(dict(weights), {"pretrained_cfg": json.dumps(cfg)})
-    replace_atomically(file, content)
+    write_weights(file, weights, {"pretrained_cfg": json_text(cfg)})
 
 
 def _show(job: Job, folder: Path, fitted: Fitted) -> TrainedRun:

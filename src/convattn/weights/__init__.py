@@ -20,12 +20,14 @@ from convattn.weights.offline import find_installed
 from convattn.weights.public_layers import aa_conv_from_public
 from convattn.weights.reading import (
     mismatch_error,
+    read_checkpoint,
     read_metadata,
     read_pretrained_cfg,
     read_weights,
     tensor_differences,
 )
 from convattn.weights.releases import RELEASES, Release
+from convattn.weights.writing import with_digest, write_checkpoint, write_weights
 
 __all__ = [
     "RELEASES",
@@ -44,10 +46,14 @@ __all__ = [
     "mismatch_error",
     "patchconvnet_from_released",
     "patchconvnet_to_released",
+    "read_checkpoint",
     "read_metadata",
     "read_pretrained_cfg",
     "read_weights",
     "remap_keys",
     "tensor_differences",
     "under_own_names",
+    "with_digest",
+    "write_checkpoint",
+    "write_weights",
 ]

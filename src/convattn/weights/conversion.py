@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,12 @@ import torch
 from torch import Tensor
 
 from convattn.files import sha256_of, written_whole
+from convattn.ownership import owned
+from convattn.text import json_text
 from convattn.weights.names import architecture_of, patchconvnet_to_released
 from convattn.weights.reading import mismatch_error, read_metadata, read_weights, tensor_differences
 from convattn.weights.releases import RELEASES
+from convattn.weights.writing import with_digest
 
 _SUFFIXES = (".safetensors", ".pth")
 
@@ -68,15 +70,16 @@ def convert_weights(
     name = model or _released_as(file) or architecture_of(tensors)
     metadata = read_metadata(file) | {"source": file.name, "source_sha256": sha256_of(file)}
     if name is not None:
-        metadata["pretrained_cfg"] = json.dumps(_checked_cfg(name, file, tensors))
+        metadata["pretrained_cfg"] = json_text(_checked_cfg(name, file, tensors))
     if to == "released":
         tensors = patchconvnet_to_released(tensors)
     tensors = {key: tensor.clone() for key, tensor in tensors.items()}  # parts of one stay apart
-    with written_whole(target) as part:
+    with owned(target), written_whole(target) as part:
         if target.suffix == ".pth":
-            torch.save({"model": tensors}, part)
+            with part.open("wb") as stream:
+                torch.save({"model": tensors}, stream)
         else:
-            safetensors.torch.save_file(tensors, part, metadata)
+            safetensors.torch.save_file(tensors, part, with_digest(tensors, metadata))
     parameters = sum(tensor.numel() for tensor in tensors.values())
     return Converted(model=name, tensors=len(tensors), parameters=parameters)
 

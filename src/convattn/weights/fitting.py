@@ -24,12 +24,32 @@ def load_checked(model: nn.Module, file: Path, weights: Mapping[str, Tensor]) ->
         file: Where they come from, for the error.
 
     Raises:
-        ValueError: If a name or a shape differs; the network is then as before.
+        ValueError: If a name or a shape differs, or a tensor holds NaN; the network is then as
+            before.
     """
     differences = tensor_differences(weights, model.state_dict())
     if differences:
         raise mismatch_error(file, weights, differences)
+    check_finite_weights(file, weights)
     model.load_state_dict(weights)
+
+
+def check_finite_weights(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse trained tensors that hold NaN; a mask may hold infinities.
+
+    Args:
+        file: Where they come from, for the error.
+
+    Raises:
+        ValueError: If one holds NaN; names the first.
+    """
+    bad = [name for name, x in weights.items() if x.is_floating_point() and x.isnan().any()]
+    if bad:
+        raise ValueError(
+            f"{file} holds numbers that are not finite: NaN in {bad[0]}, one of {len(bad)} such "
+            f"tensors of {len(weights)}; its training has diverged, or it was damaged: use other "
+            "weights"
+        )
 
 
 def load_backbone(network: nn.Module, path: Path) -> None:
@@ -55,6 +75,7 @@ def load_backbone(network: nn.Module, path: Path) -> None:
     differences = tensor_differences(fitting | kept, own)
     if differences:
         raise mismatch_error(file, weights, differences)
+    check_finite_weights(file, fitting)
     network.load_state_dict(fitting | kept)
 
 

@@ -18,8 +18,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from convattn.files import check_hash
+from convattn.files import check_hash, reading
 from convattn.text import one_line
+from convattn.weights.digests import (
+    ENTRIES_SHA256,
+    TENSORS_SHA256,
+    digest_of_entries,
+    digest_of_tensors,
+)
 from convattn.weights.names import architecture_of, remap_keys
 
 _HOLDERS = ("state_dict", "model")  # Lightning's and timm's; the PatchConvNets' authors'
@@ -62,7 +68,7 @@ def read_weights(path: Path) -> tuple[Path, dict[str, Tensor]]:
         # A run's own file has its network's names, whatever they begin with.
         is_own = "pretrained_cfg" in read_metadata(file)
         return file, remap_keys(tensors if is_own else unwrapped(tensors))
-    return file, remap_keys(unwrapped(_state_dict(_read_torch(file), file)))
+    return file, remap_keys(unwrapped(_state_dict(read_torch(file), file)))
 
 
 def read_metadata(file: Path) -> dict[str, str]:
@@ -91,9 +97,11 @@ def read_pretrained_cfg(path: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     if file.suffix == ".safetensors":
-        found = json.loads(read_metadata(file).get("pretrained_cfg", "null"))
+        text = read_metadata(file).get("pretrained_cfg", "null")
+        with reading(file, "restore it or train anew"):
+            found = json.loads(text)
     elif file.suffix == ".ckpt":
-        content = _read_torch(file)
+        content = read_torch(file)
         training = content.get(TRAINING_DATA) if isinstance(content, Mapping) else None
         found = training.get("cfg") if isinstance(training, Mapping) else None
     else:
@@ -101,9 +109,36 @@ def read_pretrained_cfg(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def read_checkpoint(file: Path, advice: str) -> dict[str, Any]:
+    """The state of a training, as ``write_checkpoint`` wrote it, on the CPU.
+
+    Args:
+        advice: What to do if it is not.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or was changed; nothing in it is run.
+    """
+    content = read_torch(file)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{file} is no checkpoint of a training; {advice}")
+    if content.pop(ENTRIES_SHA256, None) != digest_of_entries(content):
+        raise ValueError(
+            f"{file} is not as the training wrote it: an entry is missing or was changed; {advice}"
+        )
+    return content
+
+
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     with _whole_safetensors(file):
-        return safetensors.torch.load_file(file)
+        tensors = safetensors.torch.load_file(file)
+    metadata = read_metadata(file)
+    if metadata.get(TENSORS_SHA256) not in (None, digest_of_tensors(tensors, metadata)):
+        raise ValueError(
+            f"{file} is damaged: its bytes have changed since it was written ({TENSORS_SHA256} in "
+            "its metadata tells); restore it or train anew"
+        )
+    return tensors
 
 
 @contextmanager
@@ -116,7 +151,13 @@ def _whole_safetensors(file: Path) -> Iterator[None]:
         ) from None
 
 
-def _read_torch(file: Path) -> Any:
+def read_torch(file: Path) -> Any:
+    """What a file of ``torch.save`` holds: plain tensors, numbers, words and collections of them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, was changed, or asks for code.
+    """
     try:
         _check_archive(file)
         # A pickle of a newer protocol is read or refused; a remark about it helps nobody.
@@ -127,12 +168,12 @@ def _read_torch(file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(file, str(error))) from None
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):
         raise
     except Exception as error:  # whatever its bytes have led the readers to
         reason = str(error).partition("\n")[0] or "it ends too early"
-        if isinstance(error, LookupError):  # says a byte and no more
-            reason = "its bytes are no PyTorch file's"
+        if isinstance(error, LookupError | TypeError | AttributeError):
+            reason = "it is not what torch.save writes"
         raise ValueError(f"{file} is damaged ({reason}); get it anew") from None
 
 
@@ -142,6 +183,10 @@ def _check_archive(file: Path) -> None:
         is_archive = content.read(2) == b"PK"
     if is_archive:
         with zipfile.ZipFile(file) as archive:
+            parts = archive.infolist()
+            packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+            if packed or sum(part.file_size for part in parts) > file.stat().st_size:
+                raise zipfile.BadZipFile("its parts are compressed, which torch.save never does")
             changed = archive.testzip()
         if changed is not None:
             raise zipfile.BadZipFile(f"the bytes of its part {changed} have changed")
@@ -162,7 +207,7 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(
-        isinstance(value, Tensor) for value in content.values()
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise ValueError(f"{file} holds no state dict; save model.state_dict() with torch.save")
     return dict(content)
