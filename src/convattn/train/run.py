@@ -39,8 +39,9 @@ from convattn.train.callbacks import (
     kept_signals,
 )
 from convattn.train.curves import draw_curves
+from convattn.train.layer_sync import SyncBatchNorm
 from convattn.train.loggers import check_loggers, make_loggers
-from convattn.train.task import Job, TrainingTask
+from convattn.train.task import Job, TrainingTask, described_failure
 from convattn.weights import tensor_differences
 
 
@@ -245,7 +246,7 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
             strategy=config.strategy,
             num_nodes=config.num_nodes,
             precision=config.precision,
-            sync_batchnorm=config.sync_batchnorm,
+            plugins=[SyncBatchNorm()] if config.sync_batchnorm else None,
             max_epochs=config.epochs,
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip_grad,
@@ -266,7 +267,7 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
         if config.compile:
             task.model.compile()
         started = time.monotonic()
-        with kept_signals():
+        with kept_signals(), described_failure():
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
         seconds = time.monotonic() - started
         if not trainer.is_global_zero:
