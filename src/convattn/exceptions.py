@@ -20,7 +20,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """The user stopped long work; the message says how to go on with it."""
+    """Long work was stopped, by the user or as a process is gone; says how to go on with it."""
 
 
 class NoEvidenceError(ValueError):

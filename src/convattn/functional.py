@@ -162,16 +162,35 @@ def aggregation_weights(
         logits = F.linear(x, probe, bias).transpose(1, 2)  # (B, heads*K, N)
         logits = logits.unflatten(1, (num_heads, num_queries))
         own = None if token is None else F.linear(token, probe, bias).T
-    else:
-        keys = F.linear(x, key_weight, key_bias).unflatten(-1, (num_heads, head_dim))
-        logits = torch.einsum("hkd,bnhd->bhkn", q, keys)
-        own = None
-        if token is not None:
-            own_keys = F.linear(token, key_weight, key_bias).unflatten(-1, (num_heads, head_dim))
-            own = torch.einsum("hkd,thd->hkt", q, own_keys)
-    if own is not None:
-        own = own.reshape(num_heads, num_queries, -1).expand(x.shape[0], -1, -1, -1)
-        logits = torch.cat([own, logits], dim=-1)
+        if own is not None:
+            own = own.reshape(num_heads, num_queries, -1).expand(x.shape[0], -1, -1, -1)
+            logits = torch.cat([own, logits], dim=-1)
+        return logits.softmax(dim=-1)
+    keys = F.linear(x, key_weight, key_bias)
+    own_keys = None if token is None else F.linear(token, key_weight, key_bias)
+    return weights_by_keys(query, keys, num_heads=num_heads, token=own_keys)
+
+
+def weights_by_keys(
+    query: Tensor, keys: Tensor, *, num_heads: int = 1, token: Tensor | None = None
+) -> Tensor:
+    """:func:`aggregation_weights` of keys that are made already.
+
+    Args:
+        query: Projected queries, (K, C), not scaled.
+        keys: (B, N, C).
+        num_heads: Heads; C is divided by them.
+        token: Further keys before these, the same for every image, (T, C).
+
+    Returns:
+        (B, heads, K, T + N); the last dimension sums to 1.
+    """
+    query, keys = query.unflatten(-1, (num_heads, -1)), keys.unflatten(-1, (num_heads, -1))
+    query = query * query.shape[-1] ** -0.5
+    logits = torch.einsum("khd,bnhd->bhkn", query, keys)
+    if token is not None:
+        own = torch.einsum("khd,thd->hkt", query, token.unflatten(-1, (num_heads, -1)))
+        logits = torch.cat([own.expand(keys.shape[0], -1, -1, -1), logits], dim=-1)
     return logits.softmax(dim=-1)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Iterator
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -34,6 +37,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, training in modes:
+            if type(module).train is not nn.Module.train:  # it does more than to set the flag
+                module.train(training)
+        for module, training in modes:
             module.training = training
 
 
@@ -61,8 +67,25 @@ def frozen_eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and frozen parameters in the block; then everything is as it was.
 
     Mode flags of every module, ``requires_grad`` and ``grad`` of every parameter come back, also
-    after an error. A compiled network runs eagerly in the block.
+    after an error. A compiled network runs eagerly in the block. Other threads that want the same
+    network so wait until the block is left.
     """
+    with _lock_of(model):
+        yield from _frozen_eval_mode(model)
+
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_LOCKING = threading.Lock()
+
+
+def _lock_of(model: nn.Module) -> AbstractContextManager[Any]:
+    """One lock a network, which a thread may take several times."""
+    with _LOCKING:
+        lock: AbstractContextManager[Any] = _LOCKS.setdefault(model, threading.RLock())
+        return lock
+
+
+def _frozen_eval_mode(model: nn.Module) -> Iterator[None]:
     states = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
         for parameter, _, _ in states:
@@ -99,6 +122,21 @@ def hooks_of(module: nn.Module) -> list[Any]:
         *module._backward_hooks.values(),
         *module._backward_pre_hooks.values(),
     ]
+
+
+def own_calls(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that sees what the thread that makes it runs, and not what others do meanwhile.
+
+    Args:
+        hook: Of a module, forward or before it.
+    """
+    thread = threading.get_ident()
+
+    @functools.wraps(hook)
+    def own(*args: Any) -> Any:
+        return hook(*args) if threading.get_ident() == thread else None
+
+    return own
 
 
 def is_unmodified(layer: nn.Module) -> bool:

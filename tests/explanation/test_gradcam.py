@@ -97,7 +97,7 @@ def test_cells_lie_where_the_layers_put_them():
 @pytest.mark.parametrize(
     ("name", "layer", "reshaped"),
     [
-        ("patchconvnet_nano", "blocks", True),
+        ("patchconvnet_nano", "blocks", False),
         ("aa_resnet_nano", "layer4", False),
         ("aa_wide_resnet_nano", "act", False),
         ("aa_mnasnet_nano", "bn2", False),

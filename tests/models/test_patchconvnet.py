@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,11 @@ def test_the_bundled_network_is_small_and_has_a_card():
     assert "patchconvnet_nano.cluttered_digits" in timm.list_pretrained()
 
 
+def _run(block, x):
+    """A block on (B, H, W, C), as its oracle is."""
+    return block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 def _block(**options):
     torch.manual_seed(0)
     block = PatchConvBlock(8, layer_scale=0.5, dtype=torch.float64, **options)
@@ -187,7 +193,7 @@ def test_a_block_and_its_gradients_are_the_definition_s(norm, recomputes, traini
     block.recomputes_gelu = recomputes
     x = torch.randn(3, 4, 5, 8, dtype=torch.float64, requires_grad=True)
     leaves = [x, *block.parameters()]
-    out, expected = block(x), x + plain_branch(block, x)
+    out, expected = _run(block, x), x + plain_branch(block, x)
     torch.testing.assert_close(out, expected)
     weight = torch.randn_like(out)
     torch.testing.assert_close(
@@ -203,9 +209,9 @@ def test_maps_that_a_block_keeps(recomputes, maps, training):
     block.recomputes_gelu = recomputes
     x = torch.randn(2, 32, 32, 8, dtype=torch.float64, requires_grad=True)
     with HeldTensors() as watched:
-        out = block(x)
-    # All but the input, which is not made here, and with the output, which the next block keeps.
-    kept = watched.held() / out.numel()
+        out = _run(block, x)
+    # All but the input, of which only views are made, and with the output, which the next keeps.
+    kept = watched.held() / out.numel() - 1
     assert maps <= kept < maps + 0.3
 
 
@@ -219,9 +225,9 @@ def test_a_block_without_gradients_computes_the_same_in_the_memory_of_two_maps(
     x = torch.randn(2, 32, 32, 8)
     given = x.clone()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        expected = block(x)
+        expected = _run(block, x)
         with context(), HeldTensors() as watched:
-            out = block(x)
+            out = _run(block, x)
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
     assert out.dtype == expected.dtype
     assert torch.equal(x, given)
@@ -235,10 +241,10 @@ def test_what_a_hook_was_shown_without_gradients_stays_as_it_was(name):
     getattr(block, name).register_forward_hook(lambda _, given, out: shown.extend([*given, out]))
     x = torch.randn(2, 4, 5, 8, dtype=torch.float64)
     with torch.no_grad():
-        block(x)
+        _run(block, x)
     now = shown.copy()
     shown.clear()
-    block(x)
+    _run(block, x)
     for without, recorded in zip(now, shown, strict=True):
         torch.testing.assert_close(without, recorded, rtol=0, atol=0)
 
@@ -248,7 +254,7 @@ def test_stochastic_depth_is_what_a_mask_gives(norm):
     block = _block(norm=norm, drop_path=0.5).train()
     x = torch.randn(9, 4, 5, 8, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(1)
-    out = block(x)
+    out = _run(block, x)
     torch.manual_seed(1)
     expected = x + drop_path(plain_branch(block, x), 0.5, training=True)
     torch.testing.assert_close(out, expected)
@@ -278,7 +284,7 @@ def test_dropped_images_cost_nothing():
 def test_a_block_that_is_dropped_for_all_images_still_has_gradients():
     block = _block(drop_path=0.999999).train()
     x = torch.randn(2, 4, 5, 8, dtype=torch.float64, requires_grad=True)
-    out = block(x)
+    out = _run(block, x)
     torch.testing.assert_close(out, x)
     out.sum().backward()
     assert all((p.grad == 0).all() for p in block.parameters())
@@ -290,7 +296,7 @@ def test_autocast_keeps_the_residual_in_float32_and_small_layer_scales_alive(dty
     x = torch.zeros(2, 4, 5, 8)
     torch.nn.init.normal_(block.norm.bias)
     with torch.autocast("cpu", dtype):
-        out = block(x.to(dtype))
+        out = _run(block, x.to(dtype))
     assert out.dtype == torch.float32
     expected = plain_branch(block, x)
     torch.testing.assert_close(out / 1e-6, expected / 1e-6, rtol=0.05, atol=0.02)
@@ -300,7 +306,7 @@ def test_autocast_keeps_no_more_maps():
     block = PatchConvBlock(8).train()
     x = torch.randn(2, 32, 32, 8, requires_grad=True)
     with HeldTensors() as watched, torch.autocast("cpu", torch.bfloat16):
-        block(x)
+        _run(block, x)
     assert watched.held() / x.numel() < 5.3
 
 
@@ -315,8 +321,11 @@ def test_gradients_under_autocast_are_as_near_to_exact_ones_by_hand_as_by_autogr
     errors = {}
     for training in (False, True):  # in evaluation mode the backward pass is autograd's
         with torch.autocast("cpu", torch.bfloat16):
-            out = block.train(training)(x)
-        assert ("ManualBackward" in str(out.grad_fn)) == training
+            out = _run(block.train(training), x)
+        made = out.grad_fn
+        while "Permute" in str(made):
+            made = made.next_functions[0][0]
+        assert ("ManualBackward" in str(made)) == training
         found = torch.autograd.grad((out * weight).sum(), leaves)
         assert all(f.dtype == e.dtype for f, e in zip(found, exact, strict=True))
         pairs = zip(found, exact, strict=True)
@@ -330,7 +339,7 @@ def test_what_hangs_on_the_last_convolution_is_called():
     seen = []
     block.conv_pwl.register_forward_hook(lambda *_: seen.append(1))
     x = torch.randn(2, 4, 5, 8, dtype=torch.float64)
-    torch.testing.assert_close(block(x), x + plain_branch(block, x))
+    torch.testing.assert_close(_run(block, x), x + plain_branch(block, x))
     assert seen
 
 
@@ -339,7 +348,7 @@ def test_parts_of_a_block_can_be_frozen():
     block.conv_pw.requires_grad_(False)
     x = torch.randn(2, 4, 5, 8, dtype=torch.float64, requires_grad=True)
     leaves = [x, *(p for p in block.parameters() if p.requires_grad)]
-    found = torch.autograd.grad(block(x).sin().sum(), leaves)
+    found = torch.autograd.grad(_run(block, x).sin().sum(), leaves)
     expected = torch.autograd.grad((x + plain_branch(block, x)).sin().sum(), leaves)
     torch.testing.assert_close(found, expected)
 
@@ -348,7 +357,7 @@ def test_a_block_in_evaluation_mode_can_be_differentiated_twice():
     torch.manual_seed(0)
     block = PatchConvBlock(4, layer_scale=0.5, dtype=torch.float64).eval()
     x = torch.randn(1, 2, 2, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(block, x)
+    assert torch.autograd.gradgradcheck(partial(_run, block), x)
 
 
 def test_pointwise_recomputation_changes_no_gradient():
@@ -367,6 +376,7 @@ def test_the_trunk_stays_channels_last():
     for block in model.blocks:
         block.register_forward_hook(lambda _, x, out: strides.append((x[0], out)))
     strides = []
+    in_order = partial(torch.Tensor.is_contiguous, memory_format=torch.channels_last)
     model(torch.randn(2, 3, 64, 48))
-    assert all(x.is_contiguous() and out.is_contiguous() for x, out in strides)
+    assert all(map(in_order, (tensor for pair in strides for tensor in pair)))
     assert len(strides) == 4

@@ -78,9 +78,8 @@ def test_cosine_with_warmup_is_the_formula():
 
 
 def test_multistep_falls_at_its_epochs():
-    # timm counts one step ahead: the fall comes with the last step before the milestone.
     found = rates(40, schedule="multistep", epochs=4, decay_milestones=(1, 3), decay_rate=0.1)
-    assert found == pytest.approx([1.0] * 9 + [0.1] * 20 + [0.01] * 11)
+    assert found == pytest.approx([1.0] * 10 + [0.1] * 20 + [0.01] * 10)
 
 
 def test_schedule_keeps_no_state():

@@ -15,7 +15,7 @@ from convattn.explanation.geometry import Grid, GridTracker
 from convattn.layers import AAConv2d, LearnedAggregation2d, Pool
 from convattn.layers.pools import looks
 from convattn.models.pyramid import FeatureLevels
-from convattn.modes import eager_mode
+from convattn.modes import eager_mode, own_calls
 
 AttentionLayer = AAConv2d | LearnedAggregation2d | Pool
 Queries = Sequence[tuple[int, int]] | Literal["mean"]
@@ -76,9 +76,10 @@ def capture_attention(
     """Collects the attention of every layer of ours while the model runs.
 
     The layers run as always, by their fused path; the maps are computed beside them from the
-    same inputs, without gradients. After the block the model is as it was, also after an error.
-    What ``torch.compile`` has compiled runs uncompiled inside the block, with a warning that says
-    so: compiled code does not show its layers.
+    same inputs, without gradients; what other threads run meanwhile is not seen. After the block
+    the model is as it was, also after an error. What ``torch.compile`` has compiled runs
+    uncompiled inside the block, with a warning that says so: compiled code does not show its
+    layers.
 
     Args:
         model: Any network; layers of other kinds are left alone.
@@ -138,14 +139,41 @@ def capture_attention(
         )
     # A detector resizes and pads its images before its backbone gets them.
     inputs = [model, *(module for module in model.modules() if isinstance(module, FeatureLevels))]
-    handles = [module.register_forward_pre_hook(begin) for module in inputs]
-    handles += [module.register_forward_pre_hook(record(name)) for name, module in chosen.items()]
+    handles = [module.register_forward_pre_hook(own_calls(begin)) for module in inputs]
+    handles += [
+        module.register_forward_pre_hook(own_calls(record(name))) for name, module in chosen.items()
+    ]
     try:
         with eager_mode(), grids:
             yield maps
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_logits(model: nn.Module, out: Any) -> Tensor:
+    """What a network returned, if that is logits.
+
+    Args:
+        model: The network, for its name.
+        out: What it returned.
+
+    Returns:
+        (B, classes).
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if isinstance(out, Tensor) and out.ndim == 2:
+        return out
+    what = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else "no tensor"
+    if isinstance(out, dict | list | tuple):
+        inside = ", ".join(map(str, out)) if isinstance(out, dict) else f"{len(out)} things"
+        what = f"a {type(out).__name__} of {inside}"
+    raise ValueError(
+        f"{type(model).__name__} returns {what}, expected logits of shape (B, classes): only "
+        "classifiers are explained; wrap the network in a module that returns its logits alone"
+    )
 
 
 def _weights(

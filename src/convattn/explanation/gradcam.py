@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from convattn.explanation.geometry import Grid, GridTracker
 from convattn.layers import LearnedAggregation2d
-from convattn.modes import frozen_eval_mode
+from convattn.modes import frozen_eval_mode, own_calls
 
 
 def cam_layers(
@@ -143,7 +143,7 @@ def _run(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
     with ExitStack() as hooks:
         for module in model.modules():
             if module not in pooling:
-                hooks.callback(module.register_forward_hook(note).remove)
+                hooks.callback(module.register_forward_hook(own_calls(note)).remove)
         logits = model(images)
     if not maps:
         raise ValueError(
@@ -202,7 +202,7 @@ def _maps(
         return out.detach().requires_grad_().clone()
 
     with ExitStack() as hooks:
-        hooks.callback(layer.register_forward_hook(cut).remove)
+        hooks.callback(layer.register_forward_hook(own_calls(cut)).remove)
         cam = _unscaled_grad_cam()(model, [layer], as_maps)
         # Not ``with cam``: that swallows every IndexError.
         hooks.callback(cam.activations_and_grads.release)

@@ -25,6 +25,7 @@ from convattn.explanation.capture import (
     Queries,
     attention_layers,
     capture_attention,
+    check_logits,
     named_layers,
 )
 from convattn.explanation.geometry import Grid
@@ -33,7 +34,7 @@ from convattn.explanation.linear_evidence import evidence_of_classes
 from convattn.explanation.overlay import overlay
 from convattn.explanation.preprocessing import Preprocessed, View, preprocess, read_as_seen
 from convattn.layers import AAConv2d, LearnedAggregation2d
-from convattn.modes import check_finite, eval_mode, frozen_eval_mode
+from convattn.modes import check_finite, frozen_eval_mode
 from convattn.text import nearest_few, one_line
 
 Shown = Literal["evidence", "attention", "gradcam"]
@@ -54,7 +55,8 @@ class Prediction:
     name: str
     """Its name, the number itself where no names are known."""
     probability: float
-    """Between 0 and 1: by softmax, or by sigmoid where images may have several classes."""
+    """Between 0 and 1: by softmax, or by sigmoid where images may have several classes or the
+    network has one logit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -264,12 +266,8 @@ def explain_classes(
         method = "attention"
     with frozen_eval_mode(model):
         with _describe_refusal(model, pixels), torch.no_grad():
-            logits = attend()[0] if method == "attention" else model(pixels)
-        if logits.ndim != 2:
-            raise ValueError(
-                f"the network gives a result of shape {tuple(logits.shape)}; expected logits of "
-                "shape (1, classes): explain() is for classifiers"
-            )
+            out = attend()[0] if method == "attention" else model(pixels)
+        logits = check_logits(model, out)
         names = class_names(model, logits.shape[1])
         order = logits[0].argsort(descending=True).tolist()
         wanted = _class_numbers(targets, top_k, names, order)
@@ -398,6 +396,7 @@ def _run_with_attention(
             "not a position; name an attention convolution as layer, or leave query out"
         )
     logits, per_head, grids = _capture(model, images, [name], query)
+    check_logits(model, logits)
     per_token = per_head[name].mean(1) if head is None else per_head[name][:, head]
     return logits, per_token, grids[name]
 
@@ -459,7 +458,7 @@ def attention_through(
     shown, prepared, pixels = _preprocess(model, image, view)
     point = None if query is None else _on_input(query, prepared, shown)
     size = (shown.height, shown.width)
-    with eval_mode(model):
+    with frozen_eval_mode(model):
         _, maps, grids = _capture(model, pixels, names, point)
     return shown, {
         name: list(grids[name].heat(maps[name][0, :, 0].cpu(), size, prepared.region).numpy())
@@ -472,12 +471,13 @@ def class_probabilities(model: nn.Module, logits: Tensor) -> Tensor:
 
     Args:
         model: The classifier; where its ``pretrained_cfg["multi_label"]`` is true every class is a
-            question of its own, else they sum to 1.
+            question of its own, else they sum to 1. A single logit is such a question always.
         logits: What it gives, (B, K).
     """
     check_finite(logits)
     values = logits.float()
-    return values.sigmoid() if pretrained_cfg(model).get("multi_label") else values.softmax(1)
+    questions = values.shape[1] == 1 or pretrained_cfg(model).get("multi_label")
+    return values.sigmoid() if questions else values.softmax(1)
 
 
 def class_names(model: nn.Module, num_classes: int) -> list[str]:

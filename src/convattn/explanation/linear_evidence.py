@@ -20,7 +20,7 @@ from convattn.exceptions import NoEvidenceError
 from convattn.explanation.geometry import Grid, GridTracker
 from convattn.layers import LearnedAggregation2d, Pool
 from convattn.layers.pools import ClassQueryPool, ClassTokenPool, looks, mean_shares
-from convattn.modes import frozen_eval_mode
+from convattn.modes import frozen_eval_mode, own_calls
 from convattn.surgery.adapters import AggregationPool, GlobalPool
 from convattn.text import one_line
 
@@ -222,7 +222,7 @@ def _find_place(model: nn.Module, images: Tensor) -> tuple[_Place, Grid]:
         return grids.of(x, size) or Grid.regular(size, image)
 
     named = [(name, module) for name, module in model.named_modules() if name]
-    handles = [module.register_forward_hook(watch(name)) for name, module in named]
+    handles = [module.register_forward_hook(own_calls(watch(name))) for name, module in named]
     kind = type(model).__name__
     try:
         grids.begin(images)
@@ -302,7 +302,7 @@ def _replaced(module: nn.Module, value: Tensor) -> Iterator[None]:
     def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
         return value.clone()  # what follows may write into it
 
-    handle = module.register_forward_hook(hook)
+    handle = module.register_forward_hook(own_calls(hook))
     try:
         yield
     finally:
@@ -387,7 +387,7 @@ def _first_nonlinear(model: nn.Module, image: Tensor, place: _Place) -> str:
         elif seen_pool and not list(module.children()) and args and isinstance(args[0], Tensor):
             behind.append((names[module], module, args[0]))
 
-    handles = [module.register_forward_hook(watch) for module in names]
+    handles = [module.register_forward_hook(own_calls(watch)) for module in names]
     try:
         model(image)
     finally:

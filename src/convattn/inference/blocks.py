@@ -31,7 +31,7 @@ class FoldedPatchConvBlock(nn.Module):
             operations on CUDA; what they cannot take goes to "torch". May be set at any time.
 
     Shape:
-        (B, H, W, dim) -> (B, H, W, dim).
+        (B, dim, H, W) -> (B, dim, H, W).
     """
 
     conv_pw: nn.Module  # a Linear, until something else takes its place
@@ -39,15 +39,16 @@ class FoldedPatchConvBlock(nn.Module):
 
     def __init__(self, block: PatchConvBlock) -> None:
         super().__init__()
-        self.eps = None if isinstance(block.norm, nn.BatchNorm2d) else block.norm.eps
+        self.eps = block.norm.eps if isinstance(block.norm, nn.LayerNorm) else None
         self.conv_pw, self.conv_pwl = fold_block(block)
         self.conv_dw = block.conv_dw
         self.se = block.se
         self.kernels: Kernels = "torch"
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, dim) -> (B, H, W, dim)."""
-        return folded_form(self, x)(self, x)
+        """(B, dim, H, W) -> (B, dim, H, W)."""
+        x = x.permute(0, 2, 3, 1)
+        return folded_form(self, x)(self, x).permute(0, 3, 1, 2)
 
 
 def fold_blocks(network: nn.Module, kernels: Kernels) -> None:

@@ -65,7 +65,7 @@ def _pairs(network: nn.Module, run: Trace) -> Iterator[tuple[str, str]]:
                 break
 
 
-def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:
     """What a BatchNorm multiplies by and adds in evaluation, (C,) of float64 each."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -117,10 +117,10 @@ def fold_block(block: PatchConvBlock) -> tuple[nn.Linear, nn.Linear]:
         and the last.
     """
     norm, first, last = block.norm, block.conv_pw, block.conv_pwl
-    if isinstance(norm, nn.BatchNorm2d):
-        scale, shift = scale_and_shift(norm)
-    else:
+    if isinstance(norm, nn.LayerNorm):
         scale, shift = norm.weight.double(), norm.bias.double()
+    else:
+        scale, shift = scale_and_shift(norm)
     weight, gamma = first.weight.double(), block.gamma.double()
     return (
         folded_linear(weight * scale, first.bias.double() + weight @ shift, first),

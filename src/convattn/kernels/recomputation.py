@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from convattn.kernels.tracing import is_tracing
 
@@ -51,3 +53,43 @@ def recompute(made: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
+
+
+def count_batches_once(model: nn.Module, wanted: bool = True) -> None:
+    """Keeps a recomputed pass from moving the running statistics of batch norms a second time.
+
+    Gradient checkpointing runs its part of a network again in the backward pass, whatever that
+    part remembers.
+
+    Args:
+        model: Hooks are put on its batch norms, or taken off.
+        wanted: Whether it is checkpointed from now on.
+    """
+    for module in model.modules():
+        if not isinstance(module, _BatchNorm):
+            continue
+        for hook, hooks in (
+            (_put_aside, module._forward_pre_hooks),
+            (_put_back, module._forward_hooks),
+        ):
+            for key in [key for key, own in hooks.items() if own is hook]:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)
+        if wanted:
+            module.register_forward_pre_hook(_put_aside)
+            module.register_forward_hook(_put_back, always_call=True)
+
+
+def _put_aside(norm: nn.Module, args: tuple[Any, ...]) -> None:
+    """Gives a norm that runs in a backward pass statistics to move that nobody reads."""
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return
+    norm.__dict__["_statistics"] = dict(norm._buffers)
+    for name, buffer in norm._buffers.items():
+        norm._buffers[name] = None if buffer is None else buffer.clone()
+
+
+def _put_back(norm: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+    """Also after checkpointing has broken off, when it has what it wanted."""
+    if "_statistics" in norm.__dict__:
+        norm._buffers.update(norm.__dict__.pop("_statistics"))

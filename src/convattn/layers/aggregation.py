@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from convattn.functional import aggregation_weights, weighted_values
+from convattn.functional import aggregation_weights, weighted_values, weights_by_keys
+from convattn.modes import is_unmodified
 
 
 class ClassTokenLinear(nn.Module):
@@ -42,7 +43,10 @@ class ClassTokenLinear(nn.Module):
 
 
 class _TokenAttention(nn.Module):
-    """Projections of the attention whose queries are class tokens."""
+    """Projections of the attention whose queries are class tokens.
+
+    Their weights are read, which is cheaper, where that does all that calling them would.
+    """
 
     def __init__(
         self, dim: int, num_heads: int, device: torch.device | None, dtype: torch.dtype | None
@@ -55,9 +59,13 @@ class _TokenAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
 
     def weights(self, query: Tensor, x: Tensor, token: Tensor | None) -> Tensor:
+        query = self.q(query)
+        if not is_unmodified(self.k):
+            own = None if token is None else self.k(token)
+            return weights_by_keys(query, self.k(x), num_heads=self.num_heads, token=own)
         return aggregation_weights(
             x,
-            self.q(query),
+            query,
             self.k.weight,
             self.k.bias,
             num_heads=self.num_heads,
@@ -65,7 +73,12 @@ class _TokenAttention(nn.Module):
         )
 
     def values(self, weights: Tensor, x: Tensor, token: Tensor | None) -> Tensor:
-        if self.num_heads == 1 and weights.shape[2] > self.v.in_features and token is None:
+        if not is_unmodified(self.v):
+            own = None if token is None else self.v(token)
+            values = self.v(x)
+            return self.proj(weighted_values(weights, values, num_heads=self.num_heads, token=own))
+        many = self.num_heads == 1 and weights.shape[2] > self.v.in_features and token is None
+        if many and is_unmodified(self.proj):
             # One product of both matrices is less than one with each of so many queries.
             both = self.proj.weight @ self.v.weight
             return weighted_values(weights, x, both, self.proj(self.v.bias))

@@ -29,8 +29,9 @@ def resample_table(table: Tensor, num_rows: int) -> Tensor:
         (num_rows, d); equal to ``table`` when it has that size already.
     """
     rows = table.shape[0]
-    # While exporting, a comparison of sizes would freeze the image's size into the program.
-    if not torch.compiler.is_exporting() and rows == num_rows:
+    # While exporting or tracing, a comparison of sizes would freeze the image's into the program.
+    recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if not recorded and rows == num_rows:
         return table
     # Tensors rather than numbers from here on, for the same reason.
     position = torch.arange(num_rows, device=table.device, dtype=torch.float32)

@@ -6,11 +6,13 @@ Bello et al. 2019, https://arxiv.org/abs/1904.09925, section 4.3, on timm's Mnas
 from functools import partial
 from typing import Any, cast
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
 
+from convattn.kernels.recomputation import count_batches_once
 from convattn.layers.rel_pos import Position
 from convattn.models.aa_wide_resnet import strided
 from convattn.models.pooling import build_pooled
@@ -94,6 +96,12 @@ class AAMnasNet(EfficientNet):
                 attn_downsample=2,
             )
             size = strided(size, block.conv_dw.stride[0])
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes the blocks in the backward pass instead of keeping their activations."""
+        super().set_grad_checkpointing(enable)
+        count_batches_once(self, enable)
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], **kwargs: Any) -> AAMnasNet:

@@ -8,10 +8,12 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, cast
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from convattn.kernels.recomputation import count_batches_once
 from convattn.layers.rel_pos import Position
 from convattn.models.aa_wide_resnet import strided
 from convattn.models.pooling import build_pooled
@@ -90,6 +92,12 @@ class AAResNet(ResNet):
                     attn_downsample=downsample,
                 )
                 setattr(part, name, attention)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes the blocks in the backward pass instead of keeping their activations."""
+        super().set_grad_checkpointing(enable)
+        count_batches_once(self, enable)
 
 
 def _create(variant: str, pretrained: bool, defaults: dict[str, Any], **kwargs: Any) -> AAResNet:

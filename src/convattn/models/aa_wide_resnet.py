@@ -16,6 +16,7 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from convattn.kernels.recomputation import count_batches_once
 from convattn.layers.rel_pos import Position
 from convattn.models.pooling import build_pooled
 from convattn.surgery import augmented_conv
@@ -217,6 +218,7 @@ class WideResNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
+        count_batches_once(self, enable)
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""

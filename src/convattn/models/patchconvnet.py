@@ -24,6 +24,7 @@ from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from convattn.kernels.patchconv_block import apply_form, fast_form, normalize, project
+from convattn.kernels.recomputation import count_batches_once
 from convattn.layers import LearnedAggregation2d
 from convattn.models.pooling import OUR_POOLS, PooledClassifier
 from convattn.weights import (
@@ -59,7 +60,10 @@ class _ChannelGate(nn.Module):
 
 
 class PatchConvBlock(nn.Module):
-    """Residual block of the trunk, on (B, H, W, C) maps so that 1x1 convolutions are matrices.
+    """Residual block of the trunk, whose 1x1 convolutions are matrices.
+
+    It reads and makes (B, C, H, W) maps, as whoever looks into a network expects, in the memory
+    order of ``channels_last``, which is that of the matrices.
 
     Layer scale is multiplied into the last matrix rather than into the map. For its backward pass,
     which is written by hand where that is all the same, the block keeps five maps of the eight
@@ -77,7 +81,7 @@ class PatchConvBlock(nn.Module):
         recomputes_gelu: May be set at any time.
 
     Shape:
-        (B, H, W, dim) -> (B, H, W, dim).
+        (B, dim, H, W) -> (B, dim, H, W).
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class PatchConvBlock(nn.Module):
         **where: Any,
     ) -> None:
         super().__init__()
-        self.norm = (
+        self.norm: nn.LayerNorm | nn.BatchNorm2d | nn.SyncBatchNorm = (
             nn.LayerNorm(dim, eps=1e-6, **where)
             if norm == "layernorm"
             else nn.BatchNorm2d(dim, **where)
@@ -106,6 +110,10 @@ class PatchConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x + drop_path(gamma * conv_pwl(se(gelu(conv_dw(gelu(conv_pw(norm(x))))))))``."""
         x = x.to(self.gamma.dtype)  # autocast must not narrow the sum of all blocks
+        return self._channels_last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def _channels_last(self, x: Tensor) -> Tensor:
+        """(B, H, W, dim) -> (B, H, W, dim)."""
         form = fast_form(self, x)
         if form is not None:
             return apply_form(form, self, x)
@@ -260,6 +268,7 @@ class PatchConvNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes the blocks in the backward pass: keeps one map of a block instead of five."""
         self.grad_checkpointing = enable
+        count_batches_once(self, enable)
 
     @torch.jit.ignore
     def set_pointwise_recomputation(self, enable: bool = True) -> None:
@@ -346,8 +355,8 @@ class PatchConvNet(nn.Module):
         for i, block in enumerate(blocks):
             x = checkpoint_seq([block], x) if self._checkpoints else block(x)
             if i in take:
-                maps.append(x.permute(0, 3, 1, 2))
-        return maps if intermediates_only else (x.permute(0, 3, 1, 2), maps)
+                maps.append(x)
+        return maps if intermediates_only else (x, maps)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -374,13 +383,13 @@ class PatchConvNet(nn.Module):
 
     def _patches(self, x: Tensor) -> Tensor:
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        return x.permute(0, 2, 3, 1).contiguous()  # (B, H', W', C)
+        # In the order of the blocks' matrices, whatever the stem's last layer has left.
+        return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, embed_dim, H', W')."""
         x = self._patches(x)
-        x = checkpoint_seq(self.blocks, x) if self._checkpoints else self.blocks(x)
-        return x.permute(0, 3, 1, 2)
+        return checkpoint_seq(self.blocks, x) if self._checkpoints else self.blocks(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, embed_dim, H', W') -> (B, num_classes), or (B, embed_dim) before the classifier."""

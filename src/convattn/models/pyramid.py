@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from convattn.kernels.recomputation import count_batches_once
 from convattn.surgery import augment
 from convattn.text import nearest
 
@@ -73,6 +74,7 @@ class FeatureLevels(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes the backbone in the backward pass instead of keeping its activations."""
         self.body.model.set_grad_checkpointing(enable)
+        count_batches_once(self.body, enable)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> one map a level."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from convattn.layers import AAConv2d
 from convattn.layers.rel_pos import Position
 from convattn.surgery.adapters import AggregationPool, GlobalPool, TokenClassifier
 from convattn.surgery.convs import attention_layer
+from convattn.surgery.copying import copy_network
 from convattn.surgery.planning import make_plan
 from convattn.surgery.pools import make_pool
 from convattn.surgery.records import AugmentOptions, ConvFilter, Plan, PoolPlan
@@ -116,7 +116,7 @@ def augment(
     options = AugmentOptions.of(locals())
     found = make_plan(model, input_size, options, count_macs=False)
     _check_replaces(found, options)
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copy_network(model)
     undo = _Undo(model)
     for item in found.convs:
         if item.replaced:
@@ -209,7 +209,7 @@ def _keep_first_filters(conv: nn.Conv2d, kept: int) -> nn.Conv2d:
     """The convolution with its first filters, of every group as many; a subclass stays one."""
     index = torch.arange(conv.out_channels).unflatten(0, (conv.groups, -1))
     index = index[:, : kept // conv.groups].flatten()
-    narrowed = copy.deepcopy(conv)
+    narrowed = copy_network(conv)
     for name, tensor in [*conv.named_parameters(recurse=False), *conv.named_buffers(recurse=False)]:
         if tensor.dim() and tensor.shape[0] == conv.out_channels:
             part = tensor.detach()[index.to(tensor.device)].clone()

@@ -294,10 +294,10 @@ def attention_layer(conv: nn.Conv2d, *, same_padding: bool = False, **attention:
 
 
 def _check_narrowing(conv: nn.Conv2d) -> None:
-    if parametrize.is_parametrized(conv):
+    if parametrize.is_parametrized(conv) or "weight" not in conv._parameters:
         raise ValueError(
-            "its weight is parametrised, so that no filters can be left out; use preserve=True, or "
-            "torch.nn.utils.parametrize.remove_parametrizations first"
+            "its weight is computed from others (parametrised, normed or pruned), so that no "
+            "filters can be left out; use preserve=True, or remove that first"
         )
     if conv.groups == conv.in_channels and conv.groups > 1:
         raise ValueError(

@@ -19,7 +19,7 @@ from convattn.surgery.records import (
     PoolPlan,
     num_params,
 )
-from convattn.surgery.trace import check_network, trace_usual
+from convattn.surgery.trace import check_network, check_plain, trace_usual
 
 
 def plan(
@@ -84,6 +84,7 @@ def make_plan(
         ValueError: As ``plan``.
     """
     check_network(model, "augment")
+    check_plain(model)
     run = trace_usual(model, input_size, count_macs=count_macs)
     convs = plan_convs(model, run, options)
     pool = plan_pool(model, run, options)

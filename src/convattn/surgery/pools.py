@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from convattn.layers import LearnedAggregation2d, Pool, create_pool
 from convattn.layers.pools import ClassTokenPool, GatedPool
 from convattn.surgery.adapters import AggregationPool, GlobalPool
+from convattn.surgery.copying import shadow
 from convattn.surgery.records import NOT_ASKED, AugmentOptions, PoolPlan, num_params
 from convattn.surgery.trace import TRANSFORMER, Call, Trace, Value, is_transformer
 from convattn.text import nearest_few
@@ -170,7 +172,7 @@ def _find_pool(modules: Mapping[str, nn.Module], run: Trace, pool_name: str | No
         return _Found(reason="it is learned aggregation already")
     if any(isinstance(module, Pool) for module in modules.values()):
         return _Found(reason="it has one of convattn's pools already")
-    if run.output is None:
+    if not run.vectors:
         return _Found(
             reason=f"{network} returns several tensors or none, as a backbone of features does; "
             "there is no pool and no classifier on it"
@@ -180,6 +182,11 @@ def _find_pool(modules: Mapping[str, nn.Module], run: Trace, pool_name: str | No
     if not maps:
         return _Found(reason=f"{network} makes no map of the image on its way to the logits")
     before = line[maps[-1]]
+    if maps[-1] + 1 == len(line) and len(run.vectors) > 1:
+        return _Found(
+            reason=f"{network} returns {len(run.vectors)} tensors that read its map of "
+            f"{_shape(values[before])} each in its own way; there is no pool that all of them read"
+        )
     if maps[-1] + 1 == len(line):
         return _Found(reason=f"{network} returns a map of {_shape(values[before])}, unpooled")
     after = line[maps[-1] + 1]
@@ -262,7 +269,8 @@ def _averages(module: nn.Module, shape: Sequence[int]) -> bool:
     with torch.device("cpu"), torch.no_grad():
         x = torch.randn(size, generator=generator, device="cpu")
         try:
-            return torch.allclose(module(x).flatten(1), x.mean((2, 3)), atol=1e-5)
+            pooled = shadow(module).eval()(x).flatten(1)
+            return torch.allclose(pooled, x.mean((2, 3)), atol=1e-5)
         except RuntimeError:
             return False
 
@@ -401,13 +409,23 @@ def _class_tokens(
     modules: Mapping[str, nn.Module], run: Trace, classifier: str | None
 ) -> tuple[int, str | None]:
     """Number of class tokens, or why there cannot be one a class."""
-    assert run.output is not None
+    if run.output is None:
+        return 1, (
+            f"the network returns {len(run.outputs)} tensors, and a map a class needs one of "
+            "logits; use pool='attention'"
+        )
     classes = math.prod(run.values[run.output].shape)
     module = modules.get(classifier) if classifier is not None else None
     if not isinstance(module, nn.Linear | nn.Conv2d):
         return 1, (
             "no linear layer or 1x1 convolution makes the logits from pooled features, so that a "
             "map a class has no weights; name it as classifier_name=, or use pool='attention'"
+        )
+    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+        return 1, (
+            f"the weight of the classifier {classifier!r} is computed from others (parametrised, "
+            "normed or pruned), and a map a class takes its rows apart; remove that first, or use "
+            "pool='attention'"
         )
     call = next(call for call in run.calls if call.name == classifier)
     read = None if call.source is None else run.values[call.source].shape

@@ -11,7 +11,7 @@ from torch import nn
 
 from convattn.config import PoolName, check_pool_options, pool_layer
 from convattn.layers.rel_pos import Position
-from convattn.text import aligned, nearest
+from convattn.text import aligned, nearest, short_repr
 
 ConvFilter = str | Sequence[str] | Callable[[nn.Module, str], bool]
 
@@ -44,9 +44,11 @@ class AugmentOptions:
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Self:
         """Those among a function's arguments, as its ``locals()`` hold them."""
-        return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: _plain_number(arguments[name]) for name in names})
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.pool is not None and self.pool not in POOL_NAMES:
             near = nearest(str(self.pool), POOL_NAMES)
             raise ValueError(
@@ -62,6 +64,29 @@ class AugmentOptions:
             )
         if self.mlp_ratio is not None and not self.mlp_ratio > 0:
             raise ValueError(f"mlp_ratio={self.mlp_ratio!r} is not above 0; the paper's is 3")
+
+    def _check_types(self) -> None:
+        conv = self.conv
+        if conv is not None and (isinstance(conv, nn.Module) or not callable(conv)):
+            words: Any = (conv,) if isinstance(conv, str) else conv
+            some = isinstance(words, Sequence) and len(words) > 0
+            if not some or any(not isinstance(word, str) for word in words):
+                raise ValueError(
+                    f"conv={short_repr(conv)} is no name of convolutions, several of them or a "
+                    "function of (module, name); for instance conv='last-3-stages' or "
+                    "conv=['layer4.0.conv1']"
+                )
+        for word in ("pool_name", "classifier_name"):
+            name = getattr(self, word)
+            if not isinstance(name, str | None):
+                raise ValueError(
+                    f"{word}={short_repr(name)} is no name of a module; give it as in "
+                    "model.named_modules()"
+                )
+        for word in ("num_heads", "min_head_dim", "pool_heads", "pool_queries"):
+            _check_number(word, getattr(self, word), int)
+        for word in ("qk_ratio", "v_ratio", "mlp_ratio"):
+            _check_number(word, getattr(self, word), float)
 
     @property
     def layer(self) -> str | None:
@@ -266,6 +291,18 @@ class Plan:
         if self.pool.reason is not None:
             lines.append(f"  pool: {self.pool.reason}")
         return lines
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of NumPy's or a tensor as one of Python's; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _check_number(word: str, value: Any, kind: type[int | float]) -> None:
+    kinds = (int,) if kind is int else (int, float)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+        what = "an integer" if kind is int else "a number"
+        raise ValueError(f"{word}={short_repr(value)} is not {what}")
 
 
 def num_params(module: nn.Module | None) -> int:

@@ -5,21 +5,21 @@ What a network does is read from what happens, not from how its parts are called
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from convattn.modes import eval_mode
+from convattn.surgery.copying import shadow
 from convattn.text import one_line
 
 TRANSFORMER = (
@@ -68,21 +68,33 @@ class Trace:
     calls: list[Call]
     output: int | None
     """Number of the logits; None if the network returns several tensors or none."""
+    outputs: tuple[int, ...]
+    """Numbers of all tensors that it returns."""
     macs: int
     """Multiply-adds of convolutions and matrix products."""
     input_size: tuple[int, int, int]
     """(C, H, W) of the image."""
 
+    @property
+    def vectors(self) -> tuple[int, ...]:
+        """Numbers of the outputs that are no maps: logits, of one classifier or several."""
+        return tuple(n for n in self.outputs if len(self.values[n].shape) < 4) or (
+            () if self.output is None else (self.output,)
+        )
+
     def bottlenecks(self) -> list[int]:
         """Values through which alone the image reaches the logits, in order."""
-        if self.output is None:
+        ends = self.vectors
+        if not ends:
             return []
-        useful = {self.output}
-        for number in range(self.output, -1, -1):
+        useful = set(ends)
+        for number in range(max(ends), -1, -1):
             if number in useful:
                 useful.update(self.values[number].sources)
         from_input = {0}
         last_use = dict.fromkeys(useful, -1)
+        if len(ends) > 1:
+            last_use.update(dict.fromkeys(ends, len(self.values)))
         for number in sorted(useful - {0}):
             if from_input.intersection(self.values[number].sources):
                 from_input.add(number)
@@ -180,10 +192,10 @@ class _Recorder(TorchDispatchMode):
 
 
 def trace(model: nn.Module, input_size: tuple[int, int, int], *, count_macs: bool) -> Trace:
-    """Run a network once and note what happens; the network is left as it was.
+    """Run a shadow of a network once and note what happens; the network itself does not run.
 
     It runs on the meta device, without computing anything; a network whose path depends on what it
-    computes runs where it is, on an empty image.
+    computes has its shadow where it is, and an empty image.
 
     Args:
         input_size: (C, H, W) of an image.
@@ -192,19 +204,21 @@ def trace(model: nn.Module, input_size: tuple[int, int, int], *, count_macs: boo
     Raises:
         ValueError: If it cannot run on such an image.
     """
-    names = {module: name for name, module in model.named_modules()}
 
-    def noted(forward: Callable[[Tensor], Any], image: Tensor) -> Trace:
+    def noted(network: nn.Module, image: Tensor) -> Trace:
+        names = {module: name for name, module in network.named_modules()}
         recorder = _Recorder(names=names)
         counter = FlopCounterMode(display=False)
         with _hooked(names, recorder), counter if count_macs else nullcontext():
             recorder.note(image, "input", ())
             with recorder:
-                out = forward(image)
+                out = network(image)
+        outputs = _numbers(recorder, out)
         return Trace(
             values=recorder.values,
             calls=recorder.calls,
-            output=_logits(recorder, out),
+            output=outputs[0] if len(outputs) == 1 else None,
+            outputs=outputs,
             macs=counter.get_total_flops() // 2,
             input_size=input_size,
         )
@@ -259,6 +273,52 @@ def check_network(model: nn.Module, task: str) -> None:
         raise ValueError(f"the network is wrapped by {wrapper}; {task} {inner}, then wrap it again")
 
 
+def check_plain(model: nn.Module) -> None:
+    """Refuse a network that needs more than an image, or whose weights are not plain numbers.
+
+    Raises:
+        ValueError: If attention cannot be put into it.
+    """
+    _check_inputs(model)
+    _check_weights(model)
+
+
+def _check_inputs(model: nn.Module) -> None:
+    """Refuse what needs more than an image."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # of C++
+        return
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in many]
+    if len(needed) > 1:
+        raise ValueError(
+            f"{type(model).__name__} needs {len(needed)} inputs ({', '.join(needed)}), expected a "
+            "network of one image; give the part of it that reads the image alone, and put what "
+            "comes back in that part's place"
+        )
+
+
+def _check_weights(model: nn.Module) -> None:
+    kind = type(model).__name__
+    for name, module in model.named_modules():
+        home = type(module).__module__
+        if home.startswith(("torch.ao.nn", "torch.nn")) and ".quantized" in home:
+            if isinstance(module, torch.ao.nn.quantized.FloatFunctional):
+                continue  # of networks that may be quantised, and are not
+            raise ValueError(
+                f"{kind} is quantised ({name!r} is a {type(module).__name__} of {home}); augment "
+                "the float network, then quantise that"
+            )
+    for name, parameter in model.named_parameters():
+        if type(parameter) is not nn.Parameter:
+            raise ValueError(
+                f"{kind} has weights that are not plain tensors ({name!r} is a "
+                f"{type(parameter).__name__}); augment the network before it is quantised or "
+                "sharded, and after lazy layers have seen an image"
+            )
+
+
 def check_runs(model: nn.Module, input_size: tuple[int, int, int]) -> None:
     """Run a network once and forget it.
 
@@ -268,7 +328,7 @@ def check_runs(model: nn.Module, input_size: tuple[int, int, int]) -> None:
     Raises:
         ValueError: If it cannot run on such an image.
     """
-    _run(model, input_size, lambda forward, image: forward(image))
+    _run(model, input_size, lambda network, image: network(image))
 
 
 def _input_sizes(model: nn.Module, given: int | Sequence[int] | None) -> list[tuple[int, int, int]]:
@@ -276,8 +336,11 @@ def _input_sizes(model: nn.Module, given: int | Sequence[int] | None) -> list[tu
     cfg = getattr(model, "pretrained_cfg", None)
     usual = tuple(cfg.get("input_size", ())) if isinstance(cfg, Mapping) else ()
     sides = (usual or 224) if given is None else given
-    sizes = (sides, sides) if isinstance(sides, int) else tuple(sides)
-    if len(sizes) not in (2, 3) or any(not isinstance(side, int) or side < 1 for side in sizes):
+    try:
+        sizes = tuple(map(operator.index, sides if isinstance(sides, Sequence) else (sides, sides)))
+    except (TypeError, ValueError):
+        sizes = ()
+    if len(sizes) not in (2, 3) or min(sizes) < 1:
         raise ValueError(
             f"input_size={given!r} is not a side, (H, W) or (C, H, W) in pixels; for instance 224"
         )
@@ -293,24 +356,21 @@ def _input_sizes(model: nn.Module, given: int | Sequence[int] | None) -> list[tu
 def _run(
     model: nn.Module,
     input_size: tuple[int, int, int],
-    what: Callable[[Callable[[Tensor], Any], Tensor], T],
+    what: Callable[[nn.Module, Tensor], T],
 ) -> T:
-    """``what`` of the network in evaluation mode and an empty image; first on the meta device."""
+    """``what`` of a shadow in evaluation mode and an empty image; first on the meta device."""
     first = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0))
     dtype = first.dtype if first.dtype.is_floating_point else torch.float32
-    with torch.inference_mode(), eval_mode(model):
+    size = (1, *input_size)
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         try:
-            state = {
-                name: tensor.detach().to("meta")
-                for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
-            }
-            image = torch.zeros((1, *input_size), device="meta", dtype=dtype)
-            return what(partial(functional_call, model, state), image)
+            image = torch.zeros(size, device="meta", dtype=dtype)
+            return what(shadow(model, device="meta").eval(), image)
         except Exception as error:
             if first.device.type == "meta":
                 raise _cannot_run(model, input_size, error) from error
         try:
-            return what(model, torch.zeros((1, *input_size), device=first.device, dtype=dtype))
+            return what(shadow(model).eval(), torch.zeros(size, device=first.device, dtype=dtype))
         except Exception as error:
             raise _cannot_run(model, input_size, error) from error
 
@@ -323,10 +383,10 @@ def _cannot_run(model: nn.Module, input_size: tuple[int, int, int], error: Excep
     )
 
 
-def _logits(recorder: _Recorder, out: Any) -> int | None:
-    """The tensor that a classifier returns, or the only one in whatever it returns."""
-    tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-    return recorder.number(tensors) if len(tensors) == 1 else None
+def _numbers(recorder: _Recorder, out: Any) -> tuple[int, ...]:
+    """The tensors in whatever a network returns that were made of the image."""
+    numbers = (recorder.number(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+    return tuple(dict.fromkeys(number for number in numbers if number is not None))
 
 
 @contextmanager

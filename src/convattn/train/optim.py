@@ -8,6 +8,7 @@ from typing import Any
 import timm.optim
 import timm.scheduler
 import torch
+from timm.scheduler.multistep_lr import MultiStepLRScheduler
 from torch import nn
 
 from convattn.config import TrainConfig
@@ -109,7 +110,7 @@ def create_schedule(
         min_lr: Learning rate at the end.
         decay_rate: Factor of a step, or power of a poly schedule.
         decay_epochs: Epochs between two steps.
-        decay_milestones: Epochs at which a multistep schedule steps.
+        decay_milestones: Epochs at whose first step a multistep schedule steps.
     """
     created, _ = timm.scheduler.create_scheduler_v2(
         optimizer,
@@ -124,6 +125,8 @@ def create_schedule(
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,
     )
+    if isinstance(created, MultiStepLRScheduler):  # timm's steps one step before a milestone
+        created.decay_t = [step + 1 for step in created.decay_t]
     return created
 
 

@@ -38,8 +38,9 @@ from convattn.train.callbacks import (
 )
 from convattn.train.checkpoints import WholeFiles, check_checkpoint
 from convattn.train.curves import draw_curves
+from convattn.train.layer_sync import SyncBatchNorm
 from convattn.train.loggers import check_loggers, make_loggers, quiet_writers
-from convattn.train.task import Job, TrainingTask
+from convattn.train.task import Job, TrainingTask, described_failure
 from convattn.weights import write_weights
 
 
@@ -255,7 +256,7 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
             strategy=config.strategy,
             num_nodes=config.num_nodes,
             precision=config.precision,
-            sync_batchnorm=config.sync_batchnorm,
+            plugins=[WholeFiles(), *([SyncBatchNorm()] if config.sync_batchnorm else [])],
             max_epochs=config.epochs,
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip_grad,
@@ -264,7 +265,6 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
             log_every_n_steps=1,
             use_distributed_sampler=False,
             enable_checkpointing=False,
-            plugins=[WholeFiles()],
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
@@ -277,7 +277,12 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
         if config.compile:
             task.model.compile()
         started = time.monotonic()
-        with kept_signals(), writing(folder / "metrics.csv"), quiet_writers():
+        with (
+            kept_signals(),
+            writing(folder / "metrics.csv"),
+            quiet_writers(),
+            described_failure(),
+        ):
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
         seconds = time.monotonic() - started
         if not trainer.is_global_zero:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from convattn.config import AugmentConfig, TrainConfig
+from convattn.exceptions import Interrupted
 from convattn.results import Results
 from convattn.train.datamodule import TrainingData
 from convattn.train.optim import create_optimizer, create_schedule
@@ -94,6 +97,44 @@ class Job(Protocol):
     def show(self, model: nn.Module, folder: Path, *, title: str) -> tuple[Results, Sequence[Path]]:
         """Test the saved network and draw what it sees: the result and the figures."""
         ...
+
+
+@contextmanager
+def described_failure() -> Iterator[None]:
+    """Training's failures that PyTorch tells in words of its own, in a sentence.
+
+    Raises:
+        ValueError: If a batch norm got a single number a channel, of one image.
+        Interrupted: If another process of several has gone.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "a batch of one image, and a BatchNorm behind the pool or on a map of one position "
+            "has nothing to take the mean of; train with --data.batch-size 2 or more, on as many "
+            "images at least"
+        ) from None
+    except RuntimeError as error:
+        if not _is_lost_process(error):
+            raise
+        rank = rank_zero_only.rank
+        initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+        count = torch.distributed.get_world_size() if initialized else 0
+        other = f"process {1 - rank}" if count == 2 else "another process"
+        raise Interrupted(
+            f"process {rank} of {count or 'several'} lost {other}, which was killed or ended"
+        ) from None
+
+
+def _is_lost_process(error: RuntimeError) -> bool:
+    """Whether gloo or NCCL says that the one at the other end is gone."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return "gloo" in str(error).lower() and any(word in str(error) for word in words)
 
 
 def describe_augment(augment: AugmentConfig, *parts: str) -> str:

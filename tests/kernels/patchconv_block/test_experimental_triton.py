@@ -336,7 +336,7 @@ def test_a_folded_block_is_the_same_by_the_kernels():
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, 0.3, 0.5)
     folded = FoldedPatchConvBlock(block).eval()
-    x = torch.randn(2, 3, 5, 16)
+    x = torch.randn(2, 16, 3, 5)
     with torch.no_grad():
         expected = folded.double()(x.double())
         folded.float().to(DEVICE).kernels = "experimental_triton"

@@ -27,9 +27,13 @@ def sdpa_attention(
             dim=-1,
         ).flatten(0, 1)  # (N, H + W)
         q = torch.cat([q, bias_h.to(q.dtype), bias_w.to(q.dtype)], dim=-1)
-        k = torch.cat([k, code.expand(*k.shape[:-1], -1)], dim=-1)
+        # Not expanded to a shape, which a tracer would take for this batch's for ever; what is no
+        # number stays none.
+        k = torch.cat([k, k[..., :1] * 0 + code], dim=-1)
     # Every fused kernel takes q, k and v of one width, and CUDA's want multiples of 8; without
     # the zeros PyTorch would silently fall back to the one that holds the whole matrix.
     full = (max(q.shape[-1], v_dim) + 7) // 8 * 8
     q, k, v = (F.pad(t, (0, full - t.shape[-1])) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :v_dim]
+    out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :v_dim]
+    # PyTorch's kernel for small maps on the CPU makes zeros of a query that is no number.
+    return out + (q - q).sum(-1, keepdim=True) if q.device.type == "cpu" else out

@@ -14,7 +14,7 @@ from convattn.kernels.recomputation import recompute
 from convattn.kernels.tracing import is_tracing
 from convattn.modes import hooks_of, is_unmodified
 
-Norm = nn.LayerNorm | nn.BatchNorm2d
+Norm = nn.LayerNorm | nn.BatchNorm2d | nn.SyncBatchNorm
 
 
 class Block(Protocol):
@@ -39,9 +39,9 @@ class Block(Protocol):
 
 def normalize(block: Block, x: Tensor) -> Tensor:
     """The normed map, (B, H, W, C), in the dtype of matrix products."""
-    if isinstance(block.norm, nn.BatchNorm2d):
-        return block.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    return block.norm(x).to(compute_dtype(x))
+    if isinstance(block.norm, nn.LayerNorm):
+        return block.norm(x).to(compute_dtype(x))
+    return block.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def project(block: Block, x: Tensor, scale: float) -> Tensor:
@@ -183,9 +183,9 @@ def recomputing_branch(block: Block, x: Tensor, scale: float = 1.0) -> Tensor:
 def _recompute_norm(
     block: Block, normed: Tensor, make: Callable[[], Tensor]
 ) -> AbstractContextManager[None]:
-    if isinstance(block.norm, nn.BatchNorm2d):  # would count the batch twice
-        return nullcontext()
-    return recompute(normed, make)
+    if isinstance(block.norm, nn.LayerNorm):
+        return recompute(normed, make)
+    return nullcontext()  # a norm by batch would count the batch twice
 
 
 Form = Callable[[Block, Tensor, float], Tensor]
@@ -223,7 +223,7 @@ def apply_form(form: Form, block: Block, x: Tensor) -> Tensor:
     rate = block.drop_path.drop_prob if block.training else 0.0
     if not rate:
         return form(block, x, 1.0)
-    if isinstance(block.norm, nn.BatchNorm2d):
+    if not isinstance(block.norm, nn.LayerNorm):
         return x + block.drop_path(recomputing_branch(block, x))
     # Drawn on the CPU, so that nobody waits for a GPU to tell how many are kept.
     drawn = torch.empty(len(x), dtype=x.dtype, device="cpu").bernoulli_(1 - rate)
