@@ -1,4 +1,6 @@
 import json
+import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -241,3 +243,15 @@ def test_a_single_training_image_is_counted(tmp_path):
     source = open_place(Place(root=str(coco(tmp_path, [[(1, 1, 1, 9, 9)]])))).source
     assert count(source).classes == {"train": (0, 1), "test": (0, 1)}
     assert torch.get_num_threads() >= 1
+
+
+def test_the_tree_is_listed_once_for_all_tasks(tmp_path, monkeypatch):
+    good_classes(tmp_path, train=2, test=2)
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(str(folder)) or scandir(folder))
+    open_place(Place(root=str(tmp_path)))
+    counts = Counter(listed)
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            assert counts[str(tmp_path / split / name)] == 1

@@ -499,7 +499,7 @@ def test_annotations_of_a_missing_image_go_with_it(make):
 
 def test_first_fault_tells_how_many_there_are(make):
     root = make([annotation(1), annotation(2, bbox=[0] * 4), annotation(3, category_id=1)])
-    with pytest.raises(ValueError, match=r"annotation 2 .*\(and 1 more faults\)"):
+    with pytest.raises(ValueError, match=r"annotation 2 .*\(and 1 more fault\)"):
         load(root)
 
 

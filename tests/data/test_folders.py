@@ -13,6 +13,8 @@ from convattn.data.folders import (
     find_images,
     find_splits,
     group_by_name,
+    listed_once,
+    subfolders,
 )
 
 
@@ -367,3 +369,21 @@ def test_pipe_among_images_is_left_out_and_told(tmp_path):
     source = load_source("folder", root=tmp_path)
     assert len(source.train) + len(source.test) == 6
     assert source.skipped["pipe or device"] == 1
+
+
+def test_within_listed_once_a_folder_is_listed_once(tmp_path, monkeypatch):
+    for name in ("a/1.png", "a/b/2.png", "3.txt", ".hidden/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(str(folder)) or scandir(folder))
+    first, second = LeftOut(), LeftOut()
+    with listed_once():
+        found = find_images(tmp_path, first)
+        assert find_images(tmp_path, second) == found
+        assert first.counts == second.counts
+        assert subfolders(tmp_path) == ["a"]
+    assert sorted(listed) == sorted(set(listed))
+    (tmp_path / "5.png").touch()
+    assert len(find_images(tmp_path, LeftOut())) == len(found) + 1

@@ -16,6 +16,7 @@ from convattn.data import (
     load_segmentation,
     load_source,
 )
+from convattn.data.folders import listed_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +157,12 @@ def open_place(place: Place, task: str = "auto") -> OpenedData:
     """
     if not Path(place.root).expanduser().exists():
         raise FileNotFoundError(f"{place.root} does not exist; give a folder of images")
-    if task != "auto":
-        return _open(place, task)
+    with listed_once():
+        return _open(place, task) if task != "auto" else _open_any(place)
+
+
+def _open_any(place: Place) -> OpenedData:
+    """Of the first task that it can be for."""
     missing: list[str] = []
     possible = [name for name, kind in _KINDS.items() if _may_be(kind, place)]
     # What no task has is refused by the last, with all that there are.

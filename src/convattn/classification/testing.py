@@ -36,8 +36,8 @@ from convattn.classification.settings import transform_words, weights_sha256
 from convattn.config import DataConfig, EvaluateConfig
 from convattn.data import ImageFiles, Source, TensorImages, load_imagenet_validation
 from convattn.data.batches import UNREADABLE, report_skipped
+from convattn.data.choosing import draw_indices, find_root
 from convattn.data.images import digest_of_list, find_readable
-from convattn.data.sources import draw_indices, find_root
 from convattn.exceptions import Interrupted
 from convattn.files import new_folder, read_json, replace_atomically, written_whole
 from convattn.modes import default_device

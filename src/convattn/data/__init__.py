@@ -12,6 +12,7 @@ from convattn.data.dense_transforms import (
 from convattn.data.detection import DETECTION_DATASETS, DetectionSource, load_detection
 from convattn.data.imagenet import ImageNetValidation, load_imagenet_validation
 from convattn.data.images import ImageFiles, TensorImages
+from convattn.data.labelled import Source
 from convattn.data.reading import ImageSource, read_image
 from convattn.data.scenes import Scenes, generate_scenes
 from convattn.data.segmentation import (
@@ -19,7 +20,7 @@ from convattn.data.segmentation import (
     SegmentationSource,
     load_segmentation,
 )
-from convattn.data.sources import DATASETS, Source, load_source
+from convattn.data.sources import DATASETS, load_source
 from convattn.data.transforms import batch_mix, eval_transform, train_transform, transform_of
 from convattn.exceptions import UnreadableImageError
 

@@ -157,7 +157,7 @@ class Faults:
         """Raise ValueError for the first fault unless they are to be skipped."""
         if self.choice == "error" and self.counts:
             total = self.counts.total()
-            others = f" (and {total - 1} more faults)" if total > 1 else ""
+            others = f" (and {total - 1} more fault{'s' if total > 2 else ''})" if total > 1 else ""
             raise ValueError(
                 f"{self._first}{others}; mend it, or leave such entries out with "
                 "bad_annotations='skip'"

@@ -21,6 +21,7 @@ from convattn.data.annotated import (
     refuse_shared,
     require_same_classes,
 )
+from convattn.data.choosing import check_format, check_name, draw_part, find_root, refuse_root
 from convattn.data.classes import match_classes
 from convattn.data.folders import refuse_group
 from convattn.data.formats import OBJECT_FORMATS, find_format, refuse_annotations
@@ -33,7 +34,6 @@ from convattn.data.objects import (
     target_of,
 )
 from convattn.data.scenes import SCENES_MEAN, SCENES_STD, Scenes, draw_scenes, scene_names
-from convattn.data.sources import check_format, check_name, draw_part, find_root, refuse_root
 
 DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "folder", "coco")
 

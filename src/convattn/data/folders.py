@@ -7,7 +7,8 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -69,6 +70,34 @@ class LeftOut:
         return {reason: tuple(names) for reason, names in self._names.items()}
 
 
+_kept: ContextVar[dict[str, list[os.DirEntry[str]]] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def listed_once() -> Iterator[None]:
+    """Within it every folder is listed once, however often it is gone through.
+
+    What changes meanwhile is not seen.
+    """
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name."""
+    kept = _kept.get()
+    if kept is not None and folder in kept:
+        return kept[folder]
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    if kept is not None:
+        kept[folder] = entries
+    return entries
+
+
 class _Scan:
     """Goes through folders once; no file is opened, and none looked at but for links."""
 
@@ -81,9 +110,7 @@ class _Scan:
 
     def entries(self, folder: str) -> Iterator[tuple[os.DirEntry[str], bool]]:
         """What is to be seen in a folder, by name, and whether it is a folder."""
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-        for entry in entries:
+        for entry in _entries(folder):
             if entry.name.casefold() in _OF_SYSTEMS or entry.name.startswith("._"):
                 self.leave_out(LEFT_BY_SYSTEM, entry.path)
             elif entry.name.startswith("."):

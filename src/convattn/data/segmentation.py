@@ -23,6 +23,7 @@ from convattn.data.annotated import (
     refuse_shared,
     require_same_classes,
 )
+from convattn.data.choosing import check_format, check_name, draw_part, find_root, refuse_root
 from convattn.data.classes import match_classes
 from convattn.data.detection import load_objects
 from convattn.data.folders import LeftOut, refuse_group
@@ -33,7 +34,6 @@ from convattn.data.masks import IGNORED, LAYOUTS, MaskReader, MaskSet
 from convattn.data.objects import ImageRecord, ObjectSet, decode_mask, orientation_of
 from convattn.data.reading import read_sample, turned
 from convattn.data.scenes import SCENES_MEAN, SCENES_STD, Scenes, draw_scenes, scene_names
-from convattn.data.sources import check_format, check_name, draw_part, find_root, refuse_root
 
 SEGMENTATION_DATASETS: tuple[str, ...] = (
     "cluttered_digits",

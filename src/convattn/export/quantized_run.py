@@ -17,7 +17,7 @@ from convattn.classification.evaluation import (
     evaluate_classification,
 )
 from convattn.data import Source, transform_of
-from convattn.data.sources import draw_indices
+from convattn.data.choosing import draw_indices
 from convattn.export.checking import Exported
 from convattn.export.int8 import export_int8
 from convattn.export.onnx_file import open_onnx
