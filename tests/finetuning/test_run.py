@@ -230,3 +230,17 @@ def test_the_view_with_the_least_validation_loss_is_that_of_the_run(
         best > 0
     ]
     assert str(views[best]) in (folder / "report.html").read_text()
+
+
+def test_a_view_is_not_tried_where_its_maps_and_heads_would_take_too_long(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    views = [View(64), View(96), View(96, whole=True)]
+    monkeypatch.setattr(finetuning.first_stage, "possible_views", lambda *_: views)
+    seconds = iter([0.0, 60.0 * config.minutes, 0.0])  # of the check, and of the larger ones
+    monkeypatch.setattr(finetuning.first_stage, "seconds_of_pass", lambda *_: next(seconds))
+    run_finetune(config)
+    told = capsys.readouterr().err
+    assert re.search(r"images of 96 x 96 are not tried: they would take about 6\d\d s", told)
+    assert "images of 96 x 96: validation loss" not in told
+    assert "images of 96 x 96 uncropped: validation loss" in told

@@ -52,7 +52,7 @@ from convattn.weights import write_weights
 
 _CONFIG, _STAGES, _REPORT = "finetune.json", "stages", "report.html"
 _FILE = ".safetensors"
-_SHARE_OF_LARGER = 0.4  # of the time, for the pass over larger images
+_SHARE_OF_LARGER = 0.4  # of the time left, for another view of the images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,14 +296,18 @@ def _with_maps(
         views = first_stage.possible_views(config, images, own)
     found: dict[View, tuple[Setup, Choice | None]] = {}
     losses: dict[View, float] = {}
+    seconds = 0.0  # for the head of the first view; others take longer as their maps are larger
     for view in views:
         frozen = first_stage.open_frozen(config, view) if found or file.is_file() else own
-        if found and _is_too_long(config, frozen, view, images, deadline):
+        heads = seconds * (view.side / views[0].side) ** 2 * (1 + config.folds)
+        if found and _is_too_long(config, frozen, view, images, heads, deadline):
             continue
         maps = first_stage.map_images(config, frozen, images)
         setup, choice = Setup(config=config, images=images, maps=maps), None
         if len(views) > 1:
+            started = time.monotonic()
             choice = _choose(setup, images.train)
+            seconds = seconds or time.monotonic() - started
             losses[view] = choice.outcome.loss
             report(f"images of {view}: validation loss {choice.outcome.loss:.4f}")
         found[view] = setup, choice
@@ -313,14 +317,19 @@ def _with_maps(
 
 
 def _is_too_long(
-    config: FinetuneConfig, frozen: Frozen, view: View, images: Images, deadline: float
+    config: FinetuneConfig,
+    frozen: Frozen,
+    view: View,
+    images: Images,
+    seconds: float,
+    deadline: float,
 ) -> bool:
-    """Whether a pass takes too much of the time that is left, which is told."""
+    """Whether maps and head, of so many seconds, take too much of the time left, which is told."""
     device = default_device(config.device)
-    seconds = first_stage.seconds_of_pass(frozen, len(images.all), device)
+    seconds += first_stage.seconds_of_pass(frozen, len(images.all), device)
     if seconds <= _SHARE_OF_LARGER * (deadline - time.monotonic()):
         return False
-    report(f"images of {view} are not tried: they take {seconds:.0f} s")
+    report(f"images of {view} are not tried: they would take about {seconds:.0f} s")
     return True
 
 
