@@ -451,3 +451,20 @@ def test_evidence_of_a_network_without_is_told(tmp_path):
             convattn.augment(Plain(), pool="aggregation"), tmp_path / "m.onnx", evidence=True
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_onnxruntime_can_quantise_a_file(tmp_path):
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    model = timm.create_model("patchconvnet_nano", embed_dim=16, depth=1, num_classes=10)
+    written = tmp_path / "net.onnx"
+    export_onnx(shake(model).eval(), written)
+    graph = onnx.load(written).graph
+    assert not {v.name for v in graph.value_info} & {w.name for w in graph.initializer}
+    small = tmp_path / "small.onnx"
+    quantization.quantize_dynamic(written, small, op_types_to_quantize=["MatMul", "Gemm"])
+    images = torch.randn(2, 3, 64, 64)
+    session = onnxruntime.InferenceSession(small, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    with torch.no_grad():
+        expected = model(images)
+    assert (found - expected).abs().max() < 0.2 * expected.abs().max()

@@ -81,7 +81,9 @@ def test_configuration_names_the_first_and_the_last_layer(name):
         assert isinstance(model_modules[config["first_conv"]], nn.Conv2d)
         assert model_modules[config["classifier"]] is model.get_classifier()
         features = model.forward_features(image(name, batch=1))
-        assert features.shape[1:] == (model.num_features, *config["pool_size"])
+        assert features.shape[1] == model.num_features
+        # PatchConvNets name none, or fastai would put a pool of its own in their attention's place.
+        assert config.get("pool_size") in (None, tuple(features.shape[2:]))
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -380,3 +380,17 @@ def test_the_trunk_stays_channels_last():
     model(torch.randn(2, 3, 64, 48))
     assert all(map(in_order, (tensor for pair in strides for tensor in pair)))
     assert len(strides) == 4
+
+
+def test_whoever_looks_into_the_trunk_finds_channels_first():
+    model = timm.create_model("patchconvnet_nano", features_only=True, feature_cls="hook").eval()
+    image = torch.randn(1, 3, 64, 96)
+    (found,) = model(image)
+    assert found.shape == (1, model.feature_info.channels()[-1], 8, 12)
+    # And the head reads just that map: from it alone come the logits.
+    whole = timm.create_model("patchconvnet_nano").eval()
+    seen = []
+    whole.blocks[-1].register_forward_hook(lambda _, x, out: seen.append(out))
+    with torch.no_grad():
+        logits = whole(image)
+        torch.testing.assert_close(whole.forward_head(seen[0]), logits)

@@ -127,7 +127,7 @@ def _converted(program: ExportedProgram, names: tuple[str, ...], opset: int | No
 
 
 def _tidy(model: ModelProto) -> None:
-    """Names for the sizes that may change, and none of this machine's paths."""
+    """Names for the sizes that may change, none of this machine's paths, each shape told once."""
     graph = model.graph
     sizes = graph.input[0].type.tensor_type.shape.dim
     names = {sizes[axis].dim_param: name for axis, name in AXES.items()}
@@ -140,6 +140,11 @@ def _tidy(model: ModelProto) -> None:
                 size.dim_param = names[size.dim_param]
     for node in graph.node:
         del node.metadata_props[:]
+    # Shapes of weights that are told twice stop onnxruntime's quantisation, which transposes them.
+    weights = {weight.name for weight in graph.initializer}
+    told = [value for value in graph.value_info if value.name not in weights]
+    del graph.value_info[:]
+    graph.value_info.extend(told)
 
 
 def open_onnx(part: Path) -> Runnable:

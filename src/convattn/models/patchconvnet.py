@@ -423,11 +423,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: PatchConvNet) -> dic
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
+    # No ``pool_size``: fastai reads it as a pool that it may replace by one of its own.
     return {
         "url": "",
         "num_classes": 1000,
         "input_size": (3, 224, 224),
-        "pool_size": (14, 14),
         "crop_pct": 0.875,
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
@@ -447,7 +447,6 @@ def _released(release: Release) -> dict[str, Any]:
     return _cfg(
         url=release.url,
         input_size=(3, release.pixels, release.pixels),
-        pool_size=(release.pixels // 16, release.pixels // 16),
         license="apache-2.0",
         origin_url="https://github.com/facebookresearch/deit",
         paper_name="Augmenting Convolutional networks with attention-based aggregation",
@@ -455,7 +454,7 @@ def _released(release: Release) -> dict[str, Any]:
     )
 
 
-_NANO_CFG = _cfg(num_classes=10, input_size=(3, 64, 64), pool_size=(8, 8), crop_pct=1.0)
+_NANO_CFG = _cfg(num_classes=10, input_size=(3, 64, 64), crop_pct=1.0)
 
 _CLUTTERED_DIGITS: dict[str, Any] = {
     "file": str(Path(__file__).parent / "weights/patchconvnet_nano.cluttered_digits.safetensors"),
