@@ -51,6 +51,8 @@ class CheckedData:
     """What images are called, those of training first."""
     shown_by: Mapping[str, Sequence[int]]
     """Class -> places of training images of it, or that show it; of the test if there are none."""
+    copies: Copies
+    """Places of images that are the same or look so."""
 
     def item(self, place: int) -> tuple[Any, Any]:
         """Image and truth at a place.
@@ -174,7 +176,11 @@ def check_data(
         labels=labels,
     )
     return CheckedData(
-        source=source, report=report, names=names, shown_by=_shown_by(source, objects)
+        source=source,
+        report=report,
+        names=names,
+        shown_by=_shown_by(source, objects),
+        copies=copies,
     )
 
 

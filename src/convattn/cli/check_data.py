@@ -45,7 +45,8 @@ class CheckDataOptions:
     task: Literal["auto", "classification", "detection", "segmentation"] = "auto"
     """What the data are for; auto looks for boxes, then masks, then class folders."""
     out: str | None = None
-    """Folder for data.html and data.json; without one only text is printed."""
+    """Folder for data.html, data.json and, where images look alike, groups.csv: a table to train on
+    that keeps them together; without one only text is printed."""
     run: str | None = None
     """Run folder of a classifier, whose network judges the labels of images it did not learn; the
     networks of its cross-validation (convattn finetune --folds) judge the others."""
@@ -106,12 +107,15 @@ def command(arguments: list[str]) -> int:
 
 
 def _write(checked: CheckedData, out: str) -> list[Path]:
+    from convattn.checks.grouping import grouped_table
     from convattn.checks.page import render_page
     from convattn.files import new_folder, replace_atomically
 
-    page = render_page(checked)
+    contents = {"data.html": render_page(checked), "data.json": checked.report.to_json().encode()}
+    table = grouped_table(checked.source, checked.copies)
+    if table is not None:
+        contents["groups.csv"] = table.encode(errors="surrogateescape")
     folder = new_folder(out, "data")
-    files = [folder / "data.html", folder / "data.json"]
-    for file, content in zip(files, (page, checked.report.to_json().encode()), strict=True):
-        replace_atomically(file, content)
-    return files
+    for name, content in contents.items():
+        replace_atomically(folder / name, content)
+    return [folder / name for name in contents]
