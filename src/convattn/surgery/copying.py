@@ -44,25 +44,23 @@ def shadow(model: _Module, *, device: str | None = None) -> _Module:
 
     Args:
         device: Where its tensors are, as in "meta"; None leaves them where they are, and shares
-            the parameters.
+            the parameters' memory. None of them asks for a gradient.
     """
     return _Copier(partial(_shadowed, device=device), keep_hooks=False).network(model)
 
 
 def _cloned(tensor: Tensor) -> Tensor:
-    return _as_parameter(tensor, tensor.detach().clone())
+    made = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(made, requires_grad=tensor.requires_grad)
+    return made
 
 
 def _shadowed(tensor: Tensor, device: str | None) -> Tensor:
-    if device is not None:
-        return _as_parameter(tensor, tensor.detach().to(device))
-    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
-
-
-def _as_parameter(like: Tensor, made: Tensor) -> Tensor:
-    if isinstance(like, nn.Parameter):
-        return nn.Parameter(made, requires_grad=like.requires_grad)
-    return made
+    made = tensor.detach()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(made if device is None else made.to(device), requires_grad=False)
+    return made.clone() if device is None else made.to(device)
 
 
 class _Copier:
