@@ -4,7 +4,9 @@ import csv
 from pathlib import Path
 
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 
 from convattn.cli import main
 from convattn.text import csv_cell
@@ -15,13 +17,13 @@ NAMES = sorted({name.replace("/", "") for name in NASTY if "\0" not in name})
 
 
 def make_images(root: Path) -> Path:
-    """Three images a class, and a class a name."""
-    for split, count in (("train", 3), ("val", 1)):
+    """Five training images a class, and a class a name."""
+    for split, count, shade in (("train", 5, 0), ("val", 1, 250)):
         for number, name in enumerate(NAMES):
             folder = root / split / name
             folder.mkdir(parents=True)
             for place in range(count):
-                colour = (11 * number, 255 - 11 * number, 60 * place)
+                colour = (11 * number, 255 - 11 * number, 40 * place + shade)
                 Image.new("RGB", (32, 32), colour).save(folder / f"{place} {name[:20]}.png")
     return root
 
@@ -77,11 +79,16 @@ def test_predictions_and_explanations(run, root, capsys, tmp_path):
     assert all(map(harmless, told.out.split("\n")))
     lines = (tmp_path / "table.csv").read_text(errors="surrogateescape").splitlines()
     assert len(lines) == len(NAMES) + 1
+    cells = [cell for row in csv.DictReader(lines) for cell in row.values()]
+    assert not [cell for cell in cells if cell[:1] in ("=", "+", "-", "@", "\t", "\r")]
 
 
 @pytest.mark.slow
 def test_finetuning(root, capsys, tmp_path):
-    words = f"--model test_resnet --random --minutes 1 --epochs 0 --out {tmp_path / 'run'}"
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), weights)
+    words = f"--model test_resnet --weights {weights} --minutes 1 --epochs 0"
+    words += f" --out {tmp_path / 'run'}"
     assert main(["finetune", str(root), *words.split()]) == 0
     assert all(map(harmless, capsys.readouterr().out.split("\n")))
     check_text((tmp_path / "run" / "report.md").read_text())

@@ -15,6 +15,7 @@ from convattn.classification import table as tables
 from convattn.classification.table import PredictedTable
 from convattn.exceptions import Interrupted
 from convattn.runs import Run
+from convattn.text import csv_cell
 from tests.classification.runs import CLASSES, IN_ORDER, make_run, paint, paint_folder, slowly
 
 
@@ -57,7 +58,7 @@ def test_rows_hold_what_the_slow_loop_finds(run, folder, tmp_path, capsys):
         shares, _ = slowly(run, row["path"])
         for rank, number in enumerate(shares.argsort(descending=True)[:5].tolist(), 1):
             own = "" if rank == 1 else str(rank)
-            assert row[f"prediction{own}"] == CLASSES[number]
+            assert row[f"prediction{own}"] == csv_cell(CLASSES[number])
             assert float(row[f"probability{own}"]) == pytest.approx(float(shares[number]), abs=2e-6)
     told = capsys.readouterr().err
     for name in ("a-c.png", "d.png"):
@@ -71,12 +72,13 @@ def test_rows_of_several_classes_hold_every_probability(several, folder, tmp_pat
     thresholds = Run.open(several).pretrained_cfg["thresholds"]
     found = set()
     for row in rows_of(tmp_path / "table.csv"):
-        assert list(row)[3:] == [f"probability_{name}" for name in CLASSES]
-        shares = [float(row[f"probability_{name}"]) for name in CLASSES]
+        columns = [csv_cell(f"probability_{name}") for name in CLASSES]
+        assert list(row)[3:] == columns
+        shares = [float(row[column]) for column in columns]
         assert shares == pytest.approx(slowly(several, row["path"])[0].tolist(), abs=2e-6)
         taken = [number for number in range(len(CLASSES)) if shares[number] >= thresholds[number]]
         taken.sort(key=shares.__getitem__, reverse=True)
-        assert row["prediction"] == ";".join(CLASSES[number] for number in taken)
+        assert row["prediction"] == csv_cell(";".join(CLASSES[number] for number in taken))
         assert row["probability"] == ";".join(f"{shares[number]:.6f}" for number in taken)
         found.add(len(taken))
     assert len(found) > 1
