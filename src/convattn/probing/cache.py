@@ -389,7 +389,8 @@ def digest_of_images(images: TensorImages | ImageFiles) -> str:
     digest = hashlib.sha256()
     for path in images.paths:
         status = os.stat(path)
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        name = os.fsencode(path)
+        digest.update(name + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
