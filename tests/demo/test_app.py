@@ -1,12 +1,15 @@
 import base64
+import contextlib
 import inspect
 import io
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,10 +26,11 @@ from PIL import Image
 import convattn
 from convattn import augment
 from convattn.data import read_image
-from convattn.demo import build, launch, page, start
+from convattn.demo import app, build, launch, page, start
 from convattn.demo.app import MEAN, Handlers
 from convattn.demo.network import ImageExplanations, Network, mark_pixel, resize_for_display
 from convattn.demo.samples import digits, photographs
+from convattn.demo.serving import is_known_host
 from convattn.explanation import Explanation, Prediction, explain
 from tests.demo import GRADIO_WARNINGS
 from tests.demo.images import READABLE, RGB, UNREADABLE, encoded
@@ -438,3 +442,84 @@ def test_ctrl_c_ends_it_quietly():
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
+
+
+def png_of_zeros(side):
+    """A file of a few kilobytes that announces side x side pixels."""
+
+    def chunk(kind, content):
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress((b"\0" * (3 * side + 1)) * 3))
+    return b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b"")
+
+
+def test_a_small_file_of_many_pixels_is_refused_by_its_header(served, tmp_path):
+    (tmp_path / "large.png").write_bytes(png_of_zeros(6400))
+    with pytest.raises(AppError, match="6400 x 6400 pixels, where at most 40 million are read"):
+        served.client.predict(handle_file(tmp_path / "large.png"), api_name="/explain")
+
+
+def test_a_jpeg_of_many_pixels_is_decoded_smaller(monkeypatch):
+    content = io.BytesIO()
+    Image.new("RGB", (400, 300)).save(content, "JPEG")
+    monkeypatch.setattr(app, "_MAX_PIXELS", 40_000)
+    assert app._read(content.getvalue()).size == (200, 150)
+    monkeypatch.setattr(app, "_MAX_PIXELS", 1_000)
+    with pytest.raises(ValueError, match="is too large: 50 x 38 pixels"):
+        app._read(content.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("127.0.0.1:7860", 200),
+        ("evil.example", 400),
+        ("127.0.0.1.evil.example:80", 400),
+        ("", 400),
+    ],
+)
+@pytest.mark.parametrize("path", ["", "gradio_api/info"])
+def test_a_request_for_another_host_is_refused(served, host, status, path):
+    assert httpx.get(served.url + path, headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("host", "served_at", "known"),
+    [
+        ("192.168.1.7:80", "0.0.0.0", True),
+        ("[::1]:80", "::", True),
+        ("demo.example", "0.0.0.0", False),
+        ("demo.example:80", "demo.example", True),
+        ("192.168.1.7", "127.0.0.1", False),
+    ],
+)
+def test_hosts_are_known_by_what_the_server_listens_on(host, served_at, known):
+    assert is_known_host(host, served_at) is known
+
+
+def test_a_body_above_the_limit_is_refused_before_it_is_read(served):
+    large = b'{"data": ["' + b"x" * (30 << 20) + b'"]}'
+    answer = httpx.post(f"{served.url}gradio_api/queue/join", content=large)
+    assert answer.status_code == 413
+
+    def pieces():
+        for _ in range(32):
+            yield b" " * (1 << 20)
+
+    with contextlib.suppress(httpx.HTTPError):  # cut off
+        answer = httpx.post(f"{served.url}gradio_api/queue/join", content=pieces())
+        assert answer.status_code >= 400
+
+
+@pytest.mark.parametrize("data", [[], ["no file", "", "auto", 0.7], [None, 3, "none such", "x"]])
+def test_a_call_that_is_not_as_the_api_has_it_is_one_line_of_the_log(served, data, capfd):
+    call = httpx.post(f"{served.url}gradio_api/call/explain", json={"data": data}).json()
+    answer = httpx.get(f"{served.url}gradio_api/call/explain/{call['event_id']}").text
+    assert "event: error" in answer
+    told = capfd.readouterr().err.strip().splitlines()
+    assert len(told) <= 1
+    assert not any("Traceback" in line for line in told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -83,7 +84,7 @@ class Sample:
         return (height, width) if self.orientation in _QUARTER_TURNS else (width, height)
 
 
-def read_image(source: ImageSource) -> Image.Image:
+def read_image(source: ImageSource, *, most_pixels: int = MAX_PIXELS) -> Image.Image:
     """An image of any kind, upright, in 8-bit RGB.
 
     Training, test, prediction, explanation and demo see these pixels of it. Transparent parts
@@ -95,6 +96,7 @@ def read_image(source: ImageSource) -> Image.Image:
         source: A path; an open binary file, read from its start; a PIL image, which is left as it
             is; a tensor (C, H, W) or (H, W); or an array (H, W, C) or (H, W). Tensors and arrays
             are uint8, or floats in 0..1, with 1, 3 or 4 channels: grey, RGB, RGB and opacity.
+        most_pixels: What an open file may have; a JPEG of more is decoded smaller.
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
@@ -123,7 +125,7 @@ def read_image(source: ImageSource) -> Image.Image:
     if isinstance(source, np.ndarray):
         name = _Name(f"the array of {source.dtype} and shape {source.shape}")
         return _from_array(source, name, "(H, W, C)")
-    return _read_file(source, _UNNAMED).image
+    return _read_file(source, _UNNAMED, most_pixels=most_pixels).image
 
 
 def read_sample(
@@ -349,7 +351,12 @@ def _opened(path: str | Path, name: _Name) -> BinaryIO:
     return open(path, "rb")
 
 
-def _read_file(file: BinaryIO, name: _Name, reduction: Reduction | None = None) -> Sample:
+def _read_file(
+    file: BinaryIO,
+    name: _Name,
+    reduction: Reduction | None = None,
+    most_pixels: int = MAX_PIXELS,
+) -> Sample:
     with _one_sentence(name):
         try:
             file.seek(0)
@@ -358,14 +365,21 @@ def _read_file(file: BinaryIO, name: _Name, reduction: Reduction | None = None) 
                 f"source is of type {type(file).__name__}; expected a path, an open binary file, "
                 "a PIL image, a tensor or an array"
             ) from None
-        return _read_opened(file, name, reduction)
+        return _read_opened(file, name, reduction, most_pixels)
 
 
-def _read_opened(file: BinaryIO, name: _Name, reduction: Reduction | None) -> Sample:
+def _read_opened(
+    file: BinaryIO, name: _Name, reduction: Reduction | None, most_pixels: int = MAX_PIXELS
+) -> Sample:
     with _open(file, name) as image:
         check_number_of_pixels(image.size, name, _most_pixels(image))
-        if reduction is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-            _draft(image, reduction(*image.size))
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            pixels = image.width * image.height
+            if reduction is not None:
+                _draft(image, reduction(*image.size))
+            elif pixels > most_pixels:
+                _draft(image, 2 ** math.ceil(math.log2(pixels / most_pixels) / 2))
+        check_number_of_pixels(image.size, name, most_pixels)
         return _upright_rgb(image, name)
 
 

@@ -22,6 +22,7 @@ from convattn.data import read_image
 from convattn.demo import page
 from convattn.demo.network import Network, Query, mark_pixel, open_device, resize_for_display
 from convattn.demo.samples import Sample, digits, photographs
+from convattn.demo.serving import Page, guards
 from convattn.explanation.heatmap import Method
 from convattn.runs import Run, open_model
 
@@ -33,6 +34,8 @@ MEAN = "mean"
 """Chosen instead of a head's number."""
 Shown = tuple[bytes, Query | None, str, str, str]
 """The image's file, the pixel asked about, and what stands on the page."""
+_MAX_PIXELS = 40_000_000
+"""More take seconds and gigabytes; a JPEG of more is decoded smaller."""
 _SESSIONS = 32  # kept at most, each with the file of its image
 _CACHE_SECONDS = 3600  # files that the API was given and has made
 
@@ -174,7 +177,7 @@ class Handlers:
 def _read(file: bytes | None) -> Image.Image:
     if file is None:
         raise ValueError("there is no image yet; give one")
-    return read_image(io.BytesIO(file))
+    return read_image(io.BytesIO(file), most_pixels=_MAX_PIXELS)
 
 
 def launch(
@@ -251,6 +254,7 @@ def start(
         ssr_mode=False,
         mcp_server=False,
         pwa=False,
+        app_kwargs={"middleware": guards(host)},
         theme=_THEME,
         css=page.CSS,
     )
@@ -269,7 +273,7 @@ def build(model: nn.Module, *, name: str) -> gr.Blocks:
     """
     network = Network(model)
     handlers = Handlers(network, digits() if network.knows_digits else photographs())
-    with gr.Blocks(
+    with Page(
         title=f"{name} · convattn",
         analytics_enabled=False,  # or Gradio would call home
         delete_cache=(_CACHE_SECONDS, _CACHE_SECONDS),

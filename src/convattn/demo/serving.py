@@ -1,0 +1,118 @@
+"""What stands between the page and whoever calls it: sizes, names of hosts, one line an error."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from convattn.demo.page import MAX_FILE_BYTES
+from convattn.text import one_line, report
+
+_MAX_BODY_BYTES = MAX_FILE_BYTES * 4 // 3 + 2**20
+"""A file in base64, and what belongs to it."""
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_EVERYWHERE = ("0.0.0.0", "::", "")
+
+
+class Page(gr.Blocks):
+    """Blocks that tell a call that cannot be answered in a line of the log, without a traceback."""
+
+    async def process_api(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As of ``gradio.Blocks``."""
+        try:
+            return await super().process_api(*args, **kwargs)
+        except gr.Error as error:
+            if error.print_exception:  # one of Gradio's own
+                report(f"a call could not be answered: {one_line(error)}")
+                error.print_exception = False
+            raise
+        except Exception as error:  # whatever the caller's values have led Gradio to
+            report(f"a call could not be answered: {type(error).__name__}: {one_line(error)}")
+            raise gr.Error("the call is not as the API has it", print_exception=False) from None
+
+
+class Guard:
+    """Refuses requests of another host's name, and bodies larger than an image may be.
+
+    A page of another site whose name leads to this computer could else read what is shown here.
+
+    Args:
+        app: What answers the others.
+        host: What the server listens on.
+    """
+
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        self.app, self.host = app, host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or refuse a request, as ASGI has it."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        if not is_known_host(headers.get(b"host", b"").decode("latin-1"), self.host):
+            refusal = PlainTextResponse("this host is not served here\n", status_code=400)
+            await refusal(scope, receive, send)
+            return
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > _MAX_BODY_BYTES:
+            refusal = PlainTextResponse("the request is too large\n", status_code=413)
+            await refusal(scope, receive, send)
+            return
+        await self.app(scope, _counted(receive), send)
+
+
+def _counted(receive: Receive) -> Receive:
+    """What is received, up to the limit; chunked bodies announce no length."""
+    seen = 0
+
+    async def counted() -> Any:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > _MAX_BODY_BYTES:
+            return {"type": "http.disconnect"}
+        return message
+
+    return counted
+
+
+def is_known_host(header: str, host: str) -> bool:
+    """Whether a request is for this computer, by its ``Host`` header.
+
+    Args:
+        header: Name or address, with or without a port.
+        host: What the server listens on; where that is every address, any address will do, but no
+            name beside localhost.
+
+    Example:
+        >>> is_known_host("localhost:7860", "127.0.0.1"), is_known_host("evil.example", "0.0.0.0")
+        (True, False)
+    """
+    name = header.rpartition(":")[0] if header.rpartition(":")[2].isdigit() else header
+    name = name.strip("[]").lower()
+    if name in (*_LOCAL, host.strip("[]").lower()):
+        return True
+    return host in _EVERYWHERE and _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def guards(host: str) -> list[Middleware]:
+    """For Gradio's application.
+
+    Args:
+        host: What the server listens on.
+    """
+    return [Middleware(Guard, host=host)]
