@@ -268,7 +268,7 @@ def test_stochastic_depth_is_what_a_mask_gives(norm):
 
 def test_dropped_images_cost_nothing():
     block = _block(drop_path=0.5).train()
-    x = torch.randn(16, 4, 5, 8, dtype=torch.float64)
+    x = torch.randn(16, 8, 4, 5, dtype=torch.float64)
     macs = {}
     for training in (False, True):
         torch.manual_seed(0)

@@ -9,19 +9,19 @@ COLUMNS = classification_curves(10).columns
 
 def test_metrics_come_back_as_written(tmp_path):
     file = MetricsFile(tmp_path / "metrics.csv", COLUMNS)
-    file.log_metrics({"train_loss": 0.5, "unknown": 3.0}, 1)
-    file.log_metrics({"val_top1": 0.25}, 2)
+    file.log_metrics({"epoch": 0, "train_loss": 0.5, "unknown": 3.0}, 1)
+    file.log_metrics({"epoch": 1, "val_top1": 0.25}, 2)
     assert file.path.read_text().splitlines()[0] == ",".join(COLUMNS)
     assert read_metrics(file.path) == [
-        {"step": 1, "train_loss": 0.5},
-        {"step": 2, "val_top1": 0.25},
+        {"step": 1, "epoch": 0, "train_loss": 0.5},
+        {"step": 2, "epoch": 1, "val_top1": 0.25},
     ]
 
 
 def test_rewinding_drops_later_rows_and_a_torn_one(tmp_path):
     file = MetricsFile(tmp_path / "metrics.csv", COLUMNS)
     for step in (1, 2, 3):
-        file.log_metrics({"train_loss": step}, step)
+        file.log_metrics({"epoch": 0, "train_loss": step}, step)
     with file.path.open("a") as stream:
         stream.write("4,1,0.")
     file.rewind(2)

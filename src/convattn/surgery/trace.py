@@ -9,7 +9,7 @@ import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -209,7 +209,10 @@ def trace(model: nn.Module, input_size: tuple[int, int, int], *, count_macs: boo
         names = {module: name for name, module in network.named_modules()}
         recorder = _Recorder(names=names)
         counter = FlopCounterMode(display=False)
-        with _hooked(names, recorder), counter if count_macs else nullcontext():
+        if count_macs:  # of a run that nobody watches: layers go other ways for hooks
+            with counter:
+                network(image)
+        with _hooked(names, recorder):
             recorder.note(image, "input", ())
             with recorder:
                 out = network(image)
