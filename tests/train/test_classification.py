@@ -133,7 +133,7 @@ def test_scores_of_all_batches_are_those_of_scikit_learn():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(50, 5, generator=generator)
     labels = (torch.rand(50, 5, generator=generator) < 0.3).float()
-    metric = MultiLabelScores()
+    metric = MultiLabelScores(5)
     for start in range(0, 50, 20):
         metric.update(logits[start : start + 20], labels[start : start + 20])
     found = metric.compute()
@@ -142,6 +142,43 @@ def test_scores_of_all_batches_are_those_of_scikit_learn():
     assert found["val_map"] == pytest.approx(precision, abs=1e-6)
     f1 = f1_score(truth, (logits > 0).numpy(), average="macro")
     assert found["val_macro_f1"] == pytest.approx(f1, abs=1e-6)
+
+
+@pytest.mark.parametrize("second", [7, 0])
+def test_two_processes_score_several_classes_as_one(start, tmp_path, second):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50, 4), torch.rand(50, 4) < 0.3
+    file, meeting = tmp_path / "second.pt", f"file://{tmp_path / 'meet'}"
+    torch.save((logits[50 - second :], labels[50 - second :]), file)
+    other = start("-c", _SECOND_OF_TWO, str(file), meeting)
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=2)
+    try:
+        metric = MultiLabelScores(4)
+        metric.update(logits[: 50 - second], labels[: 50 - second])
+        together = metric.compute()
+    finally:
+        torch.distributed.destroy_process_group()
+    theirs, errors = other.communicate(timeout=100)
+    assert other.returncode == 0, errors
+    alone = MultiLabelScores(4)
+    alone.update(logits, labels)
+    expected = alone.compute()
+    assert expected["val_macro_f1"] > 0.1
+    assert together == pytest.approx(expected, abs=1e-6)
+    assert json.loads(theirs) == pytest.approx(expected, abs=1e-6)
+
+
+_SECOND_OF_TWO = """
+import json, sys, torch
+from convattn.train.classification import MultiLabelScores
+logits, labels = torch.load(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method=sys.argv[2], rank=1, world_size=2)
+metric = MultiLabelScores(4)
+if len(logits):
+    metric.update(logits, labels)
+print(json.dumps({name: float(value) for name, value in metric.compute().items()}))
+torch.distributed.destroy_process_group()
+"""
 
 
 @pytest.fixture

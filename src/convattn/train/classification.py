@@ -141,7 +141,9 @@ class ClassificationTask(TrainingTask):
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
         self.metrics: Any = (
-            MultiLabelScores() if multi_label else _accuracies(num_classes, balanced=balanced)
+            MultiLabelScores(num_classes)
+            if multi_label
+            else _accuracies(num_classes, balanced=balanced)
         )
         self.curves = classification_curves(num_classes, multi_label=multi_label, balanced=balanced)
         self._hold_statistics()  # Lightning trains in the mode that it finds
@@ -279,14 +281,25 @@ class MultiLabelScores(torchmetrics.Metric):
     """mAP and macro F1, each as ``convattn.classification.evaluation`` has it.
 
     torchmetrics' own mAP counts a class without images as one of which nothing is found.
+
+    Args:
+        num_classes: K.
     """
 
     full_state_update = False
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all; a process that gets no batch has rows of K, none, to share with others."""
+        super().reset()
+        empty = torch.empty(0, self.num_classes, device=self.device)
+        self.scores, self.labels = [empty], [empty.bool()]
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Take in a batch: (B, K) logits and (B, K) of 0 and 1."""
