@@ -299,8 +299,9 @@ def _with_maps(
     seconds = 0.0  # for the head of the first view; others take longer as their maps are larger
     for view in views:
         frozen = first_stage.open_frozen(config, view) if found or file.is_file() else own
-        heads = seconds * (view.side / views[0].side) ** 2 * (1 + config.folds)
-        if found and _is_too_long(config, frozen, view, images, heads, deadline):
+        head = seconds * (view.side / views[0].side) ** 2
+        left = deadline - time.monotonic() - config.folds * head  # of which one view is taken
+        if found and _is_too_long(config, frozen, view, images, head, left):
             continue
         maps = first_stage.map_images(config, frozen, images)
         setup, choice = Setup(config=config, images=images, maps=maps), None
@@ -322,12 +323,12 @@ def _is_too_long(
     view: View,
     images: Images,
     seconds: float,
-    deadline: float,
+    left: float,
 ) -> bool:
     """Whether maps and head, of so many seconds, take too much of the time left, which is told."""
     device = default_device(config.device)
     seconds += first_stage.seconds_of_pass(frozen, len(images.all), device)
-    if seconds <= _SHARE_OF_LARGER * (deadline - time.monotonic()):
+    if seconds <= _SHARE_OF_LARGER * left:
         return False
     report(f"images of {view} are not tried: they would take about {seconds:.0f} s")
     return True
