@@ -281,12 +281,17 @@ def test_resuming_with_other_weights_is_refused(imagenet, weights, tmp_path, mon
     assert "was begun with weights_sha256" in capsys.readouterr().err
 
 
-def test_resuming_with_other_images_is_refused(imagenet, weights, tmp_path, monkeypatch, capsys):
-    data = tmp_path / "data"
+def linked(imagenet, data):
+    """A folder with links to the validation images, which may be renamed."""
     for wnid in WNIDS:
         (data / wnid).mkdir(parents=True)
         for file in (imagenet / "val" / wnid).iterdir():
             (data / wnid / file.name).symlink_to(file)
+    return data
+
+
+def test_resuming_with_other_images_is_refused(imagenet, weights, tmp_path, monkeypatch, capsys):
+    data = linked(imagenet, tmp_path / "data")
     kill(monkeypatch, command(data, weights, "--out", str(tmp_path / "out")), 1)
     with (tmp_path / "out" / "predictions.part.csv").open(newline="") as file:
         fourth = list(csv.DictReader(file))[3]["image"]
@@ -300,11 +305,7 @@ def test_resuming_with_other_images_is_refused(imagenet, weights, tmp_path, monk
 def test_resuming_with_images_renamed_behind_what_is_done_is_refused(
     imagenet, weights, tmp_path, monkeypatch, capsys
 ):
-    data = tmp_path / "data"
-    for wnid in WNIDS:
-        (data / wnid).mkdir(parents=True)
-        for file in (imagenet / "val" / wnid).iterdir():
-            (data / wnid / file.name).symlink_to(file)
+    data = linked(imagenet, tmp_path / "data")
     kill(monkeypatch, command(data, weights, "--out", str(tmp_path / "out")), 1)
     with (tmp_path / "out" / "predictions.part.csv").open(newline="") as content:
         done = {row["image"].rpartition("/")[2] for row in csv.DictReader(content)}

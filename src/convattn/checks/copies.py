@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convattn.data.counts import Finding, Severity
-from convattn.data.folders import find_duplicates, number_units
+from convattn.data.folders import find_duplicates, find_equal, number_units
 
 MOST_BITS = 4
 """Of 64, in which perceptual hashes of images that look alike differ at most.
@@ -37,10 +37,8 @@ def find_near(fingerprints: Sequence[str | None], most: int = MOST_BITS) -> list
     given = np.array([int(one, 16) for one in fingerprints if one is not None], np.uint64)
     codes, number = np.unique(given, return_inverse=True)
     unit = np.array(number_units(len(codes), near_codes(codes, most).tolist()), np.int64)
-    groups: dict[int, list[int]] = {}
-    for place, one in zip(places, unit[number].tolist(), strict=True):
-        groups.setdefault(one, []).append(place)
-    return sorted(group for group in groups.values() if len(group) > 1)
+    groups = find_equal(unit[number].tolist())
+    return sorted([places[one] for one in group] for group in groups)
 
 
 def near_codes(codes: NDArray[np.uint64], most: int) -> NDArray[np.int64]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
-
 from convattn.checks.copies import Copies
+from convattn.classification.out_of_fold import classes_cell
 from convattn.data import ImageFiles, Source
 from convattn.data.folders import find_equal, number_units
 from convattn.text import csv_text
@@ -41,18 +39,12 @@ def grouped_table(source: Any, copies: Copies) -> str | None:
     rows: list[list[object]] = [["path", "label", "group", *splits]]
     for split, part in files.items():
         groups = units[first[split] :] if split in first else [""] * len(part)
-        labels = _labels(part.labels, source.class_names)
-        for path, label, group in zip(part.paths, labels, groups, strict=False):
+        for path, label, group in zip(part.paths, part.labels, groups, strict=False):
             named = f"group {group}" if group != "" else ""
-            rows.append([os.path.realpath(path), label, named, *([split] if splits else [])])
+            cells = [os.path.realpath(path), classes_cell(label, source.class_names), named]
+            rows.append([*cells, *([split] if splits else [])])
     return csv_text(rows)
 
 
 def _groups_before(images: ImageFiles) -> list[list[int]]:
     return [] if images.groups is None else find_equal(images.groups.tolist())
-
-
-def _labels(labels: Tensor, names: tuple[str, ...]) -> Iterator[str]:
-    for label in labels:
-        own = [int(label)] if label.ndim == 0 else label.nonzero()[:, 0].tolist()
-        yield ";".join(names[number] for number in own)

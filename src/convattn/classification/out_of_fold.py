@@ -34,11 +34,21 @@ def out_of_fold_table(
     several = labels.ndim == 2
     rows: list[list[object]] = [[*_columns(several=several), *class_names]]
     for name, label, fold, shares in zip(names, labels, folds, probabilities, strict=True):
-        there = label.nonzero()[:, 0].tolist() if several else [int(label)]
         said = [] if several else [class_names[int(shares.argmax())]]
-        cells = [name, ";".join(class_names[one] for one in there), int(fold) + 1, *said]
+        cells = [name, classes_cell(label, class_names), int(fold) + 1, *said]
         rows.append([*cells, *(f"{share:.6f}" for share in shares.tolist())])
     return csv_text(rows)
+
+
+def classes_cell(label: Tensor, names: Sequence[str]) -> str:
+    """The class of an image, or all that it has, as a cell of a table.
+
+    Args:
+        label: A number, or (K,) of 0 and 1.
+        names: Name of each class number.
+    """
+    there = [int(label)] if label.ndim == 0 else label.nonzero()[:, 0].tolist()
+    return ";".join(names[one] for one in there)
 
 
 def _columns(*, several: bool) -> list[str]:
