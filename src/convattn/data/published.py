@@ -27,6 +27,7 @@ from convattn.data.folders import (
 from convattn.data.images import TensorImages
 from convattn.data.labelled import Source
 from convattn.data.reading import read_sample
+from convattn.data.tables import import_pyarrow
 from convattn.data.texts import first_word, read_table
 from convattn.text import one_line
 
@@ -327,13 +328,7 @@ def _read_tiny_imagenet_parquet(
 
 
 def _read_parquet(file: Path) -> _PackedImages:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{file} needs pyarrow: pip install 'convattn[train]'", name="pyarrow"
-        ) from error
+    pa, pq = import_pyarrow(file)
     try:
         table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:

@@ -294,7 +294,15 @@ def _read_json_lines(file: Path) -> _Cells:
     return _Cells(file=file, columns=columns, numbers=numbers)
 
 
-def _read_parquet(file: Path) -> _Cells:
+def import_pyarrow(file: Path) -> tuple[Any, Any]:
+    """``pyarrow`` and its ``parquet``.
+
+    Args:
+        file: That needs them, for the error.
+
+    Raises:
+        ModuleNotFoundError: If they are not installed.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -302,6 +310,11 @@ def _read_parquet(file: Path) -> _Cells:
         raise ModuleNotFoundError(
             f"{file} needs pyarrow: pip install 'convattn[train]'", name="pyarrow"
         ) from error
+    return pa, pq
+
+
+def _read_parquet(file: Path) -> _Cells:
+    pa, pq = import_pyarrow(file)
     try:
         # One column may hold the images themselves, gigabytes of them.
         with pq.ParquetFile(file) as content:
