@@ -140,6 +140,28 @@ class DataConfig:
         return alike == other
 
 
+OF_TRAINING: tuple[str, ...] = (
+    "empty_images",
+    "val_share",
+    "scale_jitter",
+    "crop_size",
+    "num_train",
+    "sampler",
+    "repeated_augmentation",
+    "scale",
+    "ratio",
+    "random_crop_padding",
+    "hflip",
+    "color_jitter",
+    "auto_augment",
+    "random_erasing",
+    "mixup",
+    "cutmix",
+    "label_smoothing",
+)
+"""What of ``DataConfig`` a test has no use for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network, by its name in timm's registry, where convattn's own networks are too."""

@@ -255,3 +255,71 @@ def test_the_tree_is_listed_once_for_all_tasks(tmp_path, monkeypatch):
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             assert counts[str(tmp_path / split / name)] == 1
+
+
+@pytest.fixture(scope="module")
+def of_three_parts(tmp_path_factory):
+    """train, val and test of two classes; val holds a training image, and one of the test's."""
+    root = good_classes(tmp_path_factory.mktemp("three"))
+    for index in range(4):
+        for number, name in enumerate(("cat", "dog")):
+            save(photograph(500 + 10 * number + index), root / "test" / name, f"{index:02d}.png")
+    (root / "val" / "cat" / "learnt.png").write_bytes((root / "train/cat/00.png").read_bytes())
+    (root / "val" / "dog" / "tested.png").write_bytes((root / "test/dog/01.png").read_bytes())
+    (root / "val" / "dog" / "empty.png").write_bytes(b"")
+    return check_data(Place(root=str(root)), num_workers=0)
+
+
+def test_a_validation_part_is_looked_at(of_three_parts):
+    parts = of_three_parts.report.parts
+    assert {name: part.images_of for name, part in parts.items()} == {
+        "train": {"cat": 22, "dog": 22},
+        "val": {"cat": 7, "dog": 8},
+        "test": {"cat": 4, "dog": 4},
+    }
+    assert set(parts["val"].unreadable) == {"val/dog/empty.png"}
+    assert not parts["train"].unreadable
+    assert not parts["test"].unreadable
+    assert "val images" in of_three_parts.report.text()
+
+
+def test_copies_in_a_validation_part_are_told_by_their_parts(of_three_parts):
+    told = [
+        (one.groups, one.sentence)
+        for one in of_three_parts.report.findings
+        if one.kind == "exact_copies_across_parts"
+    ]
+    (learnt, learnt_sentence), (tested, tested_sentence) = told
+    assert learnt == (("train/cat/00.png", "val/cat/learnt.png"),)
+    assert learnt_sentence.startswith("1 validation image is a training image, too")
+    assert "val/cat/learnt.png (validation) is train/cat/00.png (training)" in learnt_sentence
+    assert tested == (("val/dog/tested.png", "test/dog/01.png"),)
+    assert tested_sentence.startswith("1 test image is a validation image, too")
+
+
+def test_places_count_on_through_the_parts(of_three_parts):
+    source, names = of_three_parts.source, of_three_parts.names
+    files = [*source.train.paths, *source.val.paths, *source.test.paths]
+    assert len(names) == len(files)
+    for place in (0, 43, 44, 58, 59, 66):
+        assert files[place].endswith(names[place])
+        if not files[place].endswith("empty.png"):
+            image, label = of_three_parts.item(place)
+            assert np.array_equal(np.asarray(image), np.asarray(Image.open(files[place])))
+            assert source.class_names[label] in names[place]
+
+
+def test_a_class_without_validation_images_is_told(tmp_path):
+    root = good_classes(tmp_path, 4, 2)
+    for name in ("cat", "dog"):
+        save(photograph(len(name) + ord(name[0])), root / "test" / name, "00.png")
+    for file in (root / "val" / "dog").iterdir():
+        file.unlink()
+    table = root / "images.csv"
+    rows = [
+        f"{file.relative_to(root)},{file.parent.name},{file.parts[-3]}"
+        for file in sorted(root.rglob("*.png"))
+    ]
+    table.write_text("path,label,split\n" + "\n".join(rows))
+    found = findings(check_data(Place(root=str(table)), quick=True))
+    assert found["no_val_image"].sentence.startswith("no validation image is of class 'dog'")

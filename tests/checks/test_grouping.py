@@ -63,3 +63,17 @@ def test_without_copies_there_is_nothing_to_group(tmp_path):
 def _labelled(source):
     for part in (source.train, source.test):
         yield from zip(part.paths, part.labels.tolist(), strict=True)
+
+
+def test_copies_in_a_validation_part_get_their_group(tmp_path):
+    root = good_classes(tmp_path / "own", 4, 2)
+    for name, seed in (("cat", 70), ("dog", 71)):
+        save(photograph(seed), root / "test" / name, "00.png")
+    (root / "val" / "dog" / "same.png").write_bytes((root / "test/dog/00.png").read_bytes())
+    checked = check_data(Place(root=str(root)))
+    rows = list(csv.DictReader(grouped_table(checked.source, checked.copies).splitlines()))
+    groups = {row["path"]: (row["group"], row["split"]) for row in rows}
+    same, split = groups[str(root / "val" / "dog" / "same.png")]
+    assert (same, "test") == groups[str(root / "test" / "dog" / "00.png")]
+    assert split == "val"
+    assert len({group for group, _ in groups.values()}) == len(rows) - 1

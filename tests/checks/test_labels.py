@@ -152,3 +152,17 @@ def test_an_out_of_fold_table_of_other_classes_is_refused(data, tmp_path):
     (run.folder / "out_of_fold.csv").write_text("path,label,fold,prediction,cat,dog\n")
     with pytest.raises(ValueError, match=r"out_of_fold\.csv has other columns"):
         check_data(Place(root=str(data)), run=run)
+
+
+def test_validation_images_are_judged_too(data, tmp_path):
+    run = make_run(tmp_path / "run", data)
+    (data / "val").rename(data / "test")
+    for name in COLOURS:
+        (data / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), COLOURS[name]).save(data / "val" / name / "fine.png")
+    Image.new("RGB", (8, 8), COLOURS["blue"]).save(data / "val" / "red" / "wrong.png")
+    labels = check_data(Place(root=str(data)), run=run).report.labels
+    assert labels.num_images == 60 + 4
+    assert ("val/red/wrong.png", "red", "blue") in {
+        (one.image, one.given, one.suggested) for one in labels.doubts
+    }

@@ -398,7 +398,9 @@ def test_missing_classes_are_one_line_and_leave_nothing(imagenet, weights, tmp_p
         (["--allow-missing-classes"], "--allow-missing-classes is for imagenet; the data are"),
         (["--data", "imagenet"], "imagenet needs root (--data.root)"),
         (["--data", "imagenet", "--data.root", "nowhere"], "root=nowhere does not exist"),
-        (["--dtype", "float16"], "invalid choice 'float16'"),
+        (["--data.val-share", "0.2"], "--data.val-share is about training; a test has no use"),
+        (["--data.num-train", "20"], "--data.num-train is about training"),
+        (["--dtype", "float16"], "--dtype float16; expected float32 or bfloat16"),
     ],
 )
 def test_mistake_is_one_line(words, expected, capsys):

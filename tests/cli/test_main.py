@@ -13,7 +13,8 @@ from PIL import Image
 from convattn import __version__, augment, plan
 from convattn.__main__ import main as module_main
 from convattn.cli import main
-from convattn.config import AugmentConfig
+from convattn.cli.words import UsageError, parse
+from convattn.config import AugmentConfig, PredictConfig
 from convattn.runs import Run
 from convattn.train.classification import ClassificationTask
 
@@ -51,15 +52,19 @@ def fails(capsys, *arguments, status=2):
         (["train", "quickstart", "--epoch", "3"], "unknown flag --epoch; the nearest is --epochs"),
         (["train", "quickstart", "--data.rot=x"], "the nearest is --data.root"),
         (["train", "quickstart", "again"], "takes no 'again'"),
-        (["train", "quickstart", "--epochs", "abc"], "--epochs: invalid literal"),
+        (["train", "quickstart", "--epochs", "abc"], "--epochs abc; expected a whole number"),
         (["train", "quickstart", "--epochs"], "Missing value for argument '--epochs'"),
         (["train", "quickstart", "--epochs", "0"], "epochs=0 must be at least 1"),
         (
             ["train", "quickstart", "--val-share", "2"],
             "data.val_share=2.0 must lie between 0 and 1",
         ),
-        (["train", "quickstart", "--precision", "8"], "invalid choice '8'"),
-        (["train", "quickstart", "--data.scale", "1"], "--data.scale: no type matching"),
+        (["train", "quickstart", "--precision", "8"], "--precision 8; expected "),
+        (["train", "quickstart", "--data.hflip", "often"], "--data.hflip often; expected a number"),
+        (
+            ["train", "quickstart", "--data.scale", "1"],
+            "--data.scale 1; expected 2 numbers or None",
+        ),
         (["train", "quickstart", "--resume", "x"], "--resume takes no recipe"),
         (["train", "--resume"], "--resume needs the run folder"),
         (["train", "--resume", "nowhere"], "nowhere/config.json does not exist"),
@@ -71,7 +76,7 @@ def fails(capsys, *arguments, status=2):
         (["augment", "--pool", "attention"], "name a run folder or a model before --pool"),
         (["augment", "test_resnett"], "the nearest model is 'test_resnet'"),
         (["augment", "test_resnet", "--pol", "x"], "unknown flag --pol; the nearest is --pool"),
-        (["augment", "test_resnet", "--pool", "most"], "invalid choice 'most'"),
+        (["augment", "test_resnet", "--pool", "most"], "--pool most; expected "),
         (["augment", "test_resnet", "--freeze"], "unknown flag --freeze; the nearest is --"),
         (["augment", "test_resnet", "attention"], "takes no 'attention'"),
         (["augment", "test_resnet", "--conv", "lyer2"], "the nearest are layer"),
@@ -341,3 +346,17 @@ def test_a_reader_that_has_gone_is_no_error():
     command = f"{sys.executable} -m convattn list --data | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--reject-below", "soon"], "--reject-below soon; expected a number or auto or None"),
+        (["--threshold", "high"], "--threshold high; expected a number"),
+        (["--window", "3", "b"], "--window 3, b; expected 2 whole numbers or None"),
+    ],
+)
+def test_value_of_another_type_is_told_in_words(words, expected):
+    with pytest.raises(UsageError) as error:
+        parse(PredictConfig, PredictConfig(), words, prog="predict")
+    assert str(error.value) == expected

@@ -77,7 +77,7 @@ def test_dry_run_tells_and_runs_nothing(capsys, tmp_path, monkeypatch):
     ("arguments", "expected"),
     [
         (["--gpu", "v100"], "--gpu goes with --dry-run"),
-        (["--dry-run", "--gpu", "h1000"], "invalid choice 'h1000'"),
+        (["--dry-run", "--gpu", "h1000"], "--gpu h1000; expected "),
         (["--dry-run", "--data.name", "folder", "--data.root", "nowhere"], "nowhere"),
         (["--dry-run", "--model.name", "patchconvnet_nan"], "the nearest is 'patchconvnet_nano'"),
         (["--dry-run", "--data.num-train", "8"], "choose at most 8"),

@@ -20,13 +20,13 @@ from convattn.checks.opening import OpenedData, Place, open_place
 from convattn.checks.report import DataReport, LabelCheck, Part, Spread
 from convattn.data import DetectionSource, Source, describe_skipped
 from convattn.data.counts import (
-    PARTS,
     Counts,
     Finding,
     Severity,
     by_severity,
     count,
     judge_counts,
+    parts_of,
 )
 from convattn.data.reading import HEADER_TRAITS
 from convattn.runs import Run
@@ -48,9 +48,9 @@ class CheckedData:
     report: DataReport
     """What was found."""
     names: tuple[str, ...]
-    """What images are called, those of training first."""
+    """What images are called, part after part."""
     shown_by: Mapping[str, Sequence[int]]
-    """Class -> places of training images of it, or that show it; of the test if there are none."""
+    """Class -> places of images of it, or that show it, in the first part that has some."""
     copies: Copies
     """Places of images that are the same or look so."""
 
@@ -58,10 +58,11 @@ class CheckedData:
         """Image and truth at a place.
 
         Args:
-            place: Among all images, those of training first.
+            place: Among all images, part after part.
         """
-        train = self.source.train
-        return train[place] if place < len(train) else self.source.test[place - len(train)]
+        parts = parts_of(self.source)
+        part = next(part for part, own in places_of(parts).items() if place in own)
+        return parts[part][place - places_of(parts)[part].start]
 
 
 class _Objects:
@@ -135,28 +136,28 @@ def check_data(
             f"--run judges labels of whole images, and {place.root} is read for {opened.task}; "
             "leave it out"
         )
-    names = _names(source, place.root)
+    parts = parts_of(source)
+    places = places_of(parts)
+    names = _names(parts, place.root)
     unit = _unit(source)
     decode = not quick
     looks: list[Look] = []
     objects: dict[str, _Objects] = {}
-    for part in PARTS:
+    for part, images in parts.items():
         tally = objects[part] = _Objects(source.class_names)
-        for look in look_at(getattr(source, part), decode=decode, num_workers=num_workers):
+        for look in look_at(images, decode=decode, num_workers=num_workers):
             tally.add(len(looks), look)
             looks.append(_without_truth(look))
     labels = None
     if run is not None:
-        cut = len(source.train)
         readable = [look.fault is None for look in looks]
-        by_part = {"train": readable[:cut], "test": readable[cut:]}
-        labels = check_labels(run, source, place.root, by_part, names)
+        labels = check_labels(run, source, place.root, readable, names)
     counts, odd = count(source), quality_issues(looks)
-    copies = _copies(source, looks, odd)
+    copies = _copies(parts, looks, odd)
     findings = [
         *_refused(opened),
         *_unreadable(looks, names),
-        *judge_copies(copies, len(source.train), _labels(source), names),
+        *judge_copies(copies, places, _labels(parts), names),
         *_counted(counts, objects),
         *_objects_found(objects, names, unit),
         *_odd(odd, names),
@@ -169,7 +170,12 @@ def check_data(
         task=opened.task,
         class_names=tuple(source.class_names),
         unit=unit,
-        parts={part: _part(source, part, looks, names, counts, objects[part]) for part in PARTS},
+        parts={
+            part: _part(
+                part, looks[own.start : own.stop], names[own.start :], counts, objects[part]
+            )
+            for part, own in places.items()
+        },
         findings=tuple(by_severity(findings)),
         notes=tuple(source.notes),
         not_looked_at=_not_looked_at(decode),
@@ -179,7 +185,7 @@ def check_data(
         source=source,
         report=report,
         names=names,
-        shown_by=_shown_by(source, objects),
+        shown_by=_shown_by(source.class_names, parts, objects),
         copies=copies,
     )
 
@@ -191,10 +197,9 @@ def _unit(source: Any) -> str | None:
     return "boxes" if isinstance(source, DetectionSource) else "pixels"
 
 
-def _names(source: Any, root: str) -> tuple[str, ...]:
+def _names(parts: Mapping[str, Any], root: str) -> tuple[str, ...]:
     names: list[str] = []
-    for part in PARTS:
-        images = getattr(source, part)
+    for part, images in parts.items():
         files = files_of(images)
         if files is None:
             names += [f"{part} image {number}" for number in range(len(images))]
@@ -209,21 +214,12 @@ def _without_truth(look: Look) -> Look:
 
 
 def _part(
-    source: Any,
-    part: str,
-    looks: Sequence[Look],
-    names: Sequence[str],
-    counts: Counts,
-    objects: _Objects,
+    part: str, looks: Sequence[Look], names: Sequence[str], counts: Counts, objects: _Objects
 ) -> Part:
-    cut = len(source.train)
-    own = slice(0, cut) if part == "train" else slice(cut, len(looks))
-    seen = [look for look in looks[own] if look.size is not None]
+    seen = [look for look in looks if look.size is not None]
     sizes = [look.size for look in seen if look.size is not None]
     faults = {
-        name: look.fault
-        for name, look in zip(names[own], looks[own], strict=True)
-        if look.fault is not None
+        name: look.fault for name, look in zip(names, looks, strict=False) if look.fault is not None
     }
     traits = Counter(trait for look in seen for trait in look.traits)
     images_of: Mapping[str, int] | None = objects.images_of() if objects.seen else None
@@ -232,7 +228,7 @@ def _part(
         numbers = dict(zip(counts.class_names, counts.classes[part], strict=True))
         images_of, amount_of = (None, numbers) if counts.unit == "objects" else (numbers, None)
     return Part(
-        num_images=len(looks[own]),
+        num_images=len(looks),
         images_of=images_of,
         amount_of=amount_of,
         width=Spread.of([width for width, _ in sizes]),
@@ -250,23 +246,41 @@ def _not_looked_at(decode: bool) -> tuple[str, ...]:
     return () if quality.is_installed() else (quality.NOT_LOOKED_AT,)
 
 
-def _shown_by(source: Any, objects: Mapping[str, _Objects]) -> dict[str, Sequence[int]]:
+def places_of(parts: Mapping[str, Any]) -> dict[str, range]:
+    """Part -> the places of its images among all, part after part.
+
+    Args:
+        parts: As ``parts_of`` gives them.
+    """
+    places, start = {}, 0
+    for part, images in parts.items():
+        places[part] = range(start, start + len(images))
+        start += len(images)
+    return places
+
+
+def _shown_by(
+    class_names: Sequence[str], parts: Mapping[str, Any], objects: Mapping[str, _Objects]
+) -> dict[str, Sequence[int]]:
     shown: dict[str, Sequence[int]] = {}
-    for label, name in enumerate(source.class_names):
-        candidates: list[Sequence[int]] = [objects[part].places[label] for part in PARTS]
+    for label, name in enumerate(class_names):
+        candidates: list[Sequence[int]] = [tally.places[label] for tally in objects.values()]
         if not any(tally.seen for tally in objects.values()):
-            candidates = [_places_of(source, part, label) for part in PARTS]
+            places = places_of(parts)
+            candidates = [
+                _places_of_class(images, places[part].start, label)
+                for part, images in parts.items()
+            ]
         shown[name] = next((places for places in candidates if places), ())
     return shown
 
 
-def _places_of(source: Any, part: str, label: int) -> list[int]:
-    labels = getattr(getattr(source, part), "labels", None)
+def _places_of_class(images: Any, start: int, label: int) -> list[int]:
+    labels = getattr(images, "labels", None)
     if not isinstance(labels, Tensor):
         return []
     own = labels[:, label] > 0 if labels.ndim == 2 else labels == label
-    places = own.nonzero()[:, 0] + (0 if part == "train" else len(source.train))
-    return places.tolist()
+    return (own.nonzero()[:, 0] + start).tolist()
 
 
 # --- what is wrong
@@ -297,10 +311,12 @@ def _unreadable(looks: Sequence[Look], names: Sequence[str]) -> Iterator[Finding
         )
 
 
-def _copies(source: Any, looks: Sequence[Look], odd: Mapping[str, Sequence[int]]) -> Copies:
+def _copies(
+    parts: Mapping[str, Any], looks: Sequence[Look], odd: Mapping[str, Sequence[int]]
+) -> Copies:
     """Images that are there several times; those that show next to nothing all look alike."""
-    files = [files_of(getattr(source, part)) for part in PARTS]
-    known = None if files[0] is None or files[1] is None else [*files[0], *files[1]]
+    files = [own for own in map(files_of, parts.values()) if own is not None]
+    known = [file for own in files for file in own] if len(files) == len(parts) else None
     blank = set(odd["low_information"])
     fingerprints = [
         None if place in blank else look.fingerprint for place, look in enumerate(looks)
@@ -308,10 +324,10 @@ def _copies(source: Any, looks: Sequence[Look], odd: Mapping[str, Sequence[int]]
     return find_copies(known, fingerprints)
 
 
-def _labels(source: Any) -> Tensor | None:
-    labels = [getattr(getattr(source, part), "labels", None) for part in PARTS]
+def _labels(parts: Mapping[str, Any]) -> Tensor | None:
+    labels = [getattr(images, "labels", None) for images in parts.values()]
     found = [one for one in labels if isinstance(one, Tensor)]
-    return torch.cat(found) if len(found) == len(PARTS) else None
+    return torch.cat(found) if len(found) == len(parts) else None
 
 
 def _counted(counts: Counts, objects: Mapping[str, _Objects]) -> Iterator[Finding]:

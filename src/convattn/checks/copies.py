@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convattn.data.counts import Finding, Severity
+from convattn.data.counts import PART_WORDS, Finding, Severity
 from convattn.data.folders import find_duplicates, find_equal, number_units
 
 MOST_BITS = 4
@@ -95,32 +95,32 @@ def find_copies(files: Sequence[str] | None, fingerprints: Sequence[str | None])
 
 
 def judge_copies(
-    copies: Copies, cut: int, labels: Tensor | None, names: Sequence[str]
+    copies: Copies, places: Mapping[str, range], labels: Tensor | None, names: Sequence[str]
 ) -> Iterator[Finding]:
     """What is wrong with the copies: across the parts, of several classes, and the rest.
 
     Args:
         copies: All there are.
-        cut: The first place of a test image.
+        places: Part -> those of its images, part after part.
         labels: Of all images, (N,) or (N, K); None if they have none.
         names: Of all images.
     """
-    yield from _judge("exact", copies.exact, cut, labels, names)
-    yield from _judge("near", copies.near, cut, labels, names)
+    yield from _judge("exact", copies.exact, places, labels, names)
+    yield from _judge("near", copies.near, places, labels, names)
 
 
 _WORDS: Mapping[Kind, Mapping[str, str]] = {
     "exact": {
-        "one": "is a training image, too, byte for byte",
-        "several": "are training images, too, byte for byte",
+        "one": "is a {} image, too, byte for byte",
+        "several": "are {} images, too, byte for byte",
         "as": "is",
         "measures": "measures",
         "classes": "as the same file twice: one label is wrong; keep the right one",
         "same": "the same file as",
     },
     "near": {
-        "one": "looks like a training image",
-        "several": "look like training images",
+        "one": "looks like a {} image",
+        "several": "look like {} images",
         "as": "looks like",
         "measures": "may measure",
         "classes": "in copies that look the same: one label may be wrong; look at them",
@@ -132,24 +132,19 @@ _WORDS: Mapping[Kind, Mapping[str, str]] = {
 def _judge(
     kind: Kind,
     groups: Sequence[Sequence[int]],
-    cut: int,
+    places: Mapping[str, range],
     labels: Tensor | None,
     names: Sequence[str],
 ) -> Iterator[Finding]:
     words = _WORDS[kind]
     worst: Severity = "error" if kind == "exact" else "warning"
-    crossing = [group for group in groups if min(group) < cut <= max(group)]
-    if crossing:
-        tested = sum(place >= cut for group in crossing for place in group)
-        first = crossing[0]
-        test = next(place for place in first if place >= cut)
-        sentence = (
-            f"{many(tested, 'test image', 'test images')} "
-            f"{words['one' if tested == 1 else 'several']}, as {names[test]} (test) {words['as']} "
-            f"{names[first[0]]} (training): the test {words['measures']} memory; keep them in one "
-            "of the two parts"
-        )
-        yield _finding(f"{kind}_copies_across_parts", worst, sentence, crossing, names)
+    crossing: list[Sequence[int]] = []
+    for early, late in combinations(places, 2):
+        own = [group for group in groups if _in_both(group, places[early], places[late])]
+        if own:
+            sentence = _crossing(own, places, early, late, words, names)
+            yield _finding(f"{kind}_copies_across_parts", worst, sentence, own, names)
+        crossing += own
     contrary = [] if labels is None else [group for group in groups if _differ(labels, group)]
     if contrary:
         number = many(len(contrary), "image has", "images have")
@@ -163,6 +158,30 @@ def _judge(
             "which counts for more than it should; keep one of each"
         )
         yield _finding(f"{kind}_copies", "note", sentence, rest, names)
+
+
+def _in_both(group: Sequence[int], early: range, late: range) -> bool:
+    return any(place in early for place in group) and any(place in late for place in group)
+
+
+def _crossing(
+    groups: Sequence[Sequence[int]],
+    places: Mapping[str, range],
+    early: str,
+    late: str,
+    words: Mapping[str, str],
+    names: Sequence[str],
+) -> str:
+    """What copies in two parts mean, in a sentence."""
+    held_out = [place for group in groups for place in group if place in places[late]]
+    seen = next(place for place in groups[0] if place in places[early])
+    known, what = PART_WORDS[early], PART_WORDS[late]
+    are = words["one" if len(held_out) == 1 else "several"].format(known)
+    return (
+        f"{many(len(held_out), f'{what} image', f'{what} images')} {are}, as "
+        f"{names[held_out[0]]} ({what}) {words['as']} {names[seen]} ({known}): the {what} "
+        f"{words['measures']} memory; keep them in one of the two parts"
+    )
 
 
 def many(number: int, one: str, several: str) -> str:

@@ -20,6 +20,7 @@ from convattn.classification.out_of_fold import OUT_OF_FOLD, read_out_of_fold
 from convattn.config import DataConfig
 from convattn.data import ImageFiles, Source, transform_of
 from convattn.data.classes import match_classes
+from convattn.data.counts import parts_of
 from convattn.explanation import class_probabilities
 from convattn.modes import default_device, eval_mode
 from convattn.runs import Run
@@ -32,7 +33,7 @@ def check_labels(
     run: Run,
     source: Source,
     root: str,
-    readable: Mapping[str, Sequence[bool]],
+    readable: Sequence[bool],
     names: Sequence[str],
 ) -> LabelCheck:
     """Have a run judge the labels of images, each by a network that did not learn from it.
@@ -44,8 +45,8 @@ def check_labels(
         run: Of a classifier.
         source: The data; its classes are found by name among those of the network.
         root: Where the data lie, for errors.
-        readable: Part, train and test -> which of its images can be read.
-        names: What the images are called, those of training first.
+        readable: Which of the images can be read, part after part.
+        names: What they are called.
 
     Raises:
         ValueError: If the network does not know one of the classes, or has learnt all images, or
@@ -62,9 +63,10 @@ def check_labels(
             )
     known: Sequence[str] = run.pretrained_cfg["label_names"]
     numbers = torch.tensor(match_classes(source.class_names, known, False, root))
-    unseen, judged = _unseen(run.config.data, source)
-    unseen &= torch.tensor([*readable["train"], *readable["test"]])
-    found = _said_out_of_fold(run, source, known)
+    parts = parts_of(source)
+    unseen, judged = _unseen(run.config.data, parts)
+    unseen &= torch.tensor(readable)
+    found = _said_out_of_fold(run, parts, known)
     unseen &= torch.tensor([place not in found for place in range(len(unseen))])
     if found:
         judged = (
@@ -77,10 +79,10 @@ def check_labels(
             f"{run.folder} has learnt every image of {root} that can be read; judge them by a run "
             "that has not, or by one of convattn finetune with --folds 5"
         )
-    found |= _said_of(run, source, unseen)
+    found |= _said_of(run, parts, unseen)
     places = sorted(found)
     probabilities = np.array([found[place] for place in places])
-    labels = numbers[torch.cat([source.train.labels, source.test.labels])][places].numpy()
+    labels = numbers[torch.cat([images.labels for images in parts.values()])][places].numpy()
     order = find_label_issues(
         labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
     )
@@ -100,9 +102,11 @@ def _finds_several(run: Run) -> bool:
     return bool(run.pretrained_cfg.get("multi_label"))
 
 
-def _unseen(config: DataConfig, source: Source) -> tuple[Tensor, str]:
+def _unseen(config: DataConfig, parts: Mapping[str, Any]) -> tuple[Tensor, str]:
     """Which images a run did not learn from, (N,) bool, and that in a sentence."""
-    in_test = torch.arange(len(source.train) + len(source.test)) >= len(source.train)
+    in_test = torch.cat(
+        [torch.full((len(images),), part == "test") for part, images in parts.items()]
+    )
     try:
         learnt = _files_learnt(config)
     except (ValueError, OSError) as error:
@@ -110,11 +114,11 @@ def _unseen(config: DataConfig, source: Source) -> tuple[Tensor, str]:
             "Only the test part was judged: which images the run has learnt cannot be looked up "
             f"({one_line(error)}). If it has learnt some of these, they are judged too kindly."
         )
-    if learnt is None or not isinstance(source.train, ImageFiles):
+    files = _files_of(parts)
+    if learnt is None or files is None:
         return in_test, (
             "Only the test part was judged; the run has learnt from data that are not in files."
         )
-    files = [*source.train.paths, *cast(ImageFiles, source.test).paths]
     unseen = torch.tensor([os.path.realpath(file) not in learnt for file in files])
     return unseen, (
         f"Only the {int(unseen.sum()):,} images that the run has not learnt from were judged, of "
@@ -125,40 +129,45 @@ def _unseen(config: DataConfig, source: Source) -> tuple[Tensor, str]:
 def _files_learnt(config: DataConfig) -> frozenset[str] | None:
     if config.root is None:
         return None
-    learnt = load_data(replace(config, download=False)).train
-    if not isinstance(learnt, ImageFiles):
+    files = _files_of({"train": load_data(replace(config, download=False)).train})
+    return None if files is None else frozenset(map(os.path.realpath, files))
+
+
+def _files_of(parts: Mapping[str, Any]) -> list[str] | None:
+    """Of all images, part after part; None if some are in no files."""
+    if not all(isinstance(images, ImageFiles) for images in parts.values()):
         return None
-    return frozenset(map(os.path.realpath, learnt.paths))
+    return [path for images in parts.values() for path in images.paths]
 
 
 def _said_out_of_fold(
-    run: Run, source: Source, class_names: Sequence[str]
+    run: Run, parts: Mapping[str, Any], class_names: Sequence[str]
 ) -> dict[int, list[float]]:
     """Place of an image -> its probabilities, of those that the run's cross-validation judged."""
     file = run.folder / OUT_OF_FOLD
-    if not file.is_file() or not isinstance(source.train, ImageFiles):
+    paths = _files_of(parts)
+    if not file.is_file() or paths is None:
         return {}
     said = {
         os.path.realpath(path): shares
         for path, shares in read_out_of_fold(file, class_names).items()
     }
-    paths = [*source.train.paths, *cast(ImageFiles, source.test).paths]
     files = [csv_cell(os.path.realpath(path)) for path in paths]
     return {place: said[path] for place, path in enumerate(files) if path in said}
 
 
-def _said_of(run: Run, source: Source, chosen: Tensor) -> dict[int, list[float]]:
+def _said_of(run: Run, parts: Mapping[str, Any], chosen: Tensor) -> dict[int, list[float]]:
     """Place of an image -> its probabilities by the run's own network."""
-    cut = len(source.train)
-    parts: list[Any] = [
-        images.select(own.nonzero()[:, 0])
-        for images, own in ((source.train, chosen[:cut]), (source.test, chosen[cut:]))
-        if own.any()
+    own = chosen.split([len(images) for images in parts.values()])
+    judged: list[Any] = [
+        images.select(some.nonzero()[:, 0])
+        for images, some in zip(parts.values(), own, strict=True)
+        if some.any()
     ]
-    if not parts:
+    if not judged:
         return {}
     model = run.load_model()
-    rows = np.concatenate([_probabilities(model, part) for part in parts])
+    rows = np.concatenate([_probabilities(model, images) for images in judged])
     return dict(zip(chosen.nonzero()[:, 0].tolist(), rows.tolist(), strict=True))
 
 

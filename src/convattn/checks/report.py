@@ -51,7 +51,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The images of training or of the test."""
+    """The images of training, of validation or of the test."""
 
     num_images: int
     """All, those that cannot be read among them."""
@@ -114,7 +114,7 @@ class DataReport:
     unit: str | None
     """What ``amount_of`` counts: boxes or pixels."""
     parts: Mapping[str, Part]
-    """train and test."""
+    """train, val if the data set has one, and test."""
     findings: tuple[Finding, ...]
     """The worst first."""
     notes: tuple[str, ...]
@@ -126,7 +126,7 @@ class DataReport:
 
     @property
     def num_images(self) -> int:
-        """Of both parts."""
+        """Of all parts."""
         return sum(part.num_images for part in self.parts.values())
 
     def of(self, severity: Severity) -> list[Finding]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convattn.cli.targets import Target, Weights, check_weights, find_target, with_data_flags
 from convattn.cli.words import UsageError, parse
-from convattn.config import EvaluateConfig
+from convattn.config import OF_TRAINING, EvaluateConfig
 from convattn.text import printable, say
 
 _PROG = "convattn evaluate"
@@ -66,6 +66,10 @@ def _parse(arguments: list[str]) -> tuple[Target, EvaluateOptions]:
     )
     check_weights(target.run, options.weights)
     target.task.check_options(options, target.name)
+    for name in OF_TRAINING:
+        if getattr(options.data, name) != getattr(target.data, name):
+            flag = name.replace("_", "-")
+            raise UsageError(f"--data.{flag} is about training; a test has no use for it")
     if options.data.name != "imagenet":
         for name in _OF_IMAGENET:
             if getattr(options, name) != getattr(EvaluateOptions(), name):

@@ -80,9 +80,51 @@ def _unboxed(text: str) -> str:
         " ".join(itertools.takewhile(lambda line: not rule(line), below_title)).split()
     )
     # A class's own check names its field; which class it was adds nothing.
-    return re.sub(
+    message = re.sub(
         r"^\w+(Options: |Config: |: (?=[\w.]+=))", "", message.replace("Error parsing ", "")
     )
+    for pattern, expected in _NO_SUCH_VALUE:
+        found = re.fullmatch(pattern, message)
+        if found is not None:
+            kinds = _spelled_out(expected or found["kinds"])
+            return f"{found['flag']} {found['given'].replace(chr(39), '')}; expected {kinds}"
+    return message
+
+
+_NO_SUCH_VALUE = (
+    (r"(?P<flag>\S+): could not convert string to float: '(?P<given>.*)'", "FLOAT"),
+    (r"(?P<flag>\S+): invalid literal for int\(\) with base 10: '(?P<given>.*)'", "INT"),
+    (
+        r"(?P<flag>\S+): no type matching (?P<kinds>.+) could be instantiated from "
+        r"\[(?P<given>.*)\]\.",
+        "",
+    ),
+    (
+        r"invalid choice (?P<given>.*) for argument '(?P<flag>\S+)'\. Expected one of "
+        r"\((?P<kinds>.*)\)\.",
+        "",
+    ),
+)
+"""What tyro says of a value of another type, and its word for the type; "": it is in there."""
+
+_KINDS = {
+    "INT": ("a whole number", "whole numbers"),
+    "FLOAT": ("a number", "numbers"),
+    "STR": ("text", "texts"),
+}
+
+
+def _spelled_out(kinds: str) -> str:
+    """What tyro calls types, as ``{None}|{FLOAT FLOAT}``, in English."""
+    told = []
+    for kind in re.findall(r"\{[^{}]*\}|[^|{}]+", kinds):
+        own = kind.strip("{}").split()
+        if own and own[0] in _KINDS and len(set(own)) == 1:
+            one, several = _KINDS[own[0]]
+            told.append(one if len(own) == 1 else f"{len(own)} {several}")
+        else:
+            told += re.findall(r"[^,'\s]+", kind.strip("{}"))
+    return " or ".join(sorted(told, key=lambda word: word == "None"))
 
 
 def _flags(config: Any, prefix: str = "") -> Iterator[str]:

@@ -24,8 +24,8 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 _UNBALANCED = 10  # times as many of one class as of another
 _FEW = 20  # training images, or objects, of a class
 _SMALL_TEST = 100  # images
-PARTS = ("train", "test")
-"""Of a source."""
+PART_WORDS: Mapping[str, str] = {"train": "training", "val": "validation", "test": "test"}
+"""Part of a source -> what its images are called, in the order in which they are gone through."""
 SHOWN = 5
 """Names in a sentence."""
 _NO_CLASSES = frozenset(
@@ -58,9 +58,19 @@ class Counts:
     class_names: tuple[str, ...]
     """The classes in the order of their numbers."""
     images: Mapping[str, int]
-    """Part, train or test -> its images; a part that was not asked for is missing."""
+    """Part, as ``PART_WORDS`` has them -> its images; one that is not there is missing."""
     classes: Mapping[str, tuple[int, ...]]
     """Part -> how many of each class; a part where only its pixels would tell is missing."""
+
+
+def parts_of(source: Any) -> dict[str, Any]:
+    """Part -> its images, of the parts that a source has, in the order of ``PART_WORDS``.
+
+    Args:
+        source: Of any task.
+    """
+    parts = {part: getattr(source, part, None) for part in PART_WORDS}
+    return {part: images for part, images in parts.items() if images is not None}
 
 
 def count(source: Any) -> Counts:
@@ -70,7 +80,7 @@ def count(source: Any) -> Counts:
         source: Of any task.
     """
     is_detection = isinstance(source, DetectionSource)
-    parts = {part: getattr(source, part) for part in PARTS}
+    parts = parts_of(source)
     found = {
         part: _count_classes(images, len(source.class_names), first=int(is_detection))
         for part, images in parts.items()
@@ -150,15 +160,12 @@ def _absent(counts: Counts, part: str) -> list[Finding]:
     if not names:
         return []
     what = counts.unit.removesuffix("s")
-    if part == "test":
-        sentence = (
-            f"no test {what} is of {_classes(names)}: how well they are told apart is not "
-            "measured; add some, or leave the classes out"
-        )
+    sentence = f"no {PART_WORDS[part]} {what} is of {_classes(names)}"
+    if part == "train":
+        sentence += ", which cannot be learnt; add some, or leave the classes out"
     else:
-        sentence = (
-            f"no training {what} is of {_classes(names)}, which cannot be learnt; add some, or "
-            "leave the classes out"
+        sentence += (
+            ": how well they are told apart is not measured; add some, or leave the classes out"
         )
     worst: Severity = "error" if part == "train" and counts.unit == "images" else "warning"
     return [Finding(kind=f"no_{part}_{what}", severity=worst, sentence=sentence)]
@@ -226,7 +233,7 @@ def summarize(source: Any, root: str) -> list[str]:
     counts = count(source)
     if counts.images["train"] <= 1:  # whoever tests asks for no training images, or one of them
         counts = _without_training(counts)
-    names = {"train": "to train", "test": "to test"}
+    names = {"train": "to train", "val": "to validate", "test": "to test"}
     parts = [
         f"{number:,} images {names[part]}{_range(counts, part)}"
         for part, number in counts.images.items()
