@@ -62,7 +62,15 @@ NETWORKS: Mapping[str, Network] = {
     "nano": Network("patchconvnet_nano", pretrained=True),
 }
 BATCHES = {"coco128": 16, "camvid": 16}  # of 64 they have one to five an epoch, too few to learn
-MEASURES = {"magnetic_tiles": "balanced_accuracy", "coco128": "map", "camvid": "map"}
+WHOLE_TILES = "magnetic_tiles, 320 uncropped"
+FOLDERS = {WHOLE_TILES: "magnetic_tiles"}
+VIEWS = {WHOLE_TILES: {"input_size": (3, 320, 320), "crop_pct": 1.0, "crop_mode": "squash"}}
+MEASURES = {
+    "magnetic_tiles": "balanced_accuracy",
+    WHOLE_TILES: "balanced_accuracy",
+    "coco128": "map",
+    "camvid": "map",
+}
 NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "map": "mAP"}
 
 
@@ -163,6 +171,7 @@ def _of_several(
 SETS: Mapping[str, Callable[[Path], Source]] = {
     "hymenoptera": load_folder,
     "magnetic_tiles": load_tiles,
+    WHOLE_TILES: load_tiles,
     "coco128": load_coco,
     "camvid": load_camvid,
     "tiny_imagenet_40": load_tiny,
@@ -176,7 +185,7 @@ def configure(network: str, data: str, arguments: argparse.Namespace) -> ProbeCo
         (file,) = arguments.weights.rglob(f"{kind.weights}*.pth")
         weights = str(file)
     return ProbeConfig(
-        data=DataConfig(name="folder", root=str(arguments.root / data)),
+        data=DataConfig(name="folder", root=str(arguments.root / FOLDERS.get(data, data))),
         model=kind.model,
         weights=weights,
         pretrained=kind.pretrained,
@@ -222,8 +231,10 @@ def make_rows(arguments: argparse.Namespace, file: Path) -> None:
             if not pools:
                 continue
             config = dataclasses.replace(configure(network, data, arguments), pools=pools)
-            source = SETS[data](arguments.root / data)
-            cache = cache_maps(config, open_backbone(config), source)
+            source = SETS[data](arguments.root / FOLDERS.get(data, data))
+            frozen = open_backbone(config)
+            frozen = dataclasses.replace(frozen, cfg={**frozen.cfg, **VIEWS.get(data, {})})
+            cache = cache_maps(config, frozen, source)
             probe = Probe(config=config, cache=cache, class_names=source.class_names)
             state = arguments.cache / "-".join((data, network, *pools))
             for seed, own in enumerate(probes_of(source, probe)):
@@ -264,8 +275,9 @@ def write_page(rows: Sequence[Mapping[str, str]], file: Path, machine: str, date
         f"Torch {torch.__version__.split('+')[0]}, one thread of {machine}; {date}; seeds from 0 "
         "on, as many as stand beside a mean, on magnetic_tiles five folds that keep the pictures "
         "of a tile together. As `convattn probe` trains (coco128 and camvid in batches of 16), "
-        "each network at the image size of its weights. The first line of a table is the average "
-        "pool; under it points above it, paired over the seeds, with Student's 95 % intervals. "
+        "each network at the image size of its weights unless the title says another. The first "
+        "line of a table is the average pool; under it points above it, paired over the seeds, "
+        "with Student's 95 % intervals. "
         "probe_table.csv has every run.",
         "",
         READING,
