@@ -1,0 +1,427 @@
+"""From which size of object and map on does an attention pool beat the average?
+
+    python benchmarks/law_of_pooling.py --root DIR --weights FILE [--shares ...] [--sides ...]
+        [--pools ...] [--cost | --page]
+
+DIR holds tiny_imagenet_40 and camvid, FILE is a plain state dict of EfficientNet-Lite0. Objects of
+ten classes, cut out of their pictures by their boxes, are pasted into street scenes so that they
+cover a known share of the image; the frozen network sees the same scenes at several sizes. Pools
+are trained on its maps as ``convattn probe`` trains them, in five folds (a seed is a fold: its 400
+images are tested by heads of the other 1,600, rates and epochs chosen on a fifth of those).
+``oracle`` averages the cells of the object's box alone: what an ideal pool would do.
+
+A fold's result is a row of docs/results/law_of_pooling.csv; a row that is there is not made again,
+so that the study can be stopped at any time. --cost tells how long what is missing will take,
+--page writes docs/law_of_pooling.md and .png from the rows alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from convattn.config import DEFAULT_POOL, ProbeConfig
+from convattn.data import transform_of
+from convattn.probing.backbone import open_backbone
+from convattn.probing.cache import MapCache
+from convattn.probing.heads import (
+    Training,
+    Trial,
+    best_trial,
+    draw_validation,
+    first_rates,
+    wider_rates,
+)
+from convattn.probing.report import over_seeds
+from convattn.text import markdown_table
+
+DATA = "pasted photographs"
+SHARES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+SIDES = (128, 224, 448)
+POOLS = ("avg", "avg-bn", DEFAULT_POOL, "class", "aggregation", "oracle")
+CLASSES = range(0, 40, 4)
+OF_CLASS, FOLDS = 200, 5
+EPOCHS, BATCH, DECAY = 30, 64, 0.01
+SCENE = max(SIDES)
+COLUMNS = ("data", "object_share", "map_size", "pool", "seed", "accuracy", "lr", "epoch", "seconds")
+READING, TABLE = "## Reading it", "## Table"
+Key = tuple[float, int, str]
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """What scenes are made of."""
+
+    things: Sequence[Image.Image]
+    """Objects cut out by their boxes."""
+    labels: Tensor
+    """(N,): of the objects."""
+    frames: Sequence[Image.Image]
+    """Of the street."""
+
+    @classmethod
+    def read(cls, root: Path) -> Scenes:
+        """Objects and frames; mixed, since class after class would make folds of one class."""
+        table = pq.read_table(root / "tiny_imagenet_40" / "train.parquet").to_pydict()
+        generator = np.random.default_rng(0)
+        chosen: list[tuple[int, int]] = []
+        for number, label in enumerate(CLASSES):
+            places = [place for place, own in enumerate(table["label"]) if own == label]
+            chosen += [(int(place), number) for place in generator.permutation(places)[:OF_CLASS]]
+        chosen = [chosen[place] for place in generator.permutation(len(chosen))]
+        things = []
+        for place, _ in chosen:
+            with Image.open(io.BytesIO(table["image"][place]["bytes"])) as image:
+                left, top, right, bottom = table["bbox"][place]
+                things.append(image.convert("RGB").crop((left, top, right + 1, bottom + 1)))
+        frames = [Image.open(file) for file in sorted((root / "camvid").glob("*/*.jpg"))]
+        return cls(things, torch.tensor([label for _, label in chosen]), frames)
+
+    def make(self, place: int, share: float) -> tuple[Image.Image, tuple[int, int, int, int]]:
+        """A scene of SCENE pixels a side, and where its object lies: left, top, right, bottom.
+
+        Frame, cut and the object's relative place are the same for every share.
+
+        Args:
+            place: Of the object.
+            share: Of the image that it covers, per cent.
+        """
+        generator = np.random.default_rng(place)
+        frame = self.frames[int(generator.integers(len(self.frames)))].convert("RGB")
+        side = int(min(frame.size) * generator.uniform(0.6, 1.0))
+        x, y = (int(generator.uniform(0, length - side)) for length in frame.size)
+        scene = frame.crop((x, y, x + side, y + side)).resize((SCENE, SCENE))
+        thing = self.things[place]
+        factor = (share / 100 * SCENE**2 / (thing.width * thing.height)) ** 0.5
+        width, height = (
+            min(SCENE, max(1, round(length * factor))) for length in (thing.width, thing.height)
+        )
+        left = round(generator.uniform() * (SCENE - width))
+        top = round(generator.uniform() * (SCENE - height))
+        scene.paste(thing.resize((width, height)), (left, top))
+        return scene, (left, top, left + width, top + height)
+
+
+class Maps:
+    """Maps of all scenes in memory, read as ``probing.cache.MapCache`` is."""
+
+    views = 1
+
+    def __init__(self, maps: Tensor, labels: Tensor) -> None:
+        self.maps, self.labels = maps, labels
+        self.shape = tuple(maps.shape[1:])
+
+    def rows(self, images: Tensor, view: Tensor | int = 0) -> Tensor:
+        """The rows of images."""
+        return images
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Maps in float32."""
+        return self.maps[rows].float()
+
+
+def inside(box: Sequence[int], cells: int) -> Tensor:
+    """How much of each cell of a map lies in a box of the scene, (cells, cells), of sum 1."""
+    edges = torch.linspace(0, SCENE, cells + 1)
+    left, top, right, bottom = map(float, box)
+    across = (edges[1:].clamp(max=right) - edges[:-1].clamp(min=left)).clamp(min=0)
+    down = (edges[1:].clamp(max=bottom) - edges[:-1].clamp(min=top)).clamp(min=0)
+    area = down[:, None] * across
+    return area / area.sum()
+
+
+@torch.inference_mode()
+def make_maps(
+    scenes: Scenes, share: float, side: int, network: nn.Module, cfg: Mapping[str, Any]
+) -> dict[str, Maps]:
+    """What every pool reads: all cells; their average; the average of the box."""
+    transform = transform_of({**cfg, "input_size": (3, side, side), "crop_pct": 1.0})
+    maps, oracles = [], []
+    places = range(len(scenes.labels))
+    for start in tqdm(places[::BATCH], desc=f"{share} %, {side} pixels", disable=None, leave=False):
+        made = [scenes.make(place, share) for place in places[start : start + BATCH]]
+        found = network(torch.stack([transform(scene) for scene, _ in made]))
+        weights = torch.stack([inside(box, found.shape[-1]) for _, box in made])
+        maps.append(found.half())
+        oracles.append(torch.einsum("bchw,bhw->bc", found, weights)[..., None, None])
+    cells = torch.cat(maps)
+    averages = torch.cat([part.float().mean((2, 3), keepdim=True) for part in cells.split(BATCH)])
+    return {
+        "cells": Maps(cells, scenes.labels),
+        "averages": Maps(averages, scenes.labels),
+        "oracles": Maps(torch.cat(oracles), scenes.labels),
+    }
+
+
+def train_fold(maps: Mapping[str, Maps], pool: str, fold: int) -> dict[str, Any]:
+    """Choose a rate, learn all images but the fold's, test on those."""
+    started = time.monotonic()
+    read = {"avg": "averages", "avg-bn": "averages", "oracle": "oracles"}.get(pool, "cells")
+    layer = "avg" if read != "cells" else pool
+    norm = pool != "avg"
+    cache = cast(MapCache, maps[read])
+    places = torch.arange(len(cache.labels))
+    tested = places % FOLDS == fold
+    known = places[~tested]
+    names = [str(label) for label in CLASSES]
+    drawn = draw_validation(cache.labels[known], 0.2, seed=fold, names=names)
+
+    def training(trials: Sequence[Trial], fit: Tensor, valid: Tensor | None, **more: Any) -> Any:
+        return Training(
+            trials,
+            cache,
+            fit,
+            valid,
+            num_classes=len(names),
+            epochs=EPOCHS,
+            batch_size=BATCH,
+            seed=fold,
+            norm=norm,
+            **more,
+        )
+
+    outcomes: dict[Trial, Any] = {}
+    trials = [Trial(layer, rate, DECAY) for rate in first_rates(norm, None)]
+    while trials:
+        outcomes |= training(trials, known[~drawn], known[drawn]).run()
+        trials = wider_rates(outcomes, layer)
+    best = best_trial(outcomes, layer)
+    ends = {best: max(1, outcomes[best].epoch)}
+    last = training([best], known, None, ends=ends)
+    last.run()
+    said = last.predict(places[tested], [best])[best].argmax(1)
+    right = (said == cache.labels[tested]).double().mean()
+    return {
+        "accuracy": round(float(right), 4),
+        "lr": f"{best.lr:.4g}",
+        "epoch": ends[best],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def missing_of(rows: Sequence[Mapping[str, str]], arguments: argparse.Namespace) -> list[Key]:
+    """Share, side and pool of what has not all its rows yet, in the order of making."""
+    counts: dict[tuple[float, int, str], int] = {}
+    for row in rows:
+        key = (float(row["object_share"]), int(row["map_size"]) * 32, row["pool"])
+        counts[key] = counts.get(key, 0) + 1
+    asked = [
+        (share, side, pool)
+        for share in arguments.shares
+        for side in arguments.sides
+        for pool in arguments.pools
+    ]
+    return [key for key in asked if counts.get(key, 0) < FOLDS]
+
+
+def make_rows(arguments: argparse.Namespace, file: Path) -> None:
+    """Every row that is asked for and not there yet."""
+    missing = missing_of(read_rows(file), arguments)
+    if not missing:
+        return
+    scenes = Scenes.read(arguments.root)
+    frozen = open_backbone(
+        ProbeConfig(model="tf_efficientnet_lite0", weights=str(arguments.weights))
+    )
+    network = frozen.backbone.eval()
+    print(tell_cost(missing, network), flush=True)
+    if arguments.cost:
+        return
+    for share, side in dict.fromkeys(key[:2] for key in missing):
+        maps = make_maps(scenes, share, side, network, frozen.cfg)
+        for pool in (pool for *cell, pool in missing if tuple(cell) == (share, side)):
+            for fold in range(FOLDS):
+                place = {"data": DATA, "object_share": share, "map_size": side // 32, "pool": pool}
+                key = {name: str(value) for name, value in {**place, "seed": fold}.items()}
+                if any(key.items() <= row.items() for row in read_rows(file)):
+                    continue
+                found = train_fold(maps, pool, fold)
+                append(file, {**key, **found})
+                print(time.strftime("%H:%M"), *key.values(), found["accuracy"], flush=True)
+
+
+def tell_cost(missing: Sequence[Key], network: nn.Module) -> str:
+    """How long what is missing will take, by one batch through the network and one step a pool."""
+    cells = list(dict.fromkeys(key[:2] for key in missing))
+    passes = {
+        side: _seconds(lambda side=side: network(torch.zeros(8, 3, side, side))) for side in SIDES
+    }
+    count = OF_CLASS * len(CLASSES)
+    total = sum(passes[side] / 8 * count for _, side in cells)
+    steps = FOLDS * 4 * count // BATCH * 12  # four rates, twelve epochs: about what is usual
+    for _, side, pool in missing:
+        if pool in (DEFAULT_POOL, "class", "aggregation"):
+            maps = Maps(torch.randn(BATCH, 1280, side // 32, side // 32), torch.arange(BATCH) % 10)
+            trials = [Trial(pool, 1e-3, DECAY)]
+            fit = torch.arange(BATCH)
+            cache = cast(MapCache, maps)
+            one = Training(trials, cache, fit, None, num_classes=10, epochs=2, batch_size=BATCH)
+            total += steps * _seconds(one._train_epoch, None)
+    return f"{len(cells)} cells, {len(missing)} pools in them: about {total / 60:.0f} minutes"
+
+
+def _seconds(step: Callable[..., Any], *arguments: Any) -> float:
+    found = []
+    for _ in range(2):
+        started = time.monotonic()
+        step(*arguments)
+        found.append(time.monotonic() - started)
+    return min(found)
+
+
+def append(file: Path, row: Mapping[str, Any]) -> None:
+    """A row to the end of the table."""
+    new = not file.exists()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", newline="") as table:
+        writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """The rows so far."""
+    if not file.exists():
+        return []
+    with file.open() as table:
+        return list(csv.DictReader(table))
+
+
+# ------------------------------------------------------------------------------------- the page
+
+
+Found = Mapping[tuple[int, str, float], Mapping[int, float]]
+
+
+def found_of(rows: Sequence[Mapping[str, str]]) -> dict[tuple[int, str, float], dict[int, float]]:
+    """(map's size, pool, share) -> fold -> accuracy."""
+    found: dict[tuple[int, str, float], dict[int, float]] = {}
+    for row in rows:
+        key = (int(row["map_size"]), row["pool"], float(row["object_share"]))
+        found.setdefault(key, {})[int(row["seed"])] = float(row["accuracy"])
+    return found
+
+
+def gains(found: Found, size: int, pool: str) -> Iterator[tuple[float, Any]]:
+    """Share and gain over the average behind a BatchNorm, paired over the folds."""
+    for share in SHARES:
+        own, average = found.get((size, pool, share)), found.get((size, "avg-bn", share))
+        if own and average and own.keys() == average.keys() and len(own) == FOLDS:
+            yield share, over_seeds([own[fold] - average[fold] for fold in sorted(own)])
+
+
+def write_page(rows: Sequence[Mapping[str, str]], docs: Path, machine: str, date: str) -> None:
+    """docs/law_of_pooling.md and .png; what stands below "Reading it" is kept."""
+    file, found = docs / "law_of_pooling.md", found_of(rows)
+    written = file.read_text() if file.exists() else ""
+    kept = written.partition(READING)[2].partition(TABLE)[0].strip()
+    lines = [
+        "# From which size of object and map on attention pools help",
+        "",
+        "![Gain over the average](law_of_pooling.png)",
+        "",
+        "```sh",
+        "python benchmarks/law_of_pooling.py --root DIR --weights FILE",
+        "```",
+        "",
+        f"Objects of ten classes of Tiny ImageNet in street scenes of CamVid, {OF_CLASS} a class, "
+        "covering a known share of the image; frozen EfficientNet-Lite0, the same scenes at "
+        f"{', '.join(map(str, SIDES))} pixels; five folds, rates and epochs chosen within the "
+        "training images of each; accuracy in per cent (chance is 10) and, for other pools than "
+        "the average behind a BatchNorm (`avg-bn`), points above it, paired over the folds, with "
+        f"Student's 95 % intervals. Torch {torch.__version__.split('+')[0]}, one thread of "
+        f"{machine}; {date}.",
+        "",
+        READING,
+        "",
+        kept,
+        "",
+        TABLE,
+        "",
+    ]
+    for size in dict.fromkeys(side // 32 for side in SIDES):
+        shares = [s for s in SHARES if (size, "avg-bn", s) in found]
+        if shares:
+            lines += [f"### {size} x {size} cells", "", _table(found, size, shares), ""]
+    file.write_text("\n".join(lines))
+    draw(found, docs / "law_of_pooling.png")
+
+
+def _table(found: Found, size: int, shares: Sequence[float]) -> str:
+    lines = []
+    for pool in POOLS:
+        cells: Mapping[float, str] = {
+            s: gain.percent(signed=True) for s, gain in gains(found, size, pool)
+        }
+        if pool == "avg-bn":
+            own = {s: found[size, pool, s] for s in shares}
+            cells = {s: over_seeds(list(values.values())).percent() for s, values in own.items()}
+        if cells:
+            lines.append((pool, *(cells.get(share, "") for share in shares)))
+    return markdown_table(("pool", *(f"object {share:g} %" for share in shares)), lines)
+
+
+def draw(found: Found, file: Path) -> None:
+    """A panel a map's size: gain of each pool over the average, against the object's share."""
+    sizes = [side // 32 for side in SIDES]
+    figure, panels = plt.subplots(1, len(sizes), figsize=(12, 4), sharey=True, layout="constrained")
+    for panel, size in zip(panels, sizes, strict=True):
+        panel.axhline(0, color="grey", linewidth=0.8)
+        for number, pool in enumerate(name for name in POOLS if name != "avg-bn"):
+            points = list(gains(found, size, pool))
+            if points:
+                x = [share for share, _ in points]
+                y = [100 * gain.mean for _, gain in points]
+                half = [100 * (gain.high - gain.mean) for _, gain in points]
+                panel.errorbar(
+                    x, y, half, label=pool, color=f"C{number}", marker="o", capsize=3, markersize=4
+                )
+        panel.set_xscale("log")
+        panel.set_xticks(SHARES, [f"{share:g}" for share in SHARES])
+        panel.minorticks_off()
+        panel.set_title(f"map of {size} x {size}")
+        panel.set_xlabel("object, % of the image")
+    panels[0].set_ylabel("points over the average")
+    panels[-1].legend(frameon=False)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Make what is missing, then the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
+    parser.add_argument("--sides", nargs="+", type=int, default=list(SIDES), choices=SIDES)
+    parser.add_argument("--pools", nargs="+", default=list(POOLS), choices=POOLS)
+    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
+    parser.add_argument("--cost", action="store_true", help="tell the cost alone")
+    parser.add_argument("--page", action="store_true", help="write the page alone")
+    parser.add_argument("--machine", default="a CPU")
+    parser.add_argument("--date", default=time.strftime("%Y-%m-%d"))
+    arguments = parser.parse_args()
+    file = arguments.docs / "results" / "law_of_pooling.csv"
+    if not arguments.page:
+        make_rows(arguments, file)
+    if not arguments.cost:
+        write_page(read_rows(file), arguments.docs, arguments.machine, arguments.date)
+
+
+if __name__ == "__main__":
+    main()
