@@ -33,18 +33,24 @@ def run(tmp_path: Path) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "arguments", "pool"),
     [
-        ("map_classifier", {"backbone": "test_resnet", "pool": "attention", "image_size": 64}),
-        ("map_classifier", {"backbone": "test_resnet", "pool": "class", "image_size": 64}),
-        ("patchconvnet_nano", {"embed_dim": 16, "depth": 1}),
-        ("test_efficientnet", {}),
+        (
+            "map_classifier",
+            {"backbone": "test_resnet", "pool": "attention", "image_size": 64},
+            None,
+        ),
+        ("map_classifier", {"backbone": "test_resnet", "pool": "class", "image_size": 64}, None),
+        ("patchconvnet_nano", {"embed_dim": 16, "depth": 1}, None),
+        ("test_efficientnet", {}, None),
+        ("test_resnet", {}, "attention"),
+        ("test_resnet", {}, "class"),
     ],
 )
 def test_timm_loads_the_same_network_from_a_folder(
-    name: str, arguments: dict, tmp_path: Path
+    name: str, arguments: dict, pool: str | None, tmp_path: Path
 ) -> None:
-    run = Run.open(make_run(tmp_path / "run", name=name, arguments=arguments))
+    run = Run.open(make_run(tmp_path / "run", name=name, arguments=arguments, pool=pool))
     folder = save_for_hub(run, tmp_path / "shared")
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     names: dict = {}
@@ -137,13 +143,11 @@ def test_what_the_hub_refuses_is_one_sentence(run: Run, monkeypatch: pytest.Monk
         push(run, "insects")
 
 
-@pytest.mark.parametrize("name", ["retinanet", "upernet", "test_resnet"])
+@pytest.mark.parametrize("name", ["retinanet", "upernet"])
 def test_what_timm_does_not_build_is_shared_as_a_run(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    pool = "attention" if name == "test_resnet" else None
-    make = make_run if pool else make_dense_run
-    run = Run.open(make(tmp_path / "run", name=name, arguments={}, pool=pool))
+    run = Run.open(make_dense_run(tmp_path / "run", name=name))
     shared = tmp_path / "shared"
     assert main(["push", str(run.folder), "--local", str(shared)]) == 0
     assert f"convattn.Run.open('{shared}').load_model()" in capsys.readouterr().out

@@ -2,9 +2,16 @@
 
 from timm.models import list_models
 
-from convattn.models import aa_mnasnet, aa_resnet, aa_wide_resnet, map_classifier, patchconvnet
+from convattn.models import (
+    aa_mnasnet,
+    aa_resnet,
+    aa_wide_resnet,
+    augmented,
+    map_classifier,
+    patchconvnet,
+)
 
-assert map_classifier  # registered, but made of what it is given: no paper's network
+_MADE_OF_OTHERS = (augmented, map_classifier)  # registered, and no paper's networks
 _MODULES = (patchconvnet, aa_resnet, aa_wide_resnet, aa_mnasnet)
 OUR_MODELS: tuple[str, ...] = tuple(
     name for module in _MODULES for name in list_models(module=module.__name__.split(".")[-1])

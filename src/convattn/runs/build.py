@@ -17,6 +17,7 @@ from convattn.config import AugmentConfig, ModelConfig
 from convattn.detection import DETECTORS, create_detector
 from convattn.models.pyramid import FeatureLevels
 from convattn.segmentation import SEGMENTERS, create_segmenter
+from convattn.surgery.recipe import AUGMENTED
 from convattn.text import nearest, one_line
 from convattn.weights import (
     adapt_classifier,
@@ -335,6 +336,7 @@ def build_trained(
     )
     # What timm needs besides, to save the model or to give it other classes.
     of_the_network = cast(Mapping[str, Any], model.pretrained_cfg)
-    kept = {key: of_the_network[key] for key in ("architecture", "first_conv", "classifier")}
+    needed = ("architecture", "first_conv", "classifier", AUGMENTED)
+    kept = {key: of_the_network[key] for key in needed if key in of_the_network}
     model.pretrained_cfg = kept | dict(cfg)  # type: ignore[assignment]
     return model.eval()

@@ -47,22 +47,12 @@ def save_for_hub(run: Run, folder: Path, *, repo: str | None = None) -> Path:
     model, code = run.load_model(), load_code(run, folder, repo)
     card = model_card(run, name=Path(repo or folder).name, load=code)
     folder.mkdir(parents=True)
-    if timm_builds(run):
-        _save_for_timm(run, model, folder)
-    else:
+    if is_dense(run.config.model.name):
         _save_run(run, folder)
+    else:
+        _save_for_timm(run, model, folder)
     replace_atomically(folder / CARD, card.encode())
     return folder
-
-
-def timm_builds(run: Run) -> bool:
-    """Whether timm can build the network: a classifier without attention added by ``augment``.
-
-    Args:
-        run: Any.
-    """
-    augment = run.config.augment
-    return not (is_dense(run.config.model.name) or augment.pool is not None or augment.conv)
 
 
 def load_code(run: Run, folder: Path, repo: str | None = None) -> str:
@@ -73,7 +63,7 @@ def load_code(run: Run, folder: Path, repo: str | None = None) -> str:
         folder: Where to.
         repo: Where it was pushed to; None: nowhere.
     """
-    if timm_builds(run):
+    if not is_dense(run.config.model.name):
         source = f"local-dir:{folder}" if repo is None else f"hf-hub:{repo}"
         model = f"timm.create_model({source!r}, pretrained=True).eval()"
         return f"import timm\n\nimport convattn\n\nmodel = {model}"

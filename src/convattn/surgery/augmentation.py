@@ -18,6 +18,7 @@ from convattn.surgery.convs import attention_layer
 from convattn.surgery.copying import copy_network
 from convattn.surgery.planning import make_plan
 from convattn.surgery.pools import make_pool
+from convattn.surgery.recipe import keep_recipe
 from convattn.surgery.records import AugmentOptions, ConvFilter, Plan, PoolPlan
 from convattn.surgery.trace import check_runs
 
@@ -136,6 +137,7 @@ def augment(
         ) from error
     if found.pool.replaced and callable(getattr(type(model), "reset_classifier", None)):
         model.reset_classifier = partial(_reset_classifier, model)  # type: ignore[assignment]
+    keep_recipe(model, found, options)
     return model
 
 
