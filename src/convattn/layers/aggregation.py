@@ -39,7 +39,8 @@ class ClassTokenLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_classes, in_features) -> (B, num_classes)."""
-        return (x * self.weight).sum(-1) + self.bias
+        # Not the sum of a product: OpenVINO adds the bias wrongly to that in batches.
+        return torch.einsum("bkc,kc->bk", x, self.weight) + self.bias
 
 
 class _TokenAttention(nn.Module):

@@ -631,7 +631,8 @@ class ClassQueryPool(_ClassQueries):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, num_classes)."""
         pooled = self.gather(x)
-        return (pooled * self.weight.to(pooled.dtype)).sum(-1) + self.bias.to(pooled.dtype)
+        logits = torch.einsum("bkc,kc->bk", pooled, self.weight.to(pooled.dtype))
+        return logits + self.bias.to(pooled.dtype)
 
     def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, C, H, W) and (K, num_classes) -> (B, K, H, W), without the bias."""

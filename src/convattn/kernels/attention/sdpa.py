@@ -15,6 +15,9 @@ def sdpa_attention(
 ) -> Tensor:
     """Arguments and result as in ``plain``."""
     v_dim = v.shape[-1]
+    # A number, not the larger of two widths: in an exported program that of q depends on the image,
+    # and OpenVINO knows no maximum of sizes.
+    lacking = max(0, v_dim - q.shape[-1])
     if bias_h is not None and bias_w is not None:
         height, width = bias_h.shape[-1], bias_w.shape[-1]
         rows = torch.eye(height, dtype=k.dtype, device=k.device)
@@ -32,7 +35,7 @@ def sdpa_attention(
         k = torch.cat([k, k[..., :1] * 0 + code], dim=-1)
     # Every fused kernel takes q, k and v of one width, and CUDA's want multiples of 8; without
     # the zeros PyTorch would silently fall back to the one that holds the whole matrix.
-    full = (max(q.shape[-1], v_dim) + 7) // 8 * 8
+    full = (q.shape[-1] + lacking + 7) // 8 * 8
     q, k, v = (F.pad(t, (0, full - t.shape[-1])) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :v_dim]
     # PyTorch's kernel for small maps on the CPU makes zeros of a query that is no number.
