@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test browser check fix
+.PHONY: help setup quickstart test browser interop check fix
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,10 +22,16 @@ quickstart: $(INSTALLED) ## Train a small attention network on digits in clutter
 	$(BIN)/convattn train quickstart
 
 test: $(INSTALLED) ## Run the fast tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not browser and not weights"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not browser and not weights and not interop"
 
 browser: $(INSTALLED) ## Run the tests of pages in headless Chromium, which the system must have
 	$(BIN)/python -m pytest -m browser tests/demo tests/checks
+
+interop: ## Run the tests with other people's tools, in an environment of their own (.venv-interop)
+	test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/python -m pip install --disable-pip-version-check --upgrade 'pip>=25.1'
+	.venv-interop/bin/python -m pip install --disable-pip-version-check --editable '.[all,dev]' --group interop
+	.venv-interop/bin/python -m pytest -m interop tests/interop
 
 check: $(INSTALLED) ## Format, lint, types and import direction; changes nothing
 	$(BIN)/ruff format --check .

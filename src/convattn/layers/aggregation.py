@@ -264,7 +264,7 @@ class LearnedAggregation2d(nn.Module):
         pooled = self.pool(x)
         if pre_logits or not self.num_classes:
             return pooled.mean(1)
-        return self.fc(pooled if self.class_tokens else pooled[:, 0])
+        return self.fc(pooled if self.class_tokens else pooled.squeeze(1))
 
     def extra_repr(self) -> str:
         """What the children do not show."""

@@ -323,7 +323,7 @@ class ResidualQueryPool(_Residual):
         return _softmax(query @ x.flatten(2), x).unflatten(-1, x.shape[2:])
 
     def _other(self, x: Tensor) -> Tensor:
-        return (self.attention_weights(x).flatten(2) @ self._positions(x))[:, 0]
+        return (self.attention_weights(x).flatten(2) @ self._positions(x)).squeeze(1)
 
     def _other_shares(self, x: Tensor, weight: Tensor) -> Tensor:
         return class_maps(x, weight) * self.attention_weights(x)
@@ -564,7 +564,7 @@ class GatedAttentionPool(Pool):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C)."""
-        return (self.attention_weights(x).flatten(2) @ self._positions(x))[:, 0]
+        return (self.attention_weights(x).flatten(2) @ self._positions(x)).squeeze(1)
 
     def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, C, H, W) and (K, C) -> (B, K, H, W)."""

@@ -26,7 +26,12 @@ LAST = "last"
 
 _STAGE = "stage"
 _MAP = "map"  # what the one output of an extractor is called
-_OF_TIMMS_BUILDER = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+_OF_TIMMS_BUILDER = (
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_model_args",
+    "cache_dir",
+)
 
 
 def check_known(name: str) -> None:
@@ -317,7 +322,7 @@ def map_classifier(
     layer: str = LAST,
     image_size: int = 224,
     in_chans: int = 3,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     pool: str = "attention",
     norm: bool = True,
     drop_rate: float = 0.0,
@@ -330,6 +335,8 @@ def map_classifier(
     repository that ``convattn push`` has made, the whole network's.
     """
     cfg, *_ = [arguments.pop(word, None) for word in _OF_TIMMS_BUILDER]
+    if num_classes is None:
+        num_classes = cfg.get("num_classes", 1000) if isinstance(cfg, Mapping) else 1000
     prefix = "pool_"
     options = {k.removeprefix(prefix): v for k, v in arguments.items() if k.startswith(prefix)}
     others = {k: v for k, v in arguments.items() if not k.startswith(prefix)}

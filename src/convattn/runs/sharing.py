@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from convattn.files import replace_atomically
 from convattn.runs.build import is_dense
 from convattn.runs.card import CARD, model_card
 from convattn.runs.folder import CONFIG, Run
-from convattn.text import one_line
+from convattn.text import json_text, one_line
 
 _OURS = (
     "multi_label",
@@ -94,6 +95,11 @@ def _save_for_timm(run: Run, model: nn.Module, folder: Path) -> None:
         },
         safe_serialization=True,
     )
+    # The top of the file has the classes; among the arguments, too, transformers gives them twice.
+    file = folder / CONFIG
+    config = json.loads(file.read_text())
+    del config["model_args"]["num_classes"]
+    replace_atomically(file, (json_text(config, indent=2) + "\n").encode())
 
 
 def _save_run(run: Run, folder: Path) -> None:

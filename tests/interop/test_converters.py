@@ -1,0 +1,28 @@
+"""Converters that are not installed with the project: pnnx and Core ML."""
+
+import pytest
+import torch
+
+from tests.interop.networks import NETWORKS, difference, images, woken
+
+pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]
+
+
+@pytest.mark.parametrize("name", ["plain", "aa_resnet_nano", "patchconvnet_nano", "augmented"])
+def test_pnnx_is_right_in_evaluation_mode(name, tmp_path, monkeypatch):
+    pnnx = pytest.importorskip("pnnx")
+    monkeypatch.chdir(tmp_path)
+    model, x = woken(name), images(1)
+    with torch.no_grad():
+        again = pnnx.export(model, "network.pt", x)
+        assert again.training  # its own fault, which moves the batch norms
+        assert difference(again.eval()(x), model(x)) < 1e-4
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_core_ml_converts_an_exported_program(name):
+    coremltools = pytest.importorskip("coremltools")
+    program = torch.export.export(woken(name), (images(1),)).run_decompositions({})
+    made = coremltools.convert(program, minimum_deployment_target=coremltools.target.iOS17)
+    (image,) = made.get_spec().description.input
+    assert list(image.type.multiArrayType.shape) == [1, 3, 64, 64]
