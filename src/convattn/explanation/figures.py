@@ -231,6 +231,7 @@ def draw_truth(report: TruthReport, out: Path, *, title: str) -> None:
             colour = _VERDICT_COLOURS[report.verdicts[method].word]
             _plot_interval(axes, place, report.cells[method][name], colour)
         axes.set_title(f"{name} ({MEASURES[name].truer})", fontsize=10)
+        axes.locator_params(axis="x", nbins=4)
         axes.grid(alpha=0.3, axis="x")
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels.flat[len(shown) :]:

@@ -55,7 +55,7 @@ def test_what_passes_every_rule_is_believed():
         ({"energy": 0.15}, "doubt", "below that of the image's middle"),
         ({"other_class": 0.95}, "doubt", "the same for every class"),
         ({"max_sensitivity": 2.0}, "doubt", "changes by more than its own size"),
-        ({"agreement": 0.0}, "doubt", "networks of other seeds do not agree"),
+        ({"agreement": -0.1}, "doubt", "other seeds agree no more than by chance"),
     ],
 )
 def test_a_rule_says_why(changed, word, reason):
@@ -68,6 +68,16 @@ def test_what_is_not_decided_says_how_many_images_would():
     values = values_of(energy=around(0.201, 0.05, seed=5))
     (reason,) = [r for r in judge("evidence", values).reasons if "not surely above" in r]
     assert "images would decide" in reason
+
+
+@pytest.mark.parametrize(("gain", "word"), [(0.15, "doubt"), (0.05, "do not believe")])
+def test_what_more_images_would_probably_decide_is_a_doubt(gain, word):
+    values = values_of()
+    spread = torch.tensor([-0.75, 0.75], dtype=torch.float64).repeat(NUM // 2)  # interval +- 0.19
+    own, random = values["evidence"], values["random"]
+    own["insertion"] = own["deletion"] + random["insertion"] - random["deletion"] + gain + spread
+    own["road"] = random["road"] + gain + spread
+    assert judge("evidence", values).word == word
 
 
 def test_what_was_not_measured_has_no_say():
