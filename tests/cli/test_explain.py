@@ -120,6 +120,19 @@ def test_a_run_is_explained_and_its_maps_are_tested(folder, tmp_path, capsys):
     assert not list(run.glob("*.tmp*"))
 
 
+def test_the_truth_of_maps_is_told(tmp_path, capsys):
+    out = tmp_path / "truth"
+    words = "--truth --method attention --data.num-test 20 --num-steps 2 --device cpu --out"
+    assert main(["explain", BUNDLED, *words.split(), str(out)]) == 0
+    told = capsys.readouterr()
+    assert "attention: doubt" in told.out
+    assert str(out / "truth.csv") in told.out
+    assert "20 of 20 images" in told.err
+    assert json.loads((out / "truth.json").read_text())["num_images"] == 20
+    assert main(["explain", BUNDLED, *words.split(), str(out)]) == 2
+    assert "exists and is never overwritten" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_there_is_never_written_into(folder, capsys, tmp_path, monkeypatch):
     image = folder / "digit.png"
     message = fails(capsys, BUNDLED, image, "--out", folder)
@@ -133,8 +146,15 @@ def test_a_folder_that_is_there_is_never_written_into(folder, capsys, tmp_path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "takes an image or a folder of images, or else --faithfulness"),
+        ([], "takes an image or a folder of images, or else --faithfulness or --truth"),
         (["digit.png", "--faithfulness"], "or else --faithfulness"),
+        (["digit.png", "--truth"], "or else --faithfulness or --truth"),
+        (["--truth", "--faithfulness"], "or else --faithfulness or --truth"),
+        (["--truth", "--top-k", "2"], "--top-k goes with images alone"),
+        (["--faithfulness", "--layers"], "--layers goes with images alone"),
+        (["digit.png", "--masks", "x"], "--masks goes with --truth alone"),
+        (["--faithfulness", "--num-images", "5"], "--num-images goes with --truth alone"),
+        (["--truth", "--data.num-test", "12"], "an interval needs at least 20"),
         (["none.png"], "none.png does not exist"),
         (["broken.jpg"], "cannot be read"),
         (["notes.txt"], "not in a known image format"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import tyro
 
 from convattn.cli.targets import (
+    Target,
     Weights,
     check_free,
     check_weights,
@@ -65,12 +66,22 @@ class ExplainOptions:
     """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
     faithfulness: bool = False
     """Take no image: test on a data set whether the maps tell the truth, beside Grad-CAM."""
+    truth: bool = False
+    """Take no image: say of six methods whether their maps can be believed, by twelve measures with
+    intervals; the same command with the --out of a stopped one goes on."""
+    num_images: int = 500
+    """Test images of --truth, at most; drawn."""
+    masks: str | None = None
+    """Folder of the objects' masks for --truth: PNGs, white on the object, that lie as the images
+    do below --data.root. Without it boxes are used where the data set has them."""
+    others: tuple[str, ...] = ()
+    """Runs of other seeds for --truth: do their maps agree?"""
     num_steps: int = 16
-    """Steps of the deletion and insertion curves of that test."""
+    """Steps of the deletion and insertion curves of these tests."""
     seed: int = 0
-    """Seed of its random maps."""
+    """Seed of their random maps, and of all draws of --truth."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Images of that test; of a run, its own test images."""
+    """Images of these tests; of a run, its own test images."""
 
 
 def command(arguments: list[str]) -> int:
@@ -86,16 +97,13 @@ def command(arguments: list[str]) -> int:
         prog=f"{prog} {target.name}",
     )
     check_weights(target.run, options.weights)
-    if options.faithfulness == (options.image is not None):
-        raise UsageError(
-            f"{prog} {target.name} takes an image or a folder of images, or else --faithfulness"
-        )
-    if options.target and options.top_k is not None:
-        raise UsageError("--target and --top-k both choose classes; give one of them")
-    check_free(options.out)
+    _check_choice(options, f"{prog} {target.name}")
 
     from convattn.modes import default_device
 
+    if options.truth:
+        return _test_truth(target, options)
+    check_free(options.out)
     model = target.load_model(checkpoint=options.weights, num_classes=options.num_classes)
     model.to(default_device(options.device))
     if options.faithfulness:
@@ -103,6 +111,60 @@ def command(arguments: list[str]) -> int:
     assert options.image is not None
     images = find_images(Path(options.image))
     return _explain_images(model, target.name, images, options)
+
+
+_OF_IMAGES = ("target", "top_k", "view", "layer", "head", "query", "layers")
+_OF_TRUTH = ("num_images", "masks", "others")
+
+
+def _check_choice(options: ExplainOptions, command: str) -> None:
+    """Refuse flags that contradict each other, or would have no effect.
+
+    Raises:
+        UsageError: If there are such.
+    """
+    tests = [name for name in ("faithfulness", "truth") if getattr(options, name)]
+    if len(tests) + (options.image is not None) != 1:
+        raise UsageError(
+            f"{command} takes an image or a folder of images, or else --faithfulness or --truth"
+        )
+    if options.target and options.top_k is not None:
+        raise UsageError("--target and --top-k both choose classes; give one of them")
+    usual = ExplainOptions()
+    refused = {
+        "images": () if options.image is not None else _OF_IMAGES,
+        "--truth": () if options.truth else _OF_TRUTH,
+    }
+    for what, names in refused.items():
+        for name in names:
+            if getattr(options, name) != getattr(usual, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} goes with {what} alone; leave it out")
+
+
+def _test_truth(target: Target, options: ExplainOptions) -> int:
+    """Say whether the maps can be believed; files in a folder, the table on the screen."""
+    from convattn.classification.truth import TruthConfig, check_truth_folder, measure_maps
+    from convattn.explanation.truth import NETWORK_METHODS, Protocol
+    from convattn.runs import Run
+
+    check_truth_folder(options.out)
+    config = TruthConfig(
+        data=options.data,
+        out=options.out,
+        masks=options.masks,
+        num_images=options.num_images,
+        methods=NETWORK_METHODS if options.method == "auto" else (options.method,),
+        protocol=Protocol(num_steps=options.num_steps, seed=options.seed),
+        device=options.device,
+    )
+    model = target.load_model(checkpoint=options.weights, num_classes=options.num_classes)
+    others = {other: Run.open(other).load_model() for other in options.others}
+    found, folder = measure_maps(model, Path(target.name).name, config, others)
+    say(f"{found.table()}\n")
+    for suffix in ("csv", "json", "md", "png"):
+        say(str(folder / f"truth.{suffix}"))
+    return 0
 
 
 def _explain_images(

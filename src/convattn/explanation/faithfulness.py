@@ -171,7 +171,7 @@ def deletion_insertion(
 def _curves(
     model: nn.Module, images: Tensor, heats: Tensor, targets: Tensor, num_steps: int
 ) -> tuple[Tensor, Tensor]:
-    places = _places(heats)[:, None]  # (B, 1, H, W)
+    places = hottest_first(heats)[:, None]  # (B, 1, H, W)
     blurred = _blurred(images)
     num_pixels = heats[0].numel()
 
@@ -187,8 +187,14 @@ def _curves(
     return torch.stack(deletion, 1), torch.stack(insertion, 1)
 
 
-def _places(heats: Tensor) -> Tensor:
-    """The place of every pixel in the order from hot to cold, (B, H, W)."""
+def hottest_first(heats: Tensor) -> Tensor:
+    """The place of every pixel in the order from hot to cold, (B, H, W), from 0 on.
+
+    Pixels of equal heat follow in an order drawn once for all images.
+
+    Args:
+        heats: (B, H, W).
+    """
     values = heats.flatten(1)
     drawn = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(_TIES))
     drawn = drawn.to(values.device)
@@ -404,13 +410,21 @@ def _map_maker(
     if name == "gradcam":
         return lambda targets: grad_cam(model, images, targets)
     if name == "centre":
-        maps, grid = _centre(images)
+        maps, grid = centre_maps(images)
     else:
         maps, grid = _random(model, images, cells, generator)
     return lambda targets: (maps, grid)
 
 
-def _centre(images: Tensor) -> tuple[Tensor, Grid]:
+def centre_maps(images: Tensor) -> tuple[Tensor, Grid]:
+    """A Gaussian at the middle of every image, its sigma a quarter of each side.
+
+    Args:
+        images: (B, C, H, W).
+
+    Returns:
+        (B, H, W), and the pixels as their cells.
+    """
     size = (images.shape[2], images.shape[3])
     y, x = ((torch.arange(side, device=images.device) + 0.5) / side - 0.5 for side in size)
     gaussian = torch.exp(-(y[:, None] ** 2 + x**2) / (2 * 0.25**2))

@@ -15,6 +15,8 @@ from PIL import Image
 from convattn.explanation.faithfulness import Report
 from convattn.explanation.heatmap import Explanation
 from convattn.explanation.overlay import overlay
+from convattn.explanation.truth.intervals import Interval
+from convattn.explanation.truth.report import MEASURES, TruthReport
 from convattn.text import figure_text, shorten_name
 
 _NAMES = {"attention": "attention", "gradcam": "Grad-CAM", "evidence": "evidence"}
@@ -204,3 +206,51 @@ def _plot_bars(axes: Any, reports: Sequence[Report], name: str) -> None:
         axes.legend(loc="upper right", fontsize=9, frameon=False)
     axes.set_xticks(range(len(methods)), methods, fontsize=9)
     axes.tick_params(axis="x", length=0)
+
+
+_VERDICT_COLOURS = {"believe": "#238b45", "doubt": "#d98f01", "do not believe": "#b3191f"}
+_PANELS_A_ROW = 4
+
+
+def draw_truth(report: TruthReport, out: Path, *, title: str) -> None:
+    """A panel a measure: every method's figure and its interval, in its verdict's colour."""
+    shown = [
+        name
+        for name in MEASURES
+        if any(isinstance(cells[name], Interval) for cells in report.cells.values())
+    ]
+    methods = list(report.cells)
+    num_rows = -(-len(shown) // _PANELS_A_ROW)
+    height = (0.28 * len(methods) + 0.8) * num_rows + 0.9
+    figure = Figure(figsize=(13, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(figure_text(title), fontsize=13, fontweight="bold")
+    panels = figure.subplots(num_rows, _PANELS_A_ROW, squeeze=False, sharey=True)
+    for axes, name in zip(panels.flat, shown, strict=False):
+        for place, method in enumerate(methods):
+            colour = _VERDICT_COLOURS[report.verdicts[method].word]
+            _plot_interval(axes, place, report.cells[method][name], colour)
+        axes.set_title(f"{name} ({MEASURES[name].truer})", fontsize=10)
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(alpha=0.3, axis="x")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_axis_off()
+    for row in panels:
+        row[0].set_yticks(range(len(methods)), methods, fontsize=9)
+        row[0].set_ylim(len(methods) - 0.5, -0.5)
+    handles = [
+        figure.axes[0].plot([], [], "o", color=colour, label=word)[0]
+        for word, colour in _VERDICT_COLOURS.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(out, dpi=110)
+
+
+def _plot_interval(axes: Any, place: int, cell: Interval | str, colour: str) -> None:
+    if isinstance(cell, str):
+        left = axes.get_yaxis_transform()
+        axes.text(0.02, place, "n/a", fontsize=7, color="#969696", va="center", transform=left)
+        return
+    axes.plot([cell.low, cell.high], [place, place], color=colour, linewidth=2)
+    axes.plot(cell.value, place, "o", color=colour, markersize=5)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from convattn.explanation.geometry import Grid, GridTracker
 from convattn.layers import LearnedAggregation2d
 from convattn.modes import frozen_eval_mode, own_calls
+
+_Kind = Literal["GradCAM", "LayerCAM"]
+"""A class of pytorch-grad-cam."""
 
 
 def cam_layers(
@@ -90,12 +93,36 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor,
         >>> maps.shape, grid.stride
         (torch.Size([2, 8, 12]), (8.0, 8.0))
     """
+    return _cam("GradCAM", model, images, targets)
+
+
+def layer_cam(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Grid]:
+    """As ``grad_cam``, with a weight of its own for every place of a channel.
+
+    LayerCAM, Jiang et al. 2021, https://arxiv.org/abs/2107.10662: the weight is the gradient at
+    that place, where it is positive. Of the network's last map.
+
+    Args:
+        images: (B, C, H, W), normalised, on the model's device.
+        targets: The class of each image, (B,).
+
+    Returns:
+        (B, h, w), not negative, and where its cells lie.
+
+    Raises:
+        ValueError: As ``grad_cam``.
+        ModuleNotFoundError: As ``grad_cam``.
+    """
+    return _cam("LayerCAM", model, images, targets)
+
+
+def _cam(kind: _Kind, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Grid]:
     with frozen_eval_mode(model), torch.inference_mode(False), torch.enable_grad():
         # Tensors made in inference mode cannot take part in a computation with gradients.
         images, targets = images.detach().clone(), targets.detach().clone()
         layer, channels_last, grid, logits = _last_map(model, images[:1])
         _check_targets(model, targets, len(images), logits)
-        maps = _maps(model, layer, channels_last, images, targets)
+        maps = _maps(kind, model, layer, channels_last, images, targets)
     return torch.from_numpy(maps).to(images.device), grid
 
 
@@ -187,7 +214,12 @@ def _check_targets(model: nn.Module, targets: Tensor, num_images: int, logits: T
 
 
 def _maps(
-    model: nn.Module, layer: nn.Module, channels_last: bool, images: Tensor, targets: Tensor
+    kind: _Kind,
+    model: nn.Module,
+    layer: nn.Module,
+    channels_last: bool,
+    images: Tensor,
+    targets: Tensor,
 ) -> NDArray[np.floating[Any]]:
     """pytorch-grad-cam's answer, (B, h, w)."""
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -203,7 +235,7 @@ def _maps(
 
     with ExitStack() as hooks:
         hooks.callback(layer.register_forward_hook(own_calls(cut)).remove)
-        cam = _unscaled_grad_cam()(model, [layer], as_maps)
+        cam = _unscaled(kind)(model, [layer], as_maps)
         # Not ``with cam``: that swallows every IndexError.
         hooks.callback(cam.activations_and_grads.release)
         return cam(images, [ClassifierOutputTarget(target) for target in targets.tolist()])
@@ -215,19 +247,22 @@ def _channels_first(x: Tensor) -> Tensor:
 
 
 @cache
-def _unscaled_grad_cam() -> Any:
-    """pytorch-grad-cam's ``GradCAM`` without its resizing and its scaling to 0..1."""
-    from pytorch_grad_cam import GradCAM
+def _unscaled(kind: _Kind) -> Any:
+    """A class of pytorch-grad-cam's without its resizing and its scaling to 0..1."""
+    import pytorch_grad_cam
 
-    class UnscaledGradCAM(GradCAM):
+    base: Any = getattr(pytorch_grad_cam, kind)
+
+    class Unscaled(base):
         def compute_cam_per_layer(self, images: Tensor, targets: Any, smooth: bool) -> Any:
             recorded = self.activations_and_grads
             activations, gradients = recorded.activations[0], recorded.gradients[0]
+            layer = self.target_layers[0]
             return self.get_cam_image(
-                images, self.target_layers[0], targets, activations, gradients.numpy(), smooth
+                images, layer, targets, activations.numpy(), gradients.numpy(), smooth
             )
 
         def aggregate_multi_layers(self, cam: Any) -> Any:
             return np.maximum(cam, 0)
 
-    return UnscaledGradCAM
+    return Unscaled
