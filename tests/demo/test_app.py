@@ -472,6 +472,24 @@ def test_a_jpeg_of_many_pixels_is_decoded_smaller(monkeypatch):
         app._read(content.getvalue())
 
 
+@pytest.mark.parametrize("path", ["call/explain", "queue/join", "run/explain", "cancel"])
+def test_a_body_that_gradio_fails_at_is_refused_in_a_line(served, path, capfd):
+    answer = httpx.post(
+        f"{served.url}gradio_api/{path}",
+        content=b'{"data": NaN}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert (answer.status_code, answer.text) == (400, "the call is not as the API has it\n")
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith("convattn: a request could not be answered: ")
+
+
+def test_a_stream_of_no_call_ends_without_a_traceback(served, capfd):
+    answer = httpx.get(f"{served.url}gradio_api/call/explain/none")
+    assert answer.status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from convattn.exceptions import Interrupted
+from convattn.exceptions import LostProcess
 from convattn.models.pyramid import FeatureLevels
 from convattn.train.layer_sync import SyncBatchNorm
 from convattn.train.task import described_failure
@@ -105,7 +105,7 @@ def test_one_image_and_a_batch_norm_is_a_sentence():
     ],
 )
 def test_a_lost_process_is_a_sentence(words):
-    told = pytest.raises(Interrupted, match="process 0 of several lost another process, which")
+    told = pytest.raises(LostProcess, match="process 0 of several lost another process, which")
     with told, described_failure():
         raise RuntimeError(words)
 
