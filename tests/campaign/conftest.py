@@ -16,6 +16,8 @@ from tests.campaign.running import preload
 from tests.campaign.runs import Runs, make_runs
 
 _RESULTS: list[dict[str, Any]] = []
+_PAGE = os.environ.get("CONVATTN_CAMPAIGN")
+"""The file to write."""
 
 
 @pytest.fixture
@@ -55,17 +57,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Take a row's counts out of its report, which may come from another process."""
-    if report.when == "teardown":
-        _RESULTS.extend(value for name, value in report.user_properties if name == "campaign")
+    """Take a row's counts out of its report, which may come from another process, to the page."""
+    if report.when != "teardown":
+        return
+    _RESULTS.extend(value for name, value in report.user_properties if name == "campaign")
+    if _PAGE and _RESULTS:
+        write_page(Path(_PAGE), _RESULTS)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Write the page, where one is named."""
-    file = os.environ.get("CONVATTN_CAMPAIGN")
+    """Show every row's counts."""
     for found in sorted(_RESULTS, key=lambda found: found["name"]):
         counts = ", ".join(f"{found[key]:,} {key}" for key in ("right", "refused", "faults"))
         terminalreporter.write_line(f"{found['name']}: {counts}, {found['seconds']:.0f} s")
-    if file and _RESULTS:
-        write_page(Path(file), _RESULTS)
-        terminalreporter.write_line(file)

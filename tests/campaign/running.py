@@ -20,7 +20,7 @@ from typing import Any
 from convattn.cli import COMMANDS, main
 from tests.campaign.counting import REFUSED, RIGHT, Row
 
-SECONDS = 120.0
+SECONDS = 300.0
 """What a command may take at most."""
 _CASES_A_PROCESS = 100
 _TRACEBACK = "Traceback (most recent call last)"
@@ -61,6 +61,8 @@ def preload() -> None:
     """Import what commands import when they run, so that every child has it."""
     for name in (*(f"convattn.cli.{file}" for file in COMMANDS.values()), "convattn.train.run"):
         import_module(name)
+    for name in ("classification.figures", "explanation", "export", "inference", "probing.study"):
+        import_module(f"convattn.{name}")
     for name in ("matplotlib.pyplot", "tensorboard", "sklearn.metrics"):
         import_module(name)
 

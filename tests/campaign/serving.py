@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-SECONDS = 120.0
+SECONDS = 300.0
 
 
 @dataclass(frozen=True)

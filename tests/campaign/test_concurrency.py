@@ -9,7 +9,7 @@ from tests.campaign.counting import REFUSED, RIGHT
 from tests.campaign.running import call, start, wait, wait_for
 from tests.campaign.runs import TRAIN, digest
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 
 def _together(*commands, folder, apart=None):
@@ -31,7 +31,8 @@ def _verdict(ended, *, right, fits):
         if outcome not in (RIGHT, REFUSED):
             return outcome
     if outcomes.count(RIGHT) not in right:
-        return f"{outcomes.count(RIGHT)} of {len(outcomes)} succeeded"
+        said = [one.errors.strip()[-300:] for one in ended if one.outcome == REFUSED]
+        return f"{outcomes.count(RIGHT)} of {len(outcomes)} succeeded: {said}"
     return RIGHT if fits else "what is left is not what one alone leaves"
 
 
@@ -41,13 +42,14 @@ def images(tmp_path):
         for label, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
             (tmp_path / "images" / split / label).mkdir(parents=True)
             for number in range(count):
-                image = Image.new("RGB", (32, 32), tuple(c + 5 * number for c in colour))
+                more = 5 * number + (split == "val")
+                image = Image.new("RGB", (32, 32), tuple(c + more for c in colour))
                 image.save(tmp_path / "images" / split / label / f"{number}.png")
     return tmp_path / "images"
 
 
 def _probe(images, folder, out):
-    model = ["--model", "test_efficientnet", "--random", "--image-size", "32", "--epochs", "1"]
+    model = ["--model", "test_efficientnet", "--random", "--image-size", "64", "--epochs", "1"]
     pools = ["--pools", "avg", "attention", "--seeds", "1", "--cache", folder / "maps"]
     return ["probe", images, *model, *pools, "--out", folder / out]
 

@@ -3,7 +3,7 @@ import pytest
 from tests.campaign.running import Case, run_cases
 from tests.mutations import mutate, mutate_json
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.mark.campaign("config", 300)

@@ -8,7 +8,7 @@ import pytest
 from tests.campaign.running import Case, run_cases
 from tests.mutations import mutate
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 
 def _missing(file):

@@ -11,7 +11,7 @@ from tests.demo.images import READABLE, UNREADABLE
 from tests.mutations import mutate
 from tests.nasty import NASTY
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 _CLIENTS = 50
 
 ODD_VALUES = (

@@ -11,7 +11,7 @@ from tests.demo.images import UNREADABLE, encoded
 from tests.demo.test_app import png_of_zeros
 from tests.mutations import mutate
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 _WARM, _BLOCK = 200, 100
 _MOST_GROWTH = 100 << 20
 """Bytes from the level after the first uploads to that after all."""

@@ -8,7 +8,7 @@ from tests.campaign.running import Case, call, run_cases
 from tests.data.layouts import WRITERS, Picture, Thing
 from tests.mutations import mutate, mutate_json
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 
 def _annotated(root, kind):

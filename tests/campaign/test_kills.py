@@ -9,7 +9,7 @@ from convattn.cli import main
 from tests.campaign.running import call, start, wait, wait_for
 from tests.campaign.runs import TRAIN, digest, resume_to_the_end
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.mark.campaign("kills", 20)

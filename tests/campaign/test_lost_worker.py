@@ -10,7 +10,7 @@ import pytest
 from tests.campaign.counting import RIGHT
 from tests.campaign.runs import TRAIN
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 _SECONDS = 30.0
 
 
@@ -79,7 +79,7 @@ def _kill_one(run, rank):
 def _resume(run):
     """What is wrong with the training that is gone on with."""
     resumed = _start(["train", "--resume", run])
-    _, errors = resumed.communicate(timeout=200)
+    _, errors = resumed.communicate(timeout=600)
     return RIGHT if resumed.returncode == 0 else f"resume: {errors.strip()[-300:]}"
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.campaign.running import Case, run_cases
 from tests.nasty import NASTY
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 
 class _Call:

@@ -7,7 +7,7 @@ import pytest
 from tests.campaign.running import call
 from tests.campaign.runs import TRAIN, digest, resume_to_the_end
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 _COUNT = 11
 """Files that the tiny run puts in their places."""
 

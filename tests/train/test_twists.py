@@ -10,7 +10,7 @@ from torch import nn
 from convattn.exceptions import LostProcess
 from convattn.models.pyramid import FeatureLevels
 from convattn.train.layer_sync import SyncBatchNorm
-from convattn.train.task import described_failure
+from convattn.train.task import TrainingTask, described_failure
 
 OURS = sorted(
     name
@@ -90,6 +90,16 @@ def test_recomputing_can_be_turned_off_again():
     model.set_grad_checkpointing(True)
     model.set_grad_checkpointing(False)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_training_has_a_network_of_timm_count_a_batch_once():
+    task = TrainingTask()
+    task.model = timm.create_model("test_resnet", num_classes=5)
+    task.model.set_grad_checkpointing(True)
+    task.on_fit_start()
+    task.model.train()(torch.randn(4, 3, 64, 64)).sum().backward()
+    counts = [int(b) for name, b in task.named_buffers() if "num_batches" in name]
+    assert set(counts) == {1}
 
 
 def test_one_image_and_a_batch_norm_is_a_sentence():

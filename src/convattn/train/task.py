@@ -15,6 +15,7 @@ from torch import nn
 
 from convattn.config import AugmentConfig, TrainConfig
 from convattn.exceptions import LostProcess
+from convattn.kernels.recomputation import count_batches_once
 from convattn.results import Results
 from convattn.train.datamodule import TrainingData
 from convattn.train.optim import create_optimizer, create_schedule
@@ -55,6 +56,11 @@ class TrainingTask(L.LightningModule):
 
     curves: Curves
     model: nn.Module
+
+    def on_fit_start(self) -> None:
+        """Have batch norms count a batch once where the network recomputes its activations."""
+        if any(getattr(module, "grad_checkpointing", False) for module in self.model.modules()):
+            count_batches_once(self.model)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set this step's randomness and learning rate from its place in the training alone."""
