@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx
 
+from tests.campaign.counting import REFUSED, RIGHT
+
 SECONDS = 300.0
 
 
@@ -55,6 +57,17 @@ class Demo:
 def file_data(path: str) -> dict[str, Any]:
     """A file in Gradio's words."""
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def outcome_of(text: str) -> str:
+    """What a stream of events comes to: ``RIGHT``, ``REFUSED``, or its beginning."""
+    if "event: complete" in text:
+        return RIGHT
+    if text.startswith(("upload 4", "call 4")):
+        return REFUSED
+    if "event: error" in text and "Traceback" not in text:
+        return REFUSED
+    return text[:200]
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.campaign.counting import REFUSED, RIGHT
-from tests.campaign.serving import SECONDS, file_data, served
+from tests.campaign.serving import SECONDS, file_data, outcome_of, served
 from tests.demo.images import READABLE, UNREADABLE
 from tests.mutations import mutate
 from tests.nasty import NASTY
@@ -63,16 +63,6 @@ def _of_answer(answer):
     return REFUSED if told else f"status {answer.status_code}: {answer.text[:200]}"
 
 
-def _of_events(text):
-    if "event: complete" in text:
-        return RIGHT
-    if text.startswith(("upload 4", "call 4")):
-        return REFUSED
-    if "event: error" in text and "Traceback" not in text:
-        return REFUSED
-    return text[:200]
-
-
 def _requests(demo, good):
     """Requests without end of one kind after the other: a name, and what sends it."""
     draw = random.Random(24)
@@ -80,7 +70,7 @@ def _requests(demo, good):
 
     def image(content, readable):
         def send(client):
-            found = _of_events(demo.explain(client, content))
+            found = outcome_of(demo.explain(client, content))
             return found if not readable or found == RIGHT else f"a good image: {found}"
 
         return send
@@ -88,9 +78,9 @@ def _requests(demo, good):
     kinds = {
         "image": [image(content, True) for content in READABLE.values()],
         "no image": [image(content, False) for content, _ in UNREADABLE.values()],
-        "values": [lambda c, v=v: _of_events(demo.call(c, v)) for v in ODD_VALUES],
+        "values": [lambda c, v=v: outcome_of(demo.call(c, v)) for v in ODD_VALUES],
         "options": [
-            lambda c, o=o: _of_events(demo.call(c, [file_data(good), *o])) for o in ODD_OPTIONS
+            lambda c, o=o: outcome_of(demo.call(c, [file_data(good), *o])) for o in ODD_OPTIONS
         ],
         "body": [
             lambda c, p=p, b=b: _of_answer(
@@ -139,6 +129,6 @@ def test_demo_under_odd_requests(row, tmp_path):
         log = demo.log.read_text(errors="replace")
         row.add("log", f"a traceback: {log[-2_000:]}" if "Traceback" in log else RIGHT)
         row.add(
-            *_send("last", "image", lambda c: _of_events(demo.explain(c, READABLE["rgba.png"])))
+            *_send("last", "image", lambda c: outcome_of(demo.explain(c, READABLE["rgba.png"])))
         )
     row.check()

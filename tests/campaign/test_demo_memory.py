@@ -5,10 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.campaign.serving import SECONDS, served
-from tests.campaign.test_demo import _of_events
-from tests.demo.images import UNREADABLE, encoded
-from tests.demo.test_app import png_of_zeros
+from tests.campaign.serving import SECONDS, outcome_of, served
+from tests.demo.images import UNREADABLE, encoded, png_of_zeros
 from tests.mutations import mutate
 
 pytestmark = pytest.mark.timeout(3600)
@@ -51,7 +49,7 @@ def test_demo_keeps_no_memory(row, tmp_path):
     with served(tmp_path) as demo, httpx.Client(timeout=SECONDS) as client:
         start = demo.memory()
         for number, (name, content) in enumerate(itertools.islice(_uploads(), row.total), 1):
-            row.add(f"{number}, {name}", _of_events(demo.explain(client, content)))
+            row.add(f"{number}, {name}", outcome_of(demo.explain(client, content)))
             if number % _BLOCK == 0:
                 levels.append(demo.memory())
                 row.tell(f"{row.name}: {levels[-1] >> 20} MiB after {number}")

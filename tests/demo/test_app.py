@@ -5,11 +5,9 @@ import io
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,7 +31,7 @@ from convattn.demo.samples import digits, photographs
 from convattn.demo.serving import is_known_host
 from convattn.explanation import Explanation, Prediction, explain
 from tests.demo import GRADIO_WARNINGS
-from tests.demo.images import READABLE, RGB, UNREADABLE, encoded
+from tests.demo.images import READABLE, RGB, UNREADABLE, encoded, png_of_zeros
 
 pytestmark = GRADIO_WARNINGS
 
@@ -442,18 +440,6 @@ def test_ctrl_c_ends_it_quietly():
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
-
-
-def png_of_zeros(side):
-    """A file of a few kilobytes that announces side x side pixels."""
-
-    def chunk(kind, content):
-        checked = kind + content
-        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    rows = chunk(b"IDAT", zlib.compress((b"\0" * (3 * side + 1)) * 3))
-    return b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b"")
 
 
 def test_a_small_file_of_many_pixels_is_refused_by_its_header(served, tmp_path):
