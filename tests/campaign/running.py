@@ -167,12 +167,20 @@ def call(
         seconds: That it may take.
     """
 
+    return wait(start_command(words, folder, before=before), folder, seconds=seconds)
+
+
+def start_command(
+    words: Sequence[object], folder: Path, *, before: Callable[[], object] | None = None
+) -> int:
+    """As ``call``, but for the waiting: the process's number."""
+
     def action() -> int:
         if before is not None:
             before()
         return main([str(word) for word in words])
 
-    return wait(start(action, folder), folder, seconds=seconds)
+    return start(action, folder)
 
 
 @dataclass(frozen=True)

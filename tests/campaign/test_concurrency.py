@@ -4,10 +4,9 @@ import shutil
 import pytest
 from PIL import Image
 
-from convattn.cli import main
 from tests.campaign.counting import REFUSED, RIGHT
-from tests.campaign.running import call, start, wait, wait_for
-from tests.campaign.runs import TRAIN, digest
+from tests.campaign.running import call, start_command, wait, wait_for
+from tests.campaign.runs import TRAIN, digest, without_figures
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -17,7 +16,7 @@ def _together(*commands, folder, apart=None):
     children = []
     for number, words in enumerate(commands):
         place = folder / f"words{number}"
-        child = start(lambda words=words: main([str(word) for word in words]), place)
+        child = start_command(words, place, before=without_figures)
         children.append((child, place))
         if apart is not None and number == 0:
             assert wait_for(apart, child)
@@ -62,7 +61,7 @@ def test_two_at_once(row, runs, images, tmp_path):
     what is left is what one alone leaves."""
     expected = digest(runs.finished)
     evaluate = ["evaluate", runs.finished, "--device", "cpu", "--out", tmp_path / "alone"]
-    assert call(evaluate, tmp_path / "words").status == 0
+    assert call(evaluate, tmp_path / "words", before=without_figures).status == 0
     alone = (tmp_path / "alone" / "predictions.csv").read_text()
     for number in range(5):
         folder = tmp_path / f"case{number}"

@@ -5,9 +5,8 @@ import time
 
 import pytest
 
-from convattn.cli import main
-from tests.campaign.running import call, start, wait, wait_for
-from tests.campaign.runs import TRAIN, digest, resume_to_the_end
+from tests.campaign.running import call, start_command, wait, wait_for
+from tests.campaign.runs import TRAIN, digest, resume_to_the_end, without_figures
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -19,7 +18,8 @@ def test_killed_runs_resume_to_the_same_weights(row, runs, tmp_path):
     half-written may stay."""
     draw = random.Random(24)
     began = time.monotonic()
-    assert call([*TRAIN, tmp_path / "whole"], tmp_path / "words").status == 0
+    whole = call([*TRAIN, tmp_path / "whole"], tmp_path / "words", before=without_figures)
+    assert whole.status == 0, whole.errors
     seconds = time.monotonic() - began
     for number in range(row.total):
         run, words = tmp_path / f"run{number}", tmp_path / f"words{number}"
@@ -33,7 +33,7 @@ def test_killed_runs_resume_to_the_same_weights(row, runs, tmp_path):
 
 def _kill_after(seconds, words, run, folder):
     """Kill a command so long after it began to write its run folder."""
-    child = start(lambda: main([str(word) for word in words]), folder)
+    child = start_command(words, folder, before=without_figures)
     wait_for(run.exists, child)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)

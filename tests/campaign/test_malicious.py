@@ -15,6 +15,8 @@ from tests.campaign.running import Case, run_cases
 from tests.nasty import NASTY
 
 pytestmark = pytest.mark.timeout(3600)
+_EXPECTED = {"cases", "outcomes", "stdout", "stderr"}
+_MADE = {"run", "weights.pth", "images", "data", "out", "out.safetensors", "stdout", "stderr"}
 
 
 class _Call:
@@ -36,7 +38,7 @@ def _payloads(trace):
         "eval": _Call(eval, write),
         "open": _Call(open, str(trace), "w"),
         "os.mkdir": _Call(os.mkdir, str(trace)),
-        "os.rename": _Call(os.symlink, "/", str(trace)),
+        "os.symlink": _Call(os.symlink, "/", str(trace)),
         "torch.save": _Call(torch.save, {}, str(trace)),
         "nested": {"state_dict": {"a": torch.ones(2), "b": [_Call(exec, write)]}},
     }
@@ -159,7 +161,7 @@ def _headers(trace, runs):
         return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
 
     contents = (
-        *(file({}, size=size) for size in (2**63, 2**64 - 1, 10**12, 10**8)),
+        *(file({}, size=size) for size in (2**63, 2**64 - 1, 10**12)),
         file(one(data_offsets=[0, 2**62])),
         file(one(data_offsets=[8, 0]), bytes(8)),
         file(one(data_offsets=[-8, 0]), bytes(8)),
@@ -206,18 +208,13 @@ def _names(trace, runs):
     for name in files:
 
         def words(folder, name=name):
+            runs.copy(runs.finished, folder)
             (folder / "images").mkdir()
             with open(folder / "images" / name.replace("/", ":"), "wb") as file:
                 Image.new("RGB", (20, 20)).save(file, "PNG")
-            return ["predict", "run", "images", "--out", "out"] if name else []
+            return ["predict", "run", "images", "--out", "out"]
 
-        yield (
-            f"file {name!r}",
-            lambda folder, words=words: (
-                runs.copy(runs.finished, folder),
-                words(folder),
-            )[1],
-        )
+        yield f"file {name!r}", words
 
 
 def _annotations(trace, runs):
@@ -282,9 +279,5 @@ def test_malicious_files(row, runs, tmp_path):
 
         return Case(name, words, judge)
 
-    run_cases([case(*one) for one in everything][: row.total], row, place)
+    run_cases([case(*one) for one in everything], row, place)
     row.check()
-
-
-_EXPECTED = {"cases", "outcomes", "stdout", "stderr"}
-_MADE = {"run", "weights.pth", "images", "data", "out", "out.safetensors", "stdout", "stderr"}

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from tests.campaign.running import call
-from tests.campaign.runs import TRAIN, digest, resume_to_the_end
+from tests.campaign.runs import TRAIN, digest, resume_to_the_end, without_figures
 
 pytestmark = pytest.mark.timeout(3600)
 _COUNT = 11
@@ -34,6 +34,7 @@ def test_runs_killed_at_a_replace_resume_to_the_same_weights(row, runs, tmp_path
 
 def _die_at(number, after):
     """Have the process killed at its replace of that number."""
+    without_figures()
     real, seen = os.replace, []
 
     def replace(*names, **places):
