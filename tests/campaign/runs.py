@@ -41,7 +41,7 @@ def without_figures() -> None:
     """Leave out what takes most of a tiny run's time; called in its process."""
     training.draw_curves = lambda *_, **__: None
     classification.draw_attention = lambda *_, **__: None
-    figures.draw_confusion = lambda *_, **__: None
+    figures.draw_confusion = lambda labels, taken, names, out, **_: out.touch()
 
 
 def make_runs(folder: Path) -> Runs:
