@@ -79,8 +79,9 @@ def resume_to_the_end(run: Path, words: Sequence[object], folder: Path, expected
         words: Of the training, but for its ``--out``.
         expected: Digest of the weights of a run that nobody killed.
     """
-    if (run / "report.md").exists() and digest(run) == expected:
-        return _whole(run)
+    if (run / "report.md").exists() and digest(run) == expected:  # killed when all was done
+        ended = call(["evaluate", run], folder, before=without_figures)
+        return _whole(run) if ended.outcome == "right" else ended.outcome
     ended = call(["train", "--resume", run], folder, before=without_figures)
     if ended.status == 2 and not (run / "checkpoints" / "last.ckpt").exists():
         if ended.outcome != "refused":
@@ -93,6 +94,8 @@ def resume_to_the_end(run: Path, words: Sequence[object], folder: Path, expected
 
 
 def _whole(run: Path) -> str:
+    if not (run / "README.md").exists():
+        return "no model card"
     left = [str(one.relative_to(run)) for one in run.rglob("*") if ".part" in one.name]
     left += [".lock"] if (run / ".lock").exists() else []
     return f"left behind: {', '.join(left)}" if left else "right"

@@ -2,6 +2,7 @@ import itertools
 import random
 from concurrent.futures import ThreadPoolExecutor
 
+import h11
 import httpx
 import pytest
 
@@ -104,13 +105,13 @@ def _requests(demo, good):
 
 def _send(number, name, send):
     """A request by a client of its own."""
-    with httpx.Client(timeout=SECONDS) as client:
-        try:
+    try:
+        with httpx.Client(timeout=SECONDS) as client:
             return f"{number}, {name}", send(client)
-        except (httpx.LocalProtocolError, httpx.InvalidURL, UnicodeError):
-            return f"{number}, {name}", REFUSED  # by the client, which cannot say so odd a thing
-        except httpx.HTTPError as error:
-            return f"{number}, {name}", f"{type(error).__name__}: {error}"
+    except (httpx.LocalProtocolError, h11.LocalProtocolError, httpx.InvalidURL, UnicodeError):
+        return f"{number}, {name}", REFUSED  # by the client, which cannot say so odd a thing
+    except httpx.HTTPError as error:
+        return f"{number}, {name}", f"{type(error).__name__}: {error}"
 
 
 @pytest.mark.campaign("demo", 574)

@@ -45,7 +45,7 @@ def _gone(pid):
 
 def _kill_one(run, rank):
     """What is wrong with how the other of two workers ends, and with the resumed run."""
-    long = ["--epochs", "30"]
+    long = ["--epochs", "12"]
     first = _start([*TRAIN[:-1], *long, "--devices", "2", "--strategy", "ddp", "--out", run])
     try:
         checkpoint = run / "checkpoints" / "last.ckpt"
