@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test browser interop check fix
+.PHONY: help setup quickstart test browser campaign interop check fix
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,10 +22,13 @@ quickstart: $(INSTALLED) ## Train a small attention network on digits in clutter
 	$(BIN)/convattn train quickstart
 
 test: $(INSTALLED) ## Run the fast tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not browser and not weights and not interop"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not browser and not weights and not campaign and not interop"
 
 browser: $(INSTALLED) ## Run the tests of pages in headless Chromium, which the system must have
 	$(BIN)/python -m pytest -m browser tests/demo tests/checks
+
+campaign: $(INSTALLED) ## Kill, damage and attack everything (half an hour), write docs/campaign.md
+	CONVATTN_CAMPAIGN=docs/campaign.md $(BIN)/python -m pytest -n 2 --dist load -m campaign tests/campaign
 
 interop: ## Run the tests with other people's tools, in an environment of their own (.venv-interop)
 	test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop

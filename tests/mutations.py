@@ -1,6 +1,9 @@
 """Bytes of files as bad disks, editors and attackers leave them, from a fixed seed."""
 
+import copy
+import json
 import random
+from typing import Any
 
 _WORDS = (
     b"null", b"-1", b"[]", b"{}", b'""', b"true", b"1e999", b"NaN", b"99999999999999999999",
@@ -34,3 +37,44 @@ def mutate(content: bytes, seed: int) -> bytes:
         else:
             found[place : place + draw.choice((0, 1, 4))] = draw.choice(_WORDS)
     return bytes(found)
+
+
+_VALUES = (
+    None, True, -1, 0, 1e-320, 10**12, 10**30, -1e308, float("nan"), float("inf"), "", "x", "..",
+    "/etc/passwd", "\x1b[31m", "\udcff", "9" * 5_000, [], [[]], {}, {"": None}, [None] * 3,
+    "cuda:99",
+)  # fmt: skip
+
+
+def mutate_json(content: bytes, seed: int) -> bytes:
+    """JSON text with one or two values replaced, removed or renamed.
+
+    Args:
+        content: JSON of an object or a list.
+        seed: The same gives the same.
+    """
+    draw = random.Random(seed)
+    found = json.loads(content)
+    for _ in range(draw.randint(1, 2)):
+        places = list(_places(found))
+        if not places:
+            break
+        inside, key = draw.choice(places)
+        kind = draw.randrange(6)
+        if kind == 0:
+            del inside[key]
+        elif kind == 1 and isinstance(inside, dict):
+            inside[f"{key}s"] = inside.pop(key)
+        elif kind == 2:
+            inside[key] = [copy.deepcopy(inside[key])] * 2
+        else:
+            inside[key] = copy.deepcopy(draw.choice(_VALUES))
+    return json.dumps(found).encode()
+
+
+def _places(value: Any) -> Any:
+    """Every container and key inside a value."""
+    if isinstance(value, dict | list):
+        for key in list(value) if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            yield from _places(value[key])

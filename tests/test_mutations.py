@@ -202,6 +202,16 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(kind, tmp_path):
     assert faults_of(kind, range(FEW), tmp_path) == {}
 
 
+@pytest.mark.parametrize(("column", "other"), [("loss", "lost"), ("rank", "runk")])
+def test_predictions_of_other_columns_are_refused_with_their_name(column, other, tmp_path):
+    file, read = predictions(tmp_path)
+    content = file.read_text().replace(column, other)
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"predictions\.part\.csv is damaged .* begins anew"):
+        read()
+    assert file.read_text() == content
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_damaged_files_are_read_or_refused_in_a_sentence(kind, tmp_path):

@@ -81,6 +81,25 @@ def test_lock_that_tells_nothing_is_refused_in_a_sentence(content, tmp_path):
         pass
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        Path.mkdir,
+        os.mkfifo,
+        lambda lock: lock.symlink_to("nowhere"),
+        lambda lock: lock.symlink_to(lock.name),
+        lambda lock: lock.symlink_to("/dev/zero"),
+    ],
+    ids=["folder", "pipe", "dangling", "endless", "device"],
+)
+@pytest.mark.timeout(20)
+def test_lock_that_is_no_file_is_refused_in_a_sentence(make, tmp_path):
+    make(lock_of(tmp_path))
+    sentence = "does not tell by which; .* remove that file"
+    with pytest.raises(ValueError, match=sentence), owned(tmp_path):
+        pass
+
+
 def test_error_inside_gives_the_folder_back(tmp_path):
     with pytest.raises(KeyError), owned(tmp_path):
         raise KeyError

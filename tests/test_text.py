@@ -15,6 +15,7 @@ from convattn.text import (
     markdown_table,
     markdown_text,
     printable,
+    report,
     say,
 )
 from tests.nasty import NASTY
@@ -83,3 +84,10 @@ class OneClass(Results):
 
 def test_results_are_shown_without_what_a_name_would_do():
     assert harmless(OneClass(num_images=1).table())
+
+
+@pytest.mark.parametrize(("by_each", "told"), [(False, ""), (True, "convattn: gone\n")])
+def test_helping_processes_tell_what_only_they_can(by_each, told, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    report("gone", by_each=by_each)
+    assert capsys.readouterr().err == told

@@ -23,5 +23,9 @@ class Interrupted(RuntimeError):
     """Long work was stopped, by the user or as a process is gone; says how to go on with it."""
 
 
+class LostProcess(Interrupted):
+    """Another process of the same training is gone; whichever is left has to say so."""
+
+
 class NoEvidenceError(ValueError):
     """A network's logits have no exact shares; the message says which layer is in the way."""

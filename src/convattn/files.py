@@ -143,8 +143,10 @@ def reading(file: Path, advice: str) -> Iterator[None]:
         advice: What to do about it.
 
     Raises:
-        ValueError: If it is damaged.
+        ValueError: If it is damaged, or a folder, a pipe or a device, which may have no end.
     """
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is damaged (it is no file); {advice}")
     try:
         yield
     except OSError:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -135,10 +136,15 @@ def _check_dead(lock: Path, place: Path) -> None:
 
 
 def _read(lock: Path) -> bytes | None:
-    """What the lock holds, once it holds something; None if it is gone."""
+    """What the lock holds, once it holds something; None if it is gone, nothing of what is no file.
+
+    A link or a pipe of its name is nobody's lock, and reading it might never end.
+    """
     deadline = time.monotonic() + _SECONDS_TO_WRITE
     while True:
         try:
+            if not stat.S_ISREG(lock.lstat().st_mode):
+                return b""
             content = lock.read_bytes()
         except FileNotFoundError:
             return None

@@ -30,7 +30,6 @@ from convattn.files import new_folder, replace_atomically
 from convattn.ownership import owned
 from convattn.results import Results
 from convattn.runs import Run, augment_arguments, create_model, open_model, starting_cfg
-from convattn.runs.card import write_card
 from convattn.segmentation import SEGMENTERS, create_segmenter
 
 if TYPE_CHECKING:
@@ -563,7 +562,7 @@ def train(config: TrainConfig) -> TrainedRun | None:
     """
     from convattn.train import run
 
-    return _with_card(run.train(config, task_of(config.model.name).job))
+    return run.train(config, task_of(config.model.name).job)
 
 
 def resume(folder: str | Path) -> TrainedRun | None:
@@ -575,13 +574,7 @@ def resume(folder: str | Path) -> TrainedRun | None:
     from convattn.train import run
 
     found = Run.open(folder)
-    return _with_card(run.resume(found, task_of(found.config.model.name).job))
-
-
-def _with_card(trained: TrainedRun | None) -> TrainedRun | None:
-    if trained is not None:
-        write_card(trained.folder)
-    return trained
+    return run.resume(found, task_of(found.config.model.name).job)
 
 
 def _dense_arguments(config: TrainConfig, augment: Any) -> dict[str, Any]:

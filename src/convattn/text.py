@@ -71,6 +71,23 @@ def short_repr(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def cut(text: str, most: int) -> str:
+    """A text without its middle, where it is long.
+
+    Args:
+        text: Of any characters.
+        most: Characters that are kept.
+
+    Example:
+        >>> cut("abcdefghijkl", 6)
+        'abcd ... kl'
+    """
+    if len(text) <= most:
+        return text
+    head = most * 2 // 3
+    return f"{text[:head]} ... {text[len(text) - most + head :]}"
+
+
 def printable(text: str) -> str:
     r"""A text that does nothing to a terminal, whoever named the file or class that it tells of.
 
@@ -214,14 +231,15 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def report(message: str) -> None:
+def report(message: str, *, by_each: bool = False) -> None:
     """Tell something on stderr, in one line.
 
     Args:
         message: What to tell.
+        by_each: Whether processes that help the first one tell it, too.
     """
-    # Processes that help the first one would only say the same again.
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    # They would mostly only say the same again.
+    if by_each or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"convattn: {printable(message)}", file=sys.stderr)
 
 

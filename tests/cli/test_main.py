@@ -100,6 +100,14 @@ def test_unknown_model_in_a_recipe_names_the_nearest(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_mistake_that_quotes_a_long_value_is_cut(capsys):
+    assert main(["train", "quickstart", "--data.name", "x" * 5_000, "--out", "x" * 5_000]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("convattn: ")
+    assert " ... " in line
+    assert len(line) < 1_100
+
+
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError, match="unknown command"):
         main(["trian", "--debug"])

@@ -25,6 +25,18 @@ def bomb():
     return b"\x89PNG\r\n\x1a\n" + header + encoded(RGB)[33:]
 
 
+def png_of_zeros(side):
+    """A file of a few kilobytes that announces side x side pixels."""
+
+    def chunk(kind, content):
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress((b"\0" * (3 * side + 1)) * 3))
+    return b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b"")
+
+
 def turned():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright

@@ -5,11 +5,9 @@ import io
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,7 +31,7 @@ from convattn.demo.samples import digits, photographs
 from convattn.demo.serving import is_known_host
 from convattn.explanation import Explanation, Prediction, explain
 from tests.demo import GRADIO_WARNINGS
-from tests.demo.images import READABLE, RGB, UNREADABLE, encoded
+from tests.demo.images import READABLE, RGB, UNREADABLE, encoded, png_of_zeros
 
 pytestmark = GRADIO_WARNINGS
 
@@ -444,18 +442,6 @@ def test_ctrl_c_ends_it_quietly():
     assert (process.returncode, errors) == (0, "")
 
 
-def png_of_zeros(side):
-    """A file of a few kilobytes that announces side x side pixels."""
-
-    def chunk(kind, content):
-        checked = kind + content
-        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    rows = chunk(b"IDAT", zlib.compress((b"\0" * (3 * side + 1)) * 3))
-    return b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b"")
-
-
 def test_a_small_file_of_many_pixels_is_refused_by_its_header(served, tmp_path):
     (tmp_path / "large.png").write_bytes(png_of_zeros(6400))
     with pytest.raises(AppError, match="6400 x 6400 pixels, where at most 40 million are read"):
@@ -470,6 +456,24 @@ def test_a_jpeg_of_many_pixels_is_decoded_smaller(monkeypatch):
     monkeypatch.setattr(app, "_MAX_PIXELS", 1_000)
     with pytest.raises(ValueError, match="is too large: 50 x 38 pixels"):
         app._read(content.getvalue())
+
+
+@pytest.mark.parametrize("path", ["call/explain", "queue/join", "run/explain", "cancel"])
+def test_a_body_that_gradio_fails_at_is_refused_in_a_line(served, path, capfd):
+    answer = httpx.post(
+        f"{served.url}gradio_api/{path}",
+        content=b'{"data": NaN}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert (answer.status_code, answer.text) == (400, "the call is not as the API has it\n")
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith("convattn: a request could not be answered: ")
+
+
+def test_a_stream_of_no_call_ends_without_a_traceback(served, capfd):
+    answer = httpx.get(f"{served.url}gradio_api/call/explain/none")
+    assert answer.status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

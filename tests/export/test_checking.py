@@ -12,7 +12,8 @@ import torchvision
 from PIL import Image
 from timm.layers import Conv2dSame, padding
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
-from torch import nn
+from torch import fx, nn
+from torch.nn.utils import prune
 
 import convattn
 from convattn.data import transform_of
@@ -468,3 +469,35 @@ def test_onnxruntime_can_quantise_a_file(tmp_path):
     with torch.no_grad():
         expected = model(images)
     assert (found - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("write", [export_safetensors, export_program])
+@pytest.mark.parametrize(
+    "change",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ],
+    ids=["weight_norm", "spectral_norm", "pruning", "parametrised", "parametrised spectral_norm"],
+)
+def test_computed_weights_are_exported_and_left(change, write, tmp_path):
+    model = Plain().eval()
+    change(model.body)
+    model(torch.ones(1, 3, 32, 32))
+    model.eval()
+    names = list(model.state_dict())
+    suffix = ".pt2" if write is export_program else ".safetensors"
+    write(model, tmp_path / f"network{suffix}", size=(32, 32))
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("write", [export_safetensors, export_program])
+def test_graph_module_is_exported_as_it_evaluates(write, tmp_path):
+    model = fx.symbolic_trace(timm.create_model("test_resnet", num_classes=5)).eval()
+    suffix = ".pt2" if write is export_program else ".safetensors"
+    exported = write(model, tmp_path / f"network{suffix}", size=(64, 64))
+    assert max(check.differences["logits"] for check in exported.checks) < TOLERANCE

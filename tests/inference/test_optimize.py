@@ -7,7 +7,8 @@ import timm
 import torch
 import torchvision
 from timm.layers import StdConv2d
-from torch import nn
+from torch import fx, nn
+from torch.nn.utils import prune
 
 import convattn
 from convattn.detection.mask_rcnn import mask_rcnn
@@ -30,6 +31,57 @@ def _trained(model, seed=0):
             like = (0.5, 1.5) if name.endswith("weight") or "gamma" in name else (-0.3, 0.3)
             nn.init.uniform_(parameter, *like)
     return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    "change",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    ],
+    ids=["weight_norm", "spectral_norm", "pruning"],
+)
+def test_weights_that_a_hook_computes_are_folded_and_left(change):
+    model = _trained(timm.create_model("test_resnet", num_classes=5))
+    change(model.layer1[0].conv2)
+    model.eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = model(images)
+        fast = optimize_for_inference(model)
+        torch.testing.assert_close(fast(images), before, rtol=1e-4, atol=1e-4)
+        assert torch.equal(model(images), before)
+    assert model.layer1[0].conv2._forward_pre_hooks
+    assert not fast.layer1[0].conv2._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    "change",
+    [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm],
+)
+def test_parametrised_weights_keep_the_logits(change):
+    model = _trained(timm.create_model("test_resnet", num_classes=5))
+    change(model.layer1[0].conv2)
+    images = torch.randn(2, 3, 64, 64)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            optimize_for_inference(model)(images), model(images), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_graph_module_is_folded_in_its_own_mode():
+    model = _trained(timm.create_model("test_resnet", num_classes=5))
+    model = fx.symbolic_trace(model).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = model(images)
+        fast = optimize_for_inference(model)
+        torch.testing.assert_close(fast(images), before, rtol=1e-4, atol=1e-4)
+        assert torch.equal(model(images), before)
+    assert not any(module.training for module in fast.modules())
 
 
 def _create(name, **options):

@@ -135,6 +135,19 @@ def test_crashed_run_resumes_from_any_checkpoint(step, finished, tmp_path, monke
     assert steady_columns(tmp_path / "run") == steady_columns(finished.folder)
 
 
+def test_report_is_written_last(tmp_path, monkeypatch):
+    def crash(*_, **__):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convattn.train.run, "write_card", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(tiny(tmp_path / "run", epochs=1))
+    assert not (tmp_path / "run" / "report.md").exists()
+    resume(tmp_path / "run")
+    assert (tmp_path / "run" / "README.md").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_leaves_a_checkpoint_and_says_how_to_resume(
     number, finished, tmp_path, monkeypatch, capsys

@@ -7,10 +7,10 @@ import timm
 import torch
 from torch import nn
 
-from convattn.exceptions import Interrupted
+from convattn.exceptions import LostProcess
 from convattn.models.pyramid import FeatureLevels
 from convattn.train.layer_sync import SyncBatchNorm
-from convattn.train.task import described_failure
+from convattn.train.task import TrainingTask, described_failure
 
 OURS = sorted(
     name
@@ -92,6 +92,16 @@ def test_recomputing_can_be_turned_off_again():
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
+def test_training_has_a_network_of_timm_count_a_batch_once():
+    task = TrainingTask()
+    task.model = timm.create_model("test_resnet", num_classes=5)
+    task.model.set_grad_checkpointing(True)
+    task.on_fit_start()
+    task.model.train()(torch.randn(4, 3, 64, 64)).sum().backward()
+    counts = [int(b) for name, b in task.named_buffers() if "num_batches" in name]
+    assert set(counts) == {1}
+
+
 def test_one_image_and_a_batch_norm_is_a_sentence():
     with pytest.raises(ValueError, match="a batch of one image"), described_failure():
         nn.BatchNorm1d(3).train()(torch.zeros(1, 3))
@@ -105,7 +115,7 @@ def test_one_image_and_a_batch_norm_is_a_sentence():
     ],
 )
 def test_a_lost_process_is_a_sentence(words):
-    told = pytest.raises(Interrupted, match="process 0 of several lost another process, which")
+    told = pytest.raises(LostProcess, match="process 0 of several lost another process, which")
     with told, described_failure():
         raise RuntimeError(words)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from convattn.files import reading
 from convattn.text import csv_cell, csv_text
 
 THRESHOLD = 0.5
@@ -151,9 +152,11 @@ class PredictionsFile:
                     f"row {number} of {self.path} is of {name}, {_classes_said(kept)}, where the "
                     f"data have {image}, {_classes_said(truth)}: the data have changed, test anew"
                 )
+        with reading(self.path, "remove it, and the test begins anew"):
+            found = _of_rows([numbers for _, numbers in rows[:count]], columns) if count else None
         self._rows = count
         os.truncate(self.path, len(header) + sum(map(len, lines[:count])) if count else 0)
-        return _of_rows([numbers for _, numbers in rows[:count]], columns) if count else None
+        return found
 
     def append(self, predictions: Predictions | MultiLabelPredictions) -> None:
         """Add the rows of the next images.

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from convattn.cli.words import INTERRUPTED, choose, fail
-from convattn.exceptions import Interrupted, NonFiniteError
+from convattn.exceptions import Interrupted, LostProcess, NonFiniteError
+from convattn.text import cut
 
 COMMANDS = {
     "list": "listing",
@@ -57,6 +58,8 @@ commands:
 convattn COMMAND --help tells more; --debug shows the traceback of an error.
 """
 
+_LONGEST_SENTENCE = 1_000  # characters; longer ones quote values as long, say a file's
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         mistake = _status(error)
         if mistake is None:
             raise
-        return fail(_sentence(error), mistake)
+        return fail(_sentence(error), mistake, by_each=isinstance(error, LostProcess))
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -117,4 +120,4 @@ def _sentence(error: Exception) -> str:
     # A DataLoader's worker sends its traceback along, and the message at the end.
     if "Traceback (most recent call last)" in text:
         text = text.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
-    return " ".join(text.split())
+    return cut(" ".join(text.split()), _LONGEST_SENTENCE)

@@ -160,7 +160,7 @@ def summary(function: Callable[..., Any]) -> str:
     return (function.__doc__ or "").strip().split("\n")[0]
 
 
-def fail(message: str, status: int) -> int:
+def fail(message: str, status: int, *, by_each: bool = False) -> int:
     """Tell a mistake on stderr, in one line, and give the status back."""
-    report(message)
+    report(message, by_each=by_each)
     return status

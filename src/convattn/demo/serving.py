@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from convattn.demo.page import MAX_FILE_BYTES
 from convattn.text import one_line, report
@@ -37,7 +37,7 @@ class Page(gr.Blocks):
 
 
 class Guard:
-    """Refuses requests of another host's name, and bodies larger than an image may be.
+    """Refuses other hosts' names, bodies larger than an image may be, and what Gradio fails at.
 
     A page of another site whose name leads to this computer could else read what is shown here.
 
@@ -64,7 +64,27 @@ class Guard:
             refusal = PlainTextResponse("the request is too large\n", status_code=413)
             await refusal(scope, receive, send)
             return
-        await self.app(scope, _counted(receive), send)
+        await self._answered(scope, _counted(receive), send)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer whatever the caller's words have led Gradio to, and log that in a line."""
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception as error:
+            told = f"{type(error).__name__}: {one_line(error)[:200]}"
+            report(f"a request could not be answered: {told}")
+            if started:  # all that is left is to end it
+                await send({"type": "http.response.body"})
+            elif scope["type"] == "http":
+                refusal = PlainTextResponse("the call is not as the API has it\n", status_code=400)
+                await refusal(scope, receive, send)
 
 
 def _counted(receive: Receive) -> Receive:

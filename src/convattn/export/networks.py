@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Any
 
@@ -14,6 +13,7 @@ from convattn.explanation.capture import attention_layers
 from convattn.explanation.heatmap import find_attention_layer, pretrained_cfg
 from convattn.explanation.linear_evidence import LinearHead, linear_head
 from convattn.layers import AAConv2d, LearnedAggregation2d, Pool
+from convattn.surgery.copying import copy_network
 from convattn.surgery.trace import check_network
 
 
@@ -90,7 +90,7 @@ def prepare(
     dtypes = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
     if dtypes:
         raise ValueError(f"the network holds {dtypes.pop()}; export it in float32: model.float()")
-    network = copy.deepcopy(model).eval().requires_grad_(False)
+    network = copy_network(model).eval().requires_grad_(False)
     layer, head = None, None
     if attention:
         if not attention_layers(network):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from convattn.export.checking import Exported, Runnable, as_tuple, check_free, checked
 from convattn.export.networks import prepare
+from convattn.surgery.copying import copy_network
 from convattn.weights import with_digest
 
 
@@ -49,7 +49,7 @@ def export_safetensors(
         safetensors.torch.save_file(tensors, part, with_digest(tensors, metadata))
 
     def reopen(part: Path) -> Runnable:
-        copied = copy.deepcopy(network)
+        copied = copy_network(network)
         copied.load_state_dict(safetensors.torch.load_file(part))
         return lambda images: as_tuple(copied(images))
 

@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from convattn.export.checking import first_line
 from convattn.export.networks import classifier_of
 from convattn.layers import AAConv2d
+from convattn.surgery.copying import fix_computed_weights
 
 AXES = {0: "batch", 2: "height", 3: "width"}
 """Those of the images whose sizes are free."""
@@ -22,12 +23,14 @@ def trace(network: nn.Module, example: Tensor) -> ExportedProgram:
     """The network's operators for any batch, height and width.
 
     Args:
-        network: Its attention convolutions use PyTorch's own kernel from then on.
+        network: Its attention convolutions use PyTorch's own kernel from then on, and what hooks
+            compute of its weights stays as it is.
         example: Images, (B, C, H, W).
 
     Raises:
         ValueError: If it cannot be traced.
     """
+    fix_computed_weights(network)
     for layer in network.modules():
         if isinstance(layer, AAConv2d):
             layer.attn_backend = "sdpa"  # PyTorch's own, whatever the layer or the variable asks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from convattn.inference.folding import fold_batch_norms
 from convattn.inference.int8 import quantize_int8
 from convattn.inference.processor import compiler_trouble, emulates
 from convattn.modes import hooks_of
+from convattn.surgery.copying import computes_weight, copy_network, fix_computed_weights
 from convattn.surgery.trace import check_network
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -38,7 +38,8 @@ def optimize_for_inference(
     torchvision.
 
     Args:
-        model: In evaluation mode, without hooks; left alone.
+        model: In evaluation mode, without hooks but such as compute weights (``weight_norm``,
+            ``spectral_norm``, pruning); left alone.
         dtype: Number format of weights and activations; the weights are cast once, and images
             of any floating format are taken. None keeps float32. ``torch.int8`` computes the
             blocks' large matrix products in int8, see :func:`convattn.inference.int8.
@@ -74,7 +75,9 @@ def optimize_for_inference(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     chosen = _usable(dtype, device)
     _check_kernels(kernels, device)
-    network = copy.deepcopy(model).requires_grad_(False)
+    network = copy_network(model)
+    fix_computed_weights(network)
+    network.requires_grad_(False)
     fold_blocks(network, kernels)
     network = fold_aggregations(network)
     fold_batch_norms(network)
@@ -82,7 +85,7 @@ def optimize_for_inference(
         quantize_int8(network)
     elif chosen is not None:
         network.to(chosen)
-    network.register_forward_pre_hook(_Prepare(network))
+    network.eval().register_forward_pre_hook(_Prepare(network))
     if compile:
         _compile(network, device)
     return network
@@ -106,8 +109,9 @@ def _refuse(model: nn.Module) -> None:
 
 
 def _is_part(hook: object) -> bool:
-    """Whether it belongs to the network, as those of our detectors, which keep their precision."""
-    return getattr(hook, "__module__", "").startswith("convattn.detection")
+    """Whether it belongs to the network: keeps a detector's precision, or computes a weight."""
+    own = getattr(hook, "__module__", "").startswith("convattn.detection")
+    return own or computes_weight(hook)
 
 
 def _usable(dtype: torch.dtype | None, device: torch.device) -> torch.dtype | None:

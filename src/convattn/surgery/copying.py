@@ -16,6 +16,9 @@ from types import MethodType
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, fx, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 _HOOKS = (
     "_forward_hooks",
@@ -47,6 +50,24 @@ def shadow(model: _Module, *, device: str | None = None) -> _Module:
             the parameters' memory. None of them asks for a gradient.
     """
     return _Copier(partial(_shadowed, device=device), keep_hooks=False).network(model)
+
+
+def fix_computed_weights(model: nn.Module) -> None:
+    """Make plain parameters of weights that a hook of PyTorch's computes before every call.
+
+    Args:
+        model: With ``weight_norm``, ``spectral_norm`` or pruning; altered in place.
+    """
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if computes_weight(hook):
+                cast(Any, hook).remove(module)
+                del module._forward_pre_hooks[key]
+
+
+def computes_weight(hook: object) -> bool:
+    """Whether a hook is one that ``fix_computed_weights`` does without."""
+    return isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod)
 
 
 def _cloned(tensor: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from convattn.files import new_run_folder, replace_atomically, writing
 from convattn.ownership import owned
 from convattn.results import Results
 from convattn.runs import Run
+from convattn.runs.card import write_card
 from convattn.text import json_text, markdown_table, report
 from convattn.train.callbacks import (
     BestEpoch,
@@ -352,9 +353,10 @@ def _show(job: Job, folder: Path, fitted: Fitted) -> TrainedRun:
     draw_curves(folder / "metrics.csv", curves, curves=job.curves, title=title)
     result, figures = job.show(model, folder, title=title)
     replace_atomically(folder / "evaluation.json", result.to_json().encode())
+    write_card(folder)
     run = TrainedRun(folder=folder, result=result, figures=(curves, *figures))
     text = _report(config, run, fitted, augmented=job.augmented)
-    replace_atomically(folder / "report.md", text.encode())
+    replace_atomically(folder / "report.md", text.encode())  # the last: it says that all is there
     return run
 
 

@@ -14,7 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from convattn.config import AugmentConfig, TrainConfig
-from convattn.exceptions import Interrupted
+from convattn.exceptions import LostProcess
+from convattn.kernels.recomputation import count_batches_once
 from convattn.results import Results
 from convattn.train.datamodule import TrainingData
 from convattn.train.optim import create_optimizer, create_schedule
@@ -55,6 +56,11 @@ class TrainingTask(L.LightningModule):
 
     curves: Curves
     model: nn.Module
+
+    def on_fit_start(self) -> None:
+        """Have batch norms count a batch once where the network recomputes its activations."""
+        if any(getattr(module, "grad_checkpointing", False) for module in self.model.modules()):
+            count_batches_once(self.model)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set this step's randomness and learning rate from its place in the training alone."""
@@ -105,7 +111,7 @@ def described_failure() -> Iterator[None]:
 
     Raises:
         ValueError: If a batch norm got a single number a channel, of one image.
-        Interrupted: If another process of several has gone.
+        LostProcess: If another process of several has gone.
     """
     try:
         yield
@@ -124,7 +130,7 @@ def described_failure() -> Iterator[None]:
         initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
         count = torch.distributed.get_world_size() if initialized else 0
         other = f"process {1 - rank}" if count == 2 else "another process"
-        raise Interrupted(
+        raise LostProcess(
             f"process {rank} of {count or 'several'} lost {other}, which was killed or ended"
         ) from None
 
