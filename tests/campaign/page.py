@@ -19,7 +19,8 @@ _HEAD = """\
 
 What a campaign of kills, damaged files and hostile ones found: every case ends in the right result,
 or is refused in one sentence with exit status 2; anything else, a traceback above all, is a fault.
-Seeds are fixed; only the moments of the kills are chance.
+Seeds are fixed; only the moments of the kills are chance. Seconds are the clock's, of rows that ran
+beside others.
 
 ```sh
 make campaign                                                   # all rows, and this page
@@ -43,7 +44,7 @@ def write_page(file: Path, results: Sequence[Mapping[str, Any]]) -> None:
     keys = ("right", "refused", "faults")
     sums = [f"{sum(found[key] for found in rows):,}" for key in keys]
     seconds = f"{sum(found['seconds'] for found in rows):.0f}"
-    table = markdown_table(("row", *keys, "seconds of a core"), [*counts, ("all", *sums, seconds)])
+    table = markdown_table(("row", *keys, "seconds"), [*counts, ("all", *sums, seconds)])
     replace_atomically(file, f"{_HEAD}{_machine()}\n\n{table}\n\n{_what_is_tried(rows)}".encode())
 
 

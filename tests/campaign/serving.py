@@ -61,6 +61,8 @@ def file_data(path: str) -> dict[str, Any]:
 
 def outcome_of(text: str) -> str:
     """What a stream of events comes to: ``RIGHT``, ``REFUSED``, or its beginning."""
+    if "root:" in text:
+        return "a file of the machine"
     if "event: complete" in text:
         return RIGHT
     if text.startswith(("upload 4", "call 4")):

@@ -58,6 +58,8 @@ _POSTS = (
 
 
 def _of_answer(answer):
+    if "root:" in answer.text:
+        return "a file of the machine"
     if answer.status_code < 400:
         return RIGHT
     told = answer.status_code < 500 or answer.text.startswith('{"error":"')
