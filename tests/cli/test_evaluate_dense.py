@@ -3,6 +3,8 @@
 import csv
 import json
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -155,7 +157,30 @@ def test_classifiers_have_no_split_to_choose(tmp_path, capsys):
     assert "is for detection and segmentation" in line
 
 
-# --- explain
+# --- export and explain
+
+
+def test_a_run_becomes_onnx_that_the_printed_lines_run(run, tmp_path, capsys):
+    out = tmp_path / "x.onnx"
+    assert main(["export", str(run), "--format", "onnx", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    names = {"images": np.random.default_rng(0).random((2, 3, 48, 48), np.float32)}
+    told = onnxruntime.InferenceSession(str(out)).get_modelmeta().custom_metadata_map
+    names["cfg"] = json.loads(told["pretrained_cfg"])
+    lines = [line.strip() for line in printed.splitlines() if line.startswith("  ")]
+    exec(
+        "\n".join(line for line in lines if not line[:1].isdigit() and "pixels" not in line), names
+    )
+    if "upernet" in run.name:
+        assert names["logits"].shape == (2, 3 + 1, 48, 48)
+    else:
+        assert set(names["found"]) == {"boxes", "labels", "scores"}
+
+
+def test_what_a_file_of_them_cannot_be_is_one_sentence(run, capsys):
+    for words in (["--attention"], ["--quantize", "int8"], ["--format", "safetensors"]):
+        line = fails(capsys, "export", run, *words)
+        assert "is for networks that classify images" in line
 
 
 def test_an_image_is_explained(run, root, tmp_path, capsys):
