@@ -19,6 +19,7 @@ from convattn.segmentation.upernet import UPerNet
 
 _MULTIPLE = 32  # that torchvision pads images to
 _TOLERANCE = 1e-4
+_USUAL_SIZE = (3, 256, 256)  # of a network that no run has told of one
 
 
 class DenseNetwork(nn.Module):
@@ -37,8 +38,8 @@ class DenseNetwork(nn.Module):
         Args:
             size: Height and width that the file is checked with; None takes its own.
         """
-        own: Any = self.model.pretrained_cfg
-        channels, *sides = own["input_size"]
+        own: Any = getattr(self.model, "pretrained_cfg", {})
+        channels, *sides = own.get("input_size", _USUAL_SIZE)
         # A program of torch.export takes no image whose coarsest map is one row or column.
         sides = [max(side, self.coarsest + 1) for side in sides]
         kept = ("mean", "std", "image_size", "max_size", "num_classes", "label_names")
