@@ -52,6 +52,7 @@ def _shortened(config: TrainConfig) -> TrainConfig:
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_options_of_other_tasks_are_refused_and_defaults_are_not(task):
+    dense = "detection and segmentation"
     for options in (EvaluateConfig(), PredictConfig()):
         task.check_options(options, "runs/a")
     for options, flag, heeding in (
@@ -60,10 +61,12 @@ def test_options_of_other_tasks_are_refused_and_defaults_are_not(task):
         (EvaluateConfig(data=DataConfig(path_column="x")), "--data.path-column", "classification"),
         (EvaluateConfig(data=DataConfig(labels_column="y")), "--data.labels-col", "classification"),
         (EvaluateConfig(data=DataConfig(in_chans=1)), "--data.in-chans", "classification"),
+        (EvaluateConfig(threshold=0.1), "--threshold", "detection"),
+        (EvaluateConfig(data=DataConfig(split="test")), "--data.split", dense),
         (PredictConfig(threshold=0.1), "--threshold", "detection"),
         (PredictConfig(window=(9, 9)), "--window", "segmentation"),
     ):
-        if heeding == task.name:
+        if task.name in heeding.split(" and "):
             task.check_options(options, "runs/a")
             continue
         with pytest.raises(ValueError, match=f"{flag}.* is for {heeding}; runs/a does {task.name}"):

@@ -56,9 +56,12 @@ class DataConfig:
     group: str | None = None
     """Your own data without splits, or with val_share: a regular expression; images in whose paths
     it (or its group) finds the same are in one part, for example (patient[0-9]+)_."""
+    split: str | None = None
+    """Detection and segmentation: the split that is the test set, val or test; None: val where
+    there are both."""
     val_share: float | None = None
-    """Classification: share of the training images that is set aside, drawn by the seed; every
-    epoch is validated on it, and the test images are looked at once, at the end. Validation images
+    """Share of the training images that is set aside, drawn by the seed; every epoch is validated
+    on it, and the test images are looked at once, at the end. Classification: validation images
     that the data set has itself, beside test images, are taken instead. None without such: every
     epoch is tested."""
     ignore_unknown: bool = False
@@ -178,6 +181,9 @@ class ModelConfig:
     """Start from the released weights of that name, or of that backbone."""
     checkpoint: str | None = None
     """Weights to start from: a run folder, a .safetensors file or a PyTorch state dict."""
+    backbone_weights: str | None = None
+    """Detection and segmentation: weights that the backbone starts from, a classifier's run folder
+    or file."""
     drop_rate: float | None = None
     """Dropout before the classifier; None keeps the model's default."""
     drop_path_rate: float | None = None
@@ -187,6 +193,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_numbers(self, "model.")
+        starts = ("backbone_weights", "checkpoint", "pretrained")
+        given = [name for name in starts if getattr(self, name)]
+        if len(given) > 1 and given[0] == "backbone_weights":
+            raise ValueError(
+                f"model.backbone_weights={self.backbone_weights} and model.{given[1]} both say "
+                "what the backbone starts from; give one of them"
+            )
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether training starts from weights that are trained already."""
+        return self.pretrained or bool(self.checkpoint or self.backbone_weights)
 
     @property
     def backbone_arguments(self) -> dict[str, Scalar]:
@@ -445,7 +463,7 @@ class TrainConfig:
                 f"eval_every={self.eval_every} looks at no epoch of {self.epochs}, and keep and "
                 f"patience choose by what is seen; give at most {self.epochs}"
             )
-        if self.optim.freeze_batch_norm and not (self.model.pretrained or self.model.checkpoint):
+        if self.optim.freeze_batch_norm and not self.model.is_trained:
             raise ValueError(
                 "optim.freeze_batch_norm keeps the statistics of trained weights, and training "
                 "starts from random ones; name some with model.checkpoint, or leave it out"
@@ -501,7 +519,7 @@ class TrainConfig:
         """
         if self.precision != "auto":
             return self
-        if not gpu or not (self.model.pretrained or self.model.checkpoint):
+        if not gpu or not self.model.is_trained:
             return dataclasses.replace(self, precision="32-true")
         return dataclasses.replace(self, precision="bf16-mixed" if bfloat16 else "16-mixed")
 
@@ -567,16 +585,20 @@ class EvaluateConfig:
     """Keep kernels channels-last, which is faster on recent GPUs."""
     window: tuple[int, int] | None = None
     """Segmentation: height and width of the windows that images are cut into; None: whole."""
+    threshold: float = 0.5
+    """Detection: least score of a box that the confusion matrix counts, from 0 to 1."""
     allow_missing_classes: bool = False
     """ImageNet: test on the classes that are there; the network chooses among all it knows."""
     real: str | None = None
     """ImageNet: ReaL's real.json; None takes the one in data.root, else timm's copy."""
     out: str | None = None
-    """Folder to make; None takes the run's own, for a model runs/evaluate/NAME or NAME-2 ..."""
+    """Folder to make; None takes the run's own for its own test, else runs/evaluate/NAME or
+    NAME-2 ..."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images; see DataConfig."""
 
     def __post_init__(self) -> None:
+        _require_share("threshold", self.threshold)
         _check_numbers(self)
 
 
@@ -588,6 +610,11 @@ class PredictConfig:
     """Detection: least score of what is drawn and written, from 0 to 1."""
     window: tuple[int, int] | None = None
     """Segmentation: height and width of the windows that images are cut into; None: whole."""
+    tile: int | None = None
+    """Detection: side in pixels of the overlapping tiles that large images are cut into, each seen
+    at its own scale; None: whole."""
+    flip: bool = False
+    """Detection and segmentation: also look at the mirrored image; of detectors boxes alone."""
     out: str | None = None
     """Folder to make, or classification: FILE.csv for a table with a row an image; None makes
     predicted, or predicted-2 where that is taken."""
@@ -605,8 +632,7 @@ class PredictConfig:
     """Where to compute, for example cpu or cuda; None takes the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold} must lie between 0 and 1")
+        _require_share("threshold", self.threshold)
         if self.embeddings is not None and not self.embeddings.endswith(_EMBEDDINGS):
             raise ValueError(
                 f"embeddings={self.embeddings!r} must end in {' or '.join(_EMBEDDINGS)}"
@@ -1005,6 +1031,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "scale_jitter": (0, 1_000),
     "seed": (0, 2**63 - 1),
     "seeds": (1, 1_000_000),
+    "tile": (32, 16_384),
     "views": (1, 1_000_000),
     "warmup_epochs": (0, _MANY),
     "weight_decay": (0, math.inf),
@@ -1067,15 +1094,14 @@ _OF_CLASSIFIERS = (
         "path_column",
         "labels_column",
         "in_chans",
-        "val_share",
         "sampler",
     )
     | _defaults("model", ModelConfig, "drop_rate")
     | _defaults("augment", AugmentConfig, "pool")
     | _defaults("optim", OptimConfig, "loss", "class_weights", "freeze_batch_norm")
 )
-_OF_DENSE = _defaults("data", DataConfig, "scale_jitter", "crop_size")
-_OF_DENSE |= _defaults("model", ModelConfig, "backbone", "backbone_args")
+_OF_DENSE = _defaults("data", DataConfig, "scale_jitter", "crop_size", "split")
+_OF_DENSE |= _defaults("model", ModelConfig, "backbone", "backbone_args", "backbone_weights")
 _OF_DETECTORS = _defaults("data", DataConfig, "max_size", "annotations", "empty_images")
 
 _UNUSED = {

@@ -10,7 +10,7 @@ needs Lightning.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -26,16 +26,22 @@ from convattn.data import (
     UnreadableImageError,
 )
 from convattn.detection import DETECTORS, create_detector, finds_masks
-from convattn.files import new_folder, replace_atomically
+from convattn.files import new_folder, read_json, replace_atomically
 from convattn.ownership import owned
 from convattn.results import Results
 from convattn.runs import Run, augment_arguments, create_model, open_model, starting_cfg
 from convattn.segmentation import SEGMENTERS, create_segmenter
+from convattn.text import report
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from convattn.classification.table import PredictedTable
+    from convattn.explanation.dense import DenseExplanation
     from convattn.train.run import TrainedRun
     from convattn.train.task import Job
+
+_RESULT = "evaluation.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +184,7 @@ class Task(ABC):
         default = kind()
         for option, task in _HEEDED_BY[kind].items():
             value = attrgetter(option)
-            if task != self.name and value(options) != value(default):
+            if self.name not in task.split(" and ") and value(options) != value(default):
                 flag = option.replace("_", "-")
                 raise ValueError(f"--{flag} is for {task}; {target} does {self.name}")
 
@@ -330,21 +336,76 @@ class _Dense(Task):
             training=False,
             class_names=run.pretrained_cfg["label_names"],
         )
-        result = self._evaluate(model, source, run, options)
-        own = options.data.is_same(run.config.data)
-        folder = (
-            run.folder if own else new_folder(None, f"runs/evaluate/{run.folder.resolve().name}")
-        )
-        file = folder / "evaluation.json"
+        title = f"{run.folder.resolve().name} on {options.data.name}"
+        result, write = self._evaluate(model, source, run, options)
+        folder = _result_folder(run, options, result)
         with owned(folder):
-            replace_atomically(file, result.to_json().encode())
-        return result, [file]
+            details = write(folder, title)
+            # The result comes last: with it the test is whole.
+            replace_atomically(folder / _RESULT, result.to_json().encode())
+        return result, [folder / _RESULT, *details]
 
     @abstractmethod
     def _evaluate(
         self, model: nn.Module, source: Any, run: Run, options: EvaluateConfig
-    ) -> Results:
-        """What is found on the test images of a source."""
+    ) -> tuple[Results, Callable[[Path, str], Sequence[Path]]]:
+        """What is found on the test images of a source.
+
+        Returns:
+            The result, and what writes the files beside it into a folder, under a title.
+        """
+
+    @abstractmethod
+    def explain(
+        self, model: nn.Module, image: Image.Image, targets: Sequence[str], *, count: int
+    ) -> list[DenseExplanation]:
+        """Where a network looks for what it finds.
+
+        Args:
+            model: A trained network.
+            image: What it looks at.
+            targets: Classes by name or number; none: the surest ones.
+            count: How many, where no classes are given.
+
+        Raises:
+            ValueError: If nothing of them is found.
+        """
+
+    @abstractmethod
+    def attend(
+        self, model: nn.Module, image: Image.Image, point: tuple[float, float], **choice: Any
+    ) -> DenseExplanation:
+        """What an attention convolution of the backbone looks at from a point.
+
+        Args:
+            model: A trained network.
+            image: What it looks at.
+            point: y and x in pixels.
+            choice: ``layer`` and ``head``.
+
+        Raises:
+            ValueError: If there is no attention, or no such point, layer or head.
+        """
+
+
+def _result_folder(run: Run, options: EvaluateConfig, result: Results) -> Path:
+    """The run's own where that holds no other test, else a new one."""
+    from convattn.classification.testing import tells_more
+
+    default = EvaluateConfig()
+    as_trained = (options.window, options.threshold) == (default.window, default.threshold)
+    if options.out is None and as_trained and options.data.is_same(run.config.data):
+        file = run.folder / _RESULT
+        if not file.is_file():
+            return run.folder
+        there = read_json(file, "delete it to test anew")
+        if tells_more(file, type(result)):
+            report(f"{file} is kept: it tells what a test alone does not")
+        elif there.get("num_images") != result.num_images:
+            report(f"{file} is kept: it is of {there.get('num_images')} images")
+        else:
+            return run.folder
+    return new_folder(options.out, f"runs/evaluate/{run.folder.resolve().name}")
 
 
 class Detection(_Dense):
@@ -402,16 +463,21 @@ class Detection(_Dense):
 
     def _evaluate(
         self, model: nn.Module, source: Any, run: Run, options: EvaluateConfig
-    ) -> Results:
+    ) -> tuple[Results, Callable[[Path, str], Sequence[Path]]]:
         from convattn.detection.dataset import test_batches
         from convattn.detection.evaluation import evaluate_detection
+        from convattn.detection.testing import write_details
 
-        return evaluate_detection(
+        result, metrics = evaluate_detection(
             model,
             test_batches(options.data, source),
             class_names=source.class_names,
             has_masks=finds_masks(run.config.model.name),
             device=options.device,
+        )
+        threshold = options.threshold
+        return result, lambda folder, title: write_details(
+            folder, result, metrics, title=title, threshold=threshold
         )
 
     def predict(
@@ -420,7 +486,30 @@ class Detection(_Dense):
         """The objects on each image."""
         from convattn.detection.prediction import predict_images
 
-        return predict_images(model, files, out, threshold=options.threshold)
+        return predict_images(
+            model,
+            files,
+            out,
+            threshold=options.threshold,
+            tile=options.tile,
+            flip=options.flip,
+        )
+
+    def explain(
+        self, model: nn.Module, image: Image.Image, targets: Sequence[str], *, count: int
+    ) -> list[DenseExplanation]:
+        """Where it looks for the surest boxes."""
+        from convattn.detection.explanation import explain_boxes
+
+        return explain_boxes(model, image, targets, count=count)
+
+    def attend(
+        self, model: nn.Module, image: Image.Image, point: tuple[float, float], **choice: Any
+    ) -> DenseExplanation:
+        """What it looks at from a point."""
+        from convattn.detection.explanation import attention_of_point
+
+        return attention_of_point(model, image, point, **choice)
 
 
 class Segmentation(_Dense):
@@ -476,17 +565,19 @@ class Segmentation(_Dense):
 
     def _evaluate(
         self, model: nn.Module, source: Any, run: Run, options: EvaluateConfig
-    ) -> Results:
+    ) -> tuple[Results, Callable[[Path, str], Sequence[Path]]]:
         from convattn.segmentation.dataset import test_batches
         from convattn.segmentation.evaluation import evaluate_segmentation
+        from convattn.segmentation.testing import write_details
 
-        return evaluate_segmentation(
+        result, metrics = evaluate_segmentation(
             model,
             test_batches(options.data, source, cast(Mapping[str, Any], model.pretrained_cfg)),
             class_names=source.class_names,
             window=options.window,
             device=options.device,
         )
+        return result, lambda folder, title: write_details(folder, result, metrics, title=title)
 
     def predict(
         self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
@@ -494,7 +585,23 @@ class Segmentation(_Dense):
         """The class of every pixel of each image."""
         from convattn.segmentation.prediction import predict_images
 
-        return predict_images(model, files, out, window=options.window)
+        return predict_images(model, files, out, window=options.window, flip=options.flip)
+
+    def explain(
+        self, model: nn.Module, image: Image.Image, targets: Sequence[str], *, count: int
+    ) -> list[DenseExplanation]:
+        """Where it looks for the pixels of classes."""
+        from convattn.segmentation.explanation import explain_pixels
+
+        return explain_pixels(model, image, targets, count=count)
+
+    def attend(
+        self, model: nn.Module, image: Image.Image, point: tuple[float, float], **choice: Any
+    ) -> DenseExplanation:
+        """What it looks at from a point."""
+        from convattn.segmentation.explanation import attention_of_point
+
+        return attention_of_point(model, image, point, **choice)
 
 
 TASKS: Mapping[str, Task] = {
@@ -509,7 +616,8 @@ _HEEDED_BY: Mapping[type, Mapping[str, str]] = {
         "channels_last": "classification",
         "allow_missing_classes": "classification",
         "real": "classification",
-        "out": "classification",
+        "threshold": "detection",
+        "data.split": "detection and segmentation",
         "data.path_column": "classification",
         "data.labels_column": "classification",
         "data.in_chans": "classification",
@@ -517,13 +625,15 @@ _HEEDED_BY: Mapping[type, Mapping[str, str]] = {
     PredictConfig: {
         "window": "segmentation",
         "threshold": "detection",
+        "tile": "detection",
+        "flip": "detection and segmentation",
         "embeddings": "classification",
         "reject_below": "classification",
         "batch_size": "classification",
         "num_workers": "classification",
     },
 }
-"""Options of a command -> each that a single task heeds, and which."""
+"""Options of a command -> each that not all tasks heed, and which do."""
 
 
 def task_of(model: str) -> Task:

@@ -68,6 +68,7 @@ def test_found_objects_are_drawn_and_written_as_coco(detector, images, tmp_path,
     assert {file.name for file in out.iterdir()} == {
         "scene.png",
         "scene-2.png",
+        "predictions.csv",
         "predictions.json",
     }
     content = json.loads((out / "predictions.json").read_text())
@@ -166,7 +167,6 @@ def test_wrong_words_get_one_sentence(detector, segmenter, images, tmp_path, cap
     assert "is for segmentation" in fails(capsys, "predict", detector, image, "--window", "9", "9")
     assert "between 0 and 1" in fails(capsys, "predict", detector, image, "--threshold", "3")
     assert "never overwritten" in fails(capsys, "predict", detector, image, "--out", tmp_path)
-    assert "convattn predict" in fails(capsys, "explain", detector, image)
     assert "convattn predict" in fails(capsys, "demo", segmenter)
     other = ["--data.name", "camvid", "--data.root", camvid(tmp_path), "--data.num-test", "1"]
     assert "the class 'sky' and 10 more" in fails(capsys, "evaluate", segmenter, *other)

@@ -353,9 +353,9 @@ def test_classes_that_one_image_has_stay_in_training():
 
 
 def test_no_image_to_spare_is_an_error():
-    with pytest.raises(ValueError, match="none of the 3 images can be spared for a test"):
+    with pytest.raises(ValueError, match="none of the 3 images can be spared to test"):
         draw_mixed_test([{0}, {1}, {2}], [], 0)
-    with pytest.raises(ValueError, match="none of the 3 images can be spared for a test"):
+    with pytest.raises(ValueError, match="none of the 3 images can be spared to test"):
         draw_mixed_test([{0}, {0}, {0}], [[0, 1, 2]], 0)
 
 

@@ -177,7 +177,7 @@ def test_lists_say_which_images_in_their_order(make):
     source = load(root)
     assert [name[-5:] for name in source.train.names] == ["3.jpg", "1.jpg"]
     assert [name[-5:] for name in source.test.names] == ["2.jpg"]  # val before test
-    assert source.skipped_names["list beside train and val"] == ("ImageSets/Main/test.txt",)
+    assert source.skipped_names["list beside the splits"] == ("ImageSets/Main/test.txt",)
     assert source.skipped_names["image that no list and xml names"] == ("JPEGImages/000004.jpg",)
 
 

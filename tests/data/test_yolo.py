@@ -217,7 +217,7 @@ def test_test_beside_val_is_told(tmp_path):
         tmp_path, "train: images/train\nval: images/val\ntest: images/t\nnames: [cat, dog]\n"
     )
     add(root, "images/t/1.png", "")
-    assert load(root).skipped == {"split beside train and val": 1}
+    assert load(root).skipped == {"split that is not looked at": 1}
 
 
 def test_unreadable_image_is_named_or_left_out(tmp_path):

@@ -9,8 +9,10 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from sklearn.metrics import precision_recall_curve
 from torch import Tensor, nn
 from torchvision import tv_tensors
+from torchvision.ops import box_iou
 
 from convattn.detection.evaluation import (
     DetectionMetrics,
@@ -233,7 +235,7 @@ def _evaluated(case, **arguments) -> DetectionResult:
         class_names=NAMES,
         device="cpu",
         **{"has_masks": True, **arguments},
-    )
+    )[0]
 
 
 def test_a_loader_gives_what_the_metric_gives():
@@ -311,3 +313,110 @@ def test_a_model_of_more_classes_is_refused():
 def test_no_image_is_refused():
     with pytest.raises(ValueError, match="there is no image to evaluate"):
         _evaluated(([], []))
+
+
+def slow_matches(predictions, targets, label):
+    """(score, whether right) of every box of a class, as COCO matches them, and how many objects.
+
+    The surest box takes the object that it overlaps most, of those that are free.
+    """
+    scored, objects = [], 0
+    for prediction, truth in zip(predictions, targets, strict=True):
+        own = (truth["labels"] == label) & ~truth["iscrowd"].bool()
+        boxes, free = truth["boxes"][own], set(range(int(own.sum())))
+        objects += len(boxes)
+        chosen = prediction["labels"] == label
+        scores, found = prediction["scores"][chosen], prediction["boxes"][chosen]
+        for place in scores.argsort(descending=True, stable=True).tolist():
+            overlaps = {k: box_iou(found[place][None], boxes[k][None]).item() for k in free}
+            best = max(overlaps, key=overlaps.__getitem__, default=None)
+            right = best is not None and overlaps[best] >= 0.5
+            free -= {best} if right else set()
+            scored.append((scores[place].item(), right))
+    return scored, objects
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_curves_are_sklearns(seed):
+    predictions, targets = random_case(seed)
+    for truth in targets:
+        truth["iscrowd"] = torch.zeros_like(truth["iscrowd"])
+    for found in predictions:  # sklearn takes equal scores together, COCO one after the other
+        found["scores"] += torch.rand(len(found["scores"])) / 1000
+    metrics = DetectionMetrics(class_names=NAMES, has_masks=False)
+    metrics.update(predictions, targets)
+    found = metrics.compute()
+    assert metrics.curves
+    for label, name in enumerate(NAMES, start=1):
+        scored, objects = slow_matches(predictions, targets, label)
+        if not objects:
+            assert name not in metrics.curves
+            continue
+        scores, right = map(np.array, zip(*scored, strict=True)) if scored else ([], [])
+        curve = metrics.curves[name]
+        if not any(right):
+            assert not curve.precision.any()
+            continue
+        precision, recall, _ = precision_recall_curve(right, scores)
+        # Without the end that sklearn adds, a precision of 1 at a recall of 0.
+        precision, recall = precision[:-1], recall[:-1] * sum(right) / objects
+        expected = [max(precision[recall >= least - 1e-12], default=0.0) for least in curve.recall]
+        assert curve.precision == pytest.approx(np.array(expected), abs=1e-7)
+        assert found["per_class_ap50"][name] == pytest.approx(np.mean(expected), abs=1e-7)
+        # At its threshold the class is found as often as the curve says.
+        for least, score in zip(curve.recall, curve.score, strict=True):
+            if score > 0:
+                hits = sum(one for at, one in scored if at >= score - 1e-6)
+                assert hits / objects >= least - 1e-9
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ap50_of_the_classes_is_that_of_all(name):
+    found = _computed(CASES[name], has_masks=False)
+    values = list(found["per_class_ap50"].values())
+    assert found["ap50"] == found["map50"]
+    assert found["ap50"] == (pytest.approx(np.mean(values), abs=1e-6) if values else None)
+    assert found["per_class_ap50"].keys() == found["per_class"].keys()
+
+
+def test_confusion_counts_box_by_box():
+    left, middle, right = [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]
+    found = prediction(
+        [left, [20, 1, 30, 11], [0, 30, 10, 40], [41, 0, 51, 10]],
+        [1, 3, 2, 2],
+        [0.9, 0.8, 0.7, 0.3],
+    )
+    truth = target([left, middle, right], [1, 2, 2])
+    metrics = DetectionMetrics(class_names=NAMES, has_masks=False)
+    metrics.update([found], [truth])
+    counts = metrics.confusion(0.5)
+    expected = np.zeros((5, 5), np.int64)
+    expected[0, 0] = 1  # right
+    expected[1, 2] = 1  # of another class
+    expected[4, 1] = 1  # nothing is there
+    expected[1, 4] = 1  # found, but below the threshold
+    assert (counts == expected).all()
+    expected[1, 4], expected[1, 1] = 0, 1
+    assert (metrics.confusion(0.3) == expected).all()
+
+
+def test_boxes_on_a_crowd_are_no_confusion():
+    crowd = [0, 0, 50, 50]
+    truth = target([crowd, [52, 52, 60, 60]], [1, 2], crowd=(0,))
+    found = prediction([[5, 5, 15, 15], [0, 55, 8, 63]], [1, 1], [0.9, 0.9])
+    metrics = DetectionMetrics(class_names=NAMES, has_masks=False)
+    metrics.update([found], [truth])
+    counts = metrics.confusion(0.5)
+    assert counts[4, 0] == 1
+    assert counts[1, 4] == 1
+    assert counts.sum() == 2
+
+
+def test_the_table_tells_of_every_class():
+    lines = _evaluated(CASES["class_without_truth"]).table().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("class "))
+    assert lines[start].split() == ["class", "objects", "AP50", "AP"]
+    rows = {line.split()[0]: line.split()[1:] for line in lines[start + 1 :]}
+    assert list(rows) == list(NAMES)
+    empty = [name for name in NAMES if name not in ("cat", "dog")]
+    assert all(rows[name] == ["0", "-", "-"] for name in empty)

@@ -26,7 +26,6 @@ from convattn.export import (
 )
 from convattn.layers import AAConv2d
 from convattn.runs.build import load_weights
-from convattn.segmentation import create_segmenter
 from tests.surgery.networks import CallsMeanOfRelu, Plain
 
 SIZES = [(64, 64), (75, 75), (48, 101)]
@@ -359,8 +358,8 @@ def test_the_network_stays_as_it_was(tmp_path):
     assert not model[1]._forward_pre_hooks
 
 
-def segmenter():
-    return create_segmenter("upernet", num_classes=3, backbone="patchconvnet_nano", channels=16)
+def dense():
+    return nn.Conv2d(3, 4, 3, padding=1)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +372,7 @@ def segmenter():
         (Reads, "m.onnx", {"opset": 7}, r"opset=7 is not one of 18 to \d+"),
         (lambda: Reads().half(), "m.onnx", {}, r"torch.float16; .*model\.float\(\)"),
         (lambda: Reads().compile, "m.onnx", {}, "is no network; give a torch.nn.Module"),
-        (segmenter, "m.onnx", {}, "UPerNet gives no logits .*; only networks that classify"),
+        (dense, "m.onnx", {}, "Conv2d gives no logits .*; only networks that classify"),
     ],
 )
 def test_what_cannot_be_exported_is_told_and_leaves_nothing(model, name, wish, expected, tmp_path):

@@ -133,11 +133,13 @@ def made_up(monkeypatch, sources):
     )
     monkeypatch.setattr(
         convattn.train.detection,
-        "open_data",
-        lambda config, masks: sources["masks" if masks else "boxes"],
+        "open_parted",
+        lambda config, masks, seed: sources["masks" if masks else "boxes"],
     )
     monkeypatch.setattr(
-        convattn.train.segmentation, "open_data", lambda config: sources["segmentation"]
+        convattn.train.segmentation,
+        "open_parted",
+        lambda config, seed: sources["segmentation"],
     )
 
 

@@ -2,8 +2,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import convattn
+from convattn.config import ModelConfig
 from convattn.recipes import RECIPES
-from convattn.recipes.record import vary_model
+from convattn.recipes.record import vary_model, without_leftovers
 from convattn.weights import RELEASES
 
 
@@ -53,3 +54,25 @@ def test_released_weights_are_of_the_network_that_the_recipe_trains_at_that_size
 def test_what_nobody_has_trained_is_said_in_one_place():
     files = Path(convattn.__file__).parent.rglob("*.py")
     assert sum(file.read_text().count("not trained yet") for file in files) == 1
+
+
+def test_another_backbone_leaves_what_the_recipe_chose_for_its_own():
+    recipe = ModelConfig(
+        name="retinanet",
+        backbone="aa_resnet_nano",
+        backbone_args={"img_size": 96},
+        model_args={"channels": 64, "head_convs": 2},
+    )
+    other = replace(recipe, backbone="resnet18")
+    model, gone = without_leftovers(other, recipe, ())
+    assert gone == ["img_size 96", "channels 64"]
+    assert (model.backbone_args, model.model_args) == ({}, {"head_convs": 2})
+    for told, kept in (
+        ({"model_args.channels"}, {"channels": 64, "head_convs": 2}),
+        ({"model_args"}, {"channels": 64, "head_convs": 2}),
+    ):
+        model, gone = without_leftovers(other, recipe, told)
+        assert (gone, model.model_args) == (["img_size 96"], kept)
+    changed = replace(other, backbone_args={"img_size": 64}, model_args={"channels": 32})
+    assert without_leftovers(changed, recipe, ()) == (changed, [])
+    assert without_leftovers(recipe, recipe, ()) == (recipe, [])

@@ -47,7 +47,7 @@ def _evaluated(predictions, truths, model=None, **arguments):
         class_names=NAMES,
         device="cpu",
         **arguments,
-    )
+    )[0]
 
 
 def _pairs(predictions, truths):

@@ -53,7 +53,10 @@ def finished(tmp_path_factory):
 
 def test_run_folder_shows_predictions_and_average_precision(finished):
     folder = finished.folder
-    assert finished.figures == (folder / "curves.png", folder / "predictions.png")
+    assert finished.figures == tuple(
+        folder / f"{name}.png"
+        for name in ("curves", "predictions", "precision_recall", "confusion")
+    )
     with Image.open(folder / "predictions.png") as sheet:
         assert sheet.width > 1000
     last = read_metrics(folder / "metrics.csv")[-1]

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from convattn.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from convattn.runs import Run
+from convattn.runs import Run, create_model
 from convattn.tasks import resume, train
 from convattn.train.callbacks import read_metrics
 from convattn.train.segmentation import SegmentationJob, SegmentationTask
@@ -50,7 +50,8 @@ def finished(tmp_path_factory):
 
 def test_run_folder_shows_predictions_and_overlap(finished):
     folder = finished.folder
-    assert finished.figures == (folder / "curves.png", folder / "predictions.png")
+    names = ("curves", "predictions", "confusion")
+    assert finished.figures == tuple(folder / f"{name}.png" for name in names)
     with Image.open(folder / "predictions.png") as sheet:
         assert sheet.width > 1000
     last = read_metrics(folder / "metrics.csv")[-1]
@@ -117,3 +118,50 @@ def test_images_of_several_sizes_need_a_crop():
     data = replace(TINY.data, crop_size=None)
     with pytest.raises(ValueError, match=r"give data\.crop_size"):
         SegmentationJob(replace(TINY, data=data))
+
+
+def test_resumed_run_does_not_need_the_weights_it_started_from(tmp_path, monkeypatch):
+    file = tmp_path / "x.pth"
+    torch.save(create_model("resnet_nano", num_classes=7).state_dict(), file)
+    model = replace(
+        TINY.model, backbone="resnet_nano", backbone_args={}, backbone_weights=str(file)
+    )
+    whole = SegmentationTask.training_step
+
+    def crash(task, batch, batch_idx):
+        if task.global_step == 2:
+            raise RuntimeError("power cut")
+        return whole(task, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(tiny(tmp_path / "run", model=model, epochs=1, checkpoint_every=1))
+    file.unlink()
+    resume(tmp_path / "run")
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_the_best_epoch_by_a_validation_part_is_kept_and_training_stops_early(tmp_path, capsys):
+    data = replace(TINY.data, val_share=0.3)
+    values = iter([0.5, 0.9, 0.1, 0.2, 0.3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            SegmentationTask,
+            "on_validation_epoch_end",
+            lambda task: [
+                task.log(column, next(values) if column == "val_miou" else 0.0, logger=False)
+                for column in ("val_loss", *SegmentationTask.curves.shares)
+            ],
+        )
+        run = train(tiny(tmp_path / "run", data=data, epochs=5, keep="best", patience=2))
+    told = capsys.readouterr().err
+    assert "6 of 20 training images are set aside to validate on" in told
+    assert "stopped after epoch 4: the best validation mIoU was of epoch 2" in told
+    assert "of epoch 2, the best validation mIoU" in (run.folder / "report.md").read_text()
+    assert run.result.num_images == 6
+
+
+def test_choosing_by_the_test_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="keep=best chooses by validation images"):
+        train(tiny(tmp_path / "run", keep="best"))

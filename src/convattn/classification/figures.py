@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torchvision.transforms.functional import to_pil_image
 
+from convattn.charts import confusion_figure
 from convattn.classification.predictions import THRESHOLD
 from convattn.explanation import attention_maps
 from convattn.explanation.overlay import overlay
@@ -174,7 +175,7 @@ def draw_confusion(
     classes = np.unique(labels)
     place = np.full(len(names), len(classes))
     place[classes] = np.arange(len(classes))
-    shown = [figure_text(shorten_name(names[number])) for number in classes]
+    shown = [names[number] for number in classes]
     if len(classes) <= _MOST_NAMED:
         figure = _confusion_matrix(place[labels], place[taken], shown)
     else:
@@ -194,20 +195,7 @@ def _confusion_matrix(
     others = int(columns.max()) == len(names)
     counts = np.zeros((len(names), len(names) + others), np.int64)
     np.add.at(counts, (rows, columns), 1)
-    shares = counts / counts.sum(1, keepdims=True)
-    side = max(5.0, 0.32 * len(names) + 2.2)
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for row, column in np.argwhere(counts):
-        colour = "white" if shares[row, column] > 0.6 else "black"
-        text = f"{counts[row, column]}"
-        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xticks(range(counts.shape[1]), [*names, *["others"] * others], rotation=90, fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set(xlabel="taken for", ylabel="right class")
-    axes.tick_params(length=0)
-    return figure
+    return confusion_figure(counts, names, [*names, *["others"] * others])
 
 
 def _draw_confusion_image(

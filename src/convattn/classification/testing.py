@@ -42,6 +42,7 @@ from convattn.exceptions import Interrupted
 from convattn.files import new_folder, read_json, replace_atomically, written_whole
 from convattn.modes import default_device
 from convattn.ownership import owned
+from convattn.results import Results
 from convattn.text import json_text, report, short_repr
 
 _PROG = "convattn evaluate"
@@ -137,7 +138,7 @@ def run_test(
         report(note)
     same = trained_on is not None and options.data.is_same(trained_on)
     own = run_folder if same and options.out is None else None
-    if own is not None and _tells_more(own / _RESULT):
+    if own is not None and tells_more(own / _RESULT, ClassificationResult, MultiLabelResult):
         report(f"{own / _RESULT} is kept: it tells what a test alone does not")
         own = None
     usual = f"runs/evaluate/{Path(name).resolve().name}"
@@ -170,11 +171,15 @@ def _go_on(
         raise Interrupted(f"interrupted; go on with: {again}") from None
 
 
-def _tells_more(file: Path) -> bool:
-    """Whether a result is there that has figures which a test here does not find."""
+def tells_more(file: Path, *kinds: type[Results]) -> bool:
+    """Whether a result is there that has figures which a test does not find.
+
+    Args:
+        file: The result.
+        kinds: What a test finds.
+    """
     if not file.is_file():
         return False
-    kinds = (ClassificationResult, MultiLabelResult)
     known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     return not known.issuperset(read_json(file, "delete it to test anew"))
 

@@ -61,7 +61,7 @@ def _parse(arguments: list[str]) -> tuple[Target, EvaluateOptions]:
     options = parse(
         EvaluateOptions,
         EvaluateOptions(data=target.data),
-        with_data_flags(arguments[1:]),
+        with_data_flags(arguments[1:], "split"),
         prog=f"{_PROG} {target.name}",
     )
     check_weights(target.run, options.weights)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
+from convattn.cli import explain_dense
 from convattn.cli.targets import (
     Target,
     Weights,
@@ -41,11 +42,13 @@ class ExplainOptions:
     image: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER")] = None
     """An image, or a folder of images."""
     target: tuple[str, ...] = ()
-    """Classes to explain, by name or number; none: the likeliest one."""
+    """Classes to explain, by name or number; none: the likeliest one. Of a detector the surest box
+    of each; of a segmenter the pixels of each."""
     top_k: int | None = None
-    """Explain so many of the likeliest classes instead."""
+    """Explain so many of the likeliest classes instead, or of a detector's surest boxes."""
     method: Literal["auto", "evidence", "attention", "gradcam"] = "auto"
-    """evidence: exact shares of the logit; attention; gradcam; auto: the first that there is."""
+    """evidence: exact shares of the logit; attention; gradcam; auto: the first that there is. Of
+    detectors and segmenters gradcam, or attention with --query."""
     view: Literal["auto", "crop", "whole"] = "auto"
     """crop: what the network is tested with; whole: all of it; auto: whole for panoramas only."""
     layer: str | None = None
@@ -88,7 +91,7 @@ def command(arguments: list[str]) -> int:
     """Run ``convattn explain``."""
     prog = "convattn explain"
     target = find_target(
-        ExplainOptions(), arguments, prog=prog, model="MODEL", rest="IMAGE|FOLDER "
+        ExplainOptions(), arguments, prog=prog, model="MODEL", rest="IMAGE|FOLDER ", dense=True
     )
     options = parse(
         ExplainOptions,
@@ -97,7 +100,12 @@ def command(arguments: list[str]) -> int:
         prog=f"{prog} {target.name}",
     )
     check_weights(target.run, options.weights)
+    if target.task.models:
+        explain_dense.check_options(target, options, ExplainOptions())
     _check_choice(options, f"{prog} {target.name}")
+    if target.task.models:
+        check_free(options.out)
+        return explain_dense.command(target, options)
 
     from convattn.modes import default_device
 

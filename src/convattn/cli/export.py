@@ -33,6 +33,10 @@ _OPTIONS: dict[str, tuple[Format, ...]] = {
 }
 """Option -> the formats that heed it."""
 
+_HOW_TO_CHOOSE = """\
+  from convattn.export import choose_boxes
+  found = choose_boxes(boxes[0], scores[0], images.shape[2:], cfg)"""
+
 _HOW_TO_RUN: dict[Format, str] = {
     "onnx": """\
   import onnxruntime
@@ -55,7 +59,7 @@ _HOW_TO_RUN: dict[Format, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Write a trained classifier as a file for other software, checked against the network."""
+    """Write a trained network as a file for other software, checked against the network."""
 
     format: Format = "onnx"
     """What to write: ONNX, OpenVINO, a program of torch.export, or the tensors alone."""
@@ -83,11 +87,13 @@ class ExportOptions:
 def command(arguments: list[str]) -> int:
     """Run ``convattn export``."""
     prog = "convattn export"
-    target = find_target(ExportOptions(), arguments, prog=prog, model="MODEL")
+    target = find_target(ExportOptions(), arguments, prog=prog, model="MODEL", dense=True)
     options = parse(ExportOptions, ExportOptions(), arguments[1:], prog=f"{prog} {target.name}")
     check_weights(target.run, options.weights)
     if target.run is not None and options.num_classes is not None:
         raise UsageError("--num-classes goes with a model's name; a run has its own classes")
+    if target.task.models:
+        _check_dense(target, options)
     for name, formats in _OPTIONS.items():
         if options.format not in formats and getattr(options, name):
             raise UsageError(f"--{name} is for {_joined(formats)}, not {options.format}")
@@ -103,10 +109,29 @@ def command(arguments: list[str]) -> int:
     else:
         exported = _quantize(target, out, options)
     outputs = ", ".join(exported.checks[0].differences)
-    say("\nrun it on normalised images (B, C, H, W), float32:")
+    kind = "images of 0 to 1" if "boxes" in outputs else "normalised images"
+    say(f"\nrun it on {kind} (B, C, H, W), float32:")
     say(_HOW_TO_RUN[options.format].format(file=str(exported.file), outputs=outputs))
+    if "boxes" in outputs:
+        say("\nwhat is found on image 0, cfg being pretrained_cfg of the file's metadata:")
+        say(_HOW_TO_CHOOSE)
     say(f"\n{exported.file}  {exported.size / 1e6:.1f} MB")
     return 0
+
+
+def _check_dense(target: Target, options: ExportOptions) -> None:
+    """Refuse what a detector's or segmenter's file cannot have."""
+    for name in ("attention", "evidence", "quantize"):
+        if getattr(options, name):
+            raise UsageError(
+                f"--{name} is for networks that classify images; {target.name} does "
+                f"{target.task.name}"
+            )
+    if options.format not in ("onnx", "torch-export"):
+        raise UsageError(
+            f"--format {options.format} is for networks that classify images; {target.name} does "
+            f"{target.task.name}: give onnx or torch-export"
+        )
 
 
 def _joined(formats: Sequence[Format]) -> str:

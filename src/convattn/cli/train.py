@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from convattn.cli.targets import with_data_flags
 from convattn.cli.words import UsageError, choose, parse
 from convattn.config import TrainConfig
-from convattn.text import printable, say
+from convattn.text import printable, report, say
 
 if TYPE_CHECKING:
     from convattn.train.run import TrainedRun
@@ -68,16 +68,33 @@ def command(arguments: list[str]) -> int:
         prog=f"convattn train {arguments[0]}",
         description=recipe.description,
     )
+    options = _on_own_backbone(options, recipe.config, arguments[1:])
     if options.dry_run:
-        from convattn.papers.forecast import report
+        from convattn.papers.forecast import report as forecast
 
-        print(report(options.config, summary=recipe.summary, gpu=options.gpu or "h100"))
+        print(forecast(options.config, summary=recipe.summary, gpu=options.gpu or "h100"))
         return 0
     if options.gpu is not None:
         raise UsageError("--gpu goes with --dry-run; a training takes the GPUs that are there")
     from convattn.tasks import train
 
     return _finish(train(options.config))
+
+
+def _on_own_backbone(options: TrainOptions, recipe: TrainConfig, words: list[str]) -> TrainOptions:
+    """Without what the recipe chose for its own backbone, if there is another; it is told."""
+    from convattn.recipes.record import without_leftovers
+
+    flags = (word.split("=")[0] for word in words)
+    told = {flag.removeprefix("--model.").replace("-", "_") for flag in flags}
+    model, gone = without_leftovers(options.model, recipe.model, told)
+    if gone:
+        report(
+            f"{', '.join(gone)} of the recipe belong to its backbone {recipe.model.backbone} and "
+            f"are left out for {options.model.backbone}; --model.backbone-args and "
+            "--model.model-args give others"
+        )
+    return dataclasses.replace(options, model=model)
 
 
 def _resume(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,7 @@ from convattn.data.folders import (
 )
 
 Truth = TypeVar("Truth")
+Source = TypeVar("Source", bound="AnnotatedSource[Any]")
 
 
 class AnnotatedImages(Dataset[tuple[Any, Truth]], Generic[Truth]):
@@ -108,6 +109,8 @@ class AnnotatedSource(Generic[Truth]):
     """The first names of those, by reason, where they are known."""
     notes: tuple[str, ...] = ()
     """What whoever trains or tests on it has to know, a sentence each."""
+    val: AnnotatedImages[Truth] | None = None
+    """Images set aside from training to choose by, alike; None: none."""
 
 
 class EntryFault(Exception):
@@ -223,6 +226,45 @@ def refuse_shared(train: Iterable[str], test: Iterable[str]) -> None:
             + (f", as are {len(shared) - 1:,} more" if len(shared) > 1 else "")
             + "; expected every image in one of them: take it out of the other"
         )
+
+
+def set_aside_images(
+    source: Source, share: float, *, root: str | None, group: str | None, seed: int
+) -> Source:
+    """The source with a validation part out of its training images.
+
+    Copies, and images of one group, are in one part; every class that the part shows stays in
+    training, too.
+
+    Args:
+        source: A data set for detection or segmentation.
+        share: Of the training images, above 0 and below 1.
+        root: Its folder; None for generated images.
+        group: As for ``part_images``.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: If no image can be spared, or ``group`` finds nothing.
+    """
+    train = source.train
+    notes: list[str] = []
+    together: list[list[int]] = []
+    if root is not None:
+        together = find_duplicates(train.names)
+        note_copies(together, notes)
+        together += group_images(train.names, Path(root).expanduser(), group, notes)
+    labels = (getattr(one, "labels", ()) for one in train.samples)
+    classes = [[int(label) for label in one] for one in labels]
+    held_out = draw_mixed_test(classes, together, seed, share=share, purpose="validate")
+    notes.append(
+        f"{int(held_out.sum()):,} of {len(train):,} training images are set aside to validate on"
+    )
+    return replace(
+        source,
+        train=train.select((~held_out).nonzero()[:, 0]),
+        val=train.select(held_out.nonzero()[:, 0]),
+        notes=(*source.notes, *notes),
+    )
 
 
 def part_images(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convattn.data.annotated import EntryFault, Faults
-from convattn.data.folders import find_splits, split_of
+from convattn.data.folders import find_splits, held_out_split, split_of
 from convattn.data.listing import Listing, holds
 from convattn.data.objects import (
     ImageRecord,
@@ -69,7 +69,12 @@ def find(listing: Listing, annotations: str | None = None) -> str | None:
 
 
 def read(
-    listing: Listing, faults: Faults, *, masks: bool, annotations: str | None = None
+    listing: Listing,
+    faults: Faults,
+    *,
+    masks: bool,
+    annotations: str | None = None,
+    split: str | None = None,
 ) -> ObjectSet:
     """What COCO's json says of the images in a folder.
 
@@ -78,12 +83,14 @@ def read(
         faults: Notes entries that are at fault.
         masks: Whether masks are read where there are some.
         annotations: First part of the name of the json files, or a part of their paths.
+        split: As for ``held_out_split``.
 
     Raises:
-        ValueError: If a json is not what it should be, or two are there for one split.
+        ValueError: If a json is not what it should be, two are there for one split, or none for
+            the one that is asked for.
         FileNotFoundError: If there is none, or none of its images.
     """
-    files = _choose(listing, annotations, faults)
+    files = _choose(listing, annotations, faults, split)
     contents = [_read_json(file.path) for file in files]
     notes: list[str] = []
     categories = _common_categories(files, contents, notes)
@@ -146,7 +153,9 @@ def _looks_right(file: _File) -> bool:
     return holds(str(file.path), *(f'"{key}"'.encode() for key in _KEYS))
 
 
-def _choose(listing: Listing, annotations: str | None, faults: Faults) -> list[_File]:
+def _choose(
+    listing: Listing, annotations: str | None, faults: Faults, wanted: str | None
+) -> list[_File]:
     """The json of the training and that of the test images, or the one of all."""
     files = [
         file
@@ -158,11 +167,12 @@ def _choose(listing: Listing, annotations: str | None, faults: Faults) -> list[_
     by_split: dict[str | None, list[_File]] = {}
     for file in files:
         by_split.setdefault(file.split, []).append(file)
-    held_out = "val" if "val" in by_split else "test"
-    if "train" in by_split and held_out in by_split:
-        if held_out == "val":
-            for file in by_split.get("test", ()):
-                faults.left_out.add("json beside train and val", listing.relative(file.path))
+    held_out = held_out_split(filter(None, by_split), wanted, listing.root)
+    if "train" in by_split and held_out is not None:
+        for split, others in by_split.items():
+            if split not in ("train", held_out, None):
+                for file in others:
+                    faults.left_out.add("json beside the splits", listing.relative(file.path))
         return [_only(listing, by_split[split], split) for split in ("train", held_out)]
     if None in by_split and len(by_split) == 1:
         return [_only(listing, by_split[None], None)]

@@ -23,7 +23,7 @@ from convattn.data.annotated import (
 )
 from convattn.data.choosing import check_format, check_name, draw_part, find_root, refuse_root
 from convattn.data.classes import match_classes
-from convattn.data.folders import refuse_group
+from convattn.data.folders import held_out_split, refuse_group
 from convattn.data.formats import OBJECT_FORMATS, find_format, refuse_annotations
 from convattn.data.listing import Listing
 from convattn.data.objects import (
@@ -71,6 +71,7 @@ def load_detection(
     bad_annotations: BadAnnotations = "error",
     empty_images: EmptyImages = "keep",
     group: str | None = None,
+    split: str | None = None,
     class_names: Sequence[str] | None = None,
     ignore_unknown: bool = False,
     seed: int = 0,
@@ -141,6 +142,7 @@ def load_detection(
             or ``"skip"`` them, or an ``"error"``.
         group: A regular expression for a folder without splits. Images in whose paths below
             ``root`` its group, or the whole of it, finds the same are in one part.
+        split: The split that is the test set, for example ``"test"`` where there is val, too.
         class_names: What a network calls its classes, from label 1. The source then has these
             classes; the folder's are found among them by name, and may be fewer.
         ignore_unknown: Leave objects of classes that are not among ``class_names`` out, and count
@@ -148,9 +150,9 @@ def load_detection(
         seed: Any integer from 0.
 
     Raises:
-        ValueError: If a name or number does not fit, a file is not what it should be, an image is
-            both to be trained and tested on, a class has no training object though no file lists
-            it, or there is one that is not among ``class_names``.
+        ValueError: If a name or number does not fit, a file is not what it should be, the split is
+            not there, an image is both to be trained and tested on, a class has no training object
+            though no file lists it, or there is one that is not among ``class_names``.
         FileNotFoundError: If folders or files are missing.
         ModuleNotFoundError: From ``[]``, if a polygon is to be filled and faster-coco-eval, of the
             ``detection`` extra, is not installed.
@@ -167,6 +169,7 @@ def load_detection(
     check_format(name, format, {"folder": tuple(OBJECT_FORMATS), "coco": ("coco",)}.get(name, ()))
     if name == "cluttered_digits":
         refuse_root(name, root, "folder")
+        held_out_split((), split, name)
         source = _load_scenes(image_size, num_train, num_test, masks, seed)
         require_same_classes(source.class_names, class_names, name)
         return source
@@ -179,6 +182,7 @@ def load_detection(
         faults,
         masks=masks,
         group=group,
+        split=split,
         are_known=class_names is not None,
         seed=seed,
     )
@@ -201,6 +205,7 @@ def load_objects(
     *,
     masks: bool,
     group: str | None,
+    split: str | None,
     are_known: bool,
     seed: int,
 ) -> ObjectSet:
@@ -213,6 +218,7 @@ def load_objects(
         faults: Notes entries that are at fault.
         masks: Whether to read masks where there are some.
         group: As for ``load_detection``.
+        split: As for ``load_detection``.
         are_known: Whether the classes are a network's, so that training images need not show them.
         seed: Of the draw, where nothing parts the images.
 
@@ -226,13 +232,17 @@ def load_objects(
     if format == "auto":
         format = find_format(listing, OBJECT_FORMATS, annotations, notes)
     refuse_annotations(annotations, format)
-    objects = OBJECT_FORMATS[format].read(listing, faults, masks=masks, annotations=annotations)
+    objects = OBJECT_FORMATS[format].read(
+        listing, faults, masks=masks, annotations=annotations, split=split
+    )
     faults.settle()
     for part in (objects.train, objects.test):
         if part is not None and not part.records:
             raise ValueError(
                 f"{part.name}: no image remains; expected at least one that can be used"
             )
+    if objects.test is None:
+        held_out_split((), split, listing.root)
     train, test = _parted(objects, listing.root, group, seed, notes)
     refuse_shared(
         (record.path for record in train.records), (record.path for record in test.records)

@@ -233,8 +233,41 @@ def held_out_of(splits: Mapping[str, Path]) -> Path | None:
     return splits.get("val", splits.get("test"))
 
 
+def held_out_split(splits: Iterable[str], wanted: str | None, where: object) -> str | None:
+    """The split that is tested: val where there are val and test, unless another is asked for.
+
+    Args:
+        splits: Those that are there.
+        wanted: The one that is asked for, as people call it.
+        where: What an error calls the place.
+
+    Returns:
+        ``"val"`` or ``"test"``; None where there is neither.
+
+    Raises:
+        ValueError: If the one that is asked for is not there.
+
+    Example:
+        >>> held_out_split(("train", "val", "test"), "testing", "shop")
+        'test'
+    """
+    given = set(splits)
+    there = [split for split in SPLITS if split in given]
+    tested = [split for split in ("val", "test") if split in there]
+    if wanted is None:
+        return tested[0] if tested else None
+    split = split_of(wanted)
+    if "train" in there and split in tested:
+        return split
+    if "train" not in there or not tested:
+        found = "nothing there parts training images from others; leave it out"
+    else:
+        found = f"it has {' and '.join(there)}; give --split {' or '.join(tested)}"
+    raise ValueError(f"{where} has no split {wanted!r} to test on: {found}")
+
+
 def part_files(
-    root: Path, files: Sequence[Path], left_out: LeftOut
+    root: Path, files: Sequence[Path], left_out: LeftOut, wanted: str | None = None
 ) -> dict[str | None, list[Path]]:
     """The files below the folders of the splits, as ``train`` and ``test``.
 
@@ -243,17 +276,22 @@ def part_files(
     Args:
         root: The folder that holds those of the splits.
         files: Below it.
-        left_out: Counts a folder test beside train and val.
+        left_out: Counts a third folder, of val or test.
+        wanted: As for ``held_out_split``.
+
+    Raises:
+        ValueError: If the split that is asked for is not there.
     """
     splits = find_splits(root)
-    held_out = held_out_of(splits)
+    held_out = held_out_split(splits, wanted, root)
     if "train" not in splits or held_out is None:
         return {None: list(files)}
-    if "val" in splits and "test" in splits:
-        left_out.add("folder beside the splits", splits["test"].name)
+    for split, folder in splits.items():
+        if split not in ("train", held_out):
+            left_out.add("folder beside the splits", folder.name)
     return {
         split: [file for file in files if file.is_relative_to(folder)]
-        for split, folder in (("train", splits["train"]), ("test", held_out))
+        for split, folder in (("train", splits["train"]), ("test", splits[held_out]))
     }
 
 
@@ -463,9 +501,14 @@ def _images_of_classes(labels: Tensor) -> dict[int, list[int]]:
 
 
 def draw_mixed_test(
-    classes: Sequence[Iterable[int]], together: Iterable[Sequence[int]], seed: int
+    classes: Sequence[Iterable[int]],
+    together: Iterable[Sequence[int]],
+    seed: int,
+    *,
+    share: float = _TEST_SHARE,
+    purpose: str = "test",
 ) -> Tensor:
-    """Which images are for the test where one may show several classes, (N,) bool: about a fifth.
+    """Which images are held out where one may show several classes, (N,) bool: about a fifth.
 
     Images that belong together are drawn as one, among those whose rarest class is the same. Every
     class of a test image is one of a training image, too.
@@ -474,9 +517,11 @@ def draw_mixed_test(
         classes: Class numbers of each image.
         together: Places of images that are all in one part.
         seed: Of the draw.
+        share: Of all.
+        purpose: What they are held out for, for errors.
 
     Raises:
-        ValueError: If no image can be spared for the test.
+        ValueError: If no image can be spared.
     """
     shown = [frozenset(one) for one in classes]
     unit = number_units(len(shown), together)
@@ -501,7 +546,9 @@ def draw_mixed_test(
         bound = [[places[i] for i in own] for own in members.values() if own[0] in places]
         _, strata_numbers = labels[drawn].unique(return_inverse=True)
         names = [str(number) for number in range(len(strata))]
-        for_test[drawn] = draw_held_out(strata_numbers, names, bound, seed)
+        for_test[drawn] = draw_held_out(
+            strata_numbers, names, bound, seed, share=share, purpose=purpose
+        )
     for label in counts:
         showing = [index for index, one in enumerate(shown) if label in one]
         if for_test[showing].all():
@@ -509,9 +556,9 @@ def draw_mixed_test(
                 for_test[members[unit[index]]] = False
     if not for_test.any():
         raise ValueError(
-            f"none of the {len(shown)} images can be spared for a test, since each shows a class "
-            "that no other does, or belongs with the others; put test images into a folder of "
-            "their own"
+            f"none of the {len(shown)} images can be spared to {purpose}, since each shows a "
+            f"class that no other does, or belongs with the others; put images to {purpose} into a "
+            "folder of their own"
         )
     return for_test
 

@@ -28,7 +28,7 @@ class ObjectFormat(Format):
     """One that tells of objects: boxes, and perhaps outlines."""
 
     read: Callable[..., ObjectSet]
-    """Called with a listing, faults, ``masks`` and ``annotations``."""
+    """Called with a listing, faults, ``masks``, ``annotations`` and ``split``."""
 
 
 OBJECT_FORMATS: Mapping[DataFormat, ObjectFormat] = {

@@ -74,7 +74,12 @@ def find(listing: Listing, annotations: str | None = None) -> str | None:
 
 
 def read(
-    listing: Listing, faults: Faults, *, masks: bool, annotations: str | None = None
+    listing: Listing,
+    faults: Faults,
+    *,
+    masks: bool,
+    annotations: str | None = None,
+    split: str | None = None,
 ) -> ObjectSet:
     """What LabelMe's json files say of the images in a folder.
 
@@ -85,16 +90,17 @@ def read(
         listing: Of the folder.
         faults: Notes files and shapes that are at fault.
         masks: Whether outlines are read where some are no rectangles.
+        split: As for ``held_out_split``.
 
     Raises:
-        ValueError: If the list of the labels is none.
+        ValueError: If the list of the labels is none, or the split is not there.
         FileNotFoundError: If there is no such file.
     """
     root = listing.root
     files = _list_files(listing, faults)
     if not files:
         raise FileNotFoundError(f"{root} holds no json of LabelMe's; looked for {LOOKED_FOR}")
-    splits = part_files(root, files, faults.left_out)
+    splits = part_files(root, files, faults.left_out, split)
     labelled = [
         [one for file in own if (one := _read_file(file, listing, faults)) is not None]
         for own in splits.values()

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from convattn.data.annotated import EntryFault, Faults
-from convattn.data.folders import NO_IMAGE, find_images, find_splits, held_out_of, subfolders
+from convattn.data.folders import NO_IMAGE, find_images, find_splits, held_out_split, subfolders
 from convattn.data.listing import Listing
 from convattn.data.reading import read_sample, read_values, turned
 from convattn.data.texts import first_word, read_lines, read_table
@@ -86,8 +86,8 @@ class MaskSet:
         return list(range(self.first, self.first + len(self.class_names)))
 
 
-def _lay_out_masks(root: Path, faults: Faults) -> MaskSet:
-    folders = _mask_folders(root, faults)
+def _lay_out_masks(root: Path, faults: Faults, wanted: str | None) -> MaskSet:
+    folders = _mask_folders(root, faults, wanted)
     train, *test = (_match(images, masks, faults) for images, masks in folders)
     masks = folders[0][1]
     names_file = root / "classes.txt"
@@ -128,30 +128,31 @@ def _lay_out_masks(root: Path, faults: Faults) -> MaskSet:
     )
 
 
-def _mask_folders(root: Path, faults: Faults) -> list[tuple[Path, Path]]:
+def _mask_folders(root: Path, faults: Faults, wanted: str | None) -> list[tuple[Path, Path]]:
     """The folders of images and masks of the training and test set, or of all."""
-    inner = _inner_splits(root)
+    inner = _inner_splits(root, wanted)
     if inner is not None:
         for name in subfolders(root):
             if root / name not in inner:
                 faults.left_out.add("folder beside the splits", name)
         return [(split / "images", split / "masks") for split in inner]
     if (root / "images").is_dir() and not find_splits(root / "images"):
+        held_out_split((), wanted, root)
         return [(root / "images", root / "masks")]
-    images, masks = (_split_folders(root / name) for name in ("images", "masks"))
+    images, masks = (_split_folders(root / name, wanted) for name in ("images", "masks"))
     for name in subfolders(root / "images"):
         if root / "images" / name not in images:
             faults.left_out.add("folder beside the splits", f"images/{name}")
     return list(zip(images, masks, strict=True))
 
 
-def _inner_splits(root: Path) -> tuple[Path, Path] | None:
+def _inner_splits(root: Path, wanted: str | None = None) -> tuple[Path, Path] | None:
     """The folders of the splits where each holds its images and masks."""
     splits = find_splits(root)
-    held_out = held_out_of(splits)
-    if "train" in splits and held_out is not None and (splits["train"] / "masks").is_dir():
-        return splits["train"], held_out
-    return None
+    if "train" not in splits or not (splits["train"] / "masks").is_dir():
+        return None
+    held_out = held_out_split(splits, wanted, root)
+    return None if held_out is None else (splits["train"], splits[held_out])
 
 
 def find(listing: Listing, annotations: str | None = None) -> str | None:
@@ -239,9 +240,10 @@ def _indices_of_colours(
     return {colour: numbers.get(name, IGNORED) for colour, name in table.items()}
 
 
-def _lay_out_camvid(root: Path, faults: Faults) -> MaskSet:
+def _lay_out_camvid(root: Path, faults: Faults, wanted: str | None) -> MaskSet:
     train, test = (
-        _match(folder, root / f"{folder.name}annot", faults) for folder in _split_folders(root)
+        _match(folder, root / f"{folder.name}annot", faults)
+        for folder in _split_folders(root, wanted)
     )
     names_file = root / "classes.txt"
     class_names = _read_lines(names_file) if names_file.is_file() else _CAMVID
@@ -260,8 +262,9 @@ def _lay_out_camvid(root: Path, faults: Faults) -> MaskSet:
     )
 
 
-def _lay_out_ade20k(root: Path, faults: Faults) -> MaskSet:
+def _lay_out_ade20k(root: Path, faults: Faults, wanted: str | None) -> MaskSet:
     images, annotations = root / "images", root / "annotations"
+    held_out_split(find_splits(images), wanted, images)
     if (images / "training").is_dir() or (images / "validation").is_dir():
         train, test = (
             _match(images / split, annotations / split, faults)
@@ -285,16 +288,17 @@ def _lay_out_ade20k(root: Path, faults: Faults) -> MaskSet:
     )
 
 
-def _lay_out_voc(root: Path, faults: Faults) -> MaskSet:
+def _lay_out_voc(root: Path, faults: Faults, wanted: str | None) -> MaskSet:
     folder = root / "ImageSets" / "Segmentation"
     lists = {file.stem.lower(): file for file in sorted(folder.glob("*.txt"))}
-    tests = [lists[name] for name in ("val", "test") if name in lists]
-    if "train" in lists and tests:
-        parts = [lists["train"], tests[0]]
-        for file in tests[1:]:
-            faults.left_out.add("list beside train and val", file.name)
-    else:
-        parts = []
+    splits = [name for name in ("train", "val", "test") if name in lists]
+    held_out = held_out_split(splits, wanted, root)
+    parts = []
+    if "train" in lists and held_out is not None:
+        parts = [lists["train"], lists[held_out]]
+        for name in splits:
+            if name not in ("train", held_out):
+                faults.left_out.add("list beside the splits", lists[name].name)
     every = root / "JPEGImages", root / "SegmentationClass"
     if parts:
         train, *test = (_match(*every, faults, _read_lines(file)) for file in parts)
@@ -317,7 +321,7 @@ def _lay_out_voc(root: Path, faults: Faults) -> MaskSet:
     )
 
 
-LAYOUTS: Mapping[str, Callable[[Path, Faults], MaskSet]] = {
+LAYOUTS: Mapping[str, Callable[[Path, Faults, str | None], MaskSet]] = {
     "masks": _lay_out_masks,
     "camvid": _lay_out_camvid,
     "ade20k": _lay_out_ade20k,
@@ -325,16 +329,16 @@ LAYOUTS: Mapping[str, Callable[[Path, Faults], MaskSet]] = {
 }
 
 
-def _split_folders(folder: Path) -> tuple[Path, Path]:
+def _split_folders(folder: Path, wanted: str | None) -> tuple[Path, Path]:
     """The folders of the training and the test images."""
     splits = find_splits(folder)
-    test = held_out_of(splits)
+    test = held_out_split(splits, wanted, folder)
     if "train" not in splits or test is None:
         raise FileNotFoundError(
             f"{folder} has no folder {'train' if test else 'val or test'}; expected train with the "
             "training images and val or test with the test images"
         )
-    return splits["train"], test
+    return splits["train"], splits[test]
 
 
 def _read_lines(file: Path) -> tuple[str, ...]:

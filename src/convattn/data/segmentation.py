@@ -26,7 +26,7 @@ from convattn.data.annotated import (
 from convattn.data.choosing import check_format, check_name, draw_part, find_root, refuse_root
 from convattn.data.classes import match_classes
 from convattn.data.detection import load_objects
-from convattn.data.folders import LeftOut, refuse_group
+from convattn.data.folders import LeftOut, held_out_split, refuse_group
 from convattn.data.formats import OBJECT_FORMATS, Format, find_format, refuse_annotations
 from convattn.data.labelme import BACKGROUND
 from convattn.data.listing import Listing
@@ -78,6 +78,7 @@ def load_segmentation(
     annotations: str | None = None,
     bad_annotations: BadAnnotations = "error",
     group: str | None = None,
+    split: str | None = None,
     class_names: Sequence[str] | None = None,
     ignore_unknown: bool = False,
     seed: int = 0,
@@ -133,6 +134,7 @@ def load_segmentation(
         bad_annotations: ``"error"`` stops at an image without a mask, a mask without an image or a
             faulty outline, ``"skip"`` leaves them out and counts.
         group: For a folder without splits: as for ``load_detection``.
+        split: The split that is the test set, for example ``"test"`` where there is val, too.
         class_names: What a network calls its classes, from index 0. The source then has these
             classes; the data set's are found among them by name, and may be fewer.
         ignore_unknown: Ignore pixels of classes that are not among ``class_names``, and count these
@@ -140,8 +142,8 @@ def load_segmentation(
         seed: Any integer from 0.
 
     Raises:
-        ValueError: If a name or number does not fit, an image lacks its partner, is both to be
-            trained and tested on, or there are boxes without outlines.
+        ValueError: If a name or number does not fit, the split is not there, an image lacks its
+            partner, is both to be trained and tested on, or there are boxes without outlines.
         FileNotFoundError: If folders or files are missing.
 
     Example:
@@ -157,6 +159,7 @@ def load_segmentation(
         refuse_annotations(annotations, name)
     if name == "cluttered_digits":
         refuse_root(name, root, "folder")
+        held_out_split((), split, name)
         source = _load_scenes(image_size, num_train, num_test, seed)
         require_same_classes(source.class_names, class_names, name)
         return source
@@ -170,7 +173,7 @@ def load_segmentation(
         refuse_annotations(annotations, format)
     layout = format if name == "folder" else name
     if listing is None or layout in LAYOUTS:
-        found = _read_masks(LAYOUTS[layout](folder, faults), folder, group, seed, faults)
+        found = _read_masks(LAYOUTS[layout](folder, faults, split), folder, group, seed, faults)
     else:
         faults.left_out = listing.left_out
         objects = load_objects(
@@ -180,6 +183,7 @@ def load_segmentation(
             faults,
             masks=True,
             group=group,
+            split=split,
             are_known=class_names is not None,
             seed=seed,
         )

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import cast
 from xml.etree import ElementTree
 
 import numpy as np
 
 from convattn.data.annotated import EntryFault, Faults
-from convattn.data.folders import part_files
+from convattn.data.folders import held_out_split, part_files, split_of
 from convattn.data.listing import Listing, holds
 from convattn.data.objects import (
     ImageRecord,
@@ -70,7 +71,12 @@ def find(listing: Listing, annotations: str | None = None) -> str | None:
 
 
 def read(
-    listing: Listing, faults: Faults, *, masks: bool, annotations: str | None = None
+    listing: Listing,
+    faults: Faults,
+    *,
+    masks: bool,
+    annotations: str | None = None,
+    split: str | None = None,
 ) -> ObjectSet:
     """What Pascal's xml files say of the images in a folder.
 
@@ -82,16 +88,17 @@ def read(
         listing: Of the folder.
         faults: Notes files and objects that are at fault.
         masks: Ignored: there are none.
+        split: As for ``held_out_split``.
 
     Raises:
-        ValueError: If there are two such folders.
+        ValueError: If there are two such folders, or the split is not there.
         FileNotFoundError: If files are missing.
     """
     root = _find_root(listing)
     files = [path for path in map(Path, listing.ending(".xml")) if path.is_relative_to(root)]
     if not files:
         raise FileNotFoundError(f"{root} holds no xml of Pascal VOC's; looked for {LOOKED_FOR}")
-    splits = _list_splits(listing, root, files, faults)
+    splits = _list_splits(listing, root, files, faults, split)
     finder = _ImageFinder(listing, root)
     stated = [
         [one for file in own if (one := _state(file, finder, faults)) is not None]
@@ -158,24 +165,23 @@ def _read_class_list(root: Path) -> tuple[str, ...]:
 
 
 def _list_splits(
-    listing: Listing, root: Path, files: Sequence[Path], faults: Faults
+    listing: Listing, root: Path, files: Sequence[Path], faults: Faults, wanted: str | None
 ) -> dict[str | None, list[Path]]:
     """The xml files of the training and test images; all under None if nothing parts them."""
     lists = {
         file.stem.lower(): file for file in sorted((root / "ImageSets" / "Main").glob("*.txt"))
     }
-    train = lists.get("train", lists.get("training"))
-    held_out = next((lists[name] for name in ("val", "valid", "validation") if name in lists), None)
-    tested = lists.get("test", lists.get("testing"))
-    if train is None and tested is not None and held_out is None:
-        train = lists.get("trainval")
-    if held_out is None:
-        held_out, tested = tested, None
-    if train is not None and held_out is not None:
-        if tested is not None:
-            faults.left_out.add("list beside train and val", listing.relative(tested))
-        return {"train": _listed(train, files, faults), "test": _listed(held_out, files, faults)}
-    return part_files(root, files, faults.left_out)
+    by_split = {split: file for name, file in lists.items() if (split := split_of(name))}
+    if set(by_split) == {"test"} and "trainval" in lists:
+        by_split["train"] = lists["trainval"]
+    if "train" not in by_split or len(by_split) == 1:
+        return part_files(root, files, faults.left_out, wanted)
+    held_out = held_out_split(by_split, wanted, root)
+    for split, file in by_split.items():
+        if split not in ("train", held_out):
+            faults.left_out.add("list beside the splits", listing.relative(file))
+    chosen = {"train": by_split["train"], "test": by_split[cast(str, held_out)]}
+    return {split: _listed(file, files, faults) for split, file in chosen.items()}
 
 
 def _listed(file: Path, files: Sequence[Path], faults: Faults) -> list[Path]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from convattn.data.annotated import EntryFault, Faults
-from convattn.data.folders import find_images, find_splits
+from convattn.data.folders import find_images, find_splits, held_out_split
 from convattn.data.listing import Listing, holds
 from convattn.data.objects import (
     ImageRecord,
@@ -79,7 +79,12 @@ def find(listing: Listing, annotations: str | None = None) -> str | None:
 
 
 def read(
-    listing: Listing, faults: Faults, *, masks: bool, annotations: str | None = None
+    listing: Listing,
+    faults: Faults,
+    *,
+    masks: bool,
+    annotations: str | None = None,
+    split: str | None = None,
 ) -> ObjectSet:
     """What YOLO's text files say of the images in a folder.
 
@@ -87,19 +92,23 @@ def read(
         listing: Of the folder.
         faults: Notes files and rows that are at fault.
         masks: Whether polygons are read where there are some.
+        split: As for ``held_out_split``.
 
     Raises:
-        ValueError: If the yaml is not what it should be.
+        ValueError: If the yaml is not what it should be, or the split is not there.
         FileNotFoundError: If files are missing.
     """
     file = _find_yaml(listing.root)
     layout = _read_classes(listing) if file is None else _read_yaml(listing, file, faults)
     check_class_names(layout.names, str(layout.file))
-    held_out: str | None = "val" if "val" in layout.images else "test"
-    if held_out in layout.images and "train" in layout.images:
-        splits: tuple[str | None, ...] = ("train", held_out)
-        if held_out == "val" and layout.images.get("test"):
-            faults.left_out.add("split beside train and val", "test")
+    there = [one for one, images in layout.images.items() if one is not None and images]
+    held_out = held_out_split(there, split, layout.file)
+    splits: tuple[str | None, ...]
+    if held_out is not None and "train" in there:
+        splits = ("train", held_out)
+        for one in there:
+            if one not in splits:
+                faults.left_out.add("split that is not looked at", one)
     else:
         splits = ("train" if "train" in layout.images else None,)
     notes: list[str] = []

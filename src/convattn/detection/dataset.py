@@ -8,9 +8,12 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
+from convattn.data.annotated import set_aside_images
 from convattn.data.batches import list_batches, normalisation, opened
 from convattn.data.dense_transforms import detection_test_transform
-from convattn.data.detection import DetectionSource, load_detection
+from convattn.data.detection import DetectionImages, DetectionSource, load_detection
+from convattn.data.objects import ImageRecord
+from convattn.text import report
 
 _SHORTER_SIDE = 800
 _LONGEST_OVER_SHORTER = 5 / 3
@@ -51,6 +54,7 @@ def open_data(
         ignore_unknown=config.ignore_unknown,
         empty_images=config.empty_images,
         group=config.group,
+        split=config.split,
     )
     if masks and not source.has_masks:
         raise ValueError(
@@ -58,6 +62,29 @@ def open_data(
             "with masks (--data.annotations), or train a retinanet"
         )
     return opened(config, source)
+
+
+def open_parted(config: DataConfig, *, seed: int, **arguments: Any) -> DetectionSource:
+    """The data set to train on, with a validation part if the configuration wants one.
+
+    Args:
+        config: As for ``open_data``.
+        seed: Of the draw of the validation part.
+        arguments: As for ``open_data``.
+
+    Raises:
+        ValueError: As ``open_data``, or if no image can be spared.
+    """
+    source = open_data(config, **arguments)
+    if config.val_share is None:
+        return source
+    before = len(source.notes)
+    source = set_aside_images(
+        source, config.val_share, root=config.root, group=config.group, seed=seed
+    )
+    for note in source.notes[before:]:
+        report(note)
+    return source
 
 
 def pretrained_cfg(
@@ -88,6 +115,16 @@ def pretrained_cfg(
         "label_names": source.class_names,
         "category_ids": source.category_ids,
     }
+
+
+def largest_object(images: DetectionImages) -> float | None:
+    """Longest side of any object in pixels of its image; None where no file tells of objects.
+
+    Args:
+        images: Of a data set.
+    """
+    boxes = [one.boxes for one in images.samples if isinstance(one, ImageRecord) and len(one.boxes)]
+    return max((float((one[:, 2:] - one[:, :2]).max()) for one in boxes), default=None)
 
 
 def test_batches(config: DataConfig, source: DetectionSource) -> DataLoader[Any]:

@@ -9,11 +9,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
+from torchvision.ops import box_convert, box_iou
 
 from convattn.modes import eval_mode
-from convattn.results import Results, Rows, percentages, worst_class
+from convattn.results import Results, Rows, Table, percentage, percentages, worst_class
+
+_IOU = 0.5  # of the curves and the confusion matrix
+_RECALLS = np.linspace(0.0, 1.0, 101)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionRecall:
+    """Precision over recall of the boxes of one class at an IoU of 0.50, as COCO samples it."""
+
+    recall: NDArray[np.float64]
+    """(101,): 0 to 1."""
+    precision: NDArray[np.float64]
+    """(101,): the best that is reached at this recall or a higher one; 0 where none is."""
+    score: NDArray[np.float64]
+    """(101,): the highest threshold of scores with this recall; 0 where none has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +49,8 @@ class DetectionResult(Results):
     """The same where an IoU of 0.50 is enough."""
     map75: float | None
     """The same where an IoU of 0.75 is needed."""
+    ap50: float | None
+    """``map50``, by the name that it has for each class."""
     map_small: float | None
     """``map`` of objects of less than 32 x 32 pixels, by the truth's area."""
     map_medium: float | None
@@ -48,6 +67,10 @@ class DetectionResult(Results):
     """``map75`` of the masks."""
     per_class: dict[str, float]
     """``map`` of each class; a class without objects is left out."""
+    per_class_ap50: dict[str, float]
+    """``ap50`` of each of these."""
+    per_class_objects: dict[str, int]
+    """Objects of each class, of all that there are."""
     images_per_second: float
     """Images a second, loading included."""
 
@@ -73,6 +96,19 @@ class DetectionResult(Results):
             ("images a second", f"{self.images_per_second:,.1f}"),
         ]
 
+    def class_table(self) -> Table:
+        """Objects, AP50 and AP of each class, the boxes'."""
+        rows = [
+            (
+                name,
+                f"{count:,}",
+                percentage(self.per_class_ap50.get(name)),
+                percentage(self.per_class.get(name)),
+            )
+            for name, count in self.per_class_objects.items()
+        ]
+        return [("class", "objects", "AP50", "AP"), *rows]
+
 
 class DetectionMetrics(MeanAveragePrecision):
     """COCO's average precision, gathered image by image.
@@ -84,7 +120,13 @@ class DetectionMetrics(MeanAveragePrecision):
         class_names: Name of each class from label 1.
         has_masks: Rate the masks as well.
         gathered: Gather what all processes have seen when it is computed.
+
+    Attributes:
+        curves: ``PrecisionRecall`` by name of the class, once it was computed; a class without
+            objects has none.
     """
+
+    curves: dict[str, PrecisionRecall]
 
     # More than 100 detections are usual, since COCO's limit holds for each class.
     warn_on_many_detections = False
@@ -96,13 +138,15 @@ class DetectionMetrics(MeanAveragePrecision):
             iou_type=("bbox", "segm") if has_masks else "bbox",
             # The metric's own ones are float32 and miss an IoU or a recall that lies on them.
             iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
-            rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
+            rec_thresholds=_RECALLS.tolist(),
             class_metrics=True,
+            extended_summary=True,
             backend="faster_coco_eval",
             sync_on_compute=gathered,
         )
         self.class_names = tuple(class_names)
         self.has_masks = has_masks
+        self.curves = {}
 
     def update(
         self, predictions: Iterable[Mapping[str, Tensor]], targets: Iterable[Mapping[str, Tensor]]
@@ -129,10 +173,13 @@ class DetectionMetrics(MeanAveragePrecision):
         labels, precisions = found["classes"].reshape(-1), found[f"{boxes}map_per_class"]
         per_class = zip(labels.tolist(), map(_defined, precisions.reshape(-1)), strict=True)
 
+        self.curves = self._curves(found[f"{boxes}precision"], found[f"{boxes}scores"], labels)
+
         def of_masks(name: str) -> float | None:
             return _defined(found[f"segm_{name}"]) if self.has_masks else None
 
         return {
+            "ap50": _defined(found[f"{boxes}map_50"]),
             "num_images": len(self.groundtruth_labels),
             "num_objects": int(sum((crowds == 0).sum() for crowds in self.groundtruth_crowds)),
             "map": _defined(found[f"{boxes}map"]),
@@ -150,7 +197,72 @@ class DetectionMetrics(MeanAveragePrecision):
                 for label, value in per_class
                 if value is not None
             },
+            "per_class_ap50": {
+                name: float(curve.precision.mean()) for name, curve in self.curves.items()
+            },
+            "per_class_objects": self._count_objects(),
         }
+
+    def confusion(self, threshold: float) -> NDArray[np.int64]:
+        """Which class is taken for which, counted box by box at an IoU of 0.50.
+
+        Boxes are paired whatever their classes, those that overlap most first. One that is left and
+        covers a crowd counts nowhere.
+
+        Args:
+            threshold: Found boxes of a lower score do not count.
+
+        Returns:
+            (K + 1, K + 1): row the true class, column the found one; the last row is of what is no
+            object, the last column of what was not found.
+        """
+        nothing = len(self.class_names)
+        counts = np.zeros((nothing + 1, nothing + 1), np.int64)
+        for boxes, labels, scores, true_boxes, true_labels, crowds in zip(
+            self.detection_box,
+            self.detection_labels,
+            self.detection_scores,
+            self.groundtruth_box,
+            self.groundtruth_labels,
+            self.groundtruth_crowds,
+            strict=True,
+        ):
+            # The metric keeps left, top, width and height.
+            boxes, true_boxes = (box_convert(one, "xywh", "xyxy") for one in (boxes, true_boxes))
+            kept, is_object = scores >= threshold, crowds == 0
+            found, truth = (labels[kept] - 1).cpu(), (true_labels[is_object] - 1).cpu()
+            places, partners = _pair(boxes[kept], true_boxes[is_object])
+            np.add.at(counts, (truth[partners], found[places]), 1)
+            missed = np.setdiff1d(np.arange(len(truth)), partners)
+            np.add.at(counts, (truth[missed], nothing), 1)
+            free = np.setdiff1d(np.arange(len(found)), places)
+            in_crowd = _cover(boxes[kept], true_boxes[~is_object])
+            np.add.at(counts, (nothing, found[free[~in_crowd[free]]]), 1)
+        return counts
+
+    def _curves(
+        self, precision: Tensor, scores: Tensor, labels: Tensor
+    ) -> dict[str, PrecisionRecall]:
+        """Of (IoUs, 101, classes, areas, limits) those at 0.50, of all areas and 100 boxes."""
+        by_class = zip(
+            labels.tolist(),
+            precision[0, :, :, 0, -1].double().numpy().T,
+            scores[0, :, :, 0, -1].double().numpy().T,
+            strict=True,
+        )
+        return {
+            self.class_names[label - 1]: PrecisionRecall(
+                recall=_RECALLS, precision=ours, score=np.maximum(thresholds, 0)
+            )
+            for label, ours, thresholds in by_class
+            if (ours >= 0).all()
+        }
+
+    def _count_objects(self) -> dict[str, int]:
+        counts = np.zeros(len(self.class_names), np.int64)
+        for labels, crowds in zip(self.groundtruth_labels, self.groundtruth_crowds, strict=True):
+            np.add.at(counts, (labels[crowds == 0] - 1).cpu(), 1)
+        return dict(zip(self.class_names, counts.tolist(), strict=True))
 
     def _predicted(self, prediction: Mapping[str, Tensor]) -> dict[str, Tensor]:
         item = {
@@ -190,7 +302,7 @@ def evaluate_detection(
     class_names: Sequence[str],
     has_masks: bool,
     device: torch.device | str | None = None,
-) -> DetectionResult:
+) -> tuple[DetectionResult, DetectionMetrics]:
     """Test a detector; it is left as it was, but on ``device``.
 
     The numbers are pycocotools' for the same boxes, labels, scores and masks.
@@ -201,6 +313,9 @@ def evaluate_detection(
         class_names: Name of each class from label 1, without the background.
         has_masks: Rate the masks as well; model and data must have some.
         device: Where to compute; None takes the GPU if there is one.
+
+    Returns:
+        What was found, and the metrics that know curves and confusion, too.
 
     Raises:
         ValueError: If the model knows more classes than the data, or there is no image.
@@ -217,7 +332,29 @@ def evaluate_detection(
     if not metrics.update_called:
         raise ValueError("there is no image to evaluate; name a data set with test images")
     found = metrics.compute()
-    return DetectionResult(**found, images_per_second=found["num_images"] / seconds)
+    return DetectionResult(**found, images_per_second=found["num_images"] / seconds), metrics
+
+
+def _pair(found: Tensor, true: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places of boxes (N, 4) and (M, 4) that belong together, those that overlap most first."""
+    overlaps = box_iou(found, true).cpu().numpy()
+    pairs = np.argwhere(overlaps >= _IOU)
+    order = np.argsort(-overlaps[tuple(pairs.T)], kind="stable")
+    taken: dict[int, int] = {}
+    for place, partner in pairs[order].tolist():
+        if place not in taken and partner not in taken.values():
+            taken[place] = partner
+    return np.array(list(taken), np.int64), np.array(list(taken.values()), np.int64)
+
+
+def _cover(found: Tensor, crowds: Tensor) -> NDArray[np.bool_]:
+    """Which of the boxes (N, 4) lie half or more in one of the crowds (M, 4)."""
+    if not len(found) or not len(crowds):
+        return np.zeros(len(found), bool)
+    corner = torch.maximum(found[:, None, :2], crowds[None, :, :2])
+    sides = (torch.minimum(found[:, None, 2:], crowds[None, :, 2:]) - corner).clamp(min=0)
+    own = (found[:, 2:] - found[:, :2]).prod(1).clamp(min=torch.finfo(found.dtype).tiny)
+    return (sides.prod(2) / own[:, None] >= _IOU).any(1).cpu().numpy()
 
 
 def _defined(value: Tensor) -> float | None:

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2112.13692.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,6 +69,7 @@ def mask_rcnn(
     *,
     num_classes: int,
     pretrained: bool = False,
+    backbone_weights: str | os.PathLike[str] | None = None,
     backbone_args: Mapping[str, Any] | None = None,
     augment: Mapping[str, Any] | None = None,
     channels: int = 256,
@@ -86,6 +88,7 @@ def mask_rcnn(
         backbone: The name, with or without a ``.tag``.
         num_classes: Classes and the background.
         pretrained: Load the backbone's released weights.
+        backbone_weights: Or those of a classifier's run folder or file.
         augment: Arguments of ``convattn.augment`` for the backbone's convolutions.
         channels: Channels of the pyramid, of strides 4 to 64.
         box_channels: Channels of the two layers that classify a region.
@@ -112,6 +115,7 @@ def mask_rcnn(
         backbone,
         strides=_STRIDES,
         pretrained=pretrained,
+        weights=backbone_weights,
         augment=augment,
         **(backbone_args or {}),
     )

@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype, to_pil
 from convattn.data import UnreadableImageError
 from convattn.data.annotated import AnnotatedImages
 from convattn.data.reading import read_or_error
+from convattn.detection.tiling import detect_flipped, detect_in_tiles
 from convattn.drawing import (
     class_colour,
     draw_box,
@@ -28,9 +29,10 @@ from convattn.drawing import (
 )
 from convattn.files import replace_atomically, unused_name
 from convattn.modes import eval_mode
-from convattn.text import json_text
+from convattn.text import csv_text, json_text, report
 
 _OPACITY = 0.5
+_COLUMNS = ("image", "class", "score", "xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,18 +134,47 @@ class Detections:
             entries.append(entry)
         return entries
 
+    def rows(self, image: str) -> list[tuple[object, ...]]:
+        """Rows of a table: image, class, score and the box's edges in pixels.
+
+        Args:
+            image: Its name in the table.
+        """
+        assert self.scores is not None
+        return [
+            (
+                image,
+                self.class_names[label - 1],
+                f"{score:.4f}",
+                *(f"{edge:.2f}" for edge in box),
+            )
+            for label, score, box in zip(
+                self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True
+            )
+        ]
+
     def _caption(self, k: int) -> str:
         name = self.class_names[int(self.labels[k]) - 1]
         return name if self.scores is None else f"{name} {self.scores[k]:.2f}"
 
 
-def detect(model: nn.Module, image: Image.Image, *, threshold: float = 0.5) -> Detections:
+def detect(
+    model: nn.Module,
+    image: Image.Image,
+    *,
+    threshold: float = 0.5,
+    tile: int | None = None,
+    flip: bool = False,
+) -> Detections:
     """Find the objects of an image; the detector is left as it was.
 
     Args:
         model: A detector whose ``pretrained_cfg`` has ``label_names`` and ``category_ids``.
         image: Of any mode and size; the detector resizes it itself.
         threshold: Objects of a lower score are left out; 0 keeps all that the detector gives.
+        tile: Side in pixels of the tiles that the image is cut into, see ``detect_in_tiles``; None
+            shows it whole.
+        flip: Also look at the mirror image; without masks.
 
     Raises:
         ValueError: If ``threshold`` is not between 0 and 1.
@@ -153,8 +184,18 @@ def detect(model: nn.Module, image: Image.Image, *, threshold: float = 0.5) -> D
     cfg = cast(Any, model).pretrained_cfg
     device = next(model.parameters()).device
     pixels = to_dtype(pil_to_tensor(image.convert("RGB")), torch.float32, scale=True)
+
+    def call(pixels: Tensor) -> Mapping[str, Tensor]:
+        found: Mapping[str, Tensor]
+        if tile is not None and tile < max(pixels.shape[1:]):
+            return detect_in_tiles(model, pixels, tile)
+        (found,) = model([pixels])
+        return found
+
     with eval_mode(model), torch.inference_mode():
-        (found,) = model([pixels.to(device)])
+        pixels = pixels.to(device)
+        threshold_of_nms = getattr(model, "nms_thresh", 0.5)
+        found = detect_flipped(call, pixels, threshold_of_nms) if flip else call(pixels)
     return Detections.of(
         found,
         class_names=cfg["label_names"],
@@ -196,20 +237,29 @@ def _run_lengths(mask: Tensor) -> dict[str, Any]:
 
 
 def predict_images(
-    model: nn.Module, files: Sequence[Path], out: Path, *, threshold: float
+    model: nn.Module,
+    files: Sequence[Path],
+    out: Path,
+    *,
+    threshold: float,
+    tile: int | None = None,
+    flip: bool = False,
 ) -> Iterator[str | UnreadableImageError]:
     """Find the objects on images, one after the other.
 
     Every image gets a drawing ``NAME.png``. At the end ``predictions.json`` holds all that was
     found in COCO's layout: ``images``, ``categories``, and ``annotations`` with a ``score`` each,
-    which COCO's evaluation takes as results. An image named by its COCO id keeps it, the others
-    are numbered.
+    which COCO's evaluation takes as results, and ``predictions.csv`` a row an object. An image
+    named by its COCO id keeps it, the others are numbered.
 
     Args:
         model: A detector, as ``Run.load_model`` gives it.
         files: The images.
         out: A folder.
         threshold: Least score of what is drawn and written, 0 to 1.
+        tile: As for ``detect``; one that is smaller than the largest object that training saw is
+            told on stderr.
+        flip: As for ``detect``.
 
     Yields:
         What was found on each image, in a few words; or why it could not be read.
@@ -219,12 +269,20 @@ def predict_images(
     annotations: list[dict[str, Any]] = []
     used: set[str] = set()
     ids = _image_ids(files)
+    largest = cfg.get("largest_object")
+    if tile is not None and largest is not None and tile < largest:
+        report(
+            f"--tile {tile} is smaller than the largest object that training saw, {largest:.0f} "
+            "pixels: such objects are found in parts; give a larger one"
+        )
+    rows: list[tuple[object, ...]] = [_COLUMNS]
     for file, image_id in zip(files, ids, strict=True):
         image = read_or_error(file)
         if isinstance(image, UnreadableImageError):
             yield image
             continue
-        found = detect(model, image, threshold=threshold)
+        found = detect(model, image, threshold=threshold, tile=tile, flip=flip)
+        rows += found.rows(str(file))
         found.draw(image).save(out / f"{unused_name(file.stem, used)}.png")
         images.append(
             {
@@ -244,6 +302,8 @@ def predict_images(
     ]
     content = {"images": images, "categories": categories, "annotations": annotations}
     replace_atomically(out / "predictions.json", (json_text(content) + "\n").encode())
+    table = csv_text(rows).encode(errors="surrogateescape")
+    replace_atomically(out / "predictions.csv", table)
 
 
 def _image_ids(files: Sequence[Path]) -> list[int]:

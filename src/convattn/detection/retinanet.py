@@ -6,6 +6,7 @@ https://arxiv.org/abs/1904.09925, section 4.3.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -88,6 +89,7 @@ def retinanet(
     *,
     num_classes: int,
     pretrained: bool = False,
+    backbone_weights: str | os.PathLike[str] | None = None,
     backbone_args: Mapping[str, Any] | None = None,
     augment: Mapping[str, Any] | None = None,
     channels: int = 256,
@@ -109,6 +111,7 @@ def retinanet(
         backbone: The name, with or without a ``.tag``.
         num_classes: Classes and the background.
         pretrained: Load the backbone's released weights.
+        backbone_weights: Or those of a classifier's run folder or file.
         augment: Arguments of ``convattn.augment`` for the backbone's convolutions.
         channels: Channels of pyramid and head.
         min_level: First level; level n has stride 2^n.
@@ -153,6 +156,7 @@ def retinanet(
             backbone,
             strides=[2**level for level in own],
             pretrained=pretrained,
+            weights=backbone_weights,
             augment=augment,
             **(backbone_args or {}),
         ),

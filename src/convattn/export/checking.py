@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convattn import __version__
 from convattn.explanation.heatmap import class_names
+from convattn.export.dense import DenseNetwork
 from convattn.export.networks import WithMaps, classifier_of, image_cfg, noise, output_names
 from convattn.files import written_whole
 from convattn.modes import check_finite
@@ -96,16 +97,20 @@ def checked(
         batches = [
             F.interpolate(images[: len(one)], one.shape[2:], mode="bilinear") for one in batches
         ]
+    if isinstance(network, DenseNetwork):
+        batches = [network.images(batch) for batch in batches]
+    example = network.example(batches[-1]) if isinstance(network, DenseNetwork) else batches[-1]
     expected = [_eager(network, batch) for batch in batches]
-    num_classes = expected[0][0].shape[1]
-    names = class_names(classifier_of(network), num_classes)
-    cfg |= {"num_classes": num_classes, "label_names": names}
+    if not isinstance(network, DenseNetwork):
+        num_classes = expected[0][0].shape[1]
+        names = class_names(classifier_of(network), num_classes)
+        cfg |= {"num_classes": num_classes, "label_names": names}
     if isinstance(network, WithMaps) and network.head is not None:
         cfg["evidence_bias"] = network.head.bias.tolist()
     metadata = {"convattn_version": __version__, "pretrained_cfg": json_text(cfg)}
     with owned(file), written_whole(file) as part:
         check_free(file, file.suffix)  # what another process has made meanwhile stays
-        write(part, batches[-1], metadata)
+        write(part, example, metadata)
         run = _reopened(reopen, part, file.name)
         checks = tuple(
             Check(
@@ -172,10 +177,12 @@ def _eager(network: nn.Module, images: Tensor) -> Outputs:
     logits = outputs[0]
     if isinstance(logits, Tensor):
         check_finite(logits, "the network that is exported")
+    if isinstance(network, DenseNetwork):
+        return outputs
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise ValueError(
             f"{type(classifier_of(network)).__name__} gives no logits (B, num_classes); only "
-            "networks that classify images are exported, no detectors or segmenters"
+            "networks that classify images, RetinaNet and UPerNet are exported"
         )
     return outputs
 
@@ -210,6 +217,9 @@ def _differences(
                 f"{file} differs from the network by {found[name]:.1e} of the largest of the "
                 f"{name}, {tolerance:.0e} is allowed, {where}"
             )
+    if isinstance(network, DenseNetwork):
+        with _exactly():
+            network.agree(outputs, images)
     return found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from convattn.explanation.capture import attention_layers
 from convattn.explanation.heatmap import find_attention_layer, pretrained_cfg
 from convattn.explanation.linear_evidence import LinearHead, linear_head
+from convattn.export.dense import DenseNetwork, raw_network
 from convattn.layers import AAConv2d, LearnedAggregation2d, Pool
 from convattn.surgery.copying import copy_network
 from convattn.surgery.trace import check_network
@@ -78,7 +79,7 @@ def prepare(
     """A copy to export: it evaluates, and nobody else's hooks or modes are touched.
 
     Args:
-        model: A classifier in float32.
+        model: A classifier, RetinaNet or UPerNet in float32.
         attention: Whether the copy also gives where it looks.
         evidence: Whether it also gives every position's share of every logit.
         size: Height and width of its images, in pixels; None takes ``pretrained_cfg``'s.
@@ -91,6 +92,14 @@ def prepare(
     if dtypes:
         raise ValueError(f"the network holds {dtypes.pop()}; export it in float32: model.float()")
     network = copy_network(model).eval().requires_grad_(False)
+    dense = raw_network(network)
+    if dense is not None:
+        if attention or evidence:
+            raise ValueError(
+                f"{type(model).__name__} gives no maps in a file; leave "
+                f"{'attention' if attention else 'evidence'} out"
+            )
+        return dense
     layer, head = None, None
     if attention:
         if not attention_layers(network):
@@ -107,7 +116,7 @@ def prepare(
 
 def output_names(network: nn.Module) -> tuple[str, ...]:
     """What the outputs of a prepared network are called."""
-    return network.outputs if isinstance(network, WithMaps) else ("logits",)
+    return network.outputs if isinstance(network, WithMaps | DenseNetwork) else ("logits",)
 
 
 def image_cfg(network: nn.Module, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -117,6 +126,8 @@ def image_cfg(network: nn.Module, size: tuple[int, int] | None) -> dict[str, Any
         network: A prepared one.
         size: Height and width, in pixels; None takes its own.
     """
+    if isinstance(network, DenseNetwork):
+        return network.cfg(size)
     known = pretrained_cfg(classifier_of(network))
     about = {key: known[key] for key in ("architecture", "tag", "license") if known.get(key)}
     resolved = resolve_data_config(pretrained_cfg=dict(known))
@@ -126,7 +137,7 @@ def image_cfg(network: nn.Module, size: tuple[int, int] | None) -> dict[str, Any
 
 def classifier_of(network: nn.Module) -> nn.Module:
     """The network whose logits a prepared one gives."""
-    return network.model if isinstance(network, WithMaps) else network
+    return network.model if isinstance(network, WithMaps | DenseNetwork) else network
 
 
 def noise(channels: int, height: int, width: int, *, like: Tensor) -> list[Tensor]:

@@ -132,6 +132,8 @@ def _tidy(model: ModelProto) -> None:
     sizes = graph.input[0].type.tensor_type.shape.dim
     names = {sizes[axis].dim_param: name for axis, name in AXES.items()}
     for output in graph.output[1:]:
+        if len(output.type.tensor_type.shape.dim) < 4:
+            continue
         for axis, name in ((2, "map_height"), (3, "map_width")):
             names[output.type.tensor_type.shape.dim[axis].dim_param] = name
     for value in [*graph.input, *graph.output, *graph.value_info]:

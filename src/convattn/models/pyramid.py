@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,7 +17,8 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from convattn.kernels.recomputation import count_batches_once
 from convattn.surgery import augment
-from convattn.text import nearest
+from convattn.text import nearest, report
+from convattn.weights import check_reachable, load_trunk
 
 
 class FeatureLevels(nn.Module):
@@ -79,7 +82,10 @@ class FeatureLevels(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> one map a level."""
         height, width = x.shape[-2:]
-        x = F.pad(x, (0, -width % self._multiple, 0, -height % self._multiple))
+        # No negative numbers: ONNX divides them towards zero.
+        multiple = self._multiple
+        below, right = ((multiple - side % multiple) % multiple for side in (height, width))
+        x = F.pad(x, (0, right, 0, below))
         try:
             maps = self.body(x)
         except AssertionError as error:  # timm's word for a size that a network was not made for
@@ -88,7 +94,9 @@ class FeatureLevels(nn.Module):
                 f"{x.shape[-1]}: {error}; backbone_args such as dynamic_img_size=True may change it"
             ) from error
         return [
-            resample(maps[index])[..., : -(-height // stride), : -(-width // stride)]
+            resample(maps[index])[
+                ..., : (height + stride - 1) // stride, : (width + stride - 1) // stride
+            ]
             for resample, index, stride in zip(
                 self.resample, self._taken, self.strides, strict=True
             )
@@ -135,6 +143,7 @@ def feature_levels(
     strides: Sequence[int] = (4, 8, 16, 32),
     in_chans: int = 3,
     pretrained: bool = False,
+    weights: str | os.PathLike[str] | None = None,
     augment: Mapping[str, Any] | None = None,
     **backbone_args: Any,
 ) -> FeatureLevels:
@@ -145,13 +154,15 @@ def feature_levels(
         strides: Pixels a position of each level, rising.
         in_chans: Channels of the images.
         pretrained: Load the released weights of that name.
+        weights: Or those of a classifier's run folder or file, as ``load_trunk`` takes them.
         augment: Arguments of ``convattn.augment`` for the backbone's convolutions, as in
             ``{"conv": "last-3-stages"}``; there is no pool to augment here.
         **backbone_args: Arguments of the network.
 
     Raises:
+        FileNotFoundError: If there is no such file of weights.
         ValueError: If there is no such network, it has no released weights, refuses an argument,
-            cannot be augmented, or has no map of a stride.
+            cannot be augmented, or has no map of a stride, or the weights are of another one.
 
     Example:
         >>> import convattn, torch
@@ -160,6 +171,8 @@ def feature_levels(
         [(1, 64, 13, 16), (1, 64, 7, 8), (1, 64, 4, 4)]
     """
     model = _network(backbone, pretrained, in_chans=in_chans, **backbone_args)
+    if weights is not None:
+        report(f"backbone {backbone}: {load_trunk(model, Path(weights))}")
     if augment is not None:
         model = _augmented(backbone, model, augment)
     try:
@@ -175,6 +188,8 @@ def _network(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
         near = nearest(name, timm.list_models())
         raise ValueError(f"unknown backbone {name!r}; the nearest is {near!r}")
     try:
+        if pretrained:
+            check_reachable(name)
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise ValueError(f"backbone {name!r} refuses its arguments: {error}") from error
@@ -183,7 +198,8 @@ def _network(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
             raise
         raise ValueError(
             f"no released weights of {name!r} could be loaded ({str(error).splitlines()[0]}); "
-            "leave pretrained out to start from random ones"
+            "name a classifier's file or run (--model.backbone-weights FILE), or leave pretrained "
+            "out to start from random ones"
         ) from error
     return model
 

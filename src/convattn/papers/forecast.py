@@ -284,6 +284,9 @@ def _describe_network(config: TrainConfig, found: Forecast) -> str:
     if model.checkpoint is not None:
         there = "" if Path(model.checkpoint).exists() else ", which is not there"
         start = f"{model.checkpoint}{there}"
+    if model.backbone_weights is not None:
+        there = "" if Path(model.backbone_weights).exists() else ", which is not there"
+        start = f"the backbone of {model.backbone_weights}{there}"
     return (
         f"{model.title}, {found.counts.parameters / 1e6:.2f} M parameters, "
         f"{found.counts.macs / 1e9:.3g} G multiply-adds for an image of "

@@ -33,6 +33,7 @@ _OF_NO_EFFECT = frozenset(
         *("accumulate", "channels_last", "compile", "deterministic", "eval_every", "log_every"),
         *("checkpoint_every", "checkpoint_minutes", "data.root", "data.download"),
         *("data.num_workers", "model.num_classes", "model.checkpoint", "model.pretrained"),
+        "model.backbone_weights",
     }
 )
 

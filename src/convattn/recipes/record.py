@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
-from convattn.config import TrainConfig
+from convattn.config import ModelConfig, Scalar, TrainConfig
+
+_WIDTHS = ("channels", "aux_channels", "box_channels", "mask_channels")
+"""Arguments of heads that go with a backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,42 @@ def add_recipe(recipe: Recipe) -> Recipe:
     assert recipe.name not in RECIPES
     RECIPES[recipe.name] = recipe
     return recipe
+
+
+def without_leftovers(
+    given: ModelConfig, recipe: ModelConfig, told: Collection[str]
+) -> tuple[ModelConfig, list[str]]:
+    """A model on another backbone than its recipe's, without what the recipe chose for that one.
+
+    These are the backbone's arguments and the widths of the heads, which then are the network's
+    own.
+
+    Args:
+        given: What is trained.
+        recipe: What the recipe trains.
+        told: Paths of fields that were given on purpose, as ``model_args.channels``, and stay.
+
+    Returns:
+        The model, and the arguments that are gone, as people write them.
+    """
+    if given.backbone == recipe.backbone:
+        return given, []
+    kept: dict[str, dict[str, Scalar]] = {}
+    gone = []
+    of_backbone = (("backbone_args", tuple(recipe.backbone_args)), ("model_args", _WIDTHS))
+    for field, names in of_backbone:
+        values: dict[str, Scalar] = getattr(given, field)
+        left = [
+            name
+            for name in names
+            if name in values
+            and values[name] == getattr(recipe, field).get(name)
+            and not {field, f"{field}.{name}"} & set(told)
+        ]
+        kept[field] = {name: value for name, value in values.items() if name not in left}
+        gone += [f"{name} {values[name]}" for name in left]
+    model = replace(given, backbone_args=kept["backbone_args"], model_args=kept["model_args"])
+    return model, gone
 
 
 def vary_model(base: TrainConfig, recipe: str, /, **model: object) -> TrainConfig:

@@ -22,6 +22,7 @@ from convattn.text import nearest, one_line
 from convattn.weights import (
     adapt_classifier,
     adapt_input_channels,
+    check_reachable,
     load_checked,
     mismatch_error,
     read_pretrained_cfg,
@@ -65,10 +66,12 @@ def create_model(
             f"unknown model {name!r}; the nearest is {nearest(name, timm.list_models())!r}"
         )
     try:
+        if pretrained:
+            check_reachable(name)
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise ValueError(f"model {name!r} refuses its arguments: {one_line(error)}") from error
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         if not pretrained:
             raise
         raise ValueError(
@@ -114,9 +117,10 @@ def starting_cfg(spec: ModelConfig) -> Mapping[str, Any] | None:
     Returns:
         A ``pretrained_cfg``; None for random weights, or where nothing is known.
     """
-    if spec.checkpoint is None and not spec.pretrained:
+    if not spec.is_trained:
         return None
-    own = None if spec.checkpoint is None else read_pretrained_cfg(Path(spec.checkpoint))
+    file = spec.checkpoint or spec.backbone_weights
+    own = None if file is None else read_pretrained_cfg(Path(file))
     if own is not None:
         return own
     try:
@@ -133,6 +137,7 @@ def create_dense_model(
     backbone: str | None = None,
     backbone_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
+    backbone_weights: Path | None = None,
     checkpoint: Path | None = None,
     augment: Mapping[str, Any] | None = None,
     **arguments: Any,
@@ -145,6 +150,8 @@ def create_dense_model(
         backbone: Of the models that leave it open.
         backbone_args: Further arguments of the backbone.
         pretrained: Load the backbone's released weights.
+        backbone_weights: Trained weights of a classifier that is its backbone, as ``load_trunk``
+            takes them.
         checkpoint: Trained weights, as ``read_weights`` reads them: of the same model, whose
             predictions start anew if it has other classes; or of a classifier that is its backbone.
         augment: Arguments of ``convattn.augment`` for the backbone; None adds no attention.
@@ -157,6 +164,7 @@ def create_dense_model(
     given = {
         "backbone": backbone,
         "backbone_args": backbone_args,
+        "backbone_weights": backbone_weights,
         "augment": augment,
         **arguments,
     }

@@ -8,9 +8,11 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
+from convattn.data.annotated import set_aside_images
 from convattn.data.batches import list_batches, normalisation, opened
 from convattn.data.dense_transforms import segmentation_test_transform
 from convattn.data.segmentation import SegmentationSource, load_segmentation
+from convattn.text import report
 
 _SHORTER_SIDE = 512
 
@@ -40,10 +42,34 @@ def open_data(
         annotations=config.annotations,
         bad_annotations=config.bad_annotations,
         group=config.group,
+        split=config.split,
         class_names=class_names,
         ignore_unknown=config.ignore_unknown,
     )
     return opened(config, source)
+
+
+def open_parted(config: DataConfig, *, seed: int, **arguments: Any) -> SegmentationSource:
+    """The data set to train on, with a validation part if the configuration wants one.
+
+    Args:
+        config: As for ``open_data``.
+        seed: Of the draw of the validation part.
+        arguments: As for ``open_data``.
+
+    Raises:
+        ValueError: As ``open_data``, or if no image can be spared.
+    """
+    source = open_data(config, **arguments)
+    if config.val_share is None:
+        return source
+    before = len(source.notes)
+    source = set_aside_images(
+        source, config.val_share, root=config.root, group=config.group, seed=seed
+    )
+    for note in source.notes[before:]:
+        report(note)
+    return source
 
 
 def pretrained_cfg(

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from convattn.data.masks import IGNORED
 from convattn.modes import check_finite, default_device, eval_mode
-from convattn.results import Results, Rows, percentages, worst_class
+from convattn.results import Results, Rows, Table, percentage, percentages, worst_class
 from convattn.segmentation.upernet import resize_logits, sliding_window
 
 
@@ -36,6 +36,10 @@ class SegmentationResult(Results):
     """Share of all pixels whose class is right."""
     per_class: dict[str, float]
     """Intersection over union of each class; one that neither truth nor model has is left out."""
+    per_class_accuracy: dict[str, float]
+    """Share of each class's pixels that are found; a class without pixels is left out."""
+    per_class_pixels: dict[str, int]
+    """Pixels of each class in the truth, of all that there are."""
     images_per_second: float
     """Images a second, loading included."""
 
@@ -54,6 +58,19 @@ class SegmentationResult(Results):
             ("images a second", f"{self.images_per_second:,.1f}"),
         ]
 
+    def class_table(self) -> Table:
+        """Pixels, IoU and accuracy of each class."""
+        rows = [
+            (
+                name,
+                f"{count:,}",
+                percentage(self.per_class.get(name)),
+                percentage(self.per_class_accuracy.get(name)),
+            )
+            for name, count in self.per_class_pixels.items()
+        ]
+        return [("class", "pixels", "IoU", "accuracy"), *rows]
+
 
 class SegmentationMetrics(MulticlassConfusionMatrix):
     """Which class was taken for which, gathered image by image.
@@ -68,6 +85,7 @@ class SegmentationMetrics(MulticlassConfusionMatrix):
 
     num_images: Tensor
     loss: Tensor
+    confmat: Tensor
 
     def __init__(self, *, class_names: Sequence[str], gathered: bool = True) -> None:
         # Its own checks sort all pixels of each image.
@@ -142,6 +160,14 @@ class SegmentationMetrics(MulticlassConfusionMatrix):
                 for name, iou in zip(self.class_names, ious, strict=True)
                 if not iou.isnan()
             },
+            "per_class_accuracy": {
+                name: share.item()
+                for name, share in zip(self.class_names, hits / truth, strict=True)
+                if not share.isnan()
+            },
+            "per_class_pixels": {
+                name: int(count) for name, count in zip(self.class_names, truth, strict=True)
+            },
         }
 
 
@@ -152,7 +178,7 @@ def evaluate_segmentation(
     class_names: Sequence[str],
     device: torch.device | str | None = None,
     window: tuple[int, int] | None = None,
-) -> SegmentationResult:
+) -> tuple[SegmentationResult, SegmentationMetrics]:
     """Test a segmenter; it is left as it was, but on ``device``.
 
     Args:
@@ -164,6 +190,9 @@ def evaluate_segmentation(
         device: Where to compute; None takes the GPU if there is one.
         window: Height and width of what the model sees at once, as in ``sliding_window``; None
             shows it whole images.
+
+    Returns:
+        What was found, and the metrics, whose ``confmat`` (true, found) counts pixels.
 
     Raises:
         ValueError: If the model has another number of classes than the data, or there is no
@@ -186,7 +215,7 @@ def evaluate_segmentation(
     if not metrics.update_called:
         raise ValueError("there is no image to evaluate; name a data set with test images")
     found = metrics.compute()
-    return SegmentationResult(**found, images_per_second=found["num_images"] / seconds)
+    return SegmentationResult(**found, images_per_second=found["num_images"] / seconds), metrics
 
 
 def _of_one_size(images: Sequence[Tensor]) -> Iterable[list[int]]:

@@ -36,6 +36,7 @@ from convattn.drawing import (
 from convattn.files import replace_atomically, unused_name
 from convattn.modes import check_finite, eval_mode
 from convattn.segmentation.upernet import resize_logits, sliding_window
+from convattn.text import csv_text
 
 _OPACITY = 0.7
 
@@ -96,7 +97,11 @@ class Segmentation:
 
 
 def segment(
-    model: nn.Module, image: Image.Image, *, window: tuple[int, int] | None = None
+    model: nn.Module,
+    image: Image.Image,
+    *,
+    window: tuple[int, int] | None = None,
+    flip: bool = False,
 ) -> Segmentation:
     """Find the class of every pixel of an image; the segmenter is left as it was.
 
@@ -109,6 +114,7 @@ def segment(
         image: Of any mode and size.
         window: Height and width of what the model sees at once, as in ``sliding_window``; None
             shows it the whole image.
+        flip: Also look at the mirror image, and take the mean of both probabilities.
 
     Example:
         >>> from convattn.segmentation import create_segmenter
@@ -116,20 +122,35 @@ def segment(
         >>> segment(model, Image.new("RGB", (70, 50))).classes.shape
         torch.Size([50, 70])
     """
+    batch = prepared(model, image)
+    with eval_mode(model), torch.inference_mode():
+        logits = model(batch) if window is None else sliding_window(model, batch, window)
+        check_finite(logits)
+        if flip:
+            other = batch.flip(3)
+            mirrored = model(other) if window is None else sliding_window(model, other, window)
+            logits = (logits.softmax(1) + mirrored.flip(3).softmax(1)) / 2
+        classes = resize_logits(logits, (image.height, image.width)).argmax(1)[0]
+    return Segmentation(
+        classes=classes.to("cpu", torch.uint8),
+        class_names=tuple(cast(Any, model).pretrained_cfg["label_names"]),
+    )
+
+
+def prepared(model: nn.Module, image: Image.Image) -> Tensor:
+    """An image as a segmenter sees it, (1, 3, H, W), where the segmenter is.
+
+    Args:
+        model: As in ``segment``.
+        image: Of any mode and size.
+    """
     cfg = cast(Any, model).pretrained_cfg
     prepare = segmentation_test_transform(
         image_size=cfg["image_size"], mean=tuple(cfg["mean"]), std=tuple(cfg["std"])
     )
     unknown = tv_tensors.Mask(torch.full((image.height, image.width), IGNORED))
     pixels, _ = prepare(tv_tensors.Image(image.convert("RGB")), unknown)
-    batch = pixels[None].to(next(model.parameters()).device)
-    with eval_mode(model), torch.inference_mode():
-        logits = model(batch) if window is None else sliding_window(model, batch, window)
-        check_finite(logits)
-        classes = resize_logits(logits, (image.height, image.width)).argmax(1)[0]
-    return Segmentation(
-        classes=classes.to("cpu", torch.uint8), class_names=tuple(cfg["label_names"])
-    )
+    return pixels[None].to(next(model.parameters()).device)
 
 
 def draw_beside_truth(
@@ -180,12 +201,18 @@ def _stripes(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def predict_images(
-    model: nn.Module, files: Sequence[Path], out: Path, *, window: tuple[int, int] | None
+    model: nn.Module,
+    files: Sequence[Path],
+    out: Path,
+    *,
+    window: tuple[int, int] | None,
+    flip: bool = False,
 ) -> Iterator[str | UnreadableImageError]:
     """Find the class of every pixel of images, one after the other.
 
     Every image gets a drawing ``NAME.png`` and a mask ``NAME_mask.png``, whose pixels are the
-    classes' numbers and whose palette shows them. ``classes.txt`` names them, number 0 first.
+    classes' numbers and whose palette shows them. ``classes.txt`` names them, number 0 first;
+    ``predictions.csv`` has a row for each class on each image, with its pixels and their share.
 
     Args:
         model: A segmenter, as ``Run.load_model`` gives it.
@@ -193,20 +220,27 @@ def predict_images(
         out: A folder.
         window: Height and width of the overlapping windows that images are cut into; None takes
             them whole.
+        flip: As for ``segment``.
 
     Yields:
         What was found on each image, in a few words; or why it could not be read.
     """
     cfg: Any = model.pretrained_cfg
     used: set[str] = set()
+    rows: list[tuple[object, ...]] = [("image", "class", "pixels", "share")]
     for file in files:
         image = read_or_error(file)
         if isinstance(image, UnreadableImageError):
             yield image
             continue
-        found = segment(model, image, window=window)
+        found = segment(model, image, window=window, flip=flip)
+        total = found.classes.numel()
+        for name, share in found.largest(len(found.class_names)):
+            rows.append((str(file), name, round(share * total), f"{share:.6f}"))
         stem = unused_name(file.stem, used)
         found.draw(image).save(out / f"{stem}.png")
         found.mask().save(out / f"{unused_name(f'{stem}_mask', used)}.png")
         yield ", ".join(f"{name} {share:.0%}" for name, share in found.largest(3))
     replace_atomically(out / "classes.txt", ("\n".join(cfg["label_names"]) + "\n").encode())
+    table = csv_text(rows).encode(errors="surrogateescape")
+    replace_atomically(out / "predictions.csv", table)

@@ -6,6 +6,7 @@ https://arxiv.org/abs/1807.10221; the decoder is segmentation_models_pytorch's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -115,6 +116,7 @@ def upernet(
     *,
     num_classes: int,
     pretrained: bool = False,
+    backbone_weights: str | os.PathLike[str] | None = None,
     backbone_args: Mapping[str, Any] | None = None,
     augment: Mapping[str, Any] | None = None,
     channels: int = 512,
@@ -127,6 +129,7 @@ def upernet(
         backbone: The name, with or without a ``.tag``.
         num_classes: Classes, at most 255.
         pretrained: Load the backbone's released weights.
+        backbone_weights: Or those of a classifier's run folder or file.
         augment: Arguments of ``convattn.augment`` for the backbone's convolutions.
         channels: Of the decoder's maps; 512 as mmsegmentation's UPerNet has them in the papers'
             tables, where segmentation_models_pytorch's default is 256.
@@ -145,7 +148,11 @@ def upernet(
         [(1, 11, 50, 64), (1, 11, 50, 64)]
     """
     levels = feature_levels(
-        backbone, pretrained=pretrained, augment=augment, **dict(backbone_args or {})
+        backbone,
+        pretrained=pretrained,
+        weights=backbone_weights,
+        augment=augment,
+        **dict(backbone_args or {}),
     )
     return UPerNet(
         levels,

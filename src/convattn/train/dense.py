@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from convattn.config import TrainConfig
+from convattn.data.annotated import AnnotatedSource
 from convattn.data.batches import collate_lists
 from convattn.models.pyramid import FeatureLevels
 from convattn.runs import augment_arguments, create_dense_model
@@ -37,6 +39,7 @@ class DenseTask(TrainingTask):
         backbone_args: Further keyword arguments of the backbone.
         model_args: Further keyword arguments of the model.
         pretrained: Start from the backbone's released weights.
+        backbone_weights: Weights of a classifier that the backbone starts from. Read now only.
         checkpoint: Trained weights to start from, of the model or of its backbone. Read now only: a
             reloaded task has its own.
         augment: Arguments of ``convattn.augment`` for the backbone; None adds no attention.
@@ -57,6 +60,7 @@ class DenseTask(TrainingTask):
         backbone_args: Mapping[str, Any] | None = None,
         model_args: Mapping[str, Any] | None = None,
         pretrained: bool = False,
+        backbone_weights: Path | None = None,
         checkpoint: Path | None = None,
         augment: Mapping[str, Any] | None = None,
         freeze: bool = False,
@@ -67,13 +71,14 @@ class DenseTask(TrainingTask):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["checkpoint"])
+        self.save_hyperparameters(ignore=["checkpoint", "backbone_weights"])
         self.model = create_dense_model(
             model,
             cfg=cfg,
             backbone=backbone,
             backbone_args=backbone_args,
             pretrained=pretrained,
+            backbone_weights=backbone_weights,
             checkpoint=checkpoint,
             augment=augment,
             **(model_args or {}),
@@ -93,7 +98,7 @@ class DenseJob(Generic[Task]):
     Args:
         config: The run, with the number of classes.
         train: Training images with their augmentation.
-        test: Test images.
+        val: Images that are looked at between epochs: of a validation part, or for the test.
         cfg: The ``pretrained_cfg`` that the run will have.
         task: Makes the training.
 
@@ -108,7 +113,7 @@ class DenseJob(Generic[Task]):
         config: TrainConfig,
         *,
         train: Dataset[Any],
-        test: Dataset[Any],
+        val: Dataset[Any],
         cfg: Mapping[str, Any],
         task: Callable[..., Task],
     ) -> None:
@@ -116,7 +121,7 @@ class DenseJob(Generic[Task]):
         self.data = TrainingData(
             config.data,
             train=train,
-            val=test,
+            val=val,
             cfg=cfg,
             seed=config.seed,
             accumulate=config.accumulate,
@@ -140,6 +145,7 @@ class DenseJob(Generic[Task]):
             backbone_args=model.backbone_arguments or None,
             model_args=model.model_args,
             pretrained=model.pretrained,
+            backbone_weights=model.backbone_weights and Path(model.backbone_weights),
             checkpoint=checkpoint,
             augment=self._augment,
             freeze=config.augment.freeze,
@@ -154,6 +160,16 @@ class DenseJob(Generic[Task]):
     def augmented(self) -> str:
         """What attention the backbone was given, in a line."""
         return describe_augment(self.config.augment)
+
+
+def judged_by(source: AnnotatedSource[Any], curves: Curves) -> Curves:
+    """The curves, told to be those of a validation part if there is one.
+
+    Args:
+        source: What is trained on.
+        curves: Of test images.
+    """
+    return curves if source.val is None else replace(curves, part="validation")
 
 
 def freeze_backbone(model: nn.Module) -> None:

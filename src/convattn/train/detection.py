@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from convattn.config import TrainConfig
 from convattn.data.dense_transforms import detection_test_transform, detection_train_transform
 from convattn.detection import finds_masks
-from convattn.detection.dataset import open_data, pretrained_cfg, test_batches
+from convattn.detection.dataset import largest_object, open_parted, pretrained_cfg, test_batches
 from convattn.detection.evaluation import DetectionMetrics, evaluate_detection
 from convattn.detection.prediction import draw_beside_truth
+from convattn.detection.testing import write_details
 from convattn.results import Results
 from convattn.runs import starting_cfg
-from convattn.train.dense import DenseJob, DenseTask
+from convattn.train.dense import DenseJob, DenseTask, judged_by
 from convattn.train.task import Curves
 
 _NUM_IMAGES = 8
@@ -86,9 +87,12 @@ class DetectionJob(DenseJob[DetectionTask]):
 
     def __init__(self, config: TrainConfig) -> None:
         config.check_task("detection")
-        self.curves = detection_curves(config.model.name)
-        self.source = source = open_data(config.data, masks=finds_masks(config.model.name))
+        self.source = source = open_parted(
+            config.data, masks=finds_masks(config.model.name), seed=config.seed
+        )
+        self.curves = judged_by(source, detection_curves(config.model.name))
         cfg = pretrained_cfg(config.data, source, starting_cfg(config.model))
+        cfg["largest_object"] = largest_object(source.train)
         transform = detection_train_transform(
             image_size=cfg["image_size"],
             max_size=cfg["max_size"],
@@ -100,7 +104,7 @@ class DetectionJob(DenseJob[DetectionTask]):
         super().__init__(
             config.with_classes(len(source.class_names)),
             train=source.train.with_transform(transform),
-            test=source.test.with_transform(detection_test_transform()),
+            val=(source.val or source.test).with_transform(detection_test_transform()),
             cfg=cfg,
             task=DetectionTask,
         )
@@ -110,10 +114,10 @@ class DetectionJob(DenseJob[DetectionTask]):
 
         Args:
             model: As anyone would load it.
-            folder: Where ``predictions.png`` goes.
-            title: Stands above it.
+            folder: Where ``predictions.png`` goes, and what ``write_details`` writes.
+            title: Stands above.
         """
-        result = evaluate_detection(
+        result, metrics = evaluate_detection(
             model,
             test_batches(self.config.data, self.source),
             class_names=self.source.class_names,
@@ -121,4 +125,5 @@ class DetectionJob(DenseJob[DetectionTask]):
         )
         out = folder / "predictions.png"
         draw_beside_truth(model.cpu(), self.source.test, _NUM_IMAGES, out, title=title)
-        return result, (out,)
+        details = write_details(folder, result, metrics, title=title)
+        return result, (out, *(file for file in details if file.suffix == ".png"))

@@ -118,6 +118,8 @@ def _start_line(job: Job, folder: Path) -> str:
     config, data, model = job.config, job.data, job.config.model
     judging = "to validate on" if job.curves.part == "validation" else "to test on in between"
     start = model.checkpoint or ("released weights" if model.pretrained else "random weights")
+    if model.backbone_weights is not None:
+        start = f"the backbone of {model.backbone_weights}"
     cfg = data.cfg
     _, height, width = cfg["input_size"]
     seen = [f"{height} x {width} pixels"]
@@ -206,9 +208,10 @@ def _rewound(job: Job, folder: Path, checkpoint: Path) -> TrainingTask:
 
 def _with_own_start(config: TrainConfig, checkpoint: Path) -> TrainConfig:
     """The run as if it started from its own checkpoint, if it did from a file, now perhaps gone."""
-    if config.model.checkpoint is None:
+    if config.model.checkpoint is None and config.model.backbone_weights is None:
         return config
-    return replace(config, model=replace(config.model, checkpoint=str(checkpoint)))
+    own = replace(config.model, checkpoint=str(checkpoint), backbone_weights=None)
+    return replace(config, model=own)
 
 
 def _finish(
@@ -382,7 +385,7 @@ def _report(config: TrainConfig, run: TrainedRun, fitted: Fitted, *, augmented: 
     return (
         f"# {config.recipe}\n\n"
         f"On {result.num_images:,} test images of {data.name}:\n\n"
-        f"{markdown_table(('result', 'value'), result.rows())}\n\n"
+        f"{result.markdown()}\n\n"
         f"{figures}\n"
         f"## What was trained\n\n{markdown_table(('setting', 'value'), summary)}\n\n"
         "`config.json` holds every setting, `metrics.csv` every row of the curves.\n\n"

@@ -14,10 +14,11 @@ from convattn.data.dense_transforms import segmentation_test_transform, segmenta
 from convattn.results import Results
 from convattn.runs import starting_cfg
 from convattn.segmentation import segmentation_loss
-from convattn.segmentation.dataset import open_data, pretrained_cfg, test_batches
+from convattn.segmentation.dataset import open_parted, pretrained_cfg, test_batches
 from convattn.segmentation.evaluation import SegmentationMetrics, evaluate_segmentation
 from convattn.segmentation.prediction import draw_beside_truth
-from convattn.train.dense import DenseJob, DenseTask
+from convattn.segmentation.testing import write_details
+from convattn.train.dense import DenseJob, DenseTask, judged_by
 from convattn.train.task import Curves
 
 _NUM_IMAGES = 8
@@ -82,11 +83,10 @@ class SegmentationJob(DenseJob[SegmentationTask]):
         ValueError: If the configuration and the data do not fit.
     """
 
-    curves = SegmentationTask.curves
-
     def __init__(self, config: TrainConfig) -> None:
         config.check_task("segmentation")
-        self.source = source = open_data(config.data)
+        self.source = source = open_parted(config.data, seed=config.seed)
+        self.curves = judged_by(source, SegmentationTask.curves)
         same_size = source.image_size is not None and config.data.scale_jitter is None
         if config.data.crop_size is None and not same_size:
             raise ValueError(
@@ -105,7 +105,7 @@ class SegmentationJob(DenseJob[SegmentationTask]):
         super().__init__(
             config.with_classes(len(source.class_names)),
             train=source.train.with_transform(transform),
-            test=source.test.with_transform(segmentation_test_transform(**seen)),
+            val=(source.val or source.test).with_transform(segmentation_test_transform(**seen)),
             cfg=cfg,
             task=SegmentationTask,
         )
@@ -115,14 +115,15 @@ class SegmentationJob(DenseJob[SegmentationTask]):
 
         Args:
             model: As anyone would load it.
-            folder: Where ``predictions.png`` goes.
-            title: Stands above it.
+            folder: Where ``predictions.png`` goes, and what ``write_details`` writes.
+            title: Stands above.
         """
-        result = evaluate_segmentation(
+        result, metrics = evaluate_segmentation(
             model,
             test_batches(self.config.data, self.source, self.data.cfg),
             class_names=self.source.class_names,
         )
         out = folder / "predictions.png"
         draw_beside_truth(model.cpu(), self.source.test, _NUM_IMAGES, out, title=title)
-        return result, (out,)
+        details = write_details(folder, result, metrics, title=title)
+        return result, (out, *(file for file in details if file.suffix == ".png"))

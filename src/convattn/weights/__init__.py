@@ -1,13 +1,14 @@
 """Released and other trained weights: where they are, how they are read, what they map to."""
 
 from convattn.weights.conversion import convert_weights
-from convattn.weights.download import cached_path, fetch
+from convattn.weights.download import cached_path, check_reachable, fetch
 from convattn.weights.fitting import (
     adapt_classifier,
     adapt_input_channels,
     classifier_names,
     load_backbone,
     load_checked,
+    load_trunk,
     under_own_names,
 )
 from convattn.weights.names import (
@@ -37,12 +38,14 @@ __all__ = [
     "adapt_input_channels",
     "architecture_of",
     "cached_path",
+    "check_reachable",
     "classifier_names",
     "convert_weights",
     "fetch",
     "find_installed",
     "load_backbone",
     "load_checked",
+    "load_trunk",
     "mismatch_error",
     "patchconvnet_from_released",
     "patchconvnet_to_released",

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
+import threading
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import timm
 import torch.hub
+from huggingface_hub import constants, get_session, try_to_load_from_cache
 
 from convattn.files import record_hash, written_whole
 from convattn.text import one_line
 from convattn.weights.reading import read_weights
+
+_PATIENCE = 4.0  # seconds
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def cached_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -41,6 +50,46 @@ def fetch(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
         _download(url, file)
     record_hash(file)
     return file
+
+
+def check_reachable(name: str) -> None:
+    """Refuse at once what would be tried in vain for minutes: a download where nothing answers.
+
+    Args:
+        name: Of a network of timm's, whose released weights are going to be loaded.
+
+    Raises:
+        ConnectionError: If they are not on this machine, and the host that has them does not answer
+            within four seconds.
+    """
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or cfg.file or cfg.state_dict:
+        return
+    if cfg.hf_hub_id:
+        here = any(
+            isinstance(try_to_load_from_cache(cfg.hf_hub_id, file), str) for file in _HUB_FILES
+        )
+        url = constants.ENDPOINT
+    else:
+        here, url = bool(cfg.url) and cached_path(cfg.url).is_file(), cfg.url
+    if url and not here and not _answers(url):
+        raise ConnectionError(
+            f"they are not on this machine, and {urlsplit(url).hostname} does not answer"
+        )
+
+
+def _answers(url: str) -> bool:
+    """Whether a host says anything; looking up its name has no limit of time of its own."""
+    answered: list[Any] = []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # of whatever the session is made of
+            answered.append(get_session().head(url, timeout=_PATIENCE))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return bool(answered)
 
 
 def _download(url: str, file: Path) -> None:

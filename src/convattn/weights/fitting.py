@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convattn.layers import LearnedAggregation2d
 from convattn.layers.pools import Pool
+from convattn.text import list_names
 from convattn.weights.names import names_of_timm
 from convattn.weights.reading import mismatch_error, read_weights, tensor_differences
 
@@ -77,6 +78,42 @@ def load_backbone(network: nn.Module, path: Path) -> None:
         raise mismatch_error(file, weights, differences)
     check_finite_weights(file, fitting)
     network.load_state_dict(fitting | kept)
+
+
+def load_trunk(network: nn.Module, path: Path) -> str:
+    """Fill all of a network but its classifier with trained weights, whatever else they hold.
+
+    Counts of batches that the file lacks stay as they are. What the file has behind the trunk, as a
+    classifier or a pool that was trained with it, is left out.
+
+    Args:
+        network: Of timm's, ours among them.
+        path: As ``read_weights`` takes it.
+
+    Returns:
+        How many tensors were loaded, and which were left out.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or of another network.
+    """
+    file, weights = read_weights(path)
+    own, head = network.state_dict(), _head_names(network)
+    trunk = {name: tensor for name, tensor in own.items() if not name.startswith(head)}
+    theirs = names_of_timm(weights, own)
+    left_out = sorted(theirs.keys() - trunk.keys())
+    parts = {name.partition(".")[0] for name in trunk}
+    # What lies inside a part of the trunk is no head: the file is of a larger network.
+    foreign = [name for name in left_out if name.partition(".")[0] in parts]
+    fitting = {name: tensor for name, tensor in theirs.items() if name in trunk or name in foreign}
+    counts = {name: own[name] for name in trunk if name.endswith("num_batches_tracked")}
+    differences = tensor_differences(counts | fitting, trunk)
+    if differences:
+        raise mismatch_error(file, weights, differences)
+    check_finite_weights(file, fitting)
+    network.load_state_dict(own | fitting)
+    told = f"{len(fitting)} of {len(theirs)} tensors loaded"
+    return f"{told}, {len(left_out)} left out: {list_names(left_out)}" if left_out else told
 
 
 def under_own_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
