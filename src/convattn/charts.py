@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from convattn.text import figure_text, shorten_name
 
 _MOST_NAMED = 40
 _MOST_CURVES = 12
+_LETTERS_AN_INCH = 11  # of a title
 
 
 def draw_counts(
@@ -38,8 +40,14 @@ def draw_counts(
         counts, rows, columns = _without_rare(counts, rows, columns)
     figure = confusion_figure(counts, rows, columns)
     FigureCanvasAgg(figure)
-    figure.suptitle(figure_text(title), fontsize=11, fontweight="bold")
+    _entitle(figure, title)
     figure.savefig(out, dpi=110)
+
+
+def _entitle(figure: Figure, title: str) -> None:
+    """A title of as many lines as the figure's width asks for."""
+    lines = textwrap.wrap(figure_text(title), int(_LETTERS_AN_INCH * figure.get_figwidth()))
+    figure.suptitle("\n".join(lines), fontsize=11, fontweight="bold")
 
 
 def _without_rare(
@@ -113,7 +121,7 @@ def draw_precision_recall(
     shown = order if len(order) <= _MOST_CURVES else [*order[:half], *order[-half:]]
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(figure_text(title), fontsize=11, fontweight="bold")
+    _entitle(figure, title)
     axes: Any = figure.subplots()
     for number, name in enumerate(shown):
         label = f"{figure_text(shorten_name(name))}  {areas[name]:.1%}"
