@@ -71,6 +71,8 @@ def create_model(
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise ValueError(f"model {name!r} refuses its arguments: {one_line(error)}") from error
+    except FileNotFoundError:  # says where the file is to be put
+        raise
     except (RuntimeError, OSError) as error:
         if not pretrained:
             raise

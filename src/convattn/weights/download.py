@@ -17,6 +17,7 @@ from huggingface_hub import constants, get_session, try_to_load_from_cache
 from convattn.files import record_hash, written_whole
 from convattn.text import one_line
 from convattn.weights.reading import read_weights
+from convattn.weights.releases import RELEASES
 
 _PATIENCE = 4.0  # seconds
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -65,6 +66,8 @@ def check_reachable(name: str) -> None:
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or cfg.file or cfg.state_dict:
         return
+    if any(cfg.url == release.url for release in RELEASES.values()):
+        return  # ``fetch`` tells at once, and where to put the file
     if cfg.hf_hub_id:
         here = any(
             isinstance(try_to_load_from_cache(cfg.hf_hub_id, file), str) for file in _HUB_FILES
