@@ -57,6 +57,7 @@ CLASSES = range(0, 40, 4)
 OF_CLASS, FOLDS = 200, 5
 EPOCHS, BATCH, DECAY = 30, 64, 0.01
 SCENE = max(SIDES)
+_ASIDE = 1.06  # so that points of a share do not hide each other
 COLUMNS = ("data", "object_share", "map_size", "pool", "seed", "accuracy", "lr", "epoch", "seconds")
 READING, TABLE = "## Reading it", "## Table"
 Key = tuple[float, int, str]
@@ -385,7 +386,7 @@ def draw(found: Found, file: Path) -> None:
         for number, pool in enumerate(name for name in POOLS if name != "avg-bn"):
             points = list(gains(found, size, pool))
             if points:
-                x = [share for share, _ in points]
+                x = [share * _ASIDE ** (number - 2) for share, _ in points]
                 y = [100 * gain.mean for _, gain in points]
                 half = [100 * (gain.high - gain.mean) for _, gain in points]
                 panel.errorbar(
@@ -397,7 +398,9 @@ def draw(found: Found, file: Path) -> None:
         panel.set_title(f"map of {size} x {size}")
         panel.set_xlabel("object, % of the image")
     panels[0].set_ylabel("points over the average")
-    panels[-1].legend(frameon=False)
+    drawn = [panel.get_legend_handles_labels() for panel in panels]
+    shown = {label: handle for pair in drawn for handle, label in zip(*pair, strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside right center", frameon=False)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
