@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader, Dataset
 
 from convattn.config import DataConfig
-from convattn.data.annotated import describe_skipped
+from convattn.data.annotated import describe_skipped, set_aside_images
 from convattn.data.bands import extensions_of
 from convattn.data.counts import summarize
 from convattn.data.folders import LeftOut, find_images
@@ -43,6 +43,28 @@ def opened(config: DataConfig, source: Source) -> Source:
     if config.root is not None:
         for line in summarize(source, config.root):
             report(line)
+    return source
+
+
+def parted(config: DataConfig, source: Source, *, seed: int) -> Source:
+    """A source of boxes or masks with a validation part if one is wanted, which is told on stderr.
+
+    Args:
+        config: Which share of the training images.
+        source: As ``opened`` gives it.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: If no image can be spared.
+    """
+    if config.val_share is None:
+        return source
+    before = len(source.notes)
+    source = set_aside_images(
+        source, config.val_share, root=config.root, group=config.group, seed=seed
+    )
+    for note in source.notes[before:]:
+        report(note)
     return source
 
 

@@ -8,12 +8,10 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from convattn.config import DataConfig
-from convattn.data.annotated import set_aside_images
-from convattn.data.batches import list_batches, normalisation, opened
+from convattn.data.batches import list_batches, normalisation, opened, parted
 from convattn.data.dense_transforms import detection_test_transform
 from convattn.data.detection import DetectionImages, DetectionSource, load_detection
 from convattn.data.objects import ImageRecord
-from convattn.text import report
 
 _SHORTER_SIDE = 800
 _LONGEST_OVER_SHORTER = 5 / 3
@@ -75,16 +73,7 @@ def open_parted(config: DataConfig, *, seed: int, **arguments: Any) -> Detection
     Raises:
         ValueError: As ``open_data``, or if no image can be spared.
     """
-    source = open_data(config, **arguments)
-    if config.val_share is None:
-        return source
-    before = len(source.notes)
-    source = set_aside_images(
-        source, config.val_share, root=config.root, group=config.group, seed=seed
-    )
-    for note in source.notes[before:]:
-        report(note)
-    return source
+    return parted(config, open_data(config, **arguments), seed=seed)
 
 
 def pretrained_cfg(

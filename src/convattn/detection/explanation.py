@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -45,9 +44,9 @@ def explain_boxes(
             heat = run.heat(scores[place], _seen(model, size), size)
             box = run.output["boxes"][place].detach().tolist()
             explained.append(
-                DenseExplanation(
-                    image=image.convert("RGB"),
-                    heat=heat.numpy().astype(np.float32),
+                DenseExplanation.of(
+                    image,
+                    heat,
                     method="gradcam",
                     name=names[int(labels[place]) - 1],
                     score=float(scores[place].detach()),
@@ -74,23 +73,10 @@ def attention_of_point(
         layer: Name of the layer; None takes the last.
         head: Number of the head; None takes the mean of all.
     """
-    pixels, size = _pixels(model, image), (image.height, image.width)
-    heat = attention_from(
-        model,
-        lambda: model([pixels]),
-        point,
-        seen=_seen(model, size),
-        size=size,
-        layer=layer,
-        head=head,
-    )
-    return DenseExplanation(
-        image=image.convert("RGB"),
-        heat=heat.numpy().astype(np.float32),
-        method="attention",
-        name=None,
-        score=None,
-        point=point,
+    pixels = _pixels(model, image)
+    seen = _seen(model, (image.height, image.width))
+    return attention_from(
+        model, lambda: model([pixels]), image, point, seen=seen, layer=layer, head=head
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -30,14 +30,25 @@ class DenseExplanation:
     """(H, W) of the image, not negative."""
     method: str
     """``"gradcam"`` or ``"attention"``."""
-    name: str | None
+    name: str | None = None
     """The class; None for attention from a point."""
-    score: float | None
+    score: float | None = None
     """Of the box, or the share of pixels of the class; None for attention."""
     box: tuple[float, float, float, float] | None = None
     """xmin, ymin, xmax, ymax in pixels of the image; None without a box."""
     point: tuple[float, float] | None = None
     """y and x in pixels of the image; None without a point."""
+
+    @classmethod
+    def of(cls, image: Image.Image, heat: Tensor, **more: Any) -> Self:
+        """An image of any mode with its heat, (H, W) on the CPU.
+
+        Args:
+            image: The one that was looked at.
+            heat: Not negative.
+            more: The other fields.
+        """
+        return cls(image=image.convert("RGB"), heat=heat.numpy().astype(np.float32), **more)
 
     def overlay(self) -> Image.Image:
         """The heat over the image."""
@@ -150,30 +161,28 @@ def on_image(evidence: Tensor, grid: Grid, seen: tuple[int, int], size: tuple[in
 def attention_from(
     model: nn.Module,
     call: Callable[[], Any],
+    image: Image.Image,
     point: tuple[float, float],
     *,
     seen: tuple[int, int],
-    size: tuple[int, int],
     layer: str | None = None,
     head: int | None = None,
-) -> Tensor:
+) -> DenseExplanation:
     """What an attention convolution of the backbone looks at from a point of the image.
 
     Args:
         model: A detector or segmenter.
         call: Runs it on the image.
+        image: Of any mode and size.
         point: y and x in pixels of the image.
         seen: Height and width of the image in the backbone's input.
-        size: Height and width of the image itself.
         layer: Name of the layer; None takes the last.
         head: Number of the head; None takes the mean of all.
-
-    Returns:
-        (H, W), on the CPU.
 
     Raises:
         ValueError: If there is no such layer, head or point, or no attention at all.
     """
+    size = (image.height, image.width)
     if not all(0 <= at < side for at, side in zip(point, size, strict=True)):
         raise ValueError(
             f"query={point[0]:g} {point[1]:g} lies outside the image of {size[0]} x {size[1]} "
@@ -193,4 +202,5 @@ def attention_from(
     if head is not None and not 0 <= head < len(heads):
         raise ValueError(f"head={head}; {name} has heads 0 to {len(heads) - 1}")
     weights = heads.mean(0) if head is None else heads[head]
-    return on_image(weights, grid, seen, size)
+    heat = on_image(weights, grid, seen, size)
+    return DenseExplanation.of(image, heat, method="attention", point=point)

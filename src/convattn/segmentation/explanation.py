@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -57,9 +56,9 @@ def explain_pixels(
             )
             heat = run.heat(logits[0, number][inside].sum(), seen, size)
             explained.append(
-                DenseExplanation(
-                    image=image.convert("RGB"),
-                    heat=heat.numpy().astype(np.float32),
+                DenseExplanation.of(
+                    image,
+                    heat,
                     method="gradcam",
                     name=names[number],
                     score=float(counts[number]) / classes.numel(),
@@ -86,20 +85,7 @@ def attention_of_point(
         head: Number of the head; None takes the mean of all.
     """
     batch: Tensor = prepared(model, image)
-    heat = attention_from(
-        model,
-        lambda: model(batch),
-        point,
-        seen=(batch.shape[2], batch.shape[3]),
-        size=(image.height, image.width),
-        layer=layer,
-        head=head,
-    )
-    return DenseExplanation(
-        image=image.convert("RGB"),
-        heat=heat.numpy().astype(np.float32),
-        method="attention",
-        name=None,
-        score=None,
-        point=point,
+    seen = (batch.shape[2], batch.shape[3])
+    return attention_from(
+        model, lambda: model(batch), image, point, seen=seen, layer=layer, head=head
     )
