@@ -573,7 +573,7 @@ def test_columns_of_images_are_not_read(tmp_path, twenty):
     assert len(classes(write(tmp_path / "x.parquet", rows))) == 20
     for row in rows:
         del row["filename"]
-    with pytest.raises(ValueError, match="no column whose name says that it holds the images' pa"):
+    with pytest.raises(ValueError, match="holds the images themselves, in its column 'image'; exp"):
         classes(write(tmp_path / "x.parquet", rows))
 
 

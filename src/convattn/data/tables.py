@@ -175,6 +175,8 @@ class _Cells:
     """Where each row is found."""
     counts: str = "line {}"
     """How that is said."""
+    embedded: tuple[str, ...] = ()
+    """Columns that are not read: they hold the bytes of files."""
 
     def place(self, row: int) -> str:
         return self.counts.format(self.numbers[row])
@@ -318,7 +320,8 @@ def _read_parquet(file: Path) -> _Cells:
     try:
         # One column may hold the images themselves, gigabytes of them.
         with pq.ParquetFile(file) as content:
-            wanted = [one.name for one in content.schema_arrow if not _holds_bytes(one.type)]
+            holds_bytes = {one.name: _holds_bytes(one.type) for one in content.schema_arrow}
+            wanted = [name for name, held in holds_bytes.items() if not held]
             table = content.read(columns=wanted)
         table.validate(full=True)
         columns = {name: column.to_pylist() for name, column in zip(wanted, table, strict=True)}
@@ -328,7 +331,11 @@ def _read_parquet(file: Path) -> _Cells:
         ) from None
     _distinct(file, wanted)
     return _Cells(
-        file=file, columns=columns, numbers=range(table.num_rows), counts="row {} (from 0)"
+        file=file,
+        columns=columns,
+        numbers=range(table.num_rows),
+        counts="row {} (from 0)",
+        embedded=tuple(name for name, held in holds_bytes.items() if held),
     )
 
 
@@ -365,6 +372,12 @@ class _Columns(NamedTuple):
 def _choose_columns(cells: _Cells, path_column: str | None, labels_column: str | None) -> _Columns:
     paths = _column(cells, "paths", path_column, "path_column")
     if paths is None:
+        if cells.embedded:
+            raise ValueError(
+                f"{cells.file} holds the images themselves, in its column {cells.embedded[0]!r}; "
+                "expected their paths: write each to a file and the names of the files into a "
+                'column file_name (docs/data.md, "Images inside a parquet file")'
+            )
         raise ValueError(_no_column(cells, "the images' paths", "paths", "path"))
     others: dict[str, str | None] = {
         what: _guess(cells, what, but=(paths, labels_column))
