@@ -26,6 +26,7 @@ from convattn.export import (
 )
 from convattn.layers import AAConv2d
 from convattn.runs.build import load_weights
+from tests.slow import slow_but
 from tests.surgery.networks import CallsMeanOfRelu, Plain
 
 SIZES = [(64, 64), (75, 75), (48, 101)]
@@ -116,7 +117,10 @@ def with_maps(model, images):
     return logits, last.flatten(1, 2)
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(
+    scope="module",
+    params=slow_but(["class tokens", "augmented", "same padding"], NETWORKS),
+)
 def as_onnx(request, tmp_path_factory):
     """A network and its file."""
     model, file = NETWORKS[request.param](), tmp_path_factory.mktemp("onnx") / "model.onnx"
@@ -143,7 +147,9 @@ def test_onnxruntime_gives_logits_and_maps_of_the_network_at_any_size(as_onnx):
     "layers",
     [
         (Conv2dSame(3, 8, 3, 2), Conv2dSame(8, 8, 5, 2, dilation=2)),
-        (Conv2dSame(3, 8, 1, 2), Conv2dSame(8, 8, 2, 3)),  # which leave pixels out
+        pytest.param(  # which leave pixels out
+            (Conv2dSame(3, 8, 1, 2), Conv2dSame(8, 8, 2, 3)), marks=pytest.mark.slow
+        ),
     ],
     ids=["wide", "narrow"],
 )
@@ -415,7 +421,7 @@ EVIDENCE = {
 }
 
 
-@pytest.mark.parametrize("name", EVIDENCE)
+@pytest.mark.parametrize("name", slow_but(["average", "light pool"], EVIDENCE))
 def test_evidence_is_an_output_whose_sums_are_the_logits(name, tmp_path):
     torch.manual_seed(0)
     model = EVIDENCE[name]().eval()

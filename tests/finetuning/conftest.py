@@ -1,5 +1,6 @@
 """Red and green spots, and a network with random weights."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from convattn.config import DataConfig, FinetuneConfig
 from convattn.finetuning import frozen
+from convattn.finetuning.run import FinetunedRun, run_finetune
 
 MODEL, SIDE = "test_resnet", 64
 
@@ -46,21 +48,42 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def short() -> Iterator[None]:
     """Heads are trained for a few epochs."""
-    monkeypatch.setattr(frozen, "_MOST_EPOCHS", 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frozen, "_MOST_EPOCHS", 8)
+        yield
 
 
-@pytest.fixture
-def config(images: Path, weights: Path, tmp_path: Path) -> FinetuneConfig:
+def config_in(folder: Path, images: Path, weights: Path) -> FinetuneConfig:
     return FinetuneConfig(
         data=DataConfig(name="folder", root=str(images)),
         model=MODEL,
         weights=str(weights),
         image_size=SIDE,
-        cache=str(tmp_path / "cache"),
+        cache=str(folder / "cache"),
         device="cpu",
-        out=str(tmp_path / "run"),
+        out=str(folder / "run"),
         epochs=0,
     )
+
+
+def contents(folder: Path) -> list[bytes]:
+    """What runs that are the same have in common, wherever they lie."""
+    names = ("model.safetensors", "evaluation.json", "config.json")
+    where = str(folder.parent).encode()
+    return [(folder / name).read_bytes().replace(where, b"DIR") for name in names]
+
+
+@pytest.fixture
+def config(images: Path, weights: Path, tmp_path: Path) -> FinetuneConfig:
+    return config_in(tmp_path, images, weights)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    short: None, images: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> FinetunedRun:
+    """The run of ``config``, which tests only read."""
+    return run_finetune(config_in(tmp_path_factory.mktemp("finished"), images, weights))

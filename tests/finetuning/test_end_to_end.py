@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from convattn.config import DataConfig, FinetuneConfig
 from convattn.finetuning import end_to_end
 from convattn.finetuning import run as finetuning
 from convattn.finetuning.end_to_end import Speed, is_better, plan_epochs
-from convattn.finetuning.run import resume_finetune, run_finetune
+from convattn.finetuning.run import FinetunedRun, resume_finetune, run_finetune
 from convattn.runs import Run
 from convattn.train.callbacks import Checkpoints
+from tests.finetuning.conftest import config_in, contents
 
 COUNTS = {"fit": 800, "train": 1000, "test": 500}
 
@@ -86,18 +88,31 @@ def test_a_network_is_better_only_beyond_its_standard_error() -> None:
         assert is_better(before, other, labels) == (mean > error)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def kept() -> Iterator[None]:
+    """The second stage is kept whatever validation images say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(end_to_end, "is_better", lambda *arguments: True)
+        yield
+
+
 @pytest.fixture
-def two_epochs(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> FinetuneConfig:
-    """A second stage that is kept whatever validation images say."""
-    monkeypatch.setattr(end_to_end, "is_better", lambda *arguments: True)
+def two_epochs(config: FinetuneConfig) -> FinetuneConfig:
     return dataclasses.replace(config, epochs=2)
 
 
-def test_the_whole_network_is_trained_on(two_epochs: FinetuneConfig, tmp_path: Path) -> None:
-    head = run_finetune(dataclasses.replace(two_epochs, epochs=0, out=str(tmp_path / "head")))
-    both = run_finetune(two_epochs)
+@pytest.fixture(scope="module")
+def both(
+    kept: None, images: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> FinetunedRun:
+    """The run of ``two_epochs``, which tests only read."""
+    config = config_in(tmp_path_factory.mktemp("both"), images, weights)
+    return run_finetune(dataclasses.replace(config, epochs=2))
+
+
+def test_the_whole_network_is_trained_on(finished: FinetunedRun, both: FinetunedRun) -> None:
     before, after = (
-        safetensors.torch.load_file(run.folder / "model.safetensors") for run in (head, both)
+        safetensors.torch.load_file(run.folder / "model.safetensors") for run in (finished, both)
     )
     assert before.keys() == after.keys()
     kernels = [name for name, x in before.items() if name.startswith("backbone") and x.ndim == 4]
@@ -110,26 +125,25 @@ def test_the_whole_network_is_trained_on(two_epochs: FinetuneConfig, tmp_path: P
 
 
 def test_it_is_dropped_where_validation_images_find_it_no_better(
-    two_epochs: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_epochs: FinetuneConfig, finished: FinetunedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = run_finetune(dataclasses.replace(two_epochs, epochs=0, out=str(tmp_path / "head")))
     monkeypatch.setattr(end_to_end, "is_better", lambda *arguments: False)
-    both = run_finetune(two_epochs)
+    dropped = run_finetune(two_epochs).folder
     for name in ("model.safetensors", "evaluation.json"):
-        assert (head.folder / name).read_bytes() == (both.folder / name).read_bytes()
+        assert (finished.folder / name).read_bytes() == (dropped / name).read_bytes()
 
 
 class _Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("checkpoint", [1, 2, 3])
+@pytest.mark.parametrize(
+    "checkpoint", [2, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 3))]
+)
 def test_a_kill_changes_nothing(
-    two_epochs: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: int
+    two_epochs: FinetuneConfig, both: FinetunedRun, monkeypatch: pytest.MonkeyPatch, checkpoint: int
 ) -> None:
     """A checkpoint an epoch: two of the training that chooses, then of that on all images."""
-    whole = run_finetune(two_epochs).folder
-    stopped = dataclasses.replace(two_epochs, out=str(tmp_path / "stopped"))
     save, count = Checkpoints.save, [0]
 
     def die(self: Checkpoints, *arguments: object) -> None:
@@ -141,18 +155,15 @@ def test_a_kill_changes_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", die)
         with pytest.raises(_Killed):
-            run_finetune(stopped)
-    folder = resume_finetune(tmp_path / "stopped").folder
-    for name in ("model.safetensors", "evaluation.json", "config.json"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+            run_finetune(two_epochs)
+    folder = resume_finetune(Path(str(two_epochs.out))).folder
+    assert contents(folder) == contents(both.folder)
 
 
 def test_rows_of_a_training_that_kept_nothing_are_not_told_twice(
-    two_epochs: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_epochs: FinetuneConfig, both: FinetunedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after the first epoch's rows and before its checkpoint."""
-    whole = run_finetune(two_epochs)
-    stopped = dataclasses.replace(two_epochs, out=str(tmp_path / "stopped"))
 
     def die(*arguments: object) -> None:
         raise _Killed
@@ -160,11 +171,11 @@ def test_rows_of_a_training_that_kept_nothing_are_not_told_twice(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", die)
         with pytest.raises(_Killed):
-            run_finetune(stopped)
-    folder = tmp_path / "stopped"
+            run_finetune(two_epochs)
+    folder = Path(str(two_epochs.out))
     assert len((folder / "stages/end-to-end/metrics.csv").read_text().splitlines()) > 1
     again = resume_finetune(folder)
-    pages = [run.report.read_text().replace(str(run.folder), "DIR") for run in (whole, again)]
+    pages = [run.report.read_text().replace(str(run.folder.parent), "DIR") for run in (both, again)]
     assert pages[0] == pages[1]
 
 

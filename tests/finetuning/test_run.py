@@ -16,14 +16,14 @@ from convattn.config import DataConfig, FinetuneConfig
 from convattn.finetuning import run as finetuning
 from convattn.finetuning.frozen import Choice, View
 from convattn.finetuning.results import FinetunedResult
-from convattn.finetuning.run import Setup, resume_finetune, run_finetune
+from convattn.finetuning.run import FinetunedRun, Setup, resume_finetune, run_finetune
 from convattn.runs import Run
 from convattn.tasks import TASKS
-from tests.finetuning.conftest import paint
+from tests.finetuning.conftest import contents, paint
 
 
-def test_a_run_is_left_that_every_command_opens(config: FinetuneConfig) -> None:
-    found = run_finetune(config)
+def test_a_run_is_left_that_every_command_opens(finished: FinetunedRun) -> None:
+    found = finished
     result = json.loads((found.folder / "evaluation.json").read_text())
     assert isinstance(found.result, FinetunedResult)
     assert found.result.top1 >= 0.8
@@ -50,8 +50,8 @@ def test_a_run_is_left_that_every_command_opens(config: FinetuneConfig) -> None:
     )
 
 
-def test_the_page_asks_nothing_of_any_host(config: FinetuneConfig) -> None:
-    text = run_finetune(config).report.read_text()
+def test_the_page_asks_nothing_of_any_host(finished: FinetunedRun) -> None:
+    text = finished.report.read_text()
     assert "data:image/jpeg" in text
     assert "http" not in text
     assert "red" in text
@@ -60,12 +60,9 @@ def test_the_page_asks_nothing_of_any_host(config: FinetuneConfig) -> None:
     assert "--out" not in text.split("convattn predict")[0]  # which is taken
 
 
-def test_the_same_seed_makes_the_same_bytes(config: FinetuneConfig, tmp_path: Path) -> None:
-    first = run_finetune(config).folder
-    again = dataclasses.replace(config, out=str(tmp_path / "again"), cache=str(tmp_path / "c2"))
-    second = run_finetune(again).folder
-    for name in ("model.safetensors", "evaluation.json"):
-        assert (first / name).read_bytes() == (second / name).read_bytes()
+def test_the_same_seed_makes_the_same_bytes(config: FinetuneConfig, finished: FinetunedRun) -> None:
+    second = run_finetune(config).folder
+    assert contents(second) == contents(finished.folder)
 
 
 def test_the_networks_of_the_folds_judge_the_labels_that_were_learnt(
@@ -102,15 +99,14 @@ def test_predictions_are_rejected_as_validation_images_chose(
     assert f"below {least:.3f}" in found.report.read_text()
 
 
-@pytest.mark.parametrize("folders", ["", "train"])
 def test_a_test_part_that_was_drawn_is_marked(
-    config: FinetuneConfig, images: Path, folders: str
+    config: FinetuneConfig, finished: FinetunedRun, images: Path
 ) -> None:
-    data = dataclasses.replace(config.data, root=str(images / folders))
-    found = run_finetune(dataclasses.replace(config, data=data))
-    drawn = folders == "train"
-    assert json.loads((found.folder / "evaluation.json").read_text())["test_drawn"] is drawn
-    assert ("drawn from data without splits" in found.report.read_text()) is drawn
+    data = dataclasses.replace(config.data, root=str(images / "train"))
+    of_train = run_finetune(dataclasses.replace(config, data=data))
+    for found, drawn in ((of_train, True), (finished, False)):
+        assert json.loads((found.folder / "evaluation.json").read_text())["test_drawn"] is drawn
+        assert ("drawn from data without splits" in found.report.read_text()) is drawn
 
 
 def test_images_of_several_classes_are_judged_by_thresholds_of_their_own(
@@ -138,11 +134,8 @@ class _Killed(BaseException):
 
 @pytest.mark.parametrize("killed_in", ["choose", "train_head", "predict", "render_report"])
 def test_a_killed_run_ends_as_if_it_never_had_been(
-    config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: str
+    config: FinetuneConfig, finished: FinetunedRun, monkeypatch: pytest.MonkeyPatch, killed_in: str
 ) -> None:
-    whole = run_finetune(config).folder
-    stopped = dataclasses.replace(config, out=str(tmp_path / "stopped"))
-
     def die(*arguments: object, **options: object) -> Iterator[None]:
         raise _Killed
 
@@ -150,10 +143,9 @@ def test_a_killed_run_ends_as_if_it_never_had_been(
         place = finetuning if killed_in in ("predict", "render_report") else finetuning.first_stage
         patch.setattr(place, killed_in, die)
         with pytest.raises(_Killed):
-            run_finetune(stopped)
-    folder = resume_finetune(tmp_path / "stopped").folder
-    for name in ("model.safetensors", "evaluation.json", "config.json"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+            run_finetune(config)
+    folder = resume_finetune(Path(str(config.out))).folder
+    assert contents(folder) == contents(finished.folder)
     with pytest.raises(ValueError, match="has ended"):
         resume_finetune(folder)
 
@@ -202,7 +194,7 @@ def test_one_image_a_class_is_refused_by_name(config: FinetuneConfig, tmp_path: 
         run_finetune(dataclasses.replace(config, data=data))
 
 
-@pytest.mark.parametrize("best", [0, 2])
+@pytest.mark.parametrize("best", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_the_view_with_the_least_validation_loss_is_that_of_the_run(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, best: int
 ) -> None:

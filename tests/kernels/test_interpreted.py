@@ -12,6 +12,7 @@ triton = pytest.importorskip("triton", reason="no Triton for this machine")
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(VERSION < (3, 9), reason="its interpreter fails with current NumPy")
 def test_kernels_are_right_in_the_interpreter():
     folder = Path(__file__).parent

@@ -16,11 +16,14 @@ from torch.export import Dim, export
 
 from convattn import OUR_MODELS
 from convattn.models import patchconvnet
+from tests.slow import slow_but
 
 SMALL = tuple(name for name in OUR_MODELS if "nano" in name)
 LARGE = tuple(name for name in OUR_MODELS if name not in SMALL)
 FIRST = tuple({model_entrypoint(name).__module__: name for name in reversed(SMALL)}.values())
 """One small network of each file: what the tools that take seconds a network are tried on."""
+FAST = ("patchconvnet_nano", "aa_resnet18_nano")
+"""Of these what is tried each time."""
 
 
 def make(name, **kwargs):
@@ -61,7 +64,7 @@ def test_forward_at_two_sizes_one_not_square(name):
     assert model(wide).shape == (2, 5)
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", slow_but(("patchconvnet_s60", "aa_resnet50"), LARGE))
 def test_large_networks_run_at_another_size_on_meta(name):
     """Their own size is the next test's."""
     with torch.device("meta"):
@@ -72,7 +75,7 @@ def test_large_networks_run_at_another_size_on_meta(name):
         assert model.forward_head(features).shape == (2, 5)
 
 
-@pytest.mark.parametrize("name", OUR_MODELS)
+@pytest.mark.parametrize("name", slow_but((*SMALL, "patchconvnet_s60"), OUR_MODELS))
 def test_configuration_names_the_first_and_the_last_layer(name):
     with torch.device("meta"):
         model = timm.create_model(name)
@@ -214,7 +217,7 @@ def test_channels_last(name):
     torch.testing.assert_close(last(x.contiguous(memory_format=torch.channels_last)), expected)
 
 
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("name", slow_but(FAST, FIRST))
 def test_compiles_whole(name):
     model, x = make(name).eval(), image(name)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -231,7 +234,7 @@ def test_compiles_whole_with_inductor(name):
     torch.testing.assert_close(out, model(x), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("name", slow_but(FAST, FIRST))
 def test_exports_with_dynamic_batch(name):
     model, x = make(name).eval(), image(name)
     program = export(model, (x,), dynamic_shapes=({0: Dim("batch")},))
@@ -239,7 +242,7 @@ def test_exports_with_dynamic_batch(name):
     torch.testing.assert_close(program.module()(other), model(other), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", slow_but(FAST, SMALL))
 def test_eight_images_are_learned_by_heart_in_twenty_steps(name):
     model = make(name)
     x, labels = image(name, batch=8), torch.arange(8) % 5

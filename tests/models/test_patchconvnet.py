@@ -45,18 +45,19 @@ def test_golden_logits_attention_and_gradients(name, options, checkpoint):
     torch.testing.assert_close(maps, patches, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "size", [224, *(pytest.param(n, marks=pytest.mark.slow) for n in (384, 512))]
-)
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("size", [224, slow(384), slow(512)])
 @pytest.mark.parametrize(
     ("name", "gmacs"),
     [
         ("patchconvnet_s60", {224: 3.98, 384: 11.68, 512: 20.76}),
-        ("patchconvnet_s120", {224: 7.49, 384: 22.0, 512: 39.1}),
-        ("patchconvnet_b60", {224: 15.80, 384: 46.39, 512: 82.46}),
-        ("patchconvnet_b120", {224: 29.77, 384: 87.42, 512: 155.4}),
-        ("patchconvnet_l60", {224: 28.04, 384: 82.33, 512: 146.3}),
-        ("patchconvnet_l120", {224: 52.85, 384: 155.2, 512: 275.8}),
+        slow("patchconvnet_s120", {224: 7.49, 384: 22.0, 512: 39.1}),
+        slow("patchconvnet_b60", {224: 15.80, 384: 46.39, 512: 82.46}),
+        slow("patchconvnet_b120", {224: 29.77, 384: 87.42, 512: 155.4}),
+        slow("patchconvnet_l60", {224: 28.04, 384: 82.33, 512: 146.3}),
+        slow("patchconvnet_l120", {224: 52.85, 384: 155.2, 512: 275.8}),
     ],
 )
 def test_multiply_adds_are_the_paper_s(name, gmacs, size):

@@ -16,6 +16,7 @@ from convattn.layers import AAConv2d, LearnedAggregation2d, Pool
 from convattn.layers.pools import GatedPool
 from convattn.surgery import augmented_conv, new_parameters
 from convattn.surgery.adapters import AggregationPool, GlobalPool, TokenClassifier
+from tests.slow import slow_but
 from tests.surgery.networks import (
     TIMM,
     CallsMean,
@@ -73,7 +74,9 @@ def test_logits_are_preserved_while_training_too(wish):
 
 
 @pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "lcnet_035"])
+@pytest.mark.parametrize(
+    "name", slow_but(["test_resnet"], ["test_resnet", "test_convnext", "lcnet_035"])
+)
 def test_three_steps_reach_every_new_parameter(name, wish):
     ours = augment(timm_network(name), input_size=64, **HEADS, **wish).train()
     # A softmax cannot feel what is added to all of its logits alike.
@@ -385,11 +388,15 @@ def test_channels_last_goes_through():
 
 
 TRACED = [
-    *(pytest.param(Plain, wish, id=name) for name, wish in WISHES.items()),
+    *(
+        pytest.param(Plain, wish, id=name, marks=[pytest.mark.slow] * (name == "paper"))
+        for name, wish in WISHES.items()
+    ),
     pytest.param(
         lambda: timm_network("test_resnet"),
         {"pool": "attention", "conv": "last-1-stage"},
         id="both in a ResNet",
+        marks=pytest.mark.slow,
     ),
 ]
 

@@ -144,7 +144,7 @@ def test_scores_of_all_batches_are_those_of_scikit_learn():
     assert found["val_macro_f1"] == pytest.approx(f1, abs=1e-6)
 
 
-@pytest.mark.parametrize("second", [7, 0])
+@pytest.mark.parametrize("second", [7, pytest.param(0, marks=pytest.mark.slow)])
 def test_two_processes_score_several_classes_as_one(start, tmp_path, second):
     torch.manual_seed(0)
     logits, labels = torch.randn(50, 4), torch.rand(50, 4) < 0.3

@@ -92,6 +92,7 @@ def test_test_during_training_is_the_one_after_it(finished):
     assert last["val_loss"] == pytest.approx(finished.result.loss, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_test_together_and_the_first_alone_at_the_end(train_apart, tmp_path):
     folder = tmp_path / "two"
     train_apart(tiny(folder, devices=2, strategy="ddp", epochs=1))
