@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from convattn.cli.config_file import named_in
 from convattn.cli.words import INTERRUPTED, choose, fail
 from convattn.exceptions import Interrupted, LostProcess, NonFiniteError
 from convattn.text import cut
@@ -55,7 +56,8 @@ commands:
   reproduce   show both papers' tables beside what is verified here: convattn reproduce
   weights     show released weights, get them, convert them: convattn weights
 
-convattn COMMAND --help tells more; --debug shows the traceback of an error.
+convattn COMMAND --help tells more; --config FILE reads flags of a YAML or JSON file, --print-config
+writes them and ends; --debug shows the traceback of an error.
 """
 
 _LONGEST_SENTENCE = 1_000  # characters; longer ones quote values as long, say a file's
@@ -102,7 +104,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(__version__)
         return 0
     module = import_module(f"convattn.cli.{choose('command', arguments[0], COMMANDS)}")
-    status: int = module.command(arguments[1:])
+    with named_in(arguments[1:]) as words:
+        status: int = module.command(words)
     return status
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from convattn.cli.config_file import words_of
 from convattn.cli.targets import with_data_flags
 from convattn.cli.words import UsageError, choose, parse
 from convattn.config import TrainConfig
@@ -68,7 +69,8 @@ def command(arguments: list[str]) -> int:
         prog=f"convattn train {arguments[0]}",
         description=recipe.description,
     )
-    options = _on_own_backbone(options, recipe.config, arguments[1:])
+    words = [*words_of(options, arguments[1:]), *arguments[1:]]
+    options = _on_own_backbone(options, recipe.config, words)
     if options.dry_run:
         from convattn.papers.forecast import report as forecast
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from convattn.cli.config_file import as_yaml, located, words_of
 from convattn.text import nearest, report
 
 T = TypeVar("T")
@@ -43,6 +44,9 @@ def parse(
     Raises:
         UsageError: If the words are no such flags.
     """
+    printing = "--print-config" in arguments
+    arguments = [word for word in arguments if word != "--print-config"]
+    arguments = [*words_of(default, arguments), *arguments]
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -57,7 +61,7 @@ def parse(
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        raise UsageError(_unboxed(printed.getvalue())) from None
+        raise UsageError(located(_unboxed(printed.getvalue()))) from None
     if unknown:
         flag = unknown[0].split("=")[0]
         if not flag.startswith("-"):
@@ -65,6 +69,9 @@ def parse(
         # A field that this command keeps fixed has a name, but no flag.
         names = [name for name in (f"--{name}" for name in _flags(default)) if name != flag]
         raise UsageError(f"unknown flag {flag}; the nearest is {nearest(flag, names)}")
+    if printing:
+        print(as_yaml(parsed), end="")
+        raise SystemExit(0)
     return parsed
 
 
