@@ -34,7 +34,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from convattn.config import DEFAULT_POOL, ProbeConfig
+from convattn.config import ProbeConfig
 from convattn.data import transform_of
 from convattn.probing.backbone import open_backbone
 from convattn.probing.cache import MapCache
@@ -52,10 +52,11 @@ from convattn.text import markdown_table
 DATA = "pasted photographs"
 SHARES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 SIDES = (128, 224, 448)
-POOLS = ("avg", "avg-bn", DEFAULT_POOL, "class", "aggregation", "oracle")
+POOLS = ("avg", "avg-bn", "query", "residual", "class", "aggregation", "oracle")
 CLASSES = range(0, 40, 4)
 OF_CLASS, FOLDS = 200, 5
 EPOCHS, BATCH, DECAY = 30, 64, 0.01
+DROPS = (0.5,)
 SCENE = max(SIDES)
 _ASIDE = 1.06  # so that points of a share do not hide each other
 COLUMNS = ("data", "object_share", "map_size", "pool", "seed", "accuracy", "lr", "epoch", "seconds")
@@ -196,7 +197,8 @@ def train_fold(maps: Mapping[str, Maps], pool: str, fold: int) -> dict[str, Any]
         )
 
     outcomes: dict[Trial, Any] = {}
-    trials = [Trial(layer, rate, DECAY) for rate in first_rates(norm, None)]
+    rates = first_rates(norm, None)
+    trials = [Trial(layer, rate, DECAY, drop) for rate in rates for drop in DROPS]
     while trials:
         outcomes |= training(trials, known[~drawn], known[drawn]).run()
         trials = wider_rates(outcomes, layer)
@@ -265,7 +267,7 @@ def tell_cost(missing: Sequence[Key], network: nn.Module) -> str:
     total = sum(passes[side] / 8 * count for _, side in cells)
     steps = FOLDS * 4 * count // BATCH * 12  # four rates, twelve epochs: about what is usual
     for _, side, pool in missing:
-        if pool in (DEFAULT_POOL, "class", "aggregation"):
+        if pool not in ("avg", "avg-bn", "oracle"):
             maps = Maps(torch.randn(BATCH, 1280, side // 32, side // 32), torch.arange(BATCH) % 10)
             trials = [Trial(pool, 1e-3, DECAY)]
             fit = torch.arange(BATCH)

@@ -224,6 +224,7 @@ PoolName = Literal[
     "class",
     "aggregation",
     "class-attention",
+    "query",
     "residual",
     "ep",
     "simpool",
@@ -758,6 +759,9 @@ class ProbeConfig(ImagesConfig):
     """Images a step."""
     weight_decays: tuple[float, ...] = (0.01,)
     """Of AdamW; each is tried with every learning rate."""
+    drop_rates: tuple[float, ...] = (0.0,)
+    """Dropout before the classifier; each is tried with every learning rate and weight decay. A
+    classifier that learns few images by heart leaves a query nothing to learn from."""
     val_share: float = 0.2
     """Share of the training images on which rates and epochs are chosen."""
     norm: bool = True
@@ -785,6 +789,10 @@ class ProbeConfig(ImagesConfig):
         if not self.weight_decays or min(self.weight_decays) < 0:
             raise ValueError(
                 f"weight_decays={self.weight_decays}; expected one or several from 0 on, as 0.01"
+            )
+        if not self.drop_rates or not all(0 <= rate < 1 for rate in self.drop_rates):
+            raise ValueError(
+                f"drop_rates={self.drop_rates}; expected one or several from 0 to below 1, as 0.5"
             )
         given = [name for name in ("weights", "pretrained", "random") if getattr(self, name)]
         if len(given) > 1:

@@ -21,7 +21,7 @@ OPTIONS = {
     "simpool": {"num_heads": 2},
     "abmil": {"hidden": 6},
 }
-LINEAR = ("avg", "residual", "ep", "simpool", "abmil", "class")
+LINEAR = ("avg", "query", "residual", "ep", "simpool", "abmil", "class")
 SHAPES = ((3, 3), (2, 5), (4, 1), (1, 4), (7, 7))
 
 
@@ -119,6 +119,9 @@ def slow(name, pool, x):
         return (sum(one**pool.p for one in positions) / number) ** (1 / pool.p)
     if name == "lse":
         return (sum((pool.r * one).exp() for one in positions) / number).log() / pool.r
+    if name == "query":
+        weights = softmax([(pool.query * pool.running_var.rsqrt()) @ one for one in positions])
+        return sum(a * one for a, one in zip(weights, positions, strict=True))
     if name == "residual":
         weights = softmax([pool.query @ one / channels**0.5 for one in positions])
         seen = sum(a * one for a, one in zip(weights, positions, strict=True))
@@ -133,9 +136,9 @@ def slow(name, pool, x):
     raise AssertionError(name)
 
 
-@pytest.mark.parametrize("name", ["avg", "max", "gem", "lse", "residual", "class"])
+@pytest.mark.parametrize("name", ["avg", "max", "gem", "lse", "query", "residual", "class"])
 def test_pool_is_the_slow_loop(name):
-    pool, x = make(name), image()
+    pool, x = make(name).eval(), image()
     with torch.no_grad():
         expected = torch.stack([slow(name, pool, one) for one in x])
         torch.testing.assert_close(pool(x), expected)
@@ -171,7 +174,7 @@ def test_contributions_are_of_their_own_position():
         torch.testing.assert_close(moved, pool.contributions(x, weight).flip(3))
 
 
-@pytest.mark.parametrize("name", ["residual", "class"])
+@pytest.mark.parametrize("name", ["query", "residual", "class"])
 def test_light_pools_begin_as_the_average(name):
     torch.manual_seed(0)
     pool, x = create_pool(name, 8, **OPTIONS.get(name, {})).double(), image()
@@ -182,7 +185,7 @@ def test_light_pools_begin_as_the_average(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("residual", {"gate": 1, "query_std": 0}), ("class", {})]
+    ("name", "options"), [("query", {}), ("residual", {"gate": 1, "query_std": 0}), ("class", {})]
 )
 def test_queries_of_zero_begin_with_equal_weights(name, options):
     pool = create_pool(name, 8, **OPTIONS.get(name, {}), **options)
@@ -194,6 +197,7 @@ def test_queries_of_zero_begin_with_equal_weights(name, options):
     ("name", "channels", "options", "expected"),
     [
         ("avg", 512, {}, 0),
+        ("query", 512, {}, 512),
         ("residual", 512, {}, 2 * 512),
         ("ep", 512, {"num_queries": 32}, 512**2 + 32 * 512),
         ("ep", 512, {"num_queries": 8, "values": False}, 8 * 512),
@@ -282,6 +286,34 @@ def test_every_parameter_learns_from_the_start(name):
     still = [key for key, tensor in pool.state_dict().items() if tensor.equal(before[key])]
     # Softmax does not feel what all positions have in common.
     assert [key for key in still if not key.endswith(("k.bias", "c.bias"))] == []
+
+
+def test_a_query_counts_channels_in_their_own_deviation():
+    """Of the batch in training, of all batches alike so far in evaluation, then a running one."""
+    pool = create_pool("query", 8).double()
+    with torch.no_grad():
+        pool.query.normal_()
+    x = image()
+    units = torch.logspace(-1, 2, 8, dtype=torch.float64)[:, None, None]
+    pool.attention_weights(x)
+    assert pool.num_batches_tracked == 0  # looking is not learning
+    weights = pool.attention_weights(x)
+    torch.testing.assert_close(pool.attention_weights(x * units), weights, rtol=1e-2, atol=1e-4)
+    batches = [image() * factor for factor in (1, 2, 5)]
+    for batch in batches:
+        pool(batch)
+    mean = sum(batch.var((0, 2, 3), correction=0) for batch in batches) / 3
+    torch.testing.assert_close(pool.running_var, mean)
+    pool.eval()
+    kept = pool.running_var.clone()
+    pool(x)
+    assert torch.equal(pool.running_var, kept)
+    pool.train().num_batches_tracked += 100
+    pool(x)
+    expected = 0.9 * kept + 0.1 * x.var((0, 2, 3), correction=0)
+    torch.testing.assert_close(pool.running_var, expected)
+    with pytest.raises(ValueError, match=r"momentum=0 must lie above 0"):
+        create_pool("query", 8, momentum=0)
 
 
 def test_residual_with_nothing_to_begin_from_is_refused():

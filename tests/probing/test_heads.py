@@ -20,11 +20,23 @@ from convattn.probing.heads import (
 )
 from tests.probing.maps import TRANSFORM, Counted, draw_images, write
 
-POOLS = ("avg", "max", "gem", "residual", "ep", "simpool", "abmil", "class", "map", "aggregation")
+POOLS = (
+    "avg",
+    "max",
+    "gem",
+    "query",
+    "residual",
+    "ep",
+    "simpool",
+    "abmil",
+    "class",
+    "map",
+    "aggregation",
+)
 
 
-def train(cache, pools, *, rates=(3e-3,), epochs=4, valid=True, norm=True, **more):
-    trials = [Trial(pool, rate, 0.01) for pool in pools for rate in rates]
+def train(cache, pools, *, rates=(3e-3,), epochs=4, valid=True, norm=True, drop=0.0, **more):
+    trials = [Trial(pool, rate, 0.01, drop) for pool in pools for rate in rates]
     fit = torch.arange(72)
     training = Training(
         trials,
@@ -46,7 +58,7 @@ def cache(tmp_path):
     return write(tmp_path, network=Counted(8), dtype="float32")
 
 
-@pytest.mark.parametrize("pool", ["residual", "ep", "class"])
+@pytest.mark.parametrize("pool", ["query", "residual", "ep", "class"])
 def test_the_same_head_behind_its_network_gets_the_same_weights(cache, pool):
     (trial,) = (training := train(cache, [pool], valid=False)).heads
     network, images = Counted(8).requires_grad_(False), draw_images(90, seed=90)
@@ -134,10 +146,11 @@ def test_the_loss_curve_is_that_of_the_authors_module_on_the_same_maps(cache, na
     assert losses[-1] < losses[0]
 
 
-def test_heads_that_are_trained_together_are_those_trained_alone(cache):
-    together = train(cache, POOLS, rates=(1e-3, 1e-2), epochs=1)
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_heads_that_are_trained_together_are_those_trained_alone(cache, drop):
+    together = train(cache, POOLS, rates=(1e-3, 1e-2), epochs=1, drop=drop)
     for pool in POOLS:
-        alone = train(cache, [pool], rates=(1e-2,), epochs=1)
+        alone = train(cache, [pool], rates=(1e-2,), epochs=1, drop=drop)
         (trial,) = alone.heads
         for name, tensor in alone.heads[trial].state_dict().items():
             found = together.heads[trial].state_dict()[name]

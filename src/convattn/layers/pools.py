@@ -12,6 +12,7 @@ avg         0                    yes             the mean
 max         0                    no              the largest, a channel at a time
 gem         1                    no              generalised mean
 lse         0                    no              smooth maximum
+query       C                    yes             one query, of channels in their own units
 residual    2C                   yes             the mean, and one query's difference from it
 ep          QC + C^2 / d         yes             efficient probing: Q queries, no keys
 simpool     2C^2 + 2C            yes             the mean asks, normed positions answer
@@ -37,6 +38,8 @@ from convattn.config import pool_layer
 from convattn.layers.aggregation import LearnedAggregation2d
 from convattn.modes import is_unmodified
 from convattn.text import nearest
+
+_LEAST_VARIANCE = 1e-6
 
 
 class Pool(nn.Module):
@@ -245,6 +248,84 @@ class LogSumExpPool(Pool):
     def attention_weights(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W): what each position's change changes."""
         return _softmax(self.r * x.flatten(2), x).view_as(x)
+
+
+class QueryPool(Pool):
+    """One query, which asks every channel in units of its own deviation; begins as the average.
+
+    ``sum_n a_n x_n`` with ``a = softmax_n(q . (x_n / s))``; s is the deviation of each channel
+    over images and positions, of the batch in training and a running one in evaluation. A step of
+    the query, whose elements all learn at one rate, then counts alike in every channel, and as
+    much in wide maps as in narrow ones: there is no division by sqrt(C).
+
+    Args:
+        in_features: Channels of the map.
+        momentum: Of the running variance, after as many batches as make it the mean of all.
+
+    Raises:
+        ValueError: If the momentum is not above 0 and at most 1.
+
+    Example:
+        >>> x = torch.randn(2, 8, 3, 5)
+        >>> torch.allclose(QueryPool(8)(x), x.mean((2, 3)), atol=1e-6)
+        True
+    """
+
+    is_linear = True
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        momentum: float = 0.1,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features)
+        if not 0 < momentum <= 1:
+            raise ValueError(f"momentum={momentum} must lie above 0 and at most at 1, as 0.1 does")
+        self.momentum = momentum
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.query = nn.Parameter(torch.zeros(in_features, **where))
+        self.register_buffer("running_var", torch.ones(in_features, **where))
+        self.register_buffer("num_batches_tracked", torch.zeros((), device=device).long())
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1, H, W)."""
+        return self._weigh(x, self._variance(x))
+
+    def _variance(self, x: Tensor) -> Tensor:
+        """(C,), of the batch in training."""
+        if not self.training or x.shape[0] == 0:
+            return self.running_var
+        with torch.no_grad():
+            return x.to(self.running_var.dtype).var((0, 2, 3), correction=0)
+
+    def _weigh(self, x: Tensor, variance: Tensor) -> Tensor:
+        self._positions(x)
+        # A row and not a vector: onnxruntime multiplies a transposed map by vectors wrongly.
+        query = (self.query * (variance + _LEAST_VARIANCE).rsqrt())[None].to(x.dtype)
+        return _softmax(query @ x.flatten(2), x).unflatten(-1, x.shape[2:])
+
+    def _remember(self, variance: Tensor) -> None:
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            share = self.num_batches_tracked.reciprocal().clamp(min=self.momentum)
+            self.running_var.lerp_(variance, share.to(variance.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C)."""
+        variance = self._variance(x)
+        weights = self._weigh(x, variance)
+        if self.training and x.shape[0]:
+            self._remember(variance)
+        return (weights.flatten(2) @ self._positions(x)).squeeze(1)
+
+    def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
+        """(B, C, H, W) and (K, C) -> (B, K, H, W)."""
+        return class_maps(x, weight) * self.attention_weights(x)
 
 
 class _Residual(Pool):
@@ -773,6 +854,7 @@ POOLS: Mapping[str, Callable[..., Pool]] = {
     "max": MaxPool,
     "gem": GeMPool,
     "lse": LogSumExpPool,
+    "query": QueryPool,
     "residual": ResidualQueryPool,
     "ep": EfficientProbingPool,
     "simpool": SimPool,

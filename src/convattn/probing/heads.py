@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,17 @@ _LEAST_IMAGES = 5  # of a class
 
 @dataclass(frozen=True)
 class Trial:
-    """A head of one learning rate and weight decay."""
+    """A head of one learning rate, weight decay and dropout."""
 
     pool: str
     lr: float
     weight_decay: float
+    drop_rate: float = 0.0
 
     @property
     def key(self) -> str:
         """As a file's word."""
-        return f"{self.pool} {self.lr:.4g} {self.weight_decay:.4g}"
+        return f"{self.pool} {self.lr:.4g} {self.weight_decay:.4g} {self.drop_rate:.4g}"
 
 
 @dataclass
@@ -90,7 +91,13 @@ def pool_options(pool: str, in_features: int) -> dict[str, Any]:
 
 
 def make_head(
-    pool: str, in_features: int, num_classes: int, *, seed: int, norm: bool = True
+    pool: str,
+    in_features: int,
+    num_classes: int,
+    *,
+    seed: int,
+    norm: bool = True,
+    drop_rate: float = 0.0,
 ) -> PooledClassifier:
     """A head with the first weights of a seed.
 
@@ -100,11 +107,12 @@ def make_head(
         num_classes: Classes.
         seed: Of its weights.
         norm: Whether a BatchNorm follows the pool.
+        drop_rate: Dropout before the classifier.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         options = pool_options(pool, in_features)
-        return PooledClassifier(in_features, num_classes, pool, norm=norm, **options)
+        return PooledClassifier(in_features, num_classes, pool, drop_rate, norm=norm, **options)
 
 
 def first_rates(norm: bool, best: float | None) -> tuple[float, ...]:
@@ -127,24 +135,24 @@ def wider_rates(outcomes: Mapping[Trial, Outcome], pool: str) -> list[Trial]:
         pool: Its name.
     """
     best = best_trial(outcomes, pool)
-    same = [t.lr for t in outcomes if t.pool == pool and t.weight_decay == best.weight_decay]
+    same = [trial.lr for trial in outcomes if replace(trial, lr=best.lr) == best]
     rates = []
     if best.lr == min(same) and best.lr > _LOWEST:
         rates.append(best.lr / FACTOR)
     if best.lr == max(same) and best.lr < _HIGHEST:
         rates.append(best.lr * FACTOR)
-    return [Trial(pool, rate, best.weight_decay) for rate in rates]
+    return [replace(best, lr=rate) for rate in rates]
 
 
 def best_trial(outcomes: Mapping[Trial, Outcome], pool: str) -> Trial:
-    """The trial of a pool with the least validation loss; of equal ones the slower.
+    """The trial of a pool with the least validation loss; of equal ones the slower and plainer.
 
     Args:
         outcomes: Of all trials.
         pool: Its name.
     """
     own = [trial for trial in outcomes if trial.pool == pool]
-    return min(own, key=lambda trial: (outcomes[trial].loss, trial.lr, trial.weight_decay))
+    return min(own, key=lambda t: (outcomes[t].loss, t.lr, t.weight_decay, t.drop_rate))
 
 
 class Training:
@@ -192,9 +200,14 @@ class Training:
         self.ends = dict(ends) if ends is not None else dict.fromkeys(trials, epochs)
         self.outcomes = {trial: Outcome() for trial in trials}
         self.heads = {
-            trial: make_head(trial.pool, cache.shape[0], num_classes, seed=seed, norm=norm).to(
-                self.device
-            )
+            trial: make_head(
+                trial.pool,
+                cache.shape[0],
+                num_classes,
+                seed=seed,
+                norm=norm,
+                drop_rate=trial.drop_rate,
+            ).to(self.device)
             for trial in trials
         }
         if is_multi_label(cache.labels):
@@ -253,19 +266,21 @@ class Training:
             place = slice(step * self.batch_size, (step + 1) * self.batch_size)
             x = self._read(self.cache.rows(order[place], views[place]))
             labels = self.cache.labels[order[place]].to(self.device)
-            at = (self.epoch * self.steps_per_epoch + step) / (self.epochs * self.steps_per_epoch)
+            number = self.epoch * self.steps_per_epoch + step
             weights = None if self.weights is None else self.weights[order[place]].to(self.device)
-            self._train_step(x, labels, weights, share=0.5 * (1 + math.cos(math.pi * at)))
+            self._train_step(x, labels, weights, number)
             if progress is not None:
                 progress(len(self.active))
 
-    def _train_step(
-        self, x: Tensor, labels: Tensor, weights: Tensor | None, *, share: float
-    ) -> None:
+    def _train_step(self, x: Tensor, labels: Tensor, weights: Tensor | None, number: int) -> None:
+        at = number / (self.epochs * self.steps_per_epoch)
+        share = 0.5 * (1 + math.cos(math.pi * at))
+        masks = self.seed * 1_000_003 + number
         for trials in self._by_pool():
             started = time.perf_counter()
             heads = [self.heads[trial].train() for trial in trials]
-            losses = [training_loss(logits, labels, weights) for logits in logits_of(heads, x)]
+            found = logits_of(heads, x, masks=masks)
+            losses = [training_loss(logits, labels, weights) for logits in found]
             torch.stack(losses).sum().backward()
             for trial, loss in zip(trials, losses, strict=True):
                 optimizer = self.optimizers[trial]
@@ -357,18 +372,27 @@ class Training:
         self.active = [trial for trial in self.heads if trial.key in state["active"]]
 
 
-def logits_of(heads: Sequence[PooledClassifier], x: Tensor) -> list[Tensor]:
+def logits_of(
+    heads: Sequence[PooledClassifier], x: Tensor, *, masks: int | None = None
+) -> list[Tensor]:
     """(B, K) of heads with the same pool; one without parameters pools once for all.
 
     Args:
         heads: At least one.
         x: (B, C, h, w).
+        masks: Seed of the dropout, which every head is given anew: what is left out is the same
+            for all of them, and whatever is trained beside. None: whatever comes.
     """
     pool = heads[0].pool.pool
-    if any(True for _ in pool.parameters()):
-        return [head(x) for head in heads]
-    pooled = pool(x)
-    return [head.fc(head.drop(head.pool.norm(pooled))) for head in heads]
+    pooled = None if any(True for _ in pool.parameters()) else pool(x)
+    found = []
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        for head in heads:
+            if masks is not None:
+                torch.manual_seed(masks)
+            rest = head.fc(head.drop(head.pool.norm(pooled))) if pooled is not None else head(x)
+            found.append(rest)
+    return found
 
 
 @torch.no_grad()

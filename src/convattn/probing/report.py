@@ -337,7 +337,8 @@ def _how(findings: Findings, config: ProbeConfig, network: Frozen) -> str:
     return (
         f"Images at {size} x {size} as the weights want them; maps in {config.cache_dtype}, "
         f"{config.views} view{'s' if config.views > 1 else ''}. AdamW, weight decay "
-        f"{', '.join(f'{decay:g}' for decay in config.weight_decays)}, batches of "
+        f"{', '.join(f'{decay:g}' for decay in config.weight_decays)}, dropout "
+        f"{', '.join(f'{rate:g}' for rate in config.drop_rates)}, batches of "
         f"{config.batch_size}, a cosine over {_epochs(config.epochs)}. Rates of factor 3, widened "
         "until a pool's best lies inside its grid; rate and epochs are those of the least loss on "
         f"{_validated(findings, config)}, after "

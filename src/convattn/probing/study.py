@@ -58,7 +58,7 @@ COLUMNS = (
     *("parameters", "seconds"),
 )
 """Of ``probe.csv``; what else a row has follows."""
-_MORE_COLUMNS = ("weight_decay", "epoch", "validation_accuracy", "validation_loss")
+_MORE_COLUMNS = ("weight_decay", "drop_rate", "epoch", "validation_accuracy", "validation_loss")
 _OF_SEVERAL = ("map", "macro_f1")
 _CROP = (0.5, 1.0)  # share of the image that a further view keeps
 _CONFIG, _STATE = "probe.json", "seeds"
@@ -345,8 +345,8 @@ def train_seed(probe: Probe, seed: int, folder: Path) -> SeedResult:
     return result
 
 
-def _rate(trial: Trial) -> tuple[float, float]:
-    return trial.lr, trial.weight_decay
+def _rate(trial: Trial) -> tuple[float, float, float]:
+    return trial.lr, trial.weight_decay, trial.drop_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -449,10 +449,11 @@ def _pending(probe: Probe, outcomes: Mapping[Trial, Outcome], state: _SeedState)
             if row["lr"] != "":
                 earlier[row["pool"]] = row["lr"]
     return [
-        Trial(pool, rate, decay)
+        Trial(pool, rate, decay, drop_rate)
         for pool in probe.pools
         for rate in first_rates(config.norm, earlier.get(pool))
         for decay in config.weight_decays
+        for drop_rate in config.drop_rates
     ]
 
 
@@ -523,6 +524,7 @@ def _row(
         "parameters": num_parameters(training.heads[trial]),
         "seconds": round(seconds, 2),
         "weight_decay": trial.weight_decay,
+        "drop_rate": trial.drop_rate,
         "epoch": chosen.epoch,
         "validation_accuracy": chosen.scores.get("accuracy", 0.0),
         "validation_loss": chosen.loss,
@@ -544,6 +546,7 @@ def _knn(probe: Probe, seed: int) -> tuple[dict[str, Any], Tensor]:
         "parameters": 0,
         "seconds": round(time.perf_counter() - started, 2),
         "weight_decay": "",
+        "drop_rate": "",
         "epoch": "",
         "validation_accuracy": score(said, cache.labels[valid])["accuracy"],
         "validation_loss": float(training_loss(said.double(), cache.labels[valid])),

@@ -94,7 +94,7 @@ def plan_pool(model: nn.Module, run: Trace, options: AugmentOptions) -> PoolPlan
 
 _WORDS = {"num_heads": "pool_heads", "num_queries": "pool_queries"}
 """Options of pools -> what they are called here."""
-_BEGIN_AS_AVERAGE = ("avg", "residual")
+_BEGIN_AS_AVERAGE = ("avg", "query", "residual")
 
 
 def make_pool(
