@@ -122,3 +122,11 @@ def test_every_public_module_is_in_the_reference():
     public = {".".join(file.parent.relative_to(sources).parts) for file in packages}
     written = (page.read_text() for page in (DOCS / "reference").glob("*.md"))
     assert {re.search(r"^::: (\S+)", text, re.MULTILINE)[1] for text in written} == public
+
+
+def test_every_page_has_its_question():
+    listed = set(re.findall(r"\]\(([^)#:]+)\)", (DOCS / "pages.md").read_text()))
+    many = {"gallery", "reference"}  # of which the first page stands for all
+    pages = {str(page.relative_to(DOCS)) for page in PAGES if page.parent.name not in many}
+    firsts = {"gallery/index.md", "reference/convattn.md"}
+    assert listed == pages - {"pages.md"} | firsts
