@@ -17,6 +17,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+INSTALL = (DOCS / "howto" / "install.md").read_text()
 # Flags that only some runs, layers or data sets have, which --help without one does not list.
 DEPENDING = {"--args.in-channels", "--args.num-heads", "--split", "--group"}
 
@@ -130,3 +131,8 @@ def test_every_page_has_its_question():
     pages = {str(page.relative_to(DOCS)) for page in PAGES if page.parent.name not in many}
     firsts = {"gallery/index.md", "reference/convattn.md"}
     assert listed == pages - {"pages.md"} | firsts
+
+
+def test_every_extra_is_told():
+    told = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| `.*? \|", INSTALL, re.MULTILINE)))
+    assert sorted(told) == sorted(EXTRAS.keys() - {"dev", "docs"})
