@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test browser campaign interop check fix
+.PHONY: help setup quickstart test browser campaign interop docs gallery check fix
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,7 +13,7 @@ help: ## Show this list
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convattn needs Python 3.11 or newer, this is %s; name another: make PYTHON=python3.12" % sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev,docs]'
 	touch $@
 
 setup: $(INSTALLED) ## Install everything into .venv
@@ -35,6 +35,13 @@ interop: ## Run the tests with other people's tools, in an environment of their 
 	.venv-interop/bin/python -m pip install --disable-pip-version-check --upgrade 'pip>=25.1'
 	.venv-interop/bin/python -m pip install --disable-pip-version-check --editable '.[all,dev]' --group interop
 	.venv-interop/bin/python -m pytest -m interop tests/interop
+
+docs: $(INSTALLED) ## Build the documentation into site/ (seconds); broken links and assets from elsewhere are errors
+	$(BIN)/zensical build --clean --strict
+	! grep -rEl '<(script|link|img|iframe)[^>]+(src|href)="?(https?:)?//' --include='*.html' site
+
+gallery: $(INSTALLED) ## Run examples/, write their pages and pictures into docs/gallery/
+	$(BIN)/python benchmarks/gallery.py
 
 check: $(INSTALLED) ## Format, lint, types and import direction; changes nothing
 	$(BIN)/ruff format --check .

@@ -253,7 +253,7 @@ _HAVING: dict[str, tuple[str, ...]] = {
 def pool_layer(pool: str) -> str:
     """Name of a pool, "attention" said by what it means.
 
-    Example:
+    Examples:
         >>> pool_layer("ep")
         'ep'
     """

@@ -38,7 +38,7 @@ def class_colour(index: int) -> Colour:
     Args:
         index: Number of the class, from 0.
 
-    Example:
+    Examples:
         >>> class_colour(0), class_colour(1)
         ((255, 51, 51), (51, 111, 255))
     """

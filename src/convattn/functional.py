@@ -107,7 +107,7 @@ def relative_attention_2d(
         ValueError: If the tables or the number of positions do not fit ``feat_size``, or the
             backend does not exist or does not run where the tensors are.
 
-    Example:
+    Examples:
         >>> q = k = v = torch.randn(1, 2, 15, 4)
         >>> out = relative_attention_2d(
         ...     q, k, v, torch.randn(5, 4), torch.randn(9, 4), feat_size=(3, 5)
@@ -228,7 +228,7 @@ def aggregate(
     Raises:
         ValueError: If C is not divisible by ``num_heads``.
 
-    Example:
+    Examples:
         >>> weight = torch.eye(8)
         >>> aggregate(torch.randn(2, 49, 8), torch.zeros(1, 8), weight, weight).shape
         torch.Size([2, 1, 8])

@@ -23,7 +23,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
     Also after an error, and a network that is trained with some norms frozen keeps them frozen.
 
-    Example:
+    Examples:
         >>> model = nn.Dropout()
         >>> with eval_mode(model):
         ...     print(model.training)
@@ -112,7 +112,7 @@ def hooks_of(module: nn.Module) -> list[Any]:
     Args:
         module: One module, without those inside it.
 
-    Example:
+    Examples:
         >>> hooks_of(nn.Identity())
         []
     """
@@ -148,7 +148,7 @@ def is_unmodified(layer: nn.Module) -> bool:
     Args:
         layer: One module.
 
-    Example:
+    Examples:
         >>> is_unmodified(nn.Linear(2, 2)), is_unmodified(nn.Sequential())
         (True, False)
     """

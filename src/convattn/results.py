@@ -67,7 +67,7 @@ def percentage(share: float | None) -> str:
     Args:
         share: Between 0 and 1.
 
-    Example:
+    Examples:
         >>> percentage(0.5), percentage(None)
         ('50.00%', '-')
     """

@@ -20,7 +20,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     Args:
         names: What would have been right; at least one.
 
-    Example:
+    Examples:
         >>> nearest("resnet5", ["resnet50", "convnext_tiny"])
         'resnet50'
     """
@@ -48,7 +48,7 @@ def list_names(names: Sequence[str], most: int = 10) -> str:
         names: All of them.
         most: How many are told.
 
-    Example:
+    Examples:
         >>> list_names(["a", "b", "c"], 2)
         'a, b and 1 more'
     """
@@ -63,7 +63,7 @@ def short_repr(value: object, most: int = 60) -> str:
         value: Anything.
         most: Characters that are shown, at least 3.
 
-    Example:
+    Examples:
         >>> short_repr("abcdefghij", 9)
         "'abcde..."
     """
@@ -78,7 +78,7 @@ def cut(text: str, most: int) -> str:
         text: Of any characters.
         most: Characters that are kept.
 
-    Example:
+    Examples:
         >>> cut("abcdefghijkl", 6)
         'abcd ... kl'
     """
@@ -94,7 +94,7 @@ def printable(text: str) -> str:
     Args:
         text: Of any characters; such as are not printed become their escapes.
 
-    Example:
+    Examples:
         >>> printable("red \x1b[31m, Jürgen")
         'red \\x1b[31m, Jürgen'
     """
@@ -119,7 +119,7 @@ def say(text: str, *, flush: bool = False) -> None:
 def figure_text(text: str) -> str:
     r"""A text that matplotlib draws as it stands, and does not take for a formula.
 
-    Example:
+    Examples:
         >>> figure_text("$x^2$\n")
         '\\$x^2\\$\\n'
     """
@@ -137,7 +137,7 @@ def markdown_text(text: str) -> str:
     Args:
         text: Of any characters.
 
-    Example:
+    Examples:
         >>> markdown_text("<b>a|b")
         '&lt;b&gt;a\\|b'
     """
@@ -158,7 +158,7 @@ def csv_cell(text: str) -> str:
     Args:
         text: Of any characters.
 
-    Example:
+    Examples:
         >>> csv_cell("=1+1"), csv_cell("-0.5"), csv_cell("a\nb")
         ("'=1+1", '-0.5', 'a\\nb')
     """
@@ -199,7 +199,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
         value: Of JSON's types; tuples are lists.
         indent: Spaces a level; None writes one line.
 
-    Example:
+    Examples:
         >>> json_text({"loss": float("nan"), "top1": 0.5})
         '{"loss": null, "top1": 0.5}'
     """
@@ -222,7 +222,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     Args:
         rows: At least one; all of as many cells, which are made ``printable``.
 
-    Example:
+    Examples:
         >>> aligned([("a", "one"), ("name", "two")])
         ['a     one', 'name  two']
     """
@@ -250,7 +250,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         head: Names of the columns.
         rows: Cells, as many as columns; each is made ``markdown_text``.
 
-    Example:
+    Examples:
         >>> print(markdown_table(("a", "b"), [("1", "2")]))
         | a | b |
         | --- | --- |
@@ -267,7 +267,7 @@ def shorten_name(name: str) -> str:
     Args:
         name: Of a class.
 
-    Example:
+    Examples:
         >>> shorten_name("tench, Tinca tinca")
         'tench'
     """

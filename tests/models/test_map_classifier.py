@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import convattn  # noqa: F401  (registers the models)
-from convattn import evidence
+from convattn import evidence, explain
+from convattn.explanation import attention_layers
 from convattn.models.map_classifier import MapBackbone, create_backbone, stages_of
 
 IMAGE = torch.zeros(1, 3, 64, 64)
@@ -128,3 +129,16 @@ def test_an_option_of_the_pool_and_one_of_the_backbone():
 def test_torchvision_takes_three_channels():
     with pytest.raises(ValueError, match="takes images of 3 channels, and these have 1"):
         create_backbone("torchvision/resnet18", in_chans=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("patchconvnet_nano", {}), ("patchconvnet_nano", {"global_pool": "attention"})],
+)
+def test_a_network_s_own_attention_pool_is_not_taken_for_the_probe_s(name, more):
+    model = make(name, pool="avg", **more)
+    assert attention_layers(model) == {}
+    with torch.no_grad():
+        maps, bias = evidence(model, images())
+        torch.testing.assert_close(maps.sum((2, 3)) + bias, model(images()), atol=1e-4, rtol=1e-4)
+    assert explain(model, torch.rand(3, 64, 64)).method == "evidence"

@@ -5,7 +5,8 @@ import safetensors.torch
 import torch
 
 from convattn.cli import main
-from convattn.runs import Run, create_model
+from convattn.runs import Run, create_model, open_model
+from convattn.runs import folder as module
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 SMALL = {"embed_dim": 16, "depth": 1}
@@ -146,3 +147,13 @@ def test_arguments_that_make_no_network_are_one_sentence(model_args, tmp_path):
     with pytest.raises(ValueError, match=r"config\.json: ") as caught:
         Run.open(folder).load_model()
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_by_name_takes_the_weights_that_are_installed(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = create_model("tf_efficientnet_lite0")
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "lite.safetensors")
+    monkeypatch.setattr(module, "find_installed", lambda: tmp_path / "lite.safetensors")
+    opened = open_model("tf_efficientnet_lite0").state_dict()
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(opened[name], tensor, rtol=0, atol=0)

@@ -31,7 +31,7 @@ class Quartiles(NamedTuple):
     def of(cls, values: Sequence[float]) -> Quartiles:
         """Those of at least one value, between which they are interpolated.
 
-        Example:
+        Examples:
             >>> Quartiles.of([4.0, 1.0, 2.0])
             Quartiles(low=1.5, median=2.0, high=3.0)
         """
@@ -138,7 +138,7 @@ def compare(
         ValueError: If ``memory`` is asked for of steps that are made already.
         Exception: What a step raises, unless ``tolerant``.
 
-    Example:
+    Examples:
         >>> found = compare({"short": lambda: sum(range(9)), "long": lambda: sum(range(9999))},
         ...                 reference="short")
         >>> found.ratio("long").median > 2
@@ -200,7 +200,7 @@ def interleave(
     Yields:
         The number of the round, the step's key, and its seconds or how it failed.
 
-    Example:
+    Examples:
         >>> [key for _, key, _ in interleave({"a": list, "b": dict}, 2)]
         ['a', 'b', 'a', 'b']
     """

@@ -35,7 +35,7 @@ def count(network: nn.Module, input_size: tuple[int, int, int]) -> Counts:
     Raises:
         ValueError: If it cannot run on such an image.
 
-    Example:
+    Examples:
         >>> count(nn.Conv2d(3, 8, 3, padding=1, bias=False), (3, 10, 20))
         Counts(parameters=216, macs=43200, activations=1600)
     """

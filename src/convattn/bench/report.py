@@ -11,6 +11,7 @@ from convattn.surgery.records import by
 from convattn.text import csv_text, json_text
 
 Dtype = Literal["float32", "bfloat16"]
+"""Number formats that are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ Step = Callable[[], Any]
 """What is timed; it takes nothing, and what it gives is not looked at."""
 
 OUT_OF_MEMORY = "out of memory"
+"""What ``describe_error`` says of a step that found no room."""
 
 
 class StepError(RuntimeError):

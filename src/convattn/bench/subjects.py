@@ -75,7 +75,7 @@ def layer_subject(name: str, **arguments: Any) -> Subject:
     Raises:
         ValueError: If the layer refuses its arguments.
 
-    Example:
+    Examples:
         >>> layer_subject("AAConv2d", in_channels=64).input_size
         (64, 32, 32)
     """

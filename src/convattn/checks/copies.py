@@ -187,7 +187,7 @@ def _crossing(
 def many(number: int, one: str, several: str) -> str:
     """How many of what there are, in words that agree with the number.
 
-    Example:
+    Examples:
         >>> many(1, "image is", "images are"), many(2000, "image is", "images are")
         ('1 image is', '2,000 images are')
     """

@@ -284,7 +284,7 @@ class Classes:
         Args:
             shares: How likely each is, (K,).
 
-        Example:
+        Examples:
             >>> classes = Classes(names="abc", thresholds=torch.tensor([0.5, 0.5, 0.8]))
             >>> classes.taken(torch.tensor([0.6, 0.4, 0.9]))
             [2, 0]

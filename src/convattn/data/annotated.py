@@ -176,7 +176,7 @@ def describe_skipped(
         skipped: Reason -> how often.
         names: Reason -> the first names, where they are known.
 
-    Example:
+    Examples:
         >>> describe_skipped({"bad box": 3, "hidden": 2}, {"hidden": [".git", ".DS_Store"]})
         'left out: 3 x bad box, 2 x hidden (.git, .DS_Store)'
     """

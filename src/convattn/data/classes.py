@@ -26,7 +26,7 @@ def match_classes(
     Raises:
         ValueError: If there are and must not; names the first.
 
-    Example:
+    Examples:
         >>> match_classes(["dog", "ant"], ["ant", "bee", "dog"], False, "here")
         [2, 0]
     """
@@ -49,7 +49,7 @@ def match_classes(
 def find_alike(names: Iterable[str]) -> tuple[str, str] | None:
     """The first two names that differ only in capitals or in how a letter is written.
 
-    Example:
+    Examples:
         >>> find_alike(["ant", "Bee", "bee"])
         ('Bee', 'bee')
     """

@@ -61,7 +61,7 @@ def generate_cluttered_digits(
         ValueError: If an argument is out of its range.
         ModuleNotFoundError: If scikit-learn, of the ``train`` extra, is not installed.
 
-    Example:
+    Examples:
         >>> digits = generate_cluttered_digits(100, split="test")
         >>> digits.images.shape, digits.boxes.shape
         (torch.Size([100, 3, 64, 64]), torch.Size([100, 4]))

@@ -120,7 +120,7 @@ def judge_counts(counts: Counts) -> list[Finding]:
     Args:
         counts: Of a data set.
 
-    Example:
+    Examples:
         >>> counts = Counts(
         ...     unit="images", class_names=("ant", "bee"), images={"train": 330},
         ...     classes={"train": (300, 30)},

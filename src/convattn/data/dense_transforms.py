@@ -61,7 +61,7 @@ def detection_train_transform(
     Raises:
         ValueError: If a value is out of its range.
 
-    Example:
+    Examples:
         >>> from convattn.data import load_detection
         >>> transform = detection_train_transform(scale_jitter=(0.5, 2.0), crop_size=(64, 80))
         >>> source = load_detection("cluttered_digits", num_train=8, num_test=8)
@@ -77,7 +77,7 @@ def detection_train_transform(
 def detection_test_transform() -> DetectionTransform:
     """An image as a detector is tested with: floats in 0..1; the detector itself resizes.
 
-    Example:
+    Examples:
         >>> image = tv_tensors.Image(torch.full((3, 4, 6), 255, dtype=torch.uint8))
         >>> image, _ = detection_test_transform()(image, {})
         >>> image.shape, float(image.max())
@@ -113,7 +113,7 @@ def segmentation_train_transform(
     Raises:
         ValueError: If a value is out of its range.
 
-    Example:
+    Examples:
         >>> from convattn.data import load_segmentation
         >>> transform = segmentation_train_transform(scale_jitter=(0.5, 2.0), crop_size=(64, 80))
         >>> source = load_segmentation("cluttered_digits", num_train=8, num_test=8)
@@ -146,7 +146,7 @@ def segmentation_test_transform(
     Raises:
         ValueError: If a value is out of its range.
 
-    Example:
+    Examples:
         >>> image = tv_tensors.Image(torch.zeros(3, 40, 60, dtype=torch.uint8))
         >>> mask = tv_tensors.Mask(torch.zeros(40, 60, dtype=torch.int64))
         >>> image, same = segmentation_test_transform(image_size=20)(image, mask)

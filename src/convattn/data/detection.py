@@ -36,6 +36,7 @@ from convattn.data.objects import (
 from convattn.data.scenes import SCENES_MEAN, SCENES_STD, Scenes, draw_scenes, scene_names
 
 DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "folder", "coco")
+"""Names that ``load_detection`` takes."""
 
 DetectionImages = AnnotatedImages[dict[str, Any]]
 """An item is ``(image, target)``: see ``load_detection``."""
@@ -157,7 +158,7 @@ def load_detection(
         ModuleNotFoundError: From ``[]``, if a polygon is to be filled and faster-coco-eval, of the
             ``detection`` extra, is not installed.
 
-    Example:
+    Examples:
         >>> source = load_detection("cluttered_digits", num_train=20, num_test=10)
         >>> image, target = source.test[0]
         >>> tuple(image.shape), sorted(target)

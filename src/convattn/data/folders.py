@@ -247,7 +247,7 @@ def held_out_split(splits: Iterable[str], wanted: str | None, where: object) -> 
     Raises:
         ValueError: If the one that is asked for is not there.
 
-    Example:
+    Examples:
         >>> held_out_split(("train", "val", "test"), "testing", "shop")
         'test'
     """
@@ -298,7 +298,7 @@ def part_files(
 def split_of(name: str) -> str | None:
     """The split that a folder's name means, None if it means none.
 
-    Example:
+    Examples:
         >>> split_of("Training"), split_of("cats")
         ('train', None)
     """
@@ -569,7 +569,7 @@ def find_equal(keys: Iterable[Hashable]) -> list[list[int]]:
     Args:
         keys: One a place.
 
-    Example:
+    Examples:
         >>> find_equal("abca")
         [[0, 3]]
     """
@@ -586,7 +586,7 @@ def number_units(count: int, together: Iterable[Sequence[int]]) -> list[int]:
         count: Number of places.
         together: Those that belong together.
 
-    Example:
+    Examples:
         >>> number_units(4, [[1, 3]])
         [0, 1, 2, 1]
     """

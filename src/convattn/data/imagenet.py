@@ -97,7 +97,7 @@ def load_imagenet_validation(
         FileNotFoundError: If there are no images, or no labels.
         ValueError: If classes are missing, or folders, labels or ``real`` are none of these.
 
-    Example:
+    Examples:
         >>> load_imagenet_validation("nowhere")
         Traceback (most recent call last):
         FileNotFoundError: nowhere does not exist; name ImageNet's folder (--data.root)
@@ -128,7 +128,7 @@ def load_imagenet_validation(
 def imagenet_wnids() -> tuple[str, ...]:
     """The 1,000 WordNet ids of ImageNet's classes, in order.
 
-    Example:
+    Examples:
         >>> imagenet_wnids()[:2]
         ('n01440764', 'n01443537')
     """
@@ -152,7 +152,7 @@ def imagenet_names(folders: Sequence[str]) -> tuple[str, ...]:
     Args:
         folders: Their folders; one that is none of ImageNet's WordNet ids keeps its name.
 
-    Example:
+    Examples:
         >>> imagenet_names(["n01440764", "mine"])
         ('tench, Tinca tinca', 'mine')
     """

@@ -326,7 +326,7 @@ def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]
     Raises:
         ModuleNotFoundError: If faster-coco-eval, of the ``detection`` extra, is not installed.
 
-    Example:
+    Examples:
         >>> decode_mask({"size": [2, 3], "counts": [1, 2, 3]}, 2, 3)
         array([[0, 1, 0],
                [1, 0, 0]], dtype=uint8)

@@ -23,6 +23,7 @@ from convattn.exceptions import UnreadableImageError
 from convattn.text import one_line
 
 ImageSource = str | Path | BinaryIO | Image.Image | Tensor | NDArray[Any]
+"""An image from outside, as ``read_image`` takes it."""
 
 MAX_PIXELS = 2**27
 """More are refused before they are decoded: as RGB so many fill 512 MiB, and reading holds up to
@@ -104,7 +105,7 @@ def read_image(source: ImageSource, *, most_pixels: int = MAX_PIXELS) -> Image.I
             that Pillow cannot read, or of values without an agreed meaning. Names no path but one
             given as ``source``.
 
-    Example:
+    Examples:
         >>> image = read_image(torch.rand(3, 4, 6))
         >>> image.mode, image.size
         ('RGB', (6, 4))
@@ -265,7 +266,7 @@ def _has_notes(png: BinaryIO) -> bool:
 def image_extensions() -> tuple[str, ...]:
     """Ends of the names of files that are read as images, in lower case.
 
-    Example:
+    Examples:
         >>> ".jpg" in image_extensions() and ".gif" in image_extensions()
         True
     """
@@ -281,7 +282,7 @@ def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
         pixels: As the file stores its image.
         orientation: EXIF's number, 1 to 8.
 
-    Example:
+    Examples:
         >>> turned(np.array([[1, 2, 3]]), 6)
         array([[1],
                [2],

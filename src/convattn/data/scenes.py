@@ -103,7 +103,7 @@ def generate_scenes(
         ValueError: If an argument is out of its range.
         ModuleNotFoundError: If scikit-learn, of the ``train`` extra, is not installed.
 
-    Example:
+    Examples:
         >>> scenes = generate_scenes(10, split="test")
         >>> boxes, labels, masks = scenes.objects(0)
         >>> scenes.images.shape, len(boxes) == len(labels) == len(masks)

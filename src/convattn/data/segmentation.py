@@ -43,6 +43,7 @@ SEGMENTATION_DATASETS: tuple[str, ...] = (
     "ade20k",
     "voc",
 )
+"""Names that ``load_segmentation`` takes."""
 
 SEGMENTATION_FORMATS: Mapping[DataFormat, Format] = {
     "masks": Format("masks", masks.LOOKED_FOR, masks.find),
@@ -146,7 +147,7 @@ def load_segmentation(
             partner, is both to be trained and tested on, or there are boxes without outlines.
         FileNotFoundError: If folders or files are missing.
 
-    Example:
+    Examples:
         >>> source = load_segmentation("cluttered_digits", num_train=20, num_test=10)
         >>> image, mask = source.test[0]
         >>> tuple(image.shape), tuple(mask.shape), source.class_names[:2]

@@ -39,6 +39,7 @@ DATASETS: tuple[str, ...] = (
     "imagenet",
     "tiny_imagenet",
 )
+"""Names that ``load_source`` takes."""
 
 
 def load_source(
@@ -127,7 +128,7 @@ def load_source(
         ModuleNotFoundError: If a parquet file is to be read and pyarrow, of the ``train`` extra, is
             not installed.
 
-    Example:
+    Examples:
         >>> source = load_source("cluttered_digits", num_train=200, num_test=100)
         >>> len(source.train), source.image_size, source.class_names[:3]
         (200, (64, 64), ('0', '1', '2'))

@@ -75,7 +75,7 @@ def eval_transform(
     Raises:
         ValueError: If a value is out of its range.
 
-    Example:
+    Examples:
         >>> eval_transform(224)(Image.new("RGB", (500, 375))).shape
         torch.Size([3, 224, 224])
     """
@@ -102,7 +102,7 @@ def transform_of(cfg: Mapping[str, Any]) -> EvalTransform:
     Raises:
         ValueError: If a value is out of its range.
 
-    Example:
+    Examples:
         >>> transform_of({"input_size": (3, 64, 64)})(Image.new("RGB", (500, 375))).shape
         torch.Size([3, 64, 64])
     """
@@ -160,7 +160,7 @@ def train_transform(
         ValueError: If a value is out of its range, or ``scale`` and ``random_crop_padding`` are
             both given.
 
-    Example:
+    Examples:
         >>> transform = train_transform(32, random_crop_padding=4, random_erasing=0.25)
         >>> transform(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).shape
         torch.Size([8, 3, 32, 32])

@@ -120,7 +120,7 @@ def is_known_host(header: str, host: str) -> bool:
         host: What the server listens on; where that is every address, any address will do, but no
             name beside localhost.
 
-    Example:
+    Examples:
         >>> is_known_host("localhost:7860", "127.0.0.1"), is_known_host("evil.example", "0.0.0.0")
         (True, False)
     """

@@ -38,6 +38,7 @@ DETECTORS: dict[str, Callable[..., nn.Module]] = {
         mask_rcnn_patchconvnet_s120,
     )
 }
+"""Every detector by its name, as ``create_detector`` takes it."""
 
 
 _FIND_MASKS = frozenset({"mask_rcnn", "mask_rcnn_patchconvnet_s60", "mask_rcnn_patchconvnet_s120"})
@@ -69,7 +70,7 @@ def create_detector(name: str, *, num_classes: int, **arguments: Any) -> nn.Modu
     Raises:
         ValueError: If there is no such detector, or it refuses an argument.
 
-    Example:
+    Examples:
         >>> import convattn
         >>> model = create_detector("retinanet", num_classes=3, backbone="aa_resnet_nano")
         >>> type(model).__name__

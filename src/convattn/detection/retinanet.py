@@ -132,7 +132,7 @@ def retinanet(
     Raises:
         ValueError: If an argument is none of the known or has no meaning.
 
-    Example:
+    Examples:
         >>> import convattn, torch
         >>> model = retinanet("aa_resnet_nano", num_classes=11, channels=32, min_size=64).eval()
         >>> sorted(model([torch.rand(3, 64, 80)])[0])

@@ -104,7 +104,7 @@ def capture_attention(
         ValueError: If the model holds no layer with attention, or none of a name; inside the block,
             if a query lies outside a layer's map.
 
-    Example:
+    Examples:
         >>> import timm
         >>> model = timm.create_model("patchconvnet_nano", num_classes=10).eval()
         >>> with capture_attention(model) as maps:

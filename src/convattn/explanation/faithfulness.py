@@ -49,7 +49,7 @@ def peak_in_box(maps: Tensor, boxes: Tensor, grid: Grid) -> Tensor:
     Returns:
         (B,) bool.
 
-    Example:
+    Examples:
         >>> maps, boxes = torch.tensor([[[0.1, 0.9]]]), torch.tensor([[4, 0, 8, 4]])
         >>> peak_in_box(maps, boxes, Grid.regular((1, 2), (4, 8)))
         tensor([True])
@@ -76,7 +76,7 @@ def energy_in_box(maps: Tensor, boxes: Tensor, grid: Grid) -> Tensor:
     Returns:
         (B,), between 0 and 1.
 
-    Example:
+    Examples:
         >>> grid = Grid.regular((2, 2), (4, 4))
         >>> energy_in_box(torch.ones(1, 2, 2), torch.tensor([[0, 0, 4, 2]]), grid)
         tensor([0.5000])
@@ -144,7 +144,7 @@ def deletion_insertion(
     Raises:
         ValueError: If ``num_steps`` is not positive or the shapes do not agree.
 
-    Example:
+    Examples:
         >>> import timm
         >>> model = timm.create_model("patchconvnet_nano", num_classes=10)
         >>> images, heats = torch.randn(2, 3, 32, 32), torch.rand(2, 32, 32)
@@ -344,7 +344,7 @@ def measure_faithfulness(
             fewer than two images, or there are not as many boxes.
         ModuleNotFoundError: If Grad-CAM is to be measured and pytorch-grad-cam is not installed.
 
-    Example:
+    Examples:
         >>> import timm
         >>> model = timm.create_model("patchconvnet_nano", num_classes=10)
         >>> batch = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])

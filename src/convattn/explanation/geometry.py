@@ -18,7 +18,7 @@ Pair = tuple[float, float]
 class Grid:
     """A map's cells as points on the network's input.
 
-    Example:
+    Examples:
         >>> Grid.regular((4, 4), (32, 32)).rows
         tensor([ 0.5000,  8.5000, 16.5000, 24.5000])
     """
@@ -129,7 +129,7 @@ def cell_centres(num_cells: int, size: int) -> tuple[Tensor, float]:
         (num_cells,) in pixels from the image's edge, the first pixel's centre at 0.5; and the
         distance from one to the next.
 
-    Example:
+    Examples:
         >>> cell_centres(4, 32)
         (tensor([ 0.5000,  8.5000, 16.5000, 24.5000]), 8.0)
     """
@@ -149,7 +149,7 @@ class GridTracker(TorchFunctionMode):
     whatever they do with the layout. So a network that cuts its input into patches is placed as
     exactly as one with padded kernels. Of branches that are added, the first counts.
 
-    Example:
+    Examples:
         >>> patchify = torch.nn.Conv2d(3, 8, 4, stride=4)
         >>> with GridTracker() as grids:
         ...     y = patchify(torch.zeros(1, 3, 32, 32))

@@ -51,7 +51,7 @@ def cam_layers(
         ValueError: If there is no such layer: the network is none of convolutions, or the images
             are so small that they end as a single position.
 
-    Example:
+    Examples:
         >>> import convattn, timm
         >>> model = timm.create_model("patchconvnet_nano", num_classes=10)
         >>> layers, reshape_transform = cam_layers(model, torch.zeros(1, 3, 64, 64))
@@ -86,7 +86,7 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor,
             has no class of that number.
         ModuleNotFoundError: If pytorch-grad-cam is not installed.
 
-    Example:
+    Examples:
         >>> import convattn, timm
         >>> model = timm.create_model("patchconvnet_nano", num_classes=10)
         >>> maps, grid = grad_cam(model, torch.randn(2, 3, 64, 96), torch.tensor([3, 5]))

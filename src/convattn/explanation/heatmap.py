@@ -198,7 +198,7 @@ def explain(
         ModuleNotFoundError: If Grad-CAM is asked for and pytorch-grad-cam, of the ``explain``
             extra, is not installed.
 
-    Example:
+    Examples:
         >>> import timm
         >>> model = timm.create_model("patchconvnet_nano.cluttered_digits", pretrained=True)
         >>> found = explain(model, torch.zeros(3, 200, 300, dtype=torch.uint8), target="7")
@@ -244,7 +244,7 @@ def explain_classes(
         ValueError: As ``explain``.
         ModuleNotFoundError: As ``explain``.
 
-    Example:
+    Examples:
         >>> import timm
         >>> model = timm.create_model("patchconvnet_nano_multi", num_classes=10)
         >>> [one.heat.shape for one in explain_classes(model, torch.zeros(3, 64, 64), [2, 5])]

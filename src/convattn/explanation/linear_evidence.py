@@ -115,7 +115,7 @@ def evidence(model: nn.Module, images: Tensor, classes: Sequence[int] | None = N
         ValueError: If the network has no such form, and what stands in the way; or there is no
             such class.
 
-    Example:
+    Examples:
         >>> import timm
         >>> model, images = timm.create_model("resnet18"), torch.randn(2, 3, 64, 96)
         >>> maps, bias = evidence(model, images, [3, 5])

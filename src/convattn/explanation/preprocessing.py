@@ -60,7 +60,7 @@ def preprocess(
         ValueError: If there is no such view, the network takes other channels than the image has,
             or the image is so long and thin that the resized one would fill the memory or vanish.
 
-    Example:
+    Examples:
         >>> cfg = {"input_size": (3, 64, 64), "crop_pct": 1.0}
         >>> preprocess(Image.new("RGB", (300, 100)), cfg, "crop").region
         (100.0, 0.0, 200.0, 100.0)

@@ -32,7 +32,7 @@ def export_safetensors(
         FileNotFoundError: If there is no folder for it.
         ValueError: If the network is no classifier, or the file differs from it.
 
-    Example:
+    Examples:
         >>> import tempfile, timm
         >>> model = timm.create_model("patchconvnet_nano", embed_dim=16, depth=1)
         >>> with tempfile.TemporaryDirectory() as folder:

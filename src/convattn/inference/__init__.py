@@ -61,7 +61,7 @@ def optimize_for_inference(
         ValueError: If the model is in training mode, has hooks or is wrapped, there is no such
             ``dtype`` or no such ``kernels``, or what was asked for cannot run there.
 
-    Example:
+    Examples:
         >>> import timm
         >>> model = timm.create_model("patchconvnet_nano").eval()
         >>> fast = optimize_for_inference(model)

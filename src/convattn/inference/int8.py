@@ -27,7 +27,7 @@ def to_steps(x: Tensor) -> tuple[Tensor, Tensor]:
         The int8 numbers (N, C), and the size of a step (N, 1), never zero: their product is at
         most half a step from ``x``.
 
-    Example:
+    Examples:
         >>> to_steps(torch.tensor([[127.0, -0.6], [0.0, 0.0]]))[0].tolist()
         [[127, -1], [0, 0]]
     """
@@ -49,7 +49,7 @@ class Int8Linear(nn.Module):
     Shape:
         (..., in_features) in any float dtype -> (..., out_features) in float32.
 
-    Example:
+    Examples:
         >>> linear = torch.nn.Linear(64, 96)
         >>> x = torch.randn(2, 7, 9, 64)
         >>> bool((Int8Linear(linear)(x) - linear(x)).abs().max() < 0.1)

@@ -23,7 +23,7 @@ def recompute(made: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
         made: What is not to be kept; dense, in any order of its dimensions.
         make: Computes it again, bit for bit, from what is kept anyway; called without gradients.
 
-    Example:
+    Examples:
         >>> x = torch.randn(3, 4, requires_grad=True)
         >>> y = x.sin()
         >>> with recompute(y, x.sin):

@@ -88,7 +88,7 @@ class AAConv2d(nn.Module):
         ValueError: If no channel split fits ``num_heads`` or ``groups``, or an argument has no
             meaning.
 
-    Example:
+    Examples:
         >>> layer = AAConv2d(64, 128, 3, stride=2, padding=1, feat_size=(28, 28))
         >>> layer(torch.randn(1, 64, 56, 40)).shape
         torch.Size([1, 128, 28, 20])

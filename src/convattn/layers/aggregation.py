@@ -120,7 +120,7 @@ class LearnedAggregation2d(nn.Module):
         ValueError: If ``num_heads`` does not divide ``in_features``, or an argument has no
             meaning.
 
-    Example:
+    Examples:
         >>> head = LearnedAggregation2d(64, num_classes=10)
         >>> features = torch.randn(2, 64, 7, 9)
         >>> head(features).shape, head.attention_weights(features).shape

@@ -136,7 +136,7 @@ def mean_shares(x: Tensor, weight: Tensor) -> Tensor:
 class AveragePool(Pool):
     """The mean of all positions.
 
-    Example:
+    Examples:
         >>> AveragePool(8)(torch.ones(2, 8, 3, 5)).shape
         torch.Size([2, 8])
     """
@@ -367,7 +367,7 @@ class ResidualQueryPool(_Residual):
     Raises:
         ValueError: If gates and query both begin at zero, or the deviation is negative.
 
-    Example:
+    Examples:
         >>> x = torch.randn(2, 8, 3, 5)
         >>> torch.allclose(ResidualQueryPool(8)(x), x.mean((2, 3)), atol=1e-6)
         True
@@ -468,7 +468,7 @@ class EfficientProbingPool(Pool):
         ValueError: If ``num_queries`` does not divide the output, or without values the output is
             of another width than the map.
 
-    Example:
+    Examples:
         >>> pool = create_pool("ep", 64, num_queries=8)
         >>> x = torch.randn(2, 64, 7, 9)
         >>> pool(x).shape, pool.attention_weights(x).shape
@@ -899,7 +899,7 @@ def create_pool(name: str, in_features: int, **options: Any) -> Pool:
     Raises:
         ValueError: If there is no such pool, or it refuses an option.
 
-    Example:
+    Examples:
         >>> create_pool("ep", 64, num_queries=8).out_features
         64
     """

@@ -16,5 +16,6 @@ _MODULES = (patchconvnet, aa_resnet, aa_wide_resnet, aa_mnasnet)
 OUR_MODELS: tuple[str, ...] = tuple(
     name for module in _MODULES for name in list_models(module=module.__name__.split(".")[-1])
 )
+"""The names under which ``timm.create_model`` knows our networks."""
 
 __all__ = ["OUR_MODELS"]

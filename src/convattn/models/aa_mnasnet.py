@@ -57,7 +57,7 @@ class AAMnasNet(EfficientNet):
     Raises:
         ValueError: If ``num_heads`` cannot share the channels of a stage.
 
-    Example:
+    Examples:
         >>> import timm, torch
         >>> model = timm.create_model("aa_mnasnet_nano", num_classes=7)
         >>> model(torch.randn(2, 3, 64, 96)).shape

@@ -125,7 +125,7 @@ class WideResNet(nn.Module):
     Raises:
         ValueError: If ``depth`` is not 6n + 4, or ``num_heads`` cannot share a stage's channels.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = WideResNet(10, 1, num_classes=7)
         >>> model(torch.randn(2, 3, 32, 48)).shape

@@ -44,7 +44,7 @@ def augmented(
     Raises:
         ValueError: If nothing tells the base, or the attention does not fit it.
 
-    Example:
+    Examples:
         >>> import timm, convattn
         >>> model = timm.create_model(
         ...     "augmented", base="resnet18", augment={"pool": "attention"}, num_classes=10

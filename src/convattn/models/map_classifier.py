@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from convattn.layers import LearnedAggregation2d, Pool
 from convattn.models.pooling import PooledClassifier
 from convattn.modes import eval_mode
 from convattn.text import nearest, one_line
@@ -138,6 +139,9 @@ class _LastMap(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        if any(isinstance(module, LearnedAggregation2d | Pool) for module in network.modules()):
+            # Behind the map, and so never called: nobody shall ask for its attention.
+            cast(Any, network).reset_classifier(0, "")
         self.model = network
         self.turned = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
 

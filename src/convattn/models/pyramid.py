@@ -164,7 +164,7 @@ def feature_levels(
         ValueError: If there is no such network, it has no released weights, refuses an argument,
             cannot be augmented, or has no map of a stride, or the weights are of another one.
 
-    Example:
+    Examples:
         >>> import convattn, torch
         >>> levels = feature_levels("patchconvnet_nano", strides=(4, 8, 16)).eval()
         >>> [tuple(level.shape) for level in levels(torch.randn(1, 3, 50, 64))]

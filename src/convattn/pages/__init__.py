@@ -61,7 +61,7 @@ def embed(image: Image.Image, side: int) -> str:
         image: Of any size; not changed.
         side: Pixels of its longer side, at most.
 
-    Example:
+    Examples:
         >>> embed(Image.new("RGB", (8, 8)), 4)[:23]
         'data:image/jpeg;base64,'
     """

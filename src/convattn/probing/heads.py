@@ -80,7 +80,7 @@ def pool_options(pool: str, in_features: int) -> dict[str, Any]:
         pool: Its name.
         in_features: Channels of the map.
 
-    Example:
+    Examples:
         >>> pool_options("ep", 112)
         {'num_queries': 28}
     """

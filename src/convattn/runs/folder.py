@@ -19,6 +19,8 @@ from convattn.files import reading
 from convattn.runs.build import build_trained, create_model, is_dense, needs_backbone
 from convattn.text import one_line, short_repr
 from convattn.weights import load_checked, read_metadata, read_weights
+from convattn.weights.offline import MODEL as INSTALLED_MODEL
+from convattn.weights.offline import find_installed
 
 CONFIG = "config.json"
 # What no run can be rebuilt without; other fields that are left out keep their defaults.
@@ -278,7 +280,8 @@ def open_model(
 
     Args:
         target: A run folder, or a name in timm's registry.
-        checkpoint: Weights of a model that is given by name; None takes its released ones.
+        checkpoint: Weights of a model that is given by name; None takes those that the extra
+            ``offline`` installed, or its released ones.
         num_classes: Number of classes of that checkpoint; None takes the model's own.
         in_chans: Channels of the images of a model that is given by name; None takes its own.
 
@@ -288,10 +291,13 @@ def open_model(
     """
     if Path(target).is_dir():
         return Run.open(target).load_model()
+    weights = None if checkpoint is None else Path(checkpoint)
+    if weights is None and target == INSTALLED_MODEL and num_classes is None and in_chans is None:
+        weights = find_installed()
     return create_model(
         target,
-        pretrained=checkpoint is None,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        pretrained=weights is None,
+        checkpoint=weights,
         num_classes=num_classes,
         in_chans=in_chans,
     ).eval()

@@ -116,7 +116,7 @@ def segment(
             shows it the whole image.
         flip: Also look at the mirror image, and take the mean of both probabilities.
 
-    Example:
+    Examples:
         >>> from convattn.segmentation import create_segmenter
         >>> model = create_segmenter("upernet", num_classes=3, backbone="patchconvnet_nano")
         >>> segment(model, Image.new("RGB", (70, 50))).classes.shape

@@ -43,7 +43,7 @@ def create_segmenter(name: str, *, num_classes: int, **arguments: Any) -> nn.Mod
     Raises:
         ValueError: If there is no such segmenter, or it refuses an argument.
 
-    Example:
+    Examples:
         >>> model = create_segmenter(
         ...     "upernet", num_classes=3, backbone="patchconvnet_nano", channels=32
         ... )

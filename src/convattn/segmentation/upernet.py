@@ -139,7 +139,7 @@ def upernet(
     Raises:
         ValueError: If the backbone or a number does not fit.
 
-    Example:
+    Examples:
         >>> import convattn, torch
         >>> model = upernet("patchconvnet_nano", num_classes=11, channels=32, aux_channels=32)
         >>> model.eval()(torch.randn(1, 3, 50, 64)).shape
@@ -195,7 +195,7 @@ def segmentation_loss(
         mask: (B, H, W), the class of each pixel.
         aux_weight: What the second of a pair counts; 0.4 as in mmsegmentation.
 
-    Example:
+    Examples:
         >>> logits = torch.zeros(1, 4, 2, 2)
         >>> mask = torch.tensor([[[0, 3], [255, 255]]])
         >>> round(segmentation_loss((logits, logits), mask).item(), 3)  # 1.4 ln 4
@@ -234,7 +234,7 @@ def sliding_window(
         ValueError: If ``window``, ``stride`` or ``batch_size`` is below 1, or ``stride`` is larger
             than ``window``.
 
-    Example:
+    Examples:
         >>> sliding_window(nn.Conv2d(3, 5, 1), torch.randn(1, 3, 40, 70), (32, 32)).shape
         torch.Size([1, 5, 40, 70])
     """

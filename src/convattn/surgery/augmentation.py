@@ -102,7 +102,7 @@ def augment(
         ValueError: If there is nothing to replace, or what was asked for cannot be; says what was
             found and how to name the place.
 
-    Example:
+    Examples:
         >>> import timm, torch
         >>> plain = timm.create_model("resnet18", num_classes=10).eval()
         >>> model = augment(plain, pool="attention", conv="last-2-stages")

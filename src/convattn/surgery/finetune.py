@@ -40,7 +40,7 @@ def param_groups(
     Raises:
         ValueError: If ``lr`` or ``new_lr_scale`` is not above 0, or nothing can be trained.
 
-    Example:
+    Examples:
         >>> import timm, torch
         >>> from convattn.surgery import augment
         >>> model = augment(timm.create_model("resnet18"), pool="attention")

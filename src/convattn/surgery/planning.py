@@ -55,7 +55,7 @@ def plan(
     Raises:
         ValueError: If the model cannot be read, or an argument names nothing in it.
 
-    Example:
+    Examples:
         >>> import timm
         >>> found = plan(timm.create_model("resnet18"), conv="last-2-stages")
         >>> found.pool.name, found.pool.feat_size, found.pool.classifier

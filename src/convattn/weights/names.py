@@ -130,7 +130,7 @@ def names_of_timm(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
         tensors: A state dict.
         own: That of timm's network, classifier or not.
 
-    Example:
+    Examples:
         >>> given = {"_conv_stem.weight": torch.ones(2, 3)}
         >>> list(names_of_timm(given, {"conv_stem.weight": torch.zeros(2, 3)}))
         ['conv_stem.weight']
@@ -162,7 +162,7 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> str | None:
     Args:
         tensors: A state dict under our names.
 
-    Example:
+    Examples:
         >>> import convattn, timm
         >>> with torch.device("meta"):
         ...     model = timm.create_model("patchconvnet_b60", num_classes=10)

@@ -48,7 +48,7 @@ def aa_conv_from_public(
     Raises:
         ValueError: If a tensor is of none of these layers, or the layer is known to be wrong.
 
-    Example:
+    Examples:
         >>> from convattn import AAConv2d
         >>> theirs = {
         ...     "conv_layer.weight": torch.randn(12, 6, 3, 3), "conv_layer.bias": torch.zeros(12),

@@ -222,7 +222,7 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         tensors: A state dict.
 
-    Example:
+    Examples:
         >>> list(unwrapped({"model._orig_mod.fc.weight": torch.ones(1)}))
         ['fc.weight']
     """

@@ -47,7 +47,7 @@ def interval(
     Returns:
         None if fewer than ``FEWEST_IMAGES`` have an answer.
 
-    Example:
+    Examples:
         >>> print(interval(torch.arange(100.0)), interval(torch.ones(3)))
         49.500 [43.998, 55.290] None
     """

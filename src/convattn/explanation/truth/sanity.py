@@ -21,7 +21,7 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     Returns:
         (B,) float64 between -1 and 1; 0 where a map is the same everywhere.
 
-    Example:
+    Examples:
         >>> rank_correlation(torch.tensor([[[1.0, 2, 9]]]), torch.tensor([[[0.0, 5, 6]]]))
         tensor([1.0000], dtype=torch.float64)
     """

@@ -15,6 +15,7 @@ from convattn.kernels.tracing import is_tracing
 from convattn.modes import hooks_of, is_unmodified
 
 Norm = nn.LayerNorm | nn.BatchNorm2d | nn.SyncBatchNorm
+"""The normalisations that a block may begin with."""
 
 
 class Block(Protocol):
@@ -189,6 +190,7 @@ def _recompute_norm(
 
 
 Form = Callable[[Block, Tensor, float], Tensor]
+"""A way to compute a block: of the block, its (B, H, W, C) input and a factor of its branch."""
 
 _FORMS: tuple[tuple[Callable[[Block, Tensor], bool], Form], ...] = (
     (fits_in_place, in_place_block),
