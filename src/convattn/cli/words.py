@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import itertools
 import re
@@ -18,6 +19,9 @@ from convattn.text import nearest, report
 T = TypeVar("T")
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C has ended
+
+
+_FILES = "--config FILE reads flags of a YAML or JSON file, --print-config writes them and ends."
 
 
 class UsageError(ValueError):
@@ -47,13 +51,14 @@ def parse(
     printing = "--print-config" in arguments
     arguments = [word for word in arguments if word != "--print-config"]
     arguments = [*words_of(default, arguments), *arguments]
+    told = description or inspect.cleandoc(kind.__doc__ or "")
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
             parsed, unknown = tyro.cli(
                 kind,
                 prog=prog,
-                description=description,
+                description=f"{told.strip()}\n\n{_FILES}",
                 default=default,
                 args=arguments,
                 return_unknown_args=True,
