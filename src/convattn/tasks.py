@@ -151,11 +151,11 @@ class Task(ABC):
     @abstractmethod
     def predict(
         self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
-    ) -> Iterator[str | UnreadableImageError]:
+    ) -> Iterator[tuple[str, str | UnreadableImageError]]:
         """Predict images one after the other and leave files in the folder ``out``.
 
         Yields:
-            What was found on each, in a few words; or why it could not be read.
+            Name of each, and what was found on it, in a few words; or why it could not be read.
         """
 
     def predict_table(self, run: Run, images: Path, options: PredictConfig) -> PredictedTable:
@@ -287,7 +287,7 @@ class Classification(Task):
 
     def predict(
         self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
-    ) -> Iterator[str | UnreadableImageError]:
+    ) -> Iterator[tuple[str, str | UnreadableImageError]]:
         """The likeliest classes of each image."""
         from convattn.classification.prediction import predict_images
 
@@ -482,7 +482,7 @@ class Detection(_Dense):
 
     def predict(
         self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
-    ) -> Iterator[str | UnreadableImageError]:
+    ) -> Iterator[tuple[str, str | UnreadableImageError]]:
         """The objects on each image."""
         from convattn.detection.prediction import predict_images
 
@@ -493,6 +493,7 @@ class Detection(_Dense):
             threshold=options.threshold,
             tile=options.tile,
             flip=options.flip,
+            every=options.every or 1,
         )
 
     def explain(
@@ -581,11 +582,18 @@ class Segmentation(_Dense):
 
     def predict(
         self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
-    ) -> Iterator[str | UnreadableImageError]:
+    ) -> Iterator[tuple[str, str | UnreadableImageError]]:
         """The class of every pixel of each image."""
         from convattn.segmentation.prediction import predict_images
 
-        return predict_images(model, files, out, window=options.window, flip=options.flip)
+        return predict_images(
+            model,
+            files,
+            out,
+            window=options.window,
+            flip=options.flip,
+            every=options.every or 1,
+        )
 
     def explain(
         self, model: nn.Module, image: Image.Image, targets: Sequence[str], *, count: int
@@ -627,6 +635,7 @@ _HEEDED_BY: Mapping[type, Mapping[str, str]] = {
         "threshold": "detection",
         "tile": "detection",
         "flip": "detection and segmentation",
+        "every": "detection and segmentation",
         "embeddings": "classification",
         "reject_below": "classification",
         "batch_size": "classification",
