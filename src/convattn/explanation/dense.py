@@ -190,17 +190,16 @@ def attention_from(
         )
     name = layer or next(reversed(attention_layers(model)), "")
     named_layers(model, [name] if name else None)
-    with frozen_eval_mode(model), torch.inference_mode():
-        with capture_attention(model, queries="mean", layers=[name]) as maps:
-            call()
-        grid = maps.grids[name]
-        on_input = [at * shown / own for at, own, shown in zip(point, size, seen, strict=True)]
-        cell = grid.cell((on_input[0], on_input[1]))
-        with capture_attention(model, queries=[cell], layers=[name]) as maps:
-            call()
+    on_input = (point[0] * seen[0] / size[0], point[1] * seen[1] / size[1])
+    with (
+        frozen_eval_mode(model),
+        torch.inference_mode(),
+        capture_attention(model, point=on_input, layers=[name]) as maps,
+    ):
+        call()
     heads = maps[name][0, :, 0].cpu()
     if head is not None and not 0 <= head < len(heads):
         raise ValueError(f"head={head}; {name} has heads 0 to {len(heads) - 1}")
     weights = heads.mean(0) if head is None else heads[head]
-    heat = on_image(weights, grid, seen, size)
+    heat = on_image(weights, maps.grids[name], seen, size)
     return DenseExplanation.of(image, heat, method="attention", point=point)
