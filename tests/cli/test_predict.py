@@ -203,7 +203,6 @@ def test_wrong_words_get_one_sentence(detector, segmenter, images, tmp_path, cap
     assert "is for segmentation" in fails(capsys, "predict", detector, image, "--window", "9", "9")
     assert "between 0 and 1" in fails(capsys, "predict", detector, image, "--threshold", "3")
     assert "never overwritten" in fails(capsys, "predict", detector, image, "--out", tmp_path)
-    assert "convattn predict" in fails(capsys, "demo", segmenter)
     other = ["--data.name", "camvid", "--data.root", camvid(tmp_path), "--data.num-test", "1"]
     assert "the class 'sky' and 10 more" in fails(capsys, "evaluate", segmenter, *other)
 

@@ -19,6 +19,7 @@ from convattn.data.annotated import AnnotatedImages
 from convattn.data.video import named_images
 from convattn.detection.tiling import detect_flipped, detect_in_tiles
 from convattn.drawing import (
+    Colour,
     class_colour,
     draw_box,
     draw_sheet,
@@ -84,6 +85,26 @@ class Detections:
             class_names=tuple(class_names),
             category_ids=tuple(category_ids),
         )
+
+    def choices(self) -> list[tuple[str, float, Colour]]:
+        """Class, score and colour of each object, the surest first."""
+        assert self.scores is not None
+        return [
+            (self.class_names[label - 1], score, class_colour(label - 1))
+            for label, score in zip(self.labels.tolist(), self.scores.tolist(), strict=True)
+        ]
+
+    def choice_at(self, y: float, x: float) -> int | None:
+        """The place of the smallest object whose box holds a point; None if there is none.
+
+        Args:
+            y: Row in pixels.
+            x: Column.
+        """
+        left, top, right, bottom = self.boxes.unbind(1)
+        inside = ((left <= x) & (x <= right) & (top <= y) & (y <= bottom)).nonzero()[:, 0]
+        areas = ((right - left) * (bottom - top))[inside]
+        return int(inside[areas.argmin()]) if len(inside) else None
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Boxes with their classes and scores, and translucent masks, on the image.

@@ -56,7 +56,16 @@ class DenseExplanation:
 
     def drawing(self) -> Image.Image:
         """The overlay with the box or the point; a small image comes as a multiple of its size."""
-        canvas, times = enlarge_for_labels(self.overlay())
+        canvas, _ = enlarge_for_labels(self.overlay())
+        return self.mark(canvas)
+
+    def mark(self, canvas: Image.Image) -> Image.Image:
+        """Draw the box or the point on the image, at whatever size it is.
+
+        Args:
+            canvas: The image; drawn on.
+        """
+        times = canvas.width / self.image.width
         if self.box is not None:
             edges = [times * edge for edge in self.box]
             draw_box(canvas, edges, WHITE, f"{self.name} {self.score:.2f}")

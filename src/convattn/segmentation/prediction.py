@@ -61,6 +61,22 @@ class Segmentation:
         order = shares.argsort(descending=True, stable=True)[:count].tolist()
         return [(self.class_names[k], shares[k].item()) for k in order if shares[k] > 0]
 
+    def choices(self) -> list[tuple[str, float, Colour]]:
+        """Name, share of the pixels and colour of each class, the largest first."""
+        colours = dict(zip(self.class_names, _colours(self.class_names), strict=True))
+        found = self.largest(len(self.class_names))
+        return [(name, share, colours[name]) for name, share in found]
+
+    def choice_at(self, y: float, x: float) -> int | None:
+        """The place of a pixel's class among ``choices``.
+
+        Args:
+            y: Row.
+            x: Column.
+        """
+        name = self.class_names[int(self.classes[int(y), int(x)])]
+        return [own for own, _, _ in self.choices()].index(name)
+
     def overlay(self, image: Image.Image) -> Image.Image:
         """Translucent colours of the classes; stripes where none counts.
 
