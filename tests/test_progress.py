@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from convattn.progress import Progress
+from convattn.progress import Progress, watched
 
 
 def test_a_log_file_gets_a_line_now_and_then_and_one_at_the_end(capsys):
@@ -59,3 +59,10 @@ def test_the_end_is_always_told(capsys, total):
         for _ in range(total):
             progress.update(1)
     assert f"{total} of {total} images" in capsys.readouterr().err
+
+
+def test_batches_are_watched_and_left_as_they_are(capsys):
+    batches = [([1, 2, 3], "truth"), ([4, 5], "truth")]
+    assert list(watched(iter(batches), 5, seconds=0)) == batches
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" images")[0] for line in lines] == ["convattn: 3 of 5", "convattn: 5 of 5"]

@@ -616,6 +616,8 @@ class PredictConfig:
     at its own scale; None: whole."""
     flip: bool = False
     """Detection and segmentation: also look at the mirrored image; of detectors boxes alone."""
+    every: int | None = None
+    """Detection and segmentation: of a video, look at one frame of this many; None: at all."""
     out: str | None = None
     """Folder to make, or classification: FILE.csv for a table with a row an image; None makes
     predicted, or predicted-2 where that is taken."""
@@ -999,6 +1001,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "accumulate": (1, _MANY),
     "attn_downsample": (1, 4_096),
     "batch_size": (1, _MANY),
+    "every": (1, _MANY),
     "cache_limit": (0, _MANY),
     "checkpoint_every": (0, _MANY),
     "checkpoint_minutes": (0, _MANY),

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from convattn.text import report
 
+Batch = TypeVar("Batch", bound=Sequence[Any])
+
 _SECONDS = 10.0  # between two lines in a log file
+
+
+def watched(batches: Iterable[Batch], total: int, *, seconds: float = _SECONDS) -> Iterator[Batch]:
+    """Batches as they are, while it is told how many of the images are done.
+
+    Args:
+        batches: Each a pair or more, of which the first has an entry an image.
+        total: Images.
+        seconds: As for ``Progress``.
+    """
+    with Progress(total, seconds=seconds) as progress:
+        for batch in batches:
+            yield batch
+            progress.update(len(batch[0]))
 
 
 class Progress:

@@ -28,6 +28,7 @@ from convattn.data import (
 from convattn.detection import DETECTORS, create_detector, finds_masks
 from convattn.files import new_folder, read_json, replace_atomically
 from convattn.ownership import owned
+from convattn.progress import watched
 from convattn.results import Results
 from convattn.runs import Run, augment_arguments, create_model, open_model, starting_cfg
 from convattn.segmentation import SEGMENTERS, create_segmenter
@@ -151,11 +152,11 @@ class Task(ABC):
     @abstractmethod
     def predict(
         self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
-    ) -> Iterator[str | UnreadableImageError]:
+    ) -> Iterator[tuple[str, str | UnreadableImageError]]:
         """Predict images one after the other and leave files in the folder ``out``.
 
         Yields:
-            What was found on each, in a few words; or why it could not be read.
+            Name of each, and what was found on it, in a few words; or why it could not be read.
         """
 
     def predict_table(self, run: Run, images: Path, options: PredictConfig) -> PredictedTable:
@@ -287,7 +288,7 @@ class Classification(Task):
 
     def predict(
         self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
-    ) -> Iterator[str | UnreadableImageError]:
+    ) -> Iterator[tuple[str, str | UnreadableImageError]]:
         """The likeliest classes of each image."""
         from convattn.classification.prediction import predict_images
 
@@ -307,7 +308,7 @@ class Classification(Task):
         )
 
 
-class _Dense(Task):
+class Dense(Task):
     """What detectors and segmenters have in common: a run's network, its classes by name."""
 
     def assumed_size(self, data: DataConfig) -> tuple[int, int]:
@@ -353,6 +354,37 @@ class _Dense(Task):
 
         Returns:
             The result, and what writes the files beside it into a folder, under a title.
+        """
+
+    @abstractmethod
+    def find(self, model: nn.Module, image: Image.Image) -> Any:
+        """What is on an image: ``choices``, a name, a share and a colour each, and a drawing.
+
+        Args:
+            model: A trained network.
+            image: RGB.
+        """
+
+    @abstractmethod
+    def draw(self, image: Image.Image, found: Any) -> Image.Image:
+        """What was found over the image, of its shape.
+
+        Args:
+            image: RGB.
+            found: As ``find`` gave it.
+        """
+
+    @abstractmethod
+    def explain_choice(
+        self, model: nn.Module, image: Image.Image, found: Any, number: int
+    ) -> DenseExplanation:
+        """Where a network looks for one of the things that it found.
+
+        Args:
+            model: A trained network.
+            image: RGB.
+            found: As ``find`` gave it.
+            number: Place among its ``choices``.
         """
 
     @abstractmethod
@@ -408,7 +440,7 @@ def _result_folder(run: Run, options: EvaluateConfig, result: Results) -> Path:
     return new_folder(options.out, f"runs/evaluate/{run.folder.resolve().name}")
 
 
-class Detection(_Dense):
+class Detection(Dense):
     """Objects, their boxes, and of some networks their masks."""
 
     name = "detection"
@@ -470,7 +502,7 @@ class Detection(_Dense):
 
         result, metrics = evaluate_detection(
             model,
-            test_batches(options.data, source),
+            watched(test_batches(options.data, source), len(source.test)),
             class_names=source.class_names,
             has_masks=finds_masks(run.config.model.name),
             device=options.device,
@@ -482,7 +514,7 @@ class Detection(_Dense):
 
     def predict(
         self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
-    ) -> Iterator[str | UnreadableImageError]:
+    ) -> Iterator[tuple[str, str | UnreadableImageError]]:
         """The objects on each image."""
         from convattn.detection.prediction import predict_images
 
@@ -493,7 +525,27 @@ class Detection(_Dense):
             threshold=options.threshold,
             tile=options.tile,
             flip=options.flip,
+            every=options.every or 1,
         )
+
+    def find(self, model: nn.Module, image: Image.Image) -> Any:
+        """The objects."""
+        from convattn.detection.prediction import detect
+
+        return detect(model, image)
+
+    def draw(self, image: Image.Image, found: Any) -> Image.Image:
+        """Boxes and masks."""
+        drawn: Image.Image = found.draw(image)
+        return drawn
+
+    def explain_choice(
+        self, model: nn.Module, image: Image.Image, found: Any, number: int
+    ) -> DenseExplanation:
+        """Where it looks for a box."""
+        from convattn.detection.explanation import explain_boxes
+
+        return explain_boxes(model, image, places=[number])[0]
 
     def explain(
         self, model: nn.Module, image: Image.Image, targets: Sequence[str], *, count: int
@@ -512,7 +564,7 @@ class Detection(_Dense):
         return attention_of_point(model, image, point, **choice)
 
 
-class Segmentation(_Dense):
+class Segmentation(Dense):
     """The class of every pixel."""
 
     name = "segmentation"
@@ -567,25 +619,54 @@ class Segmentation(_Dense):
         self, model: nn.Module, source: Any, run: Run, options: EvaluateConfig
     ) -> tuple[Results, Callable[[Path, str], Sequence[Path]]]:
         from convattn.segmentation.dataset import test_batches
-        from convattn.segmentation.evaluation import evaluate_segmentation
+        from convattn.segmentation.evaluation import evaluate_segmentation, report_absent
         from convattn.segmentation.testing import write_details
 
+        cfg = cast(Mapping[str, Any], model.pretrained_cfg)
         result, metrics = evaluate_segmentation(
             model,
-            test_batches(options.data, source, cast(Mapping[str, Any], model.pretrained_cfg)),
+            watched(test_batches(options.data, source, cfg), len(source.test)),
             class_names=source.class_names,
             window=options.window,
             device=options.device,
         )
+        pixels = result.per_class_pixels
+        report_absent(list(pixels), list(pixels.values()), "the test masks")
         return result, lambda folder, title: write_details(folder, result, metrics, title=title)
 
     def predict(
         self, model: nn.Module, files: Sequence[Path], out: Path, options: PredictConfig
-    ) -> Iterator[str | UnreadableImageError]:
+    ) -> Iterator[tuple[str, str | UnreadableImageError]]:
         """The class of every pixel of each image."""
         from convattn.segmentation.prediction import predict_images
 
-        return predict_images(model, files, out, window=options.window, flip=options.flip)
+        return predict_images(
+            model,
+            files,
+            out,
+            window=options.window,
+            flip=options.flip,
+            every=options.every or 1,
+        )
+
+    def find(self, model: nn.Module, image: Image.Image) -> Any:
+        """The class of every pixel."""
+        from convattn.segmentation.prediction import segment
+
+        return segment(model, image)
+
+    def draw(self, image: Image.Image, found: Any) -> Image.Image:
+        """The classes' colours."""
+        drawn: Image.Image = found.overlay(image)
+        return drawn
+
+    def explain_choice(
+        self, model: nn.Module, image: Image.Image, found: Any, number: int
+    ) -> DenseExplanation:
+        """Where it looks for the pixels of a class."""
+        from convattn.segmentation.explanation import explain_pixels
+
+        return explain_pixels(model, image, [found.choices()[number][0]])[0]
 
     def explain(
         self, model: nn.Module, image: Image.Image, targets: Sequence[str], *, count: int
@@ -627,6 +708,7 @@ _HEEDED_BY: Mapping[type, Mapping[str, str]] = {
         "threshold": "detection",
         "tile": "detection",
         "flip": "detection and segmentation",
+        "every": "detection and segmentation",
         "embeddings": "classification",
         "reject_below": "classification",
         "batch_size": "classification",

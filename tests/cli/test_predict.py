@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from convattn.cli import main
 from convattn.data import transform_of
 from convattn.data.scenes import generate_scenes
+from convattn.data.video import read_frames
 from convattn.runs import Run
+from tests.data.test_video import frames, write_video
 
 NANO = ["--data.num-train", "8", "--data.num-test", "4", "--data.image-size", "48"]
 NANO += ["--data.batch-size", "4", "--epochs", "1", "--devices", "1", "--accelerator", "cpu"]
@@ -87,6 +89,40 @@ def test_images_named_by_coco_keep_their_ids(detector, images, tmp_path):
     assert main(["predict", str(detector), str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [image["id"] for image in content["images"]] == [139, 7]
+
+
+@pytest.mark.parametrize("network", ["detector", "segmenter"])
+def test_a_videos_frames_are_predicted_as_images(network, request, tmp_path, capsys):
+    run = request.getfixturevalue(network)
+    clip = write_video(tmp_path / "clip.mp4", frames(size=(64, 48)))
+    (tmp_path / "images").mkdir()
+    for number, image in read_frames(clip, every=2):
+        image.save(tmp_path / "images" / f"clip_{number:06}.png")
+    flags = ["--threshold", "0"] if network == "detector" else []
+    found = {}
+    for name, given in (("video", [clip, "--every", "2"]), ("images", [tmp_path / "images"])):
+        out = tmp_path / f"{name}-out"
+        words = ["predict", run, *given, *flags, "--out", out]
+        assert main([str(word) for word in words]) == 0
+        drawn = {file.name: file.read_bytes() for file in out.iterdir() if file.suffix == ".png"}
+        table = (out / "predictions.csv").read_text().splitlines()
+        found[name] = (drawn, [row.partition(",")[2] for row in table], table)
+    assert found["video"][:2] == found["images"][:2]
+    assert {row.split(",")[0] for row in found["video"][2][1:]} <= {
+        f"{clip}#{n}" for n in (0, 2, 4)
+    }
+    assert f"2  {clip}#2  " in capsys.readouterr().out
+
+
+def test_videos_are_refused_in_a_sentence(detector, classifier, images, tmp_path, capsys):
+    (tmp_path / "clip.mp4").write_bytes(b"no video")
+    clip, image = tmp_path / "clip.mp4", images / "scene.png"
+    assert "which detectors and segmenters take" in fails(capsys, "predict", classifier, clip)
+    assert "--every is for videos" in fails(capsys, "predict", detector, image, "--every", "2")
+    out = tmp_path / "out"
+    told = fails(capsys, "predict", detector, clip, "--out", out)
+    assert "cannot be read as a video" in told or "convattn[video]" in told
+    assert not out.exists()
 
 
 def test_every_pixels_class_is_drawn_and_written(segmenter, images, tmp_path, capsys):
@@ -167,7 +203,6 @@ def test_wrong_words_get_one_sentence(detector, segmenter, images, tmp_path, cap
     assert "is for segmentation" in fails(capsys, "predict", detector, image, "--window", "9", "9")
     assert "between 0 and 1" in fails(capsys, "predict", detector, image, "--threshold", "3")
     assert "never overwritten" in fails(capsys, "predict", detector, image, "--out", tmp_path)
-    assert "convattn predict" in fails(capsys, "demo", segmenter)
     other = ["--data.name", "camvid", "--data.root", camvid(tmp_path), "--data.num-test", "1"]
     assert "the class 'sky' and 10 more" in fails(capsys, "evaluate", segmenter, *other)
 

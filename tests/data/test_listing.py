@@ -63,3 +63,39 @@ def test_words_of_a_file(tmp_path):
     file.write_text("")
     assert not holds(str(file), b"images")
     assert not holds(str(tmp_path / "absent"), b"images")
+
+
+@pytest.fixture
+def capitals(tmp_path):
+    for name in ("a/IMG_1.JPG", "b/IMG_2.JPG", "b/img_2.jpg", "c/IMG_3.PNG", "d/img_3.png"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("text")
+    return Listing(tmp_path, LeftOut())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("img_1.jpg", "a/IMG_1.JPG"),
+        ("A\\img_1.JPG", "a/IMG_1.JPG"),
+        ("b/img_1.jpg", None),
+        ("b/img_2.jpg", "b/img_2.jpg"),
+        ("b/IMG_2.JPG", "b/IMG_2.JPG"),
+        ("C/img_3.png", "c/IMG_3.PNG"),
+    ],
+)
+def test_capitals_count_only_where_they_tell_images_apart(capitals, name, expected):
+    found = capitals.find(name, ())
+    assert (found and capitals.relative(found)) == expected
+
+
+@pytest.mark.parametrize("name", ["Img_2.jpg", "Img_3.png"])
+def test_two_images_that_differ_in_capitals_are_refused(capitals, name):
+    with pytest.raises(EntryFault, match="may be"):
+        capitals.find(name, ())
+
+
+def test_a_stem_in_capitals_is_found(capitals):
+    found = capitals.find_by_stem(str(capitals.root / "img_1.xml"), capitals.root, lambda _: [])
+    assert capitals.relative(found) == "a/IMG_1.JPG"

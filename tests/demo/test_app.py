@@ -24,7 +24,7 @@ from PIL import Image
 import convattn
 from convattn import augment
 from convattn.data import read_image
-from convattn.demo import app, build, launch, page, start
+from convattn.demo import build, handling, launch, page, start
 from convattn.demo.app import MEAN, Handlers
 from convattn.demo.network import ImageExplanations, Network, mark_pixel, resize_for_display
 from convattn.demo.samples import digits, photographs
@@ -451,11 +451,11 @@ def test_a_small_file_of_many_pixels_is_refused_by_its_header(served, tmp_path):
 def test_a_jpeg_of_many_pixels_is_decoded_smaller(monkeypatch):
     content = io.BytesIO()
     Image.new("RGB", (400, 300)).save(content, "JPEG")
-    monkeypatch.setattr(app, "_MAX_PIXELS", 40_000)
-    assert app._read(content.getvalue()).size == (200, 150)
-    monkeypatch.setattr(app, "_MAX_PIXELS", 1_000)
+    monkeypatch.setattr(handling, "MAX_PIXELS", 40_000)
+    assert handling.read(content.getvalue()).size == (200, 150)
+    monkeypatch.setattr(handling, "MAX_PIXELS", 1_000)
     with pytest.raises(ValueError, match="is too large: 50 x 38 pixels"):
-        app._read(content.getvalue())
+        handling.read(content.getvalue())
 
 
 @pytest.mark.parametrize("path", ["call/explain", "queue/join", "run/explain", "cancel"])

@@ -10,8 +10,10 @@ from playwright.sync_api import expect
 
 from convattn.demo import build, start
 from convattn.demo.samples import digits, photographs
+from convattn.tasks import TASKS
 from tests.demo import GRADIO_WARNINGS
 from tests.demo.images import UNREADABLE
+from tests.dense_networks import detector
 
 pytestmark = [pytest.mark.browser, *GRADIO_WARNINGS]
 
@@ -36,6 +38,13 @@ def of_convs():
         if "rel" in name:
             torch.nn.init.normal_(parameter, std=2)
     blocks = build(model.eval(), name="aa_wide_resnet_nano, untrained")
+    yield start(blocks)
+    blocks.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def of_boxes():
+    blocks = build(detector(), name="retinanet, untrained", task=TASKS["detection"])
     yield start(blocks)
     blocks.close(verbose=False)
 
@@ -171,3 +180,16 @@ def test_a_narrow_window_shows_all_of_it(visit, of_convs):
     seen = visit(of_convs, width=800)
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= 800
     seen.keep("narrow")
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_a_box_is_chosen_in_the_list_and_on_the_image(visit, of_boxes, width):
+    seen = visit(of_boxes, width=width)
+    seen.changes(ATTENTION, lambda: seen.page.locator(".classes button").nth(2).click())
+    expect(seen.page.locator(".classes button").nth(2)).to_have_attribute("aria-pressed", "true")
+    found = seen.page.locator(".views:not(.asking) .stage").first
+    seen.changes(ATTENTION, found.click)  # in its middle, where an untrained one has boxes
+    seen.page.locator(".asking .stage").click(position={"x": 30, "y": 40})
+    seen.page.locator(ANSWER).wait_for()
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+    seen.keep(f"boxes_{width}")

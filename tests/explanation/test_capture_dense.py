@@ -59,3 +59,31 @@ def test_maps_of_a_detector_lie_on_the_batch_that_it_makes():
         model([torch.rand(3, 50, 90)])
     (deepest,) = (name for name in maps if "layer4" in name)
     assert maps.grids[deepest] == Grid.regular((2, 4), (64, 128))
+
+
+def test_a_point_is_the_nearest_position_of_every_layer():
+    model, images, point = *networks()["retinanet"], (40.0, 75.0)
+    with torch.inference_mode(), capture_attention(model, queries="mean") as places:
+        model(images)
+    with torch.inference_mode(), capture_attention(model, point=point) as found:
+        model(images)
+    assert list(found) == list(places)
+    for layer, grid in places.grids.items():
+        row = int((grid.rows - point[0]).abs().argmin())
+        column = int((grid.columns - point[1]).abs().argmin())
+        with (
+            torch.inference_mode(),
+            capture_attention(model, queries=[(row, column)], layers=[layer]) as own,
+        ):
+            model(images)
+        assert torch.equal(found[layer], own[layer])
+        assert found.grids[layer] == grid
+
+
+def test_a_point_beside_queries_is_refused():
+    model, _ = networks()["retinanet"]
+    with (
+        pytest.raises(ValueError, match="give one of them"),
+        capture_attention(model, queries="mean", point=(1, 1)),
+    ):
+        pass

@@ -126,6 +126,16 @@ def test_attention_from_a_point(make, look):
         look(model, picture(), (1, 1), layer="x")
 
 
+@pytest.mark.parametrize(
+    ("make", "look"), [(detector, attention_of_point), (segmenter, attention_of_pixel)]
+)
+def test_attention_takes_one_run(make, look):
+    model, runs = make(), []
+    model.register_forward_hook(lambda *args: runs.append(1))
+    look(model, picture(), (30, 45))
+    assert runs == [1]
+
+
 def test_a_backbone_without_attention_is_told():
     with pytest.raises(ValueError, match="holds no layer with attention"):
         attention_of_point(detector("resnet_nano"), picture(), (1, 1))

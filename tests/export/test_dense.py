@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from convattn.detection import create_detector
-from convattn.export import choose_boxes, dense, export_onnx, export_program
+from convattn.export import choose_boxes, dense, export_onnx, export_program, nms, onnx_file
 from tests.dense_networks import CFG, detector, segmenter
 
 SIZES = ((64, 64), (96, 70), (51, 83))
@@ -120,10 +120,77 @@ def test_onnx_of_attention_segments_the_same(tmp_path, backbone):
     segments_the_same(model, export_onnx(model, tmp_path / "x.onnx"))
 
 
-def test_a_segmenter_is_no_program(tmp_path):
-    with pytest.raises(ValueError, match=r"UPerNet is exported as ONNX alone.*--format onnx"):
-        export_program(segmenter("resnet_nano"), tmp_path / "x.pt2")
+def program_segments_the_same(model, exported):
+    program = torch.export.load(exported.file).module()
+    for images in batches(torch.randn):
+        with torch.inference_mode():
+            own, found = model(images), program(images)
+        assert (found - own).abs().max() <= 1e-4 * own.abs().max()
+
+
+def test_program_segments_as_the_segmenter_does(tmp_path):
+    model = segmenter("resnet_nano")
+    program_segments_the_same(model, export_program(model, tmp_path / "x.pt2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["aa_resnet_nano", "patchconvnet_nano"])
+def test_program_of_attention_segments_the_same(tmp_path, backbone):
+    model = segmenter(backbone)
+    program_segments_the_same(model, export_program(model, tmp_path / "x.pt2"))
+
+
+def few_boxes(**arguments):
+    """A detector that finds some on every image, and fewer than it may."""
+    model = detector("resnet_nano", **arguments)
+    nn.init.constant_(model.head.classification_head.cls_logits.bias, -6.0)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        few_boxes,
+        lambda: detector("resnet_nano", detections_per_img=40),  # more are found
+        lambda: few_boxes(topk_candidates=20),  # of each level
+    ],
+)
+def test_chosen_boxes_are_the_detectors(tmp_path, make):
+    model = make()
+    exported = export_onnx(model, tmp_path / "x.onnx", nms=True)
+    session = onnxruntime.InferenceSession(exported.file)
+    num_found = 0
+    for images in batches(torch.rand):
+        outputs = session.run(["boxes", "labels", "scores"], {"images": images.numpy()})
+        with torch.inference_mode():
+            expected = own_boxes(copy.deepcopy(model), images)
+        for own, *rows in zip(expected, *map(torch.from_numpy, outputs), strict=True):
+            boxes, labels, scores = rows
+            count = int((scores > 0).sum())
+            assert torch.allclose(scores[:count], own["scores"], atol=1e-4)
+            assert len(scores) == model.detections_per_img
+            assert not boxes[count:].any()
+            assert not labels[count:].any()
+            ours = {"boxes": boxes[:count], "labels": labels[:count], "scores": scores[:count]}
+            num_found += number_alike(ours, own)
+    assert num_found > 50
+
+
+def test_the_chosen_ones_are_compared_with_the_detectors(tmp_path, monkeypatch):
+    """A graph of another threshold is not kept."""
+
+    def other(model, *, nms_thresh, **more):
+        nms.add_nms(model, nms_thresh=nms_thresh / 4, **more)
+
+    monkeypatch.setattr(onnx_file, "add_nms", other)
+    with pytest.raises(ValueError, match=r"differs from the network by .* nothing is kept"):
+        export_onnx(few_boxes(), tmp_path / "x.onnx", nms=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_segmenter_has_no_boxes_to_choose(tmp_path):
+    with pytest.raises(ValueError, match="UPerNet finds no boxes; leave nms out"):
+        export_onnx(segmenter("resnet_nano"), tmp_path / "x.onnx", nms=True)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])

@@ -166,3 +166,18 @@ def test_the_best_epoch_by_a_validation_part_is_kept_and_training_stops_early(tm
 def test_choosing_by_the_test_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="keep=best chooses by validation images"):
         train(tiny(tmp_path / "run", keep="best"))
+
+
+def test_classes_that_no_mask_shows_are_told_after_the_first_epoch(tmp_path, capsys):
+    few = replace(TINY.data, num_train=4, crop_size=None, scale_jitter=None)
+    source = SegmentationJob(tiny(tmp_path / "x", data=few)).source
+    pixels = sum(mask.flatten().bincount(minlength=11)[:11] for _, mask in source.train)
+    absent = [repr(source.class_names[k]) for k in range(11) if not pixels[k]]
+    assert absent
+    capsys.readouterr()
+    train(tiny(tmp_path / "run", data=few))
+    told = [line for line in capsys.readouterr().err.splitlines() if "pixels of" in line]
+    assert told == [
+        f"convattn: {len(absent)} of 11 classes have none of the {int(pixels.sum()):,} pixels of "
+        f"the first epoch: {', '.join(absent)}; add some, or leave the classes out"
+    ]

@@ -42,7 +42,7 @@ def classify(model: nn.Module, image: Image.Image | Tensor) -> list[Prediction]:
 
 def predict_images(
     model: nn.Module, files: Sequence[Path], out: Path
-) -> Iterator[str | UnreadableImageError]:
+) -> Iterator[tuple[str, str | UnreadableImageError]]:
     """Classify images, one after the other.
 
     At the end ``predictions.json`` holds, for each image that could be read, its path under
@@ -54,7 +54,7 @@ def predict_images(
         out: A folder.
 
     Yields:
-        The likeliest class of each image; or why it could not be read.
+        Path of each image, and its likeliest class; or why it could not be read.
     """
     content = []
     cfg = pretrained_cfg(model)
@@ -62,10 +62,10 @@ def predict_images(
         try:
             image = read_as_seen(file, cfg)
         except UnreadableImageError as error:
-            yield error
+            yield str(file), error
             continue
         found = classify(model, image)
         top = [{"class": one.name, "probability": one.probability} for one in found]
         content.append({"image": str(file), "top": top})
-        yield f"{found[0].name}  {found[0].probability:.1%}"
+        yield str(file), f"{found[0].name}  {found[0].probability:.1%}"
     replace_atomically(out / "predictions.json", (json_text(content, indent=2) + "\n").encode())

@@ -13,7 +13,6 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from convattn.classification import figures
 from convattn.classification.dataset import open_data, test_batches
@@ -42,6 +41,7 @@ from convattn.exceptions import Interrupted
 from convattn.files import new_folder, read_json, replace_atomically, written_whole
 from convattn.modes import default_device
 from convattn.ownership import owned
+from convattn.progress import Progress
 from convattn.results import Results
 from convattn.text import json_text, report, short_repr
 
@@ -332,7 +332,7 @@ def _predict(
     if start:
         report(f"goes on after {start:,} of {total:,} images")
     started = time.monotonic()
-    with tqdm(total=total, initial=start, unit=" images", leave=True, disable=None) as progress:
+    with Progress(total, start) as progress:
         for batch in predict_batches(
             model,
             loader,

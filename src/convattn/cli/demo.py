@@ -14,7 +14,7 @@ from convattn.cli.words import parse
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """A page in the browser that shows where a network looks."""
+    """A page in the browser that shows what a network finds and where it looks."""
 
     weights: Weights = None
     """Weights of a model that is given by name; None takes its released ones."""
@@ -34,7 +34,7 @@ def command(arguments: list[str]) -> int:
     named = bool(arguments) and not arguments[0].startswith("-")
     target = None
     if named:
-        target = find_target(DemoOptions(), arguments, prog=prog, model="MODEL")
+        target = find_target(DemoOptions(), arguments, prog=prog, model="MODEL", dense=True)
     options = parse(DemoOptions, DemoOptions(), arguments[named:], prog=prog)
     check_weights(None if target is None else target.run, options.weights)
     from convattn.demo import launch

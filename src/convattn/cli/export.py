@@ -27,6 +27,7 @@ _LONGEST = 16_384  # pixels
 _OPTIONS: dict[str, tuple[Format, ...]] = {
     "attention": ("onnx", "openvino", "torch-export"),
     "evidence": ("onnx", "openvino", "torch-export"),
+    "nms": ("onnx",),
     "opset": ("onnx",),
     "quantize": ("onnx",),
     "device": ("torch-export",),
@@ -74,6 +75,9 @@ class ExportOptions:
     quantize: Literal["int8"] | None = None
     """Compute in int8 up to the last convolution, calibrated on the run's training images; the test
     images tell what it costs."""
+    nms: bool = False
+    """RetinaNet: give the boxes that it finds, by non-maximum suppression in the graph, and not all
+    for choose_boxes."""
     size: tuple[int, int] | None = None
     """Height and width that the file is checked and labelled with; None takes the network's own."""
     opset: int | None = None
@@ -92,6 +96,8 @@ def command(arguments: list[str]) -> int:
     check_weights(target.run, options.weights)
     if target.run is not None and options.num_classes is not None:
         raise UsageError("--num-classes goes with a model's name; a run has its own classes")
+    if options.nms and target.task.name != "detection":
+        raise UsageError(f"--nms is for detection; {target.name} does {target.task.name}")
     if target.task.models:
         _check_dense(target, options)
     for name, formats in _OPTIONS.items():
@@ -112,7 +118,7 @@ def command(arguments: list[str]) -> int:
     kind = "images of 0 to 1" if "boxes" in outputs else "normalised images"
     say(f"\nrun it on {kind} (B, C, H, W), float32:")
     say(_HOW_TO_RUN[options.format].format(file=str(exported.file), outputs=outputs))
-    if "boxes" in outputs:
+    if "boxes" in outputs and not options.nms:
         say("\nwhat is found on image 0, cfg being pretrained_cfg of the file's metadata:")
         say(_HOW_TO_CHOOSE)
     say(f"\n{exported.file}  {exported.size / 1e6:.1f} MB")
@@ -151,7 +157,9 @@ def _export(target: Target, out: str, options: ExportOptions) -> Exported:
     model = target.load_model(checkpoint=options.weights, num_classes=options.num_classes)
     maps = {"attention": options.attention, "evidence": options.evidence}
     if options.format == "onnx":
-        exported = export_onnx(model, out, **maps, size=options.size, opset=options.opset)
+        exported = export_onnx(
+            model, out, **maps, size=options.size, opset=options.opset, nms=options.nms
+        )
     elif options.format == "openvino":
         exported = export_openvino(model, out, **maps, size=options.size)
     elif options.format == "torch-export":

@@ -15,6 +15,7 @@ from convattn.text import printable, say
 
 if TYPE_CHECKING:
     from convattn.classification.table import PredictedTable
+    from convattn.tasks import Task
 
 _OF_TABLES = ("embeddings", "reject_below", "batch_size", "num_workers")
 
@@ -27,15 +28,17 @@ class PredictOptions(PredictConfig):
     stopped.
     """
 
-    image: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER")] = None
-    """An image, or a folder of images."""
+    image: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|FOLDER|VIDEO")
+    ] = None
+    """An image, a folder of images, or of detectors and segmenters a video."""
 
 
 def command(arguments: list[str]) -> int:
     """Run ``convattn predict``."""
     prog = "convattn predict"
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: {prog} RUN IMAGE|FOLDER [OPTIONS]\n")
+        print(f"usage: {prog} RUN IMAGE|FOLDER|VIDEO [OPTIONS]\n")
         if not arguments:
             raise UsageError("name a run folder and an image")
         parse(PredictOptions, PredictOptions(), ["--help"], prog=f"{prog} RUN")
@@ -44,6 +47,7 @@ def command(arguments: list[str]) -> int:
         raise UsageError(f"{target!r} is no run folder; name one that `convattn train` has made")
     options = parse(PredictOptions, PredictOptions(), arguments[1:], prog=f"{prog} {target}")
 
+    from convattn.data.video import is_video
     from convattn.explanation.preprocessing import read_as_seen
     from convattn.files import new_folder
     from convattn.modes import default_device
@@ -60,24 +64,40 @@ def command(arguments: list[str]) -> int:
     _check_folder_options(options)
     check_free(options.out)
     images = find_images(Path(options.image), run.config.data.in_chans or 3)
-    if len(images) == 1:
+    shows_video = is_video(images[0])
+    if shows_video:
+        _check_video(images[0], task, target)
+    elif options.every is not None:
+        raise UsageError(f"--every is for videos, and {options.image} is none")
+    elif len(images) == 1:
         # The only one must be readable; of several, some may not be.
         read_as_seen(images[0], run.pretrained_cfg)
     model = run.load_model().to(default_device(options.device))
     out = new_folder(options.out, "predicted")
     failed = 0
-    predictions = task.predict(model, images, out, options)
-    for number, (file, found) in enumerate(zip(images, predictions, strict=True), 1):
+    total = "" if shows_video else f"/{len(images)}"
+    for number, (name, found) in enumerate(task.predict(model, images, out, options), 1):
         if isinstance(found, Exception):
             failed += 1
             fail(str(found), 2)
         else:
-            told = printable(f"{number}/{len(images)}  {file}  {found}")
-            say(told, flush=True)
+            say(printable(f"{number}{total}  {name}  {found}"), flush=True)
     say(f"\n{printable(str(out))}")
     if failed:
         return fail(f"{failed} of {len(images)} files could not be read as an image", 2)
     return 0
+
+
+def _check_video(file: Path, task: Task, target: str) -> None:
+    """Refuse a video where the task takes none, and one that cannot be read."""
+    from convattn.data.video import check_video
+
+    if not task.models:
+        raise UsageError(
+            f"{file} is a video, which detectors and segmenters take; {target} does {task.name}: "
+            "give a folder of its frames"
+        )
+    check_video(file)
 
 
 def _check_folder_options(options: PredictOptions) -> None:

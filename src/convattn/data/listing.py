@@ -42,17 +42,19 @@ class Listing:
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        found: defaultdict[str, list[str]] = defaultdict(list)
-        for path in self.images:
-            found[os.path.basename(path)].append(path)
-        return dict(found)
+        return _grouped(self.images, os.path.basename)
+
+    @cached_property
+    def _by_name_in_any_case(self) -> dict[str, list[str]]:
+        return _grouped(self.images, lambda path: os.path.basename(path).casefold())
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
-        found: defaultdict[str, list[str]] = defaultdict(list)
-        for path in self.images:
-            found[Path(path).stem].append(path)
-        return dict(found)
+        return _grouped(self.images, lambda path: Path(path).stem)
+
+    @cached_property
+    def _by_stem_in_any_case(self) -> dict[str, list[str]]:
+        return _grouped(self.images, lambda path: Path(path).stem.casefold())
 
     @cached_property
     def _known(self) -> frozenset[str]:
@@ -83,6 +85,8 @@ class Listing:
     ) -> str | None:
         """The image of that name; backslashes are taken for slashes where need be.
 
+        Where no path is spelt so, capital and small letters are taken for the same.
+
         Args:
             name: A path that ends as the image's does.
             tiers: Folders that the path may begin in, those of the first tier before those of the
@@ -102,7 +106,14 @@ class Listing:
             same = [path for path in same if path.endswith(tail) and not _is_below(path, apart)]
             if found := self._only(name, same):
                 return found
-        return None
+        return self._find_in_any_case(name, apart)
+
+    def _find_in_any_case(self, name: str, apart: Sequence[Path]) -> str | None:
+        spelt = name.replace("\\", "/").casefold()
+        tail = "/" + re.sub(r"^(\.{0,2}/)+", "", spelt)
+        same = self._by_name_in_any_case.get(os.path.basename(spelt), ())
+        ends = [path for path in same if path.casefold().endswith(tail)]
+        return self._only(name, [path for path in ends if not _is_below(path, apart)])
 
     def find_by_name(self, name: str, apart: Sequence[Path] = ()) -> str | None:
         """The one image of that name, in whatever folder.
@@ -119,7 +130,7 @@ class Listing:
         return self._only(name, [path for path in same if not _is_below(path, apart)])
 
     def find_by_stem(self, file: str, within: Path, known: Callable[[Path], Sequence[Path]]) -> str:
-        """The image that is called as a file is, but for the extension.
+        """The image that is called as a file is, but for the extension; as ``find`` for its case.
 
         Args:
             file: The file.
@@ -130,7 +141,8 @@ class Listing:
             EntryFault: If there is none, or two may be meant.
         """
         stem = Path(file).stem
-        same = [path for path in self._by_stem.get(stem, ()) if Path(path).is_relative_to(within)]
+        called = self._by_stem.get(stem, []) or self._by_stem_in_any_case.get(stem.casefold(), [])
+        same = [path for path in called if Path(path).is_relative_to(within)]
         for folder in known(Path(file).parent):
             if found := self._only(stem, [path for path in same if Path(path).parent == folder]):
                 return found
@@ -147,6 +159,13 @@ class Listing:
                 "folder, too, or remove one of them",
             )
         return paths[0] if paths else None
+
+
+def _grouped(paths: Sequence[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        found[key(path)].append(path)
+    return dict(found)
 
 
 def _is_below(path: str, folders: Sequence[Path]) -> bool:

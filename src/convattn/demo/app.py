@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import functools
-import io
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from html import escape
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Any, get_args
 
 import gradio as gr
 from PIL import Image
 from torch import nn
 
-from convattn.data import read_image
 from convattn.demo import page
+from convattn.demo.dense_app import lay_out_dense
+from convattn.demo.handling import MEAN, OPACITY, head_number, picked_file, read, show_errors
 from convattn.demo.network import Network, Query, mark_pixel, open_device, resize_for_display
 from convattn.demo.samples import Sample, digits, photographs
 from convattn.demo.serving import Page, guards
 from convattn.explanation.heatmap import Method
 from convattn.runs import Run, open_model
+from convattn.tasks import Dense, Task, task_of
 
 BUNDLED = "patchconvnet_nano.cluttered_digits"
 """The model that is shown where none is named."""
 
-_OPACITY = 0.7
-MEAN = "mean"
-"""Chosen instead of a head's number."""
 Shown = tuple[bytes, Query | None, str, str, str]
 """The image's file, the pixel asked about, and what stands on the page."""
-_MAX_PIXELS = 40_000_000
-"""More take seconds and gigabytes; a JPEG of more is decoded smaller."""
 _SESSIONS = 32  # kept at most, each with the file of its image
 _CACHE_SECONDS = 3600  # files that the API was given and has made
 
@@ -45,24 +38,6 @@ _THEME = gr.themes.Default(
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
 )
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _show_errors(handler: Callable[P, R]) -> Callable[P, R]:
-    """Our own sentences reach whoever asked; any other error only shows that it happened."""
-
-    @functools.wraps(handler)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return handler(*args, **kwargs)
-        except ValueError as error:
-            # The page takes it for HTML.
-            raise gr.Error(escape(str(error), quote=False), print_exception=False) from None
-
-    return wrapped
 
 
 class Handlers:
@@ -76,57 +51,51 @@ class Handlers:
         """What there is to choose from in a layer."""
         return [MEAN, *range(self.network.convs.get(layer or "", 0))]
 
-    @_show_errors
+    @show_errors
     def first(self, layer: str | None, head: str | int) -> Shown:
         """An image to begin with."""
         return self._show(self.samples[0].file, layer, head)
 
-    @_show_errors
+    @show_errors
     def sampled(self, layer: str | None, head: str | int, event: gr.EventData) -> Shown:
         """One of the samples was clicked."""
         return self._show(self.samples[event.sample].file, layer, head)
 
-    @_show_errors
+    @show_errors
     def picked(self, layer: str | None, head: str | int, event: gr.EventData) -> Shown:
         """A file was dropped, pasted or chosen."""
-        file = base64.b64decode(event.image.partition(",")[2])
-        if max(len(file), event.size) > page.MAX_FILE_BYTES:
-            raise ValueError(
-                f"the file has {event.size / 2**20:.0f} MB, where at most "
-                f"{page.MAX_FILE_BYTES // 2**20} MB are taken; make the image smaller"
-            )
-        return self._show(file, layer, head)
+        return self._show(picked_file(event), layer, head)
 
-    @_show_errors
+    @show_errors
     def chosen(self, file: bytes | None, event: gr.EventData) -> tuple[str, str]:
         """One of the classes was clicked."""
-        explanations = self.network.explain_all(_read(file), event.index)
+        explanations = self.network.explain_all(read(file), event.index)
         return page.classes(explanations), page.views(explanations)
 
-    @_show_errors
+    @show_errors
     def asked(
         self, file: bytes | None, layer: str, head: str | int, event: gr.EventData
     ) -> tuple[Query, str]:
         """A pixel was clicked."""
         query = (event.y, event.x)
-        return query, self._answer(_read(file), layer, head, query)
+        return query, self._answer(read(file), layer, head, query)
 
-    @_show_errors
+    @show_errors
     def layer_chosen(
         self, file: bytes | None, layer: str, query: Query | None
     ) -> tuple[gr.Dropdown, str]:
         """Another layer: other heads."""
         heads = gr.Dropdown(self.heads(layer), value=MEAN)
-        return heads, self._answer(_read(file), layer, MEAN, query)
+        return heads, self._answer(read(file), layer, MEAN, query)
 
-    @_show_errors
+    @show_errors
     def head_chosen(
         self, file: bytes | None, layer: str, head: str | int, query: Query | None
     ) -> str:
         """Another head."""
-        return self._answer(_read(file), layer, head, query)
+        return self._answer(read(file), layer, head, query)
 
-    @_show_errors
+    @show_errors
     def explain(
         self, image: bytes | None, target: str, method: Method, opacity: float
     ) -> tuple[dict[str, Any], Image.Image]:
@@ -134,7 +103,7 @@ class Handlers:
 
         Returns the class explained, the five likeliest ones, and the image with its heat map.
         """
-        found = self.network.explain(_read(image), target or None, method=method)
+        found = self.network.explain(read(image), target or None, method=method)
         answer = {
             "explained": dataclasses.asdict(found.target),
             "classes": [dataclasses.asdict(one) for one in found.top],
@@ -143,7 +112,7 @@ class Handlers:
         }
         return answer, resize_for_display(found).overlay(opacity=opacity)
 
-    @_show_errors
+    @show_errors
     def attend(
         self, image: bytes | None, y: int, x: int, layer: str, head: str, opacity: float
     ) -> Image.Image:
@@ -151,16 +120,13 @@ class Handlers:
 
         Returns the image with its heat map, the pixel marked.
         """
-        if head != MEAN and not head.isdecimal():
-            raise ValueError(f"head={head!r}; expected the number of a head, or {MEAN}")
-        number = None if head == MEAN else int(head)
-        found = self.network.attend(_read(image), layer, number, (y, x))
+        found = self.network.attend(read(image), layer, head_number(head), (y, x))
         return mark_pixel(
             resize_for_display(found).overlay(opacity=opacity), (y, x), found.image.size
         )
 
     def _show(self, file: bytes, layer: str | None, head: str | int) -> Shown:
-        image = _read(file)
+        image = read(file)
         explanations = self.network.explain_all(image)
         answer = self._answer(image, layer, head, None)
         return file, None, page.classes(explanations), page.views(explanations), answer
@@ -172,12 +138,6 @@ class Handlers:
             return ""
         number = head if isinstance(head, int) else None
         return page.answer(self.network.attend(image, layer, number, query), query)
-
-
-def _read(file: bytes | None) -> Image.Image:
-    if file is None:
-        raise ValueError("there is no image yet; give one")
-    return read_image(io.BytesIO(file), most_pixels=_MAX_PIXELS)
 
 
 def launch(
@@ -208,7 +168,8 @@ def launch(
     else:
         name = target or BUNDLED
         model = open_model(name, checkpoint=checkpoint, num_classes=num_classes)
-    blocks = build(model.to(open_device()), name=Path(name).resolve().name)
+    task = task_of(target.config.model.name) if isinstance(target, Run) else None
+    blocks = build(model.to(open_device()), name=Path(name).resolve().name, task=task)
     address = start(blocks, host=host, port=port, open_browser=open_browser)
     with suppress(KeyboardInterrupt):
         print(f"{address} (Ctrl-C ends it)")
@@ -261,25 +222,30 @@ def start(
     return str(blocks.local_url)
 
 
-def build(model: nn.Module, *, name: str) -> gr.Blocks:
+def build(model: nn.Module, *, name: str, task: Task | None = None) -> gr.Blocks:
     """The page of one network, not yet served.
 
     Args:
-        model: A classifier that follows timm's contract, on the device that it shall run on.
+        model: A classifier that follows timm's contract, a detector or a segmenter, on the device
+            that it shall run on.
         name: What the page calls it.
+        task: What it is for; None: to classify.
 
     Raises:
         ValueError: If there is nothing to show of this network.
     """
-    network = Network(model)
-    handlers = Handlers(network, digits() if network.knows_digits else photographs())
     with Page(
         title=f"{name} · convattn",
         analytics_enabled=False,  # or Gradio would call home
         delete_cache=(_CACHE_SECONDS, _CACHE_SECONDS),
     ) as blocks:
-        _lay_out(blocks, name, handlers)
-        _offer_api(handlers)
+        if isinstance(task, Dense):
+            lay_out_dense(blocks, name, model, task)
+        else:
+            network = Network(model)
+            handlers = Handlers(network, digits() if network.knows_digits else photographs())
+            _lay_out(blocks, name, handlers)
+            _offer_api(handlers)
     return blocks
 
 
@@ -295,7 +261,7 @@ def _lay_out(blocks: gr.Blocks, name: str, handlers: Handlers) -> None:
             classes = gr.HTML(js_on_load=page.CLASSES_JS)
         with gr.Column(scale=5, min_width=400):
             views = gr.HTML(js_on_load=None)
-            opacity = gr.Slider(0, 1, _OPACITY, step=0.05, label="Strength of the colours")
+            opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Strength of the colours")
             with gr.Column(visible=bool(layers)):
                 gr.HTML(page.ASK_HEADING, js_on_load=None)
                 with gr.Row():
@@ -332,7 +298,7 @@ def _offer_api(handlers: Handlers) -> None:
         image = gr.File(type="binary", label="Image")
         target = gr.Textbox("", label="Class by name or number; empty: the likeliest")
         method = gr.Radio(get_args(Method), value="auto", label="Method")
-        opacity = gr.Number(_OPACITY, label="Opacity of the heat, 0 to 1")
+        opacity = gr.Number(OPACITY, label="Opacity of the heat, 0 to 1")
         explained = gr.JSON(label="Classes")
         overlay = gr.Image(format="png", label="Overlay")
         button = gr.Button()

@@ -161,6 +161,17 @@ def resize_for_display(found: Explanation) -> Explanation:
     return found.with_image(image.resize(larger, Image.Resampling.NEAREST))
 
 
+def shown_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of an image on the page: a small one grows by whole pixels.
+
+    Args:
+        size: Its own width and height.
+    """
+    longer = max(size)
+    by: float = max(1, _ENLARGED_SIDE // longer) if longer <= SHOWN_SIDE else SHOWN_SIDE / longer
+    return max(1, round(size[0] * by)), max(1, round(size[1] * by))
+
+
 def mark_pixel(image: Image.Image, query: Query | None, size: tuple[int, int]) -> Image.Image:
     """An image with a ring round a pixel.
 

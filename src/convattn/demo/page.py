@@ -161,7 +161,7 @@ def classes(explanations: ImageExplanations) -> str:
     rows = "".join(
         f"<button type='button' data-class='{one.index}' "
         f"aria-pressed='{str(one.index == found.target.index).lower()}'>"
-        f"<span>{escape(one.name)}</span><span>{_percent(one.probability)}</span>"
+        f"<span>{escape(one.name)}</span><span>{percent(one.probability)}</span>"
         f"<i style='width: {one.probability:.2%}'></i></button>"
         for one in found.top
     )
@@ -190,7 +190,7 @@ def views(explanations: ImageExplanations) -> str:
         figures.append(_figure(explanations.gradcam, f"<b>Grad-CAM</b> for class {name}.{alone}"))
     elif explanations.gradcam is not None:
         figures.append(f"<p class='note'>{escape(explanations.gradcam)}</p>")
-    return _grid(figures, explanations.prediction)
+    return grid(figures, explanations.prediction.image.size)
 
 
 def answer(found: Explanation, query: Query | None) -> str:
@@ -204,11 +204,18 @@ def answer(found: Explanation, query: Query | None) -> str:
         if query is None
         else f"<b>From row {query[0]}, column {query[1]}.</b> Bright is what it looks at."
     )
-    return _grid([_figure(found, text, query)], found, "asking")
+    return grid([_figure(found, text, query)], found.image.size, "asking")
 
 
-def _grid(figures: Sequence[str], found: Explanation, kind: str = "") -> str:
-    wide = found.image.width >= _WIDE * found.image.height
+def grid(figures: Sequence[str], size: tuple[int, int], kind: str = "") -> str:
+    """Figures side by side, wide ones one above the other.
+
+    Args:
+        figures: Of one image.
+        size: Its width and height.
+        kind: A class of the page's style.
+    """
+    wide = size[0] >= _WIDE * size[1]
     shape = "one" if len(figures) == 1 else "wide" if wide else ""
     return f"<div class='views {shape} {kind}'>{''.join(figures)}</div>"
 
@@ -219,14 +226,38 @@ def _figure(found: Explanation, caption: str, query: Query | None = None) -> str
     below, above = (
         data_url(mark_pixel(shown.overlay(opacity=opacity), query, size)) for opacity in (0, 1)
     )
+    return _stage(below, above, size, caption)
+
+
+def figure(
+    below: Image.Image, above: Image.Image | None, size: tuple[int, int], caption: str
+) -> str:
+    """An image with a caption, and what lies over it at an opacity that the browser mixes.
+
+    Args:
+        below: RGB.
+        above: RGB, of the same size; None for nothing.
+        size: Width and height of the image that was looked at, in whose pixels clicks are told.
+        caption: HTML.
+    """
+    return _stage(data_url(below), None if above is None else data_url(above), size, caption)
+
+
+def _stage(below: str, above: str | None, size: tuple[int, int], caption: str) -> str:
+    heat = f"<img class='heat' src='{above}' alt='Its heat map'>" if above is not None else ""
     return (
         f"<figure><div class='stage' data-width='{size[0]}' data-height='{size[1]}'>"
-        f"<img src='{below}' alt='The image'><img class='heat' src='{above}' alt='Its heat map'>"
+        f"<img src='{below}' alt='The image'>{heat}"
         f"</div><figcaption>{caption}</figcaption></figure>"
     )
 
 
-def _percent(probability: float) -> str:
+def percent(probability: float) -> str:
+    """A share for people, as HTML.
+
+    Args:
+        probability: 0 to 1.
+    """
     return "&lt; 0.1%" if probability < 0.001 else f"{probability:.1%}"
 
 

@@ -12,8 +12,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from convattn.data import generate_cluttered_digits
+from convattn.data.scenes import generate_scenes
 
 _DRAWN = 100  # digits, among which each of the ten occurs
+_SCENE_SIDE = 96
 _PHOTOGRAPHS = ("a temple roof", "a flower")
 
 
@@ -35,6 +37,15 @@ def digits() -> tuple[Sample, ...]:
     return tuple(
         Sample(f"a {digit}", _png(drawn.images[labels.index(digit)].permute(1, 2, 0).numpy()))
         for digit in range(10)
+    )
+
+
+@cache
+def scenes() -> tuple[Sample, ...]:
+    """Test images of digits in clutter."""
+    drawn = generate_scenes(10, split="test", image_size=_SCENE_SIDE)
+    return tuple(
+        Sample("a scene", _png(pixels.permute(1, 2, 0).numpy())) for pixels in drawn.images
     )
 
 

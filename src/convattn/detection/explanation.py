@@ -21,6 +21,7 @@ def explain_boxes(
     targets: Sequence[str | int] | None = None,
     *,
     count: int = 1,
+    places: Sequence[int] | None = None,
 ) -> list[DenseExplanation]:
     """What of the image speaks for the surest boxes, by gradient times activation.
 
@@ -29,6 +30,7 @@ def explain_boxes(
         image: Of any mode and size.
         targets: Names or numbers (from 0) of classes: the surest box of each. None: of all.
         count: How many boxes, where no classes are given.
+        places: Of boxes among those that the detector gives, instead of both.
 
     Raises:
         ValueError: If it finds no box, or none of a class, or there is no such class.
@@ -40,7 +42,7 @@ def explain_boxes(
         run = Levels(model, lambda: model([pixels])[0])
         labels, scores = run.output["labels"], run.output["scores"]
         explained = []
-        for place in _chosen(labels, scores.detach(), names, targets, count):
+        for place in places or _chosen(labels, scores.detach(), names, targets, count):
             heat = run.heat(scores[place], _seen(model, size), size)
             box = run.output["boxes"][place].detach().tolist()
             explained.append(

@@ -16,9 +16,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype, to_pil
 
 from convattn.data import UnreadableImageError
 from convattn.data.annotated import AnnotatedImages
-from convattn.data.reading import read_or_error
+from convattn.data.video import named_images
 from convattn.detection.tiling import detect_flipped, detect_in_tiles
 from convattn.drawing import (
+    Colour,
     class_colour,
     draw_box,
     draw_sheet,
@@ -84,6 +85,26 @@ class Detections:
             class_names=tuple(class_names),
             category_ids=tuple(category_ids),
         )
+
+    def choices(self) -> list[tuple[str, float, Colour]]:
+        """Class, score and colour of each object, the surest first."""
+        assert self.scores is not None
+        return [
+            (self.class_names[label - 1], score, class_colour(label - 1))
+            for label, score in zip(self.labels.tolist(), self.scores.tolist(), strict=True)
+        ]
+
+    def choice_at(self, y: float, x: float) -> int | None:
+        """The place of the smallest object whose box holds a point; None if there is none.
+
+        Args:
+            y: Row in pixels.
+            x: Column.
+        """
+        left, top, right, bottom = self.boxes.unbind(1)
+        inside = ((left <= x) & (x <= right) & (top <= y) & (y <= bottom)).nonzero()[:, 0]
+        areas = ((right - left) * (bottom - top))[inside]
+        return int(inside[areas.argmin()]) if len(inside) else None
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Boxes with their classes and scores, and translucent masks, on the image.
@@ -244,31 +265,33 @@ def predict_images(
     threshold: float,
     tile: int | None = None,
     flip: bool = False,
-) -> Iterator[str | UnreadableImageError]:
-    """Find the objects on images, one after the other.
+    every: int = 1,
+) -> Iterator[tuple[str, str | UnreadableImageError]]:
+    """Find the objects on images, and on the frames of videos, one after the other.
 
     Every image gets a drawing ``NAME.png``. At the end ``predictions.json`` holds all that was
     found in COCO's layout: ``images``, ``categories``, and ``annotations`` with a ``score`` each,
-    which COCO's evaluation takes as results, and ``predictions.csv`` a row an object. An image
-    named by its COCO id keeps it, the others are numbered.
+    which COCO's evaluation takes as results, and ``predictions.csv`` a row an object. Images that
+    all are named by their COCO ids keep them, others are numbered.
 
     Args:
         model: A detector, as ``Run.load_model`` gives it.
-        files: The images.
+        files: The images and videos.
         out: A folder.
         threshold: Least score of what is drawn and written, 0 to 1.
         tile: As for ``detect``; one that is smaller than the largest object that training saw is
             told on stderr.
         flip: As for ``detect``.
+        every: As for ``named_images``.
 
     Yields:
-        What was found on each image, in a few words; or why it could not be read.
+        Name of each image, and what was found on it, in a few words; or why it could not be read.
     """
     cfg: Any = model.pretrained_cfg
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    names: list[str] = []
     used: set[str] = set()
-    ids = _image_ids(files)
     largest = cfg.get("largest_object")
     if tile is not None and largest is not None and tile < largest:
         report(
@@ -276,25 +299,24 @@ def predict_images(
             "pixels: such objects are found in parts; give a larger one"
         )
     rows: list[tuple[object, ...]] = [_COLUMNS]
-    for file, image_id in zip(files, ids, strict=True):
-        image = read_or_error(file)
+    for place, one in enumerate(named_images(files, every=every)):
+        names.append(one.stem)
+        image = one.image
         if isinstance(image, UnreadableImageError):
-            yield image
+            yield one.name, image
             continue
         found = detect(model, image, threshold=threshold, tile=tile, flip=flip)
-        rows += found.rows(str(file))
-        found.draw(image).save(out / f"{unused_name(file.stem, used)}.png")
-        images.append(
-            {
-                "id": image_id,
-                "file_name": file.name,
-                "width": image.width,
-                "height": image.height,
-            }
-        )
-        annotations += found.to_coco(image_id)
-        yield f"{len(found.boxes)} objects"
+        rows += found.rows(one.name)
+        found.draw(image).save(out / f"{unused_name(one.stem, used)}.png")
+        size = {"width": image.width, "height": image.height}
+        images.append({"id": place, "file_name": one.file_name, **size})
+        annotations += found.to_coco(place)
+        yield one.name, f"{len(found.boxes)} objects"
+    ids = _image_ids(names)
+    for entry in images:
+        entry["id"] = ids[entry["id"]]
     for number, annotation in enumerate(annotations, 1):
+        annotation["image_id"] = ids[annotation["image_id"]]
         annotation["id"] = number
     categories = [
         {"id": number, "name": name}
@@ -306,11 +328,10 @@ def predict_images(
     replace_atomically(out / "predictions.csv", table)
 
 
-def _image_ids(files: Sequence[Path]) -> list[int]:
+def _image_ids(stems: Sequence[str]) -> list[int]:
     """The images' COCO ids where all are named so, else their numbers from 1."""
-    stems = [file.stem for file in files]
     if all(stem.isascii() and stem.isdigit() for stem in stems):
         ids = [int(stem) for stem in stems]
         if len(set(ids)) == len(ids):
             return ids
-    return list(range(1, len(files) + 1))
+    return list(range(1, len(stems) + 1))

@@ -71,7 +71,11 @@ def named_layers(model: nn.Module, names: Sequence[str] | None) -> dict[str, Att
 
 @contextmanager
 def capture_attention(
-    model: nn.Module, *, queries: Queries | None = None, layers: Sequence[str] | None = None
+    model: nn.Module,
+    *,
+    queries: Queries | None = None,
+    point: tuple[float, float] | None = None,
+    layers: Sequence[str] | None = None,
 ) -> Iterator[AttentionMaps]:
     """Collects the attention of every layer of ours while the model runs.
 
@@ -88,6 +92,8 @@ def capture_attention(
             attention maps, keeps those: a map of 128 x 128 then costs 64 KB a query and head
             instead of 1 GB a head. ``"mean"`` keeps the mean over all rows: how much each
             position is looked at.
+        point: y and x in pixels of the network's input: of every AAConv2d the row of the position
+            that is nearest to it is kept; instead of ``queries``.
         layers: Names of the layers to look at; None takes all.
 
     Yields:
@@ -95,14 +101,15 @@ def capture_attention(
         float32 or, of a float64 model, float64. LearnedAggregation2d: (B, heads, tokens, H, W).
         A pool: (B, queries, 1, H, W), or (B, 1, classes, H, W) of one with a map a class.
         AAConv2d: (B, heads, N, N), N the positions of its attention map row by row; with
-        ``queries`` (B, heads, Q, H, W), Q being 1 for ``"mean"``. Its ``grids`` tell where the
-        maps lie on the network's input; a detector's is the batch that it makes of its images,
-        resized, and padded at the right and below. Of a layer that runs more than once in a pass,
-        the last run stays.
+        ``queries`` (B, heads, Q, H, W), Q being 1 for ``"mean"``; with a ``point`` Q is 1. Its
+        ``grids`` tell where the maps lie on the network's input; a detector's is the batch that it
+        makes of its images, resized, and padded at the right and below. Of a layer that runs more
+        than once in a pass, the last run stays.
 
     Raises:
-        ValueError: If the model holds no layer with attention, or none of a name; inside the block,
-            if a query lies outside a layer's map.
+        ValueError: If the model holds no layer with attention, or none of a name, or there are
+            both ``queries`` and a ``point``; inside the block, if a query lies outside a layer's
+            map, or a point is asked for where a map has no place on the input.
 
     Examples:
         >>> import timm
@@ -112,6 +119,8 @@ def capture_attention(
         >>> maps["head"].shape, maps.grids["head"].stride
         (torch.Size([2, 1, 1, 8, 8]), (8.0, 8.0))
     """
+    if queries is not None and point is not None:
+        raise ValueError("queries and a point say the same of two kinds; give one of them")
     chosen = named_layers(model, layers)
     maps, grids = AttentionMaps(), GridTracker()
 
@@ -119,8 +128,13 @@ def capture_attention(
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             (x,) = args[:1]
             with torch.no_grad():
-                size, weights = _weights(module, x, queries)
+                first: Queries | None = queries if point is None else [(0, 0)]
+                size, weights = _weights(module, x, first)
                 grid = grids.of(weights, size)
+                if point is not None:
+                    if grid is None:
+                        raise ValueError(f"{name} has no place on the input; give queries")
+                    _, weights = _weights(module, x, [grid.cell(point)])
                 maps[name] = weights.to(torch.promote_types(weights.dtype, torch.float32))
             if grid is not None:
                 maps.grids[name] = grid

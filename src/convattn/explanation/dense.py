@@ -56,7 +56,16 @@ class DenseExplanation:
 
     def drawing(self) -> Image.Image:
         """The overlay with the box or the point; a small image comes as a multiple of its size."""
-        canvas, times = enlarge_for_labels(self.overlay())
+        canvas, _ = enlarge_for_labels(self.overlay())
+        return self.mark(canvas)
+
+    def mark(self, canvas: Image.Image) -> Image.Image:
+        """Draw the box or the point on the image, at whatever size it is.
+
+        Args:
+            canvas: The image; drawn on.
+        """
+        times = canvas.width / self.image.width
         if self.box is not None:
             edges = [times * edge for edge in self.box]
             draw_box(canvas, edges, WHITE, f"{self.name} {self.score:.2f}")
@@ -190,17 +199,16 @@ def attention_from(
         )
     name = layer or next(reversed(attention_layers(model)), "")
     named_layers(model, [name] if name else None)
-    with frozen_eval_mode(model), torch.inference_mode():
-        with capture_attention(model, queries="mean", layers=[name]) as maps:
-            call()
-        grid = maps.grids[name]
-        on_input = [at * shown / own for at, own, shown in zip(point, size, seen, strict=True)]
-        cell = grid.cell((on_input[0], on_input[1]))
-        with capture_attention(model, queries=[cell], layers=[name]) as maps:
-            call()
+    on_input = (point[0] * seen[0] / size[0], point[1] * seen[1] / size[1])
+    with (
+        frozen_eval_mode(model),
+        torch.inference_mode(),
+        capture_attention(model, point=on_input, layers=[name]) as maps,
+    ):
+        call()
     heads = maps[name][0, :, 0].cpu()
     if head is not None and not 0 <= head < len(heads):
         raise ValueError(f"head={head}; {name} has heads 0 to {len(heads) - 1}")
     weights = heads.mean(0) if head is None else heads[head]
-    heat = on_image(weights, grid, seen, size)
+    heat = on_image(weights, maps.grids[name], seen, size)
     return DenseExplanation.of(image, heat, method="attention", point=point)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -411,24 +411,14 @@ def _select_classes(per_token: Tensor, classes: Tensor) -> Tensor:
 def _capture(
     model: nn.Module, images: Tensor, names: Sequence[str], query: tuple[float, float] | None
 ) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Grid]]:
-    """The logits, each layer's attention (B, heads, tokens, h, w), and where its cells lie.
-
-    Which cell of each layer is nearest to ``query`` only a run can tell, so that takes a second.
-    """
-    asked: Queries = "mean" if query is None else [(0, 0)]
-    with torch.no_grad(), capture_attention(model, queries=asked, layers=names) as maps:
+    """The logits, each layer's attention (B, heads, tokens, h, w), and where its cells lie."""
+    asked: Queries | None = "mean" if query is None else None
+    with (
+        torch.no_grad(),
+        capture_attention(model, queries=asked, point=query, layers=names) as maps,
+    ):
         logits = model(images)
-    if query is None:
-        return logits, maps, maps.grids
-    with torch.no_grad(), ExitStack() as captures:
-        rows = {
-            name: captures.enter_context(
-                capture_attention(model, queries=[grid.cell(query)], layers=[name])
-            )
-            for name, grid in maps.grids.items()
-        }
-        model(images)
-    return logits, {name: own[name] for name, own in rows.items()}, maps.grids
+    return logits, maps, maps.grids
 
 
 def attention_through(

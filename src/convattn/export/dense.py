@@ -15,6 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms
 
 from convattn.detection.retinanet import RetinaNet
+from convattn.export.nms import OUTPUTS
 from convattn.segmentation.upernet import UPerNet
 
 _MULTIPLE = 32  # that torchvision pads images to
@@ -26,11 +27,31 @@ class DenseNetwork(nn.Module):
     """A detector or segmenter whose outputs are tensors of sizes that the images' tell.
 
     Attributes:
-        outputs: Names of what it gives.
+        outputs: Names of what its file gives.
     """
 
     outputs: tuple[str, ...]
     model: nn.Module
+
+    def expected(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What its file has to give.
+
+        Args:
+            images: Such as it takes.
+        """
+        outputs = self(images)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def aligned(
+        self, outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Outputs in the order in which they can be compared one by one.
+
+        Args:
+            outputs: Of the file.
+            expected: Of the network.
+        """
+        return outputs
 
     def cfg(self, size: tuple[int, int] | None) -> dict[str, Any]:
         """What is to be known of its images and its classes.
@@ -86,7 +107,7 @@ class RawDetector(DenseNetwork):
         of these images, within them, and scores (B, A, K) of the classes from label 1.
     """
 
-    outputs = ("boxes", "scores")
+    outputs: tuple[str, ...] = ("boxes", "scores")
     mean: Tensor
     std: Tensor
 
@@ -157,6 +178,76 @@ class RawDetector(DenseNetwork):
                 )
 
 
+class BestBoxes(RawDetector):
+    """A RetinaNet whose file chooses its boxes itself.
+
+    Shape:
+        (B, 3, H, W) of 0 to 1 -> boxes (B, A, 4) and scores (B, A, K), those 0 that are not among
+        the best of their level; what ``add_nms`` makes of them is the file's: ``boxes`` (B, D, 4),
+        ``labels`` (B, D) and ``scores`` (B, D), 0 where there are fewer.
+    """
+
+    outputs = OUTPUTS
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> (B, A, 4) and (B, A, K)."""
+        boxes, scores = super().forward(images)
+        most = self.cfg(None)["topk_candidates"]
+        a_place = cast(Any, self.model).anchor_generator.num_anchors_per_location()[0]
+        padded = [(side + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE for side in images.shape[2:]]
+        start, levels = 0, []
+        for stride in cast(Any, self.model).anchor_generator.strides:
+            rows, columns = ((side + stride - 1) // stride for side in padded)
+            level = scores[:, start : start + rows * columns * a_place]
+            start += rows * columns * a_place
+            # As many zeros behind, so that there are enough on every level.
+            best = F.pad(level.flatten(1), (0, most)).topk(most).values[:, -1]
+            levels.append(level * (level >= best[:, None, None]))
+        return boxes, torch.cat(levels, 1)
+
+    def expected(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What the detector itself finds, filled up with zeros."""
+        count = self.cfg(None)["detections_per_img"]
+        found = self.model(list(images))
+        return tuple(
+            torch.stack([_filled(one[name], count) for one in found]) for name in self.outputs
+        )
+
+    def aligned(
+        self, outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Boxes whose scores are alike may change places, at a list's end also with others."""
+        ours, theirs = (
+            [dict(zip(self.outputs, row, strict=True)) for row in zip(*given, strict=True)]
+            for given in (outputs, expected)
+        )
+        rows = [_aligned(one, other) for one, other in zip(ours, theirs, strict=True)]
+        return tuple(torch.stack([row[name] for row in rows]) for name in self.outputs)
+
+    def agree(self, outputs: tuple[Tensor, ...], images: Tensor) -> None:
+        """Has been compared by ``aligned``."""
+
+
+def _filled(values: Tensor, count: int) -> Tensor:
+    return torch.cat([values, values.new_zeros(count - len(values), *values.shape[1:])])
+
+
+def _aligned(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Boxes and labels in the places of their twins; scores are in order anyway."""
+    near = (ours["scores"][:, None] - theirs["scores"]).abs() <= _TOLERANCE
+    near &= ours["labels"][:, None] == theirs["labels"]
+    apart = (ours["boxes"][:, None] - theirs["boxes"]).abs().amax(2)
+    apart = torch.where(near, apart, torch.inf)
+    places = apart.argmin(0)
+    found = theirs["scores"] > 0
+    last = theirs["scores"][found].amin() if found.any() else 0.0
+    at_end = ~near.any(0) & (theirs["scores"] <= last + _TOLERANCE)
+    aligned = {name: ours[name][places] for name in ("boxes", "labels")}
+    for name, values in aligned.items():
+        values[at_end] = theirs[name][at_end]
+    return {**aligned, "scores": ours["scores"]}
+
+
 def _are_same(found: Mapping[str, Tensor], own: Mapping[str, Tensor], images: Tensor) -> bool:
     scores, theirs = found["scores"], own["scores"]
     if len(scores) != len(theirs) or not torch.allclose(scores, theirs, rtol=0, atol=_TOLERANCE):
@@ -221,10 +312,18 @@ class RawSegmenter(DenseNetwork):
         super().__init__()
         self.model = model
         _replace_pools(model)
+        # A view's strides tell whether anything was cut off, which a program would freeze.
+        cast(Any, model.levels).cropped = _copied_part
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, num_classes, H, W)."""
         return cast(Tensor, self.model(images))
+
+
+def _copied_part(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left of a map, (B, C, height, width)."""
+    rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+    return x.index_select(2, rows).index_select(3, columns)
 
 
 class _AnySizePool(nn.Module):
@@ -257,17 +356,20 @@ def _replace_pools(module: nn.Module) -> None:
             _replace_pools(child)
 
 
-def raw_network(model: nn.Module) -> DenseNetwork | None:
+def raw_network(model: nn.Module, *, nms: bool = False) -> DenseNetwork | None:
     """The network to export of a copy of a detector or segmenter; None for a classifier.
 
     Args:
         model: A copy, which is changed.
+        nms: Whether a detector's file shall choose its boxes.
 
     Raises:
-        ValueError: If it is one that cannot be exported.
+        ValueError: If it is one that cannot be exported, or has no boxes to choose.
     """
     if isinstance(model, RetinaNet):
-        return RawDetector(model)
+        return BestBoxes(model) if nms else RawDetector(model)
+    if nms and not isinstance(model, GeneralizedRCNN):
+        raise ValueError(f"{type(model).__name__} finds no boxes; leave nms out")
     if isinstance(model, UPerNet):
         return RawSegmenter(model)
     if isinstance(model, GeneralizedRCNN):

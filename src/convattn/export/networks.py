@@ -74,7 +74,12 @@ def _attention(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def prepare(
-    model: nn.Module, attention: bool, evidence: bool, size: tuple[int, int] | None
+    model: nn.Module,
+    attention: bool,
+    evidence: bool,
+    size: tuple[int, int] | None,
+    *,
+    nms: bool = False,
 ) -> nn.Module:
     """A copy to export: it evaluates, and nobody else's hooks or modes are touched.
 
@@ -83,16 +88,17 @@ def prepare(
         attention: Whether the copy also gives where it looks.
         evidence: Whether it also gives every position's share of every logit.
         size: Height and width of its images, in pixels; None takes ``pretrained_cfg``'s.
+        nms: Whether a detector's file chooses its boxes.
 
     Raises:
-        ValueError: If it is none, or has no such maps.
+        ValueError: If it is none, or has no such maps or boxes.
     """
     check_network(model, "export")
     dtypes = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
     if dtypes:
         raise ValueError(f"the network holds {dtypes.pop()}; export it in float32: model.float()")
     network = copy_network(model).eval().requires_grad_(False)
-    dense = raw_network(network)
+    dense = raw_network(network, nms=nms)
     if dense is not None:
         if attention or evidence:
             raise ValueError(

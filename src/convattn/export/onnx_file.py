@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from convattn.export.checking import Exported, Runnable, check_free, checked
+from convattn.export.dense import BestBoxes
 from convattn.export.networks import output_names, prepare
+from convattn.export.nms import add_nms
 from convattn.export.tracing import AXES, trace
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def export_onnx(
     evidence: bool = False,
     size: tuple[int, int] | None = None,
     opset: int | None = None,
+    nms: bool = False,
 ) -> Exported:
     """Write a classifier as ONNX, for any batch and image size, and compare it in onnxruntime.
 
@@ -53,6 +56,9 @@ def export_onnx(
             metadata's ``pretrained_cfg`` as ``evidence_bias``, a number a class.
         size: Height and width of its images, in pixels; None takes ``pretrained_cfg``'s.
         opset: Version of ONNX's operators; None takes PyTorch's choice.
+        nms: Of a RetinaNet: give the boxes that it finds, ``boxes`` (B, D, 4), ``labels`` (B, D)
+            from 1 and ``scores`` (B, D), the surest first and zeros behind, D being the most that
+            it finds on an image; without, all boxes, for ``choose_boxes``.
 
     Returns:
         The file and its checks.
@@ -65,7 +71,7 @@ def export_onnx(
     """
     check_installed()
     file = check_free(path, ".onnx")
-    network = prepare(model, attention, evidence, size).cpu()
+    network = prepare(model, attention, evidence, size, nms=nms).cpu()
 
     def write(part: Path, example: Tensor, metadata: dict[str, str]) -> None:
         import onnx
@@ -101,8 +107,14 @@ def to_onnx(
     """
     import onnx
 
-    written = _converted(trace(network, example), output_names(network), opset)
+    chooses = isinstance(network, BestBoxes)
+    names = ("all_boxes", "all_scores") if chooses else output_names(network)
+    written = _converted(trace(network, example), names, opset)
     _tidy(written)
+    if isinstance(network, BestBoxes):
+        cfg = network.cfg(None)
+        wanted = ("score_thresh", "nms_thresh", "detections_per_img")
+        add_nms(written, **{name: cfg[name] for name in wanted})
     onnx.helper.set_model_props(written, metadata)
     return written
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from convattn.export.checking import Exported, Runnable, as_tuple, check_free, checked
-from convattn.export.dense import RawSegmenter
 from convattn.export.networks import prepare
 from convattn.export.tracing import trace
 from convattn.text import json_text
@@ -48,11 +47,6 @@ def export_program(
     """
     file = check_free(path, ".pt2")
     network = prepare(model, attention, evidence, size)
-    if isinstance(network, RawSegmenter):
-        raise ValueError(
-            f"{type(model).__name__} is exported as ONNX alone: its program of torch.export holds "
-            "for some sizes of images only; give a file .onnx (--format onnx)"
-        )
 
     def write(part: Path, example: Tensor, metadata: dict[str, str]) -> None:
         program = trace(network, example)

@@ -94,13 +94,26 @@ class FeatureLevels(nn.Module):
                 f"{x.shape[-1]}: {error}; backbone_args such as dynamic_img_size=True may change it"
             ) from error
         return [
-            resample(maps[index])[
-                ..., : (height + stride - 1) // stride, : (width + stride - 1) // stride
-            ]
+            self.cropped(
+                resample(maps[index]),
+                (height + stride - 1) // stride,
+                (width + stride - 1) // stride,
+            )
             for resample, index, stride in zip(
                 self.resample, self._taken, self.strides, strict=True
             )
         ]
+
+    @staticmethod
+    def cropped(x: Tensor, height: int, width: int) -> Tensor:
+        """The upper left of a map.
+
+        Args:
+            x: (B, C, H, W).
+            height: At most H.
+            width: At most W.
+        """
+        return x[..., :height, :width]
 
 
 def _deepest(reductions: list[int], strides: tuple[int, ...]) -> list[int]:

@@ -16,6 +16,7 @@ from convattn.data.masks import IGNORED
 from convattn.modes import check_finite, default_device, eval_mode
 from convattn.results import Results, Rows, Table, percentage, percentages, worst_class
 from convattn.segmentation.upernet import resize_logits, sliding_window
+from convattn.text import list_names, report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +170,22 @@ class SegmentationMetrics(MulticlassConfusionMatrix):
                 name: int(count) for name, count in zip(self.class_names, truth, strict=True)
             },
         }
+
+
+def report_absent(names: Sequence[str], pixels: Sequence[int], where: str) -> None:
+    """Tell on stderr of classes that no pixel is of.
+
+    Args:
+        names: Of all classes.
+        pixels: How many each has.
+        where: What was looked at.
+    """
+    absent = [repr(name) for name, count in zip(names, pixels, strict=True) if not count]
+    if absent:
+        report(
+            f"{len(absent)} of {len(names)} classes have none of the {sum(pixels):,} pixels of "
+            f"{where}: {list_names(absent)}; add some, or leave the classes out"
+        )
 
 
 def evaluate_segmentation(

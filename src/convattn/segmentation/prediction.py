@@ -19,7 +19,7 @@ from convattn.data import UnreadableImageError
 from convattn.data.annotated import AnnotatedImages
 from convattn.data.dense_transforms import segmentation_test_transform
 from convattn.data.masks import IGNORED
-from convattn.data.reading import read_or_error
+from convattn.data.video import named_images
 from convattn.drawing import (
     BLACK,
     WHITE,
@@ -60,6 +60,22 @@ class Segmentation:
         shares = counted.bincount(minlength=len(self.class_names)) / max(1, len(counted))
         order = shares.argsort(descending=True, stable=True)[:count].tolist()
         return [(self.class_names[k], shares[k].item()) for k in order if shares[k] > 0]
+
+    def choices(self) -> list[tuple[str, float, Colour]]:
+        """Name, share of the pixels and colour of each class, the largest first."""
+        colours = dict(zip(self.class_names, _colours(self.class_names), strict=True))
+        found = self.largest(len(self.class_names))
+        return [(name, share, colours[name]) for name, share in found]
+
+    def choice_at(self, y: float, x: float) -> int | None:
+        """The place of a pixel's class among ``choices``.
+
+        Args:
+            y: Row.
+            x: Column.
+        """
+        name = self.class_names[int(self.classes[int(y), int(x)])]
+        return [own for own, _, _ in self.choices()].index(name)
 
     def overlay(self, image: Image.Image) -> Image.Image:
         """Translucent colours of the classes; stripes where none counts.
@@ -207,8 +223,9 @@ def predict_images(
     *,
     window: tuple[int, int] | None,
     flip: bool = False,
-) -> Iterator[str | UnreadableImageError]:
-    """Find the class of every pixel of images, one after the other.
+    every: int = 1,
+) -> Iterator[tuple[str, str | UnreadableImageError]]:
+    """Find the class of every pixel of images, and of videos' frames, one after the other.
 
     Every image gets a drawing ``NAME.png`` and a mask ``NAME_mask.png``, whose pixels are the
     classes' numbers and whose palette shows them. ``classes.txt`` names them, number 0 first;
@@ -216,31 +233,32 @@ def predict_images(
 
     Args:
         model: A segmenter, as ``Run.load_model`` gives it.
-        files: The images.
+        files: The images and videos.
         out: A folder.
         window: Height and width of the overlapping windows that images are cut into; None takes
             them whole.
         flip: As for ``segment``.
+        every: As for ``named_images``.
 
     Yields:
-        What was found on each image, in a few words; or why it could not be read.
+        Name of each image, and what was found on it, in a few words; or why it could not be read.
     """
     cfg: Any = model.pretrained_cfg
     used: set[str] = set()
     rows: list[tuple[object, ...]] = [("image", "class", "pixels", "share")]
-    for file in files:
-        image = read_or_error(file)
+    for one in named_images(files, every=every):
+        image = one.image
         if isinstance(image, UnreadableImageError):
-            yield image
+            yield one.name, image
             continue
         found = segment(model, image, window=window, flip=flip)
         total = found.classes.numel()
         for name, share in found.largest(len(found.class_names)):
-            rows.append((str(file), name, round(share * total), f"{share:.6f}"))
-        stem = unused_name(file.stem, used)
+            rows.append((one.name, name, round(share * total), f"{share:.6f}"))
+        stem = unused_name(one.stem, used)
         found.draw(image).save(out / f"{stem}.png")
         found.mask().save(out / f"{unused_name(f'{stem}_mask', used)}.png")
-        yield ", ".join(f"{name} {share:.0%}" for name, share in found.largest(3))
+        yield one.name, ", ".join(f"{name} {share:.0%}" for name, share in found.largest(3))
     replace_atomically(out / "classes.txt", ("\n".join(cfg["label_names"]) + "\n").encode())
     table = csv_text(rows).encode(errors="surrogateescape")
     replace_atomically(out / "predictions.csv", table)

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 
 from convattn.config import TrainConfig
 from convattn.data.dense_transforms import segmentation_test_transform, segmentation_train_transform
+from convattn.data.masks import IGNORED
 from convattn.results import Results
 from convattn.runs import starting_cfg
 from convattn.segmentation import segmentation_loss
 from convattn.segmentation.dataset import open_parted, pretrained_cfg, test_batches
-from convattn.segmentation.evaluation import SegmentationMetrics, evaluate_segmentation
+from convattn.segmentation.evaluation import (
+    SegmentationMetrics,
+    evaluate_segmentation,
+    report_absent,
+)
 from convattn.segmentation.prediction import draw_beside_truth
 from convattn.segmentation.testing import write_details
 from convattn.train.dense import DenseJob, DenseTask, judged_by
@@ -51,6 +56,7 @@ class SegmentationTask(DenseTask):
     def __init__(self, model: str, *, cfg: Mapping[str, Any], **arguments: Any) -> None:
         super().__init__(model, cfg=cfg, **arguments)
         self.metrics = SegmentationMetrics(class_names=cfg["label_names"])
+        self._pixels = torch.zeros(len(cfg["label_names"]), dtype=torch.int64)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images -> (B, num_classes, H, W) logits."""
@@ -59,7 +65,15 @@ class SegmentationTask(DenseTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch of images and masks of one size."""
         images, masks = (torch.stack(part) for part in batch)
+        if self.current_epoch == 0:
+            shown = masks[masks != IGNORED].flatten().bincount(minlength=len(self._pixels))
+            self._pixels += shown.cpu()
         return segmentation_loss(self.model(images.to(memory_format=self.memory_format)), masks)
+
+    def on_train_epoch_end(self) -> None:
+        """Tell of classes that the first epoch has not shown."""
+        if self.current_epoch == 0 and self.trainer.world_size == 1 and self._pixels.any():
+            report_absent(self.metrics.class_names, self._pixels.tolist(), "the first epoch")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the pixels of one batch of test images."""
