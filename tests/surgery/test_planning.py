@@ -1,5 +1,8 @@
+import csv
 import json
 import re
+from pathlib import Path
+from statistics import mean
 
 import pytest
 import timm
@@ -10,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convattn import augment, plan
 from convattn.kernels import attention
+from convattn.surgery.records import POOL_GAINS
 from tests.surgery.networks import (
     TIMM,
     CallsMax,
@@ -314,3 +318,26 @@ def test_wrapped_networks_are_refused():
 def test_what_is_no_network_is_refused():
     with pytest.raises(ValueError, match="'resnet50' is no network"):
         plan("resnet50")
+
+
+def test_what_a_pool_can_matter_is_what_was_measured():
+    file = Path(__file__).parents[2] / "docs" / "results" / "law_of_pooling.csv"
+    found: dict = {}
+    with file.open() as table:
+        for row in csv.DictReader(table):
+            if float(row["object_share"]) == 10:
+                key = int(row["map_size"]), row["pool"]
+                found.setdefault(key, []).append(100 * float(row["accuracy"]))
+    for side, gains in POOL_GAINS.items():
+        means = {pool: mean(found[side, pool]) for pool in ("avg-bn", "oracle", "query")}
+        measured = [means[pool] - means["avg-bn"] for pool in ("oracle", "query")]
+        assert gains == pytest.approx(measured, abs=0.06)
+    told = str(plan(timm.create_model("resnet18"), pool="attention"))
+    ideal, learnt = POOL_GAINS[7]
+    assert "on 7x7 positions: on 7x7, objects on a tenth of a cluttered image" in told
+    assert f"gained {ideal:.0f} points over the average, the pool query learnt {learnt:.0f}" in told
+    few = str(plan(timm.create_model("resnet18"), pool="attention", input_size=64))
+    assert "2x2 positions are too few" in few
+    assert "positions" not in str(
+        plan(timm.create_model("resnet18"), pool=None, conv="last-1-stage")
+    )

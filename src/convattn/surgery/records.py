@@ -16,6 +16,10 @@ from convattn.text import aligned, nearest, short_repr
 ConvFilter = str | Sequence[str] | Callable[[nn.Module, str], bool]
 
 NOT_ASKED = "not asked for"
+POOL_GAINS: Mapping[int, tuple[float, float]] = {7: (8.1, 4.9)}
+"""Side of a map -> points over the average where objects fill a tenth of the image: of the average
+over the object's own positions, and of the pool query; docs/law_of_pooling.md."""
+_FEW_POSITIONS = 3
 POOL_NAMES: tuple[str, ...] = get_args(PoolName)
 _PRESERVED = "preserve=True: the logits stay what they are; attention enters as it is trained."
 _NOT_PRESERVED = "preserve=False: the papers' layers as they stand; the logits change."
@@ -186,6 +190,22 @@ class PoolPlan:
     attn_memory: int
     """Bytes of patches and attention weights that one image keeps for the gradient."""
 
+    @property
+    def outlook(self) -> str | None:
+        """What a pool can matter on a map of this size; None if none takes its place."""
+        if not self.replaced or self.feat_size is None:
+            return None
+        size, least = by(self.feat_size), min(self.feat_size)
+        if least < _FEW_POSITIONS:
+            return f"{size} positions are too few to choose from: expect a map, not accuracy"
+        near = min(POOL_GAINS, key=lambda side: abs(side - least))
+        ideal, learnt = POOL_GAINS[near]
+        return (
+            f"what a pool can matter on {size} positions: on {near}x{near}, objects on a tenth of "
+            f"a cluttered image, one that knew where to look gained {ideal:.0f} points over the "
+            f"average, the pool query learnt {learnt:.0f} of them (docs/law_of_pooling.md)"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -237,6 +257,8 @@ class Plan:
         left = self._left_alone()
         if left:
             lines += ["", "left alone:", *left]
+        if self.pool.outlook is not None:
+            lines += ["", self.pool.outlook]
         if self.replaced:
             lines += ["", _PRESERVED if self.preserve else _NOT_PRESERVED]
         return "\n".join(lines)
