@@ -160,6 +160,7 @@ def test_classifiers_have_no_split_to_choose(tmp_path, capsys):
 # --- export and explain
 
 
+@pytest.mark.slow  # half a minute and more each
 def test_a_run_becomes_onnx_that_the_printed_lines_run(run, tmp_path, capsys):
     out = tmp_path / "x.onnx"
     assert main(["export", str(run), "--format", "onnx", "--out", str(out)]) == 0
