@@ -12,7 +12,7 @@ edge, on validation images (seed 0); the test images are seen once a network and
 A trained network is as many rows of docs/results/law_of_aa.csv as there are distances, and a tried
 rate a row of docs/results/law_of_aa_rates.csv; what is there is not made again, so that the study
 can be stopped at any time. --cost tells how long what is missing will take, --page writes
-docs/law_of_aa.md and .png from the rows alone.
+docs/law_of_aa.md and its pictures from the rows alone.
 """
 
 from __future__ import annotations
@@ -407,7 +407,7 @@ def found_of(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[int, float]
 
 
 def write_page(study: Study, docs: Path, machine: str, date: str) -> None:
-    """docs/law_of_aa.md and .png; what stands below "Reading it" is kept."""
+    """docs/law_of_aa.md and its pictures; what stands below "Reading it" is kept."""
     file, rows, rates = docs / "law_of_aa.md", read_rows(study.file), read_rows(study.rates_file)
     found = found_of(rows)
     written = file.read_text() if file.exists() else ""
@@ -434,6 +434,11 @@ def write_page(study: Study, docs: Path, machine: str, date: str) -> None:
         f"{len(rates)} rates tried, {sum(seconds) / max(1, len(seconds)):.0f} seconds each. Torch "
         f"{torch.__version__.split('+')[0]}, one thread of {machine}; {date}.",
         "",
+        "![The tasks, distance and answer](law_of_aa_images.png)",
+        "",
+        "*Are both shapes the same? Are there as many upright crosses as slanted ones? Does a path "
+        "join the discs? The number is the distance: pixels between the centres, or dashes.*",
+        "",
         READING,
         "",
         kept,
@@ -454,6 +459,7 @@ def write_page(study: Study, docs: Path, machine: str, date: str) -> None:
     ]
     file.write_text("\n".join(lines))
     draw_figure(found, tasks, docs / "law_of_aa.png")
+    draw_examples(docs / "law_of_aa_images.png")
 
 
 def _section(found: Found, rates: Sequence[Row], task: str) -> list[str]:
@@ -483,7 +489,7 @@ def timm_table() -> str:
             f"{own:.1f}" if plain else f"{own:.1f} ({own - other:+.1f})"
             for own, other in zip(row[3:6], twin[3:6], strict=True)
         ]
-        name = row[0] if plain else f"&nbsp;&nbsp;{row[0]}"
+        name = row[0] if plain else f"↳ {row[0]}"
         lines.append((name, str(row[1]), f"{row[2]:.1f} M", *scores, f"{row[6]:,}"))
     head = ("network", "side", "parameters", "ImageNet", "-A", "-Sketch", "images a second")
     return markdown_table(head, lines)
@@ -528,6 +534,28 @@ def draw_figure(found: Found, tasks: Sequence[str], file: Path) -> None:
     panels[0][0].set_ylabel("accuracy, %")
     figure.legend(shown.values(), shown.keys(), loc="outside right center", frameon=False)
     figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def draw_examples(file: Path) -> None:
+    """A row a task: an image of each class at the least, a middle and the largest distance."""
+    size = (8.4, 4.6)
+    figure, panels = plt.subplots(len(TASKS), 6, figsize=size, layout="constrained")
+    for row, task in zip(panels, TASKS, strict=True):
+        distances = DISTANCES_OF[task]
+        for place, distance in enumerate(
+            (distances[0], distances[len(distances) // 2], max(distances))
+        ):
+            images = draw(task, 64, (distance,), split="test")
+            for label in range(2):
+                panel = row[2 * place + label]
+                chosen = int((images.labels == label).nonzero()[0])
+                panel.imshow(images.images[chosen, 0], cmap="gray", vmin=0, vmax=255)
+                panel.set_title(f"{distance}: {'yes' if label else 'no'}", fontsize=8)
+                panel.set_xticks([])
+                panel.set_yticks([])
+        row[0].set_ylabel(task)
+    figure.savefig(file, dpi=100)
     plt.close(figure)
 
 
