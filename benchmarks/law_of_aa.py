@@ -550,7 +550,7 @@ def draw_examples(file: Path) -> None:
             for label in range(2):
                 panel = row[2 * place + label]
                 chosen = int((images.labels == label).nonzero()[0])
-                panel.imshow(images.images[chosen, 0], cmap="gray", vmin=0, vmax=255)
+                panel.imshow(images.images[chosen, 0].numpy(), cmap="gray", vmin=0, vmax=255)
                 panel.set_title(f"{distance}: {'yes' if label else 'no'}", fontsize=8)
                 panel.set_xticks([])
                 panel.set_yticks([])
