@@ -22,6 +22,7 @@ from convattn.config import DataConfig, EvaluateConfig, PredictConfig, TrainConf
 from convattn.data import (
     DATASETS,
     DETECTION_DATASETS,
+    GENERATED,
     SEGMENTATION_DATASETS,
     UnreadableImageError,
 )
@@ -198,6 +199,9 @@ class Classification(Task):
     datasets = tuple(DATASETS)
     published: ClassVar[Mapping[str, tuple[int, int]]] = {
         "cluttered_digits": (20_000, 10),
+        "same_different": (20_000, 2),
+        "count": (20_000, 2),
+        "pathfinder": (20_000, 2),
         "cifar10": (50_000, 10),
         "cifar100": (50_000, 100),
         "fashion_mnist": (60_000, 10),
@@ -206,7 +210,7 @@ class Classification(Task):
     }
     assumed_classes = 1000
     _sizes: ClassVar[Mapping[str, int]] = {
-        "cluttered_digits": 64,
+        **dict.fromkeys(GENERATED, 64),
         "cifar10": 32,
         "cifar100": 32,
         "fashion_mnist": 28,

@@ -5,7 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from convattn.data import DATASETS, load_detection, load_segmentation, load_source
+from convattn.data import (
+    DATASETS,
+    GENERATED,
+    load_detection,
+    load_segmentation,
+    load_source,
+)
 
 
 def make_classes(folder, **counts):
@@ -25,13 +31,13 @@ def test_unknown_name_gets_the_nearest(given, nearest):
         load_source(given)
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name != "cluttered_digits"])
+@pytest.mark.parametrize("name", [name for name in DATASETS if name not in GENERATED])
 def test_sets_of_files_need_a_root(name):
     with pytest.raises(ValueError, match=f"{name} needs root"):
         load_source(name)
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name != "cluttered_digits"])
+@pytest.mark.parametrize("name", [name for name in DATASETS if name not in GENERATED])
 def test_missing_root_is_named(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/nothing does not exist"):
         load_source(name, root=tmp_path / "nothing")
@@ -45,6 +51,16 @@ def test_cluttered_digits_by_name():
     pixels = source.train.images.float() / 255
     assert pixels.mean((0, 2, 3)).tolist() == pytest.approx(source.mean, abs=0.03)
     assert pixels.std((0, 2, 3)).tolist() == pytest.approx(source.std, abs=0.03)
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATED if name != "cluttered_digits"])
+def test_grey_generated_sets_by_name(name):
+    source = load_source(name, num_train=2_000, num_test=20, seed=5)
+    assert (len(source.train), len(source.test), source.in_chans) == (2_000, 20, 1)
+    assert (source.image_size, len(source.class_names)) == ((64, 64), 2)
+    pixels = source.train.images.float() / 255
+    assert pixels.mean() == pytest.approx(source.mean[0], abs=0.01)
+    assert pixels.std() == pytest.approx(source.std[0], abs=0.01)
 
 
 def test_cluttered_test_images_do_not_depend_on_the_seed():

@@ -10,9 +10,12 @@ from convattn.data.dense_transforms import (
     segmentation_train_transform,
 )
 from convattn.data.detection import DETECTION_DATASETS, DetectionSource, load_detection
+from convattn.data.generated import GENERATED
 from convattn.data.imagenet import ImageNetValidation, load_imagenet_validation
 from convattn.data.images import ImageFiles, TensorImages
 from convattn.data.labelled import Source
+from convattn.data.long_range import generate_count, generate_same_different
+from convattn.data.pathfinder import generate_pathfinder
 from convattn.data.reading import ImageSource, read_image
 from convattn.data.scenes import Scenes, generate_scenes
 from convattn.data.segmentation import (
@@ -27,6 +30,7 @@ from convattn.exceptions import UnreadableImageError
 __all__ = [
     "DATASETS",
     "DETECTION_DATASETS",
+    "GENERATED",
     "SEGMENTATION_DATASETS",
     "AnnotatedImages",
     "DetectionSource",
@@ -44,6 +48,9 @@ __all__ = [
     "detection_train_transform",
     "eval_transform",
     "generate_cluttered_digits",
+    "generate_count",
+    "generate_pathfinder",
+    "generate_same_different",
     "generate_scenes",
     "load_detection",
     "load_imagenet_validation",

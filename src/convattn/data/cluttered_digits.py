@@ -80,8 +80,7 @@ def check_request(
         raise ValueError(f"split={split!r}; expected 'train' or 'test'")
     if image_size < smallest:
         raise ValueError(
-            f"image_size={image_size} leaves the digits below 9 pixels; expected at least "
-            f"{smallest}"
+            f"image_size={image_size} has no room for what is drawn; expected at least {smallest}"
         )
     if seed < 0:
         raise ValueError(f"seed={seed}; expected an integer from 0")

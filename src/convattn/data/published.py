@@ -18,7 +18,6 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from convattn.data.choosing import TEST_SEED, draw_indices
-from convattn.data.cluttered_digits import generate_cluttered_digits
 from convattn.data.folders import (
     LeftOut,
     find_images,
@@ -32,29 +31,6 @@ from convattn.data.texts import first_word, read_table
 from convattn.text import one_line
 
 _IDX_SUFFIXES = ("", ".gz")
-
-
-def load_cluttered_digits(
-    image_size: int | None, num_train: int | None, num_test: int | None, seed: int
-) -> Source:
-    """Generated images; see ``load_source`` for the arguments."""
-    size = 64 if image_size is None else image_size
-    train = generate_cluttered_digits(
-        20_000 if num_train is None else num_train, image_size=size, seed=seed
-    )
-    test = generate_cluttered_digits(
-        1_000 if num_test is None else num_test, split="test", image_size=size, seed=TEST_SEED
-    )
-    return Source(
-        name="cluttered_digits",
-        class_names=tuple("0123456789"),
-        train=train,
-        test=test,
-        image_size=(size, size),
-        in_chans=3,
-        mean=(0.404, 0.415, 0.386),
-        std=(0.253, 0.204, 0.210),
-    )
 
 
 def load_cifar(name: str, root: Path, download: bool) -> Source:

@@ -18,10 +18,10 @@ from convattn.data.choosing import (
 )
 from convattn.data.class_folders import is_split, load_folder, load_imagenet, load_test_folder
 from convattn.data.class_tables import load_tables, refuse_of_tables, tables_of, with_tables_noted
+from convattn.data.generated import GENERATED, load_generated
 from convattn.data.labelled import Source, as_known, with_channels
 from convattn.data.published import (
     load_cifar,
-    load_cluttered_digits,
     load_fashion_mnist,
     load_tiny_imagenet,
 )
@@ -31,7 +31,7 @@ from convattn.data.tables import (
 )
 
 DATASETS: tuple[str, ...] = (
-    "cluttered_digits",
+    *GENERATED,
     "folder",
     "cifar10",
     "cifar100",
@@ -64,9 +64,9 @@ def load_source(
 ) -> Source:
     """Open a data set by name.
 
-    - ``cluttered_digits`` is generated (see there): 20,000 training and 1,000 test images of
-      64 x 64 unless told otherwise. ``seed`` chooses the training images; the test images are
-      always the same, so that runs compare.
+    - ``cluttered_digits``, ``same_different``, ``count`` and ``pathfinder`` are generated (see
+      there): 20,000 training and 1,000 test images of 64 x 64 unless told otherwise. ``seed``
+      chooses the training images; the test images are always the same, so that runs compare.
     - ``folder`` reads ``root/train/CLASS/image.jpg`` and the same for val or test; images may lie
       in deeper folders, and links are followed. Folders of the splits may be called train or
       training, val, valid, validation or dev, and test or testing, in any case; where there are val
@@ -147,9 +147,9 @@ def load_source(
     }
     if name != "folder":
         refuse_of_tables(of_tables, name)
-    if name == "cluttered_digits":
+    if name in GENERATED:
         refuse_root(name, root, "folder")
-        source = load_cluttered_digits(image_size, num_train, num_test, seed)
+        source = load_generated(name, image_size, num_train, num_test, seed)
         return as_known(source, class_names, ignore_unknown, name)
     folder = find_root(name, root, download, files=TABLES if name == "folder" else ())
     if name == "tiny_imagenet":

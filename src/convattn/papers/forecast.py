@@ -18,6 +18,7 @@ from torch import nn
 
 from convattn.bench import Counts
 from convattn.config import TrainConfig
+from convattn.data import GENERATED
 from convattn.papers.costs import (
     activation_bytes,
     count_network,
@@ -25,6 +26,8 @@ from convattn.papers.costs import (
 )
 from convattn.surgery.records import by
 from convattn.tasks import build_network, task_of
+
+_GREY = ("fashion_mnist", "same_different", "count", "pathfinder")
 
 GpuName = Literal["h100", "a100", "v100", "rtx4090"]
 
@@ -177,7 +180,7 @@ def forecast(config: TrainConfig, gpu: Gpu) -> Forecast:
 def _images(config: TrainConfig) -> Images:
     """Opened where they are, else as they were published."""
     data, task = config.data, task_of(config.model.name)
-    generated = data.name == "cluttered_digits"
+    generated = data.name in GENERATED
     if data.root is not None and not generated:
         found = task.describe(config)
         return Images(
@@ -194,7 +197,7 @@ def _images(config: TrainConfig) -> Images:
     return Images(
         number=data.num_train or number,
         num_classes=num_classes,
-        shape=(1 if data.name == "fashion_mnist" else 3, *task.assumed_size(data)),
+        shape=(1 if data.name in _GREY else 3, *task.assumed_size(data)),
         origin=origin,
     )
 
