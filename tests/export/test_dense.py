@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from convattn.detection import create_detector
 from convattn.export import choose_boxes, dense, export_onnx, export_program, nms, onnx_file
 from tests.dense_networks import CFG, detector, segmenter
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 SIZES = ((64, 64), (96, 70), (51, 83))
 
 
@@ -88,6 +90,7 @@ def test_onnx_of_attention_finds_the_same(tmp_path, backbone):
     assert finds_the_same(model, export_onnx(model, tmp_path / "x.onnx")) > 50
 
 
+@pytest.mark.slow
 def test_program_finds_what_the_detector_finds(tmp_path):
     model = detector("resnet_nano")
     found = export_program(model, tmp_path / "x.pt2")
@@ -151,8 +154,8 @@ def few_boxes(**arguments):
     "make",
     [
         few_boxes,
-        lambda: detector("resnet_nano", detections_per_img=40),  # more are found
-        lambda: few_boxes(topk_candidates=20),  # of each level
+        slow(lambda: detector("resnet_nano", detections_per_img=40)),  # more are found
+        slow(lambda: few_boxes(topk_candidates=20)),  # of each level
     ],
 )
 def test_chosen_boxes_are_the_detectors(tmp_path, make):
@@ -176,6 +179,7 @@ def test_chosen_boxes_are_the_detectors(tmp_path, make):
     assert num_found > 50
 
 
+@pytest.mark.slow
 def test_the_chosen_ones_are_compared_with_the_detectors(tmp_path, monkeypatch):
     """A graph of another threshold is not kept."""
 
@@ -219,6 +223,7 @@ def test_what_a_file_cannot_give_is_one_sentence(tmp_path):
         export_onnx(masks, tmp_path / "x.onnx")
 
 
+@pytest.mark.slow
 def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
     model = detector("resnet_nano")
     whole = dense.RawDetector.agree
