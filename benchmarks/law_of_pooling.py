@@ -345,8 +345,9 @@ def write_page(rows: Sequence[Mapping[str, str]], docs: Path, machine: str, date
         f"Objects of ten classes of Tiny ImageNet in street scenes of CamVid, {OF_CLASS} a class, "
         "covering a known share of the image; frozen EfficientNet-Lite0, the same scenes at "
         f"{', '.join(map(str, SIDES))} pixels; five folds, rates and epochs chosen within the "
-        "training images of each; accuracy in per cent (chance is 10) and, for other pools than "
-        "the average behind a BatchNorm (`avg-bn`), points above it, paired over the folds, with "
+        f"training images of each, dropout {DROPS[0]:g} before every classifier; accuracy in per "
+        "cent (chance is 10) and, for other pools than the average behind a BatchNorm "
+        "(`avg-bn`), points above it, paired over the folds, with "
         f"Student's 95 % intervals. Torch {torch.__version__.split('+')[0]}, one thread of "
         f"{machine}; {date}.",
         "",
@@ -381,8 +382,16 @@ def _table(found: Found, size: int, shares: Sequence[float]) -> str:
 
 def draw(found: Found, file: Path) -> None:
     """A panel a map's size: gain of each pool over the average, against the object's share."""
-    sizes = [side // 32 for side in SIDES]
-    figure, panels = plt.subplots(1, len(sizes), figsize=(12, 4), sharey=True, layout="constrained")
+    sizes = sorted({size for size, *_ in found})
+    figure, grid = plt.subplots(
+        1,
+        len(sizes),
+        figsize=(4 * len(sizes), 4),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    panels = grid[0]
     for panel, size in zip(panels, sizes, strict=True):
         panel.axhline(0, color="grey", linewidth=0.8)
         for number, pool in enumerate(name for name in POOLS if name != "avg-bn"):
