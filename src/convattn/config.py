@@ -35,7 +35,8 @@ class DataConfig:
     name: str = "cluttered_digits"
     """Name of the data set; `convattn list --data` shows them all."""
     root: str | None = None
-    """Folder that holds the data set, or its table; sets that are generated need none."""
+    """Folder that holds the data set, its table or its shards, as 'OUT/train-{000000..000003}.tar';
+    sets that are generated need none."""
     format: DataFormat = "auto"
     """How the folder or file holds what is known of its images; auto looks, and says what it
     took."""
