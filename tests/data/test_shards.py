@@ -1,7 +1,12 @@
 import csv
+import functools
+import http.server
 import io
 import json
+import re
+import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -331,7 +336,7 @@ def test_shard_that_is_damaged_while_it_is_read_is_an_unreadable_image(folder, t
     train = load_source("webdataset", root=out).train
     (out / "train-000000.tar").write_bytes(b"")
     broken = next(n for n, path in enumerate(train.paths) if "train-000000.tar" in path)
-    with pytest.raises(UnreadableImageError, match=r"train-000000.tar is cut short"):
+    with pytest.raises(UnreadableImageError, match=r"tar gives 0 bytes where .* cut short"):
         train[broken]
     (out / "train-000000.tar").unlink()
     with pytest.raises(UnreadableImageError, match="it is no longer there"):
@@ -392,3 +397,81 @@ def test_braces_of_no_meaning_are_told(pattern):
 def test_braces_that_count_down_or_name_no_tar(tmp_path):
     with pytest.raises(ValueError, match=r"expected files that end in .tar"):
         load_source("webdataset", root=tmp_path / "a-{0..3}.zip")
+
+
+# --- on another computer
+
+
+class _Ranges(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, and parts of its files where the server is asked to."""
+
+    ranges = True
+
+    def do_GET(self):
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        file = Path(self.translate_path(self.path))
+        if span is None or not self.ranges or not file.is_file():
+            super().do_GET()
+            return
+        first, last = map(int, span.groups())
+        content = file.read_bytes()
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        self.send_header("Content-Length", str(len(content[first : last + 1])))
+        self.end_headers()
+        self.wfile.write(content[first : last + 1])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(folder, tmp_path):
+    """A folder of shards, and its address."""
+    pytest.importorskip("aiohttp")
+    out = shard(folder, tmp_path / "out")
+    handler = functools.partial(_Ranges, directory=str(out))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield out, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_shards_on_a_server_are_the_folder_to_the_bit(served, folder):
+    _, address = served
+    expected = load_source("folder", root=folder)
+    for root in (address, f"{address}/train-{{000000..000003}}.tar"):
+        assert_same_source(load_source("webdataset", root=root), expected)
+
+
+def test_tars_of_others_on_a_server(served, folder):
+    out, address = served
+    for file in out.glob("*.json"):
+        file.unlink()
+    found = load_source(
+        "webdataset", root=f"{address}/{{train-{{000000..000003}},test-000000}}.tar"
+    )
+    assert found.class_names == ("ants", "bees", "wasps")
+    assert sorted(found.train.labels.tolist()) == [0] * 9 + [1] * 7 + [2] * 4
+    assert_same_images(found.test, load_source("folder", root=folder).test.select(torch.arange(6)))
+
+
+def test_what_a_server_has_not_or_cannot_is_told(served, monkeypatch):
+    out, address = served
+    train = load_source("webdataset", root=address).train
+    monkeypatch.setattr(_Ranges, "ranges", False)
+    with pytest.raises(UnreadableImageError, match="its server knows no ranges"):
+        train[0]
+    (out / "train-000001.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train-000001.tar does not exist"):
+        load_source("webdataset", root=address)
+
+
+def test_address_of_another_kind_names_what_is_missing(monkeypatch):
+    with pytest.raises(ValueError, match=r"nosuch://a/.* is of a kind that is not known"):
+        load_source("webdataset", root="nosuch://a/train-{0..1}.tar")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ModuleNotFoundError, match=r"s3://a/.* needs a package .*s3fs"):
+        load_source("webdataset", root="s3://a/train-{0..1}.tar")

@@ -189,8 +189,11 @@ def open_image(path: str) -> io.BufferedReader | io.BytesIO:
     if shard.endswith(".bin"):
         return io.BytesIO(_stream(os.path.dirname(shard), os.getpid())[offset]["image"])
     content = read_bytes(shard, offset, size)
-    if len(content) < size:
-        raise OSError(f"{shard} is cut short: {name} has {len(content):,} of its {size:,} bytes")
+    if len(content) != size:
+        raise OSError(
+            f"{shard} gives {len(content):,} bytes where {name} has {size:,}: it is cut short, or "
+            "its server knows no ranges"
+        )
     return io.BytesIO(content)
 
 
