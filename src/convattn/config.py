@@ -88,9 +88,9 @@ class DataConfig:
     """Number of test images to make or keep; None means all."""
     batch_size: int = 128
     """Images per optimiser step, over all devices and accumulated batches together."""
-    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    sampler: Literal["shuffle", "balanced", "shards"] = "shuffle"
     """Classification: every image once an epoch; or as many, drawn so that all classes are equally
-    frequent."""
+    frequent; or every image once, of eight shards at a time, for storage that is slow to seek."""
     num_workers: int = 0
     """Processes that load images, per device; 0 loads them in the training process."""
     repeated_augmentation: int = 1

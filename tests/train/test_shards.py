@@ -8,6 +8,7 @@ import signal
 import tarfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 from convattn.classification.sharding import shard_data
 from convattn.config import DataConfig
 from convattn.data import load_source
+from convattn.data.shard_files import shard_numbers
 from convattn.tasks import resume, train
 from convattn.train.callbacks import read_metrics
 from convattn.train.datamodule import EpochBatches, SeededBatches
@@ -117,36 +119,51 @@ def test_resume_on_other_shards_is_refused(place, tmp_path, monkeypatch):
         resume(out)
 
 
+@pytest.fixture
+def start_training(start, tmp_path):
+    """Starts a training in a session of its own, with the processes that it starts."""
+
+    def run(config):
+        written = tmp_path / f"{Path(config.out).name}.json"
+        script = written.with_suffix(".py")
+        written.write_text(config.to_json())
+        script.write_text(
+            "import os\n"
+            "if 'LOCAL_RANK' not in os.environ:\n"
+            "    os.setsid()\n"
+            "from pathlib import Path\n"
+            "from convattn.config import TrainConfig\n"
+            "from convattn.tasks import train\n"
+            f"train(TrainConfig.from_json(Path({str(written)!r}).read_text()))\n"
+        )
+        return start(str(script))
+
+    return run
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("format", FORMATS)
 def test_killed_with_two_processes_of_two_workers_it_resumes_to_the_same(
-    format, place, start, train_apart, tmp_path
+    format, place, start, start_training, tmp_path
 ):
     need(format)
     both = replace(config(place / format, format, tmp_path / "whole", num_workers=2), devices=2)
-    train_apart(both)
-    killed = replace(both, out=str(tmp_path / "killed"))
-    written, script = tmp_path / "killed.json", tmp_path / "killed.py"
-    written.write_text(killed.to_json())
-    script.write_text(
-        "import os\n"
-        "if 'LOCAL_RANK' not in os.environ:\n"
-        "    os.setsid()\n"
-        "from pathlib import Path\n"
-        "from convattn.config import TrainConfig\n"
-        "from convattn.tasks import train\n"
-        f"train(TrainConfig.from_json(Path({str(written)!r}).read_text()))\n"
-    )
-    process = start(str(script))
+    finish(start_training(both))
+    process = start_training(replace(both, out=str(tmp_path / "killed")))
     metrics = tmp_path / "killed" / "metrics.csv"
     while not any(row["step"] > STEPS for row in read_metrics(metrics)):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    again = start("-m", "convattn", "train", "--resume", str(tmp_path / "killed"))
-    _, errors = again.communicate(timeout=200)
-    assert again.returncode == 0, errors
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    finish(start("-m", "convattn", "train", "--resume", str(tmp_path / "killed")))
     assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
 
 
@@ -217,3 +234,50 @@ def test_more_ranks_and_workers_than_shards(place):
     ]
     seen = [image.tobytes() for loader in loaders for batch in loader for image, _ in batch]
     assert len(seen) == len(set(seen)) == 24
+
+
+# --- shard after shard
+
+
+def test_order_by_shards_goes_through_eight_at_a_time(uneven):
+    paths = load_source("webdataset", root=uneven).train.paths
+    shards = torch.tensor(shard_numbers(paths))
+    assert shards.bincount().tolist() == list(range(1, 18))
+    batches = EpochBatches(153, 1, seed=2, shards=shards)
+    orders = []
+    for epoch in (0, 1):
+        batches.set_epoch(epoch)
+        order = [batch.indices[0] for batch in batches]
+        assert sorted(order) == list(range(153))
+        last = {int(shards[index]): place for place, index in enumerate(order)}
+        first = {int(shards[index]): -place for place, index in reversed(list(enumerate(order)))}
+        together = sorted(last, key=last.get)
+        for early in together[:8]:
+            assert all(-first[late] > last[early] for late in together[8:])
+        for early in together[8:16]:
+            assert -first[together[16]] > last[early]
+        orders.append(order)
+    assert orders[0] != orders[1]
+    assert [shards[index] for index in orders[0]] != sorted(shards.tolist())
+
+
+def test_run_shard_after_shard_resumes_to_the_same(place, tmp_path, monkeypatch):
+    def crash(loss):
+        raise RuntimeError("power cut")
+
+    outs = tmp_path / "whole", tmp_path / "stopped"
+    configs = [config(place / "webdataset", "webdataset", out, sampler="shards") for out in outs]
+    whole = train(configs[0])
+    with monkeypatch.context() as patch:
+        at_step(patch, STEPS + 3, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(configs[1])
+    resume(outs[1])
+    assert digest(outs[1]) == digest(whole.folder)
+
+
+def test_images_in_no_shard_are_not_read_shard_after_shard(place, tmp_path):
+    with pytest.raises(ValueError, match=r"sampler=shards .* and .*0.png lies in none; leave it"):
+        train(config(place / "images", "folder", tmp_path / "run", sampler="shards"))
+    with pytest.raises(ValueError, match=r"sampler=shards .* and cluttered_digits lies in none"):
+        train(replace(TINY, data=replace(TINY.data, sampler="shards"), out=str(tmp_path / "run")))

@@ -165,6 +165,29 @@ def shard_of(path: str) -> tuple[str, str] | None:
     return found["shard"], found["name"]
 
 
+def shard_numbers(paths: Sequence[str]) -> list[int]:
+    """Number of the shard that each image lies in, counted from 0.
+
+    Args:
+        paths: As ``SHARD.tar/NAME``.
+
+    Raises:
+        ValueError: If one lies in none.
+    """
+    numbers: dict[str, int] = {}
+    found = []
+    for path in paths:
+        match = _IN_SHARD.fullmatch(path)
+        shard = "" if match is None else match["shard"]
+        if shard not in numbers and shard_of(path) is None:
+            raise ValueError(
+                f"data.sampler=shards reads shard after shard, and {path} lies in none; leave it "
+                "out, or write shards with `convattn shard`"
+            )
+        found.append(numbers.setdefault(shard, len(numbers)))
+    return found
+
+
 def file_of(path: str) -> str:
     """The file that holds an image: its shard, or itself."""
     found = shard_of(path)
