@@ -35,7 +35,8 @@ class DataConfig:
     name: str = "cluttered_digits"
     """Name of the data set; `convattn list --data` shows them all."""
     root: str | None = None
-    """Folder that holds the data set, or its table; sets that are generated need none."""
+    """Folder that holds the data set, its table or its shards, as 'OUT/train-{000000..000003}.tar';
+    sets that are generated need none."""
     format: DataFormat = "auto"
     """How the folder or file holds what is known of its images; auto looks, and says what it
     took."""
@@ -87,9 +88,9 @@ class DataConfig:
     """Number of test images to make or keep; None means all."""
     batch_size: int = 128
     """Images per optimiser step, over all devices and accumulated batches together."""
-    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    sampler: Literal["shuffle", "balanced", "shards"] = "shuffle"
     """Classification: every image once an epoch; or as many, drawn so that all classes are equally
-    frequent."""
+    frequent; or every image once, of eight shards at a time, for storage that is slow to seek."""
     num_workers: int = 0
     """Processes that load images, per device; 0 loads them in the training process."""
     repeated_augmentation: int = 1

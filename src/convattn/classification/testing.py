@@ -37,6 +37,7 @@ from convattn.data import ImageFiles, Source, TensorImages, load_imagenet_valida
 from convattn.data.batches import UNREADABLE, report_skipped
 from convattn.data.choosing import draw_indices, find_root
 from convattn.data.images import digest_of_list, find_readable
+from convattn.data.shards import folder_of
 from convattn.exceptions import Interrupted
 from convattn.files import new_folder, read_json, replace_atomically, written_whole
 from convattn.modes import default_device
@@ -222,7 +223,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _names(images: TensorImages | ImageFiles, root: str | None) -> list[str]:
     if not isinstance(images, ImageFiles):
         return [str(number) for number in range(len(images))]
-    base = Path(root or ".").expanduser()
+    base = Path(folder_of(root or ".")).expanduser()
     if base.is_file():
         base = base.parent
     return [os.path.relpath(path, base) for path in images.paths]

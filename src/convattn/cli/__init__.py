@@ -18,6 +18,7 @@ from convattn.text import cut
 COMMANDS = {
     "list": "listing",
     "check-data": "check_data",
+    "shard": "shard",
     "finetune": "finetune",
     "train": "train",
     "probe": "probe",
@@ -42,6 +43,7 @@ Attention for any convolutional network: inside its convolutions and in place of
 commands:
   list        show the models, the recipes (--recipes) or the data sets (--data)
   check-data  tell what is wrong with a data set before training: convattn check-data IMAGES
+  shard       write images as WebDataset or litdata shards: convattn shard IMAGES OUT
   finetune    from a folder of images to a tested classifier: convattn finetune IMAGES
   train       train a recipe and leave a run folder: convattn train quickstart
   probe       cache a frozen network's maps and train every pool on them: convattn probe IMAGES

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from convattn.data.reading import image_extensions
+from convattn.data.shard_files import open_image, size_of
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -318,7 +319,7 @@ def find_duplicates(paths: Sequence[str]) -> list[list[int]]:
         paths: The files; one that cannot be read is like no other.
     """
     groups = [list(range(len(paths)))]
-    keys: tuple[Callable[[str], Hashable], ...] = (os.path.getsize, _tail, _digest)
+    keys: tuple[Callable[[str], Hashable], ...] = (size_of, _tail, _digest)
     for key in keys:
         groups = [part for group in groups for part in _part(group, paths, key)]
     return sorted(groups)
@@ -337,13 +338,13 @@ def _part(
 
 
 def _tail(path: str) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - _TAIL))
+    with open_image(path) as file:
+        file.seek(max(0, size_of(path) - _TAIL))
         return file.read()
 
 
 def _digest(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with open_image(path) as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 

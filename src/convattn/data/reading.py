@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin, features
 from torch import Tensor
 
+from convattn.data.shard_files import file_of, open_image
 from convattn.exceptions import UnreadableImageError
 from convattn.text import one_line
 
@@ -178,7 +179,7 @@ def read_header(path: str) -> Header:
         UnreadableImageError: If it is missing, or no image by its beginning.
     """
     name = _Name(path, "file")
-    if not os.path.isfile(path):
+    if not os.path.isfile(file_of(path)):
         raise name.unreadable("it is no longer there")
     with _one_sentence(name), _opened(path, name) as file, _open(file, name) as image:
         orientation = _orientation_before_decoding(image, file)
@@ -346,10 +347,10 @@ def _read_path(path: str | Path, name: _Name, reduction: Reduction | None = None
 
 
 def _opened(path: str | Path, name: _Name) -> BinaryIO:
-    """The file, open; a pipe or a device, which might never end, is none."""
+    """The file, or its bytes in a shard, open; a pipe or a device, which may not end, is none."""
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise name.unreadable("it is a pipe or a device and no file")
-    return open(path, "rb")
+    return open_image(str(path))
 
 
 def _read_file(

@@ -25,6 +25,7 @@ from convattn.data.published import (
     load_fashion_mnist,
     load_tiny_imagenet,
 )
+from convattn.data.shards import SHARDED, load_shards
 from convattn.data.tables import (
     TABLES,
     read_tables,
@@ -38,6 +39,7 @@ DATASETS: tuple[str, ...] = (
     "fashion_mnist",
     "imagenet",
     "tiny_imagenet",
+    *SHARDED,
 )
 """Names that ``load_source`` takes."""
 
@@ -88,6 +90,11 @@ def load_source(
       in pixels, the maxima on the object. ``root/classes.tsv`` names the classes, a line of
       number, WordNet id and words each. Or it reads the layout that the set was published in:
       ``root/train/n01443537/images/...`` and ``root/val/images/...`` with their box files.
+    - ``webdataset`` reads tars in which an image, ``KEY.jpg``, its class, ``KEY.cls``, and
+      ``KEY.json`` lie side by side, at any place: ``root`` is the folder that ``convattn shard``
+      has written, which then is as the data set was, or names tars,
+      ``OUT/train-{000000..000003}.tar``, also by URL. ``litdata`` reads such a folder in litdata's
+      format. See docs/shards.md.
 
     Args:
         name: One of ``DATASETS``.
@@ -135,7 +142,7 @@ def load_source(
     """
     check_name(name, DATASETS)
     check_format(name, format, ("folder", "table") if name == "folder" else ())
-    if in_chans is not None and name != "folder":
+    if in_chans is not None and name != "folder" and not (name in SHARDED and in_chans in (1, 3)):
         raise ValueError(
             f"in_chans={in_chans} (--data.in-chans) says what is read of your own folder's files, "
             f"and {name} has channels of its own; leave it out"
@@ -151,6 +158,12 @@ def load_source(
         refuse_root(name, root, "folder")
         source = load_generated(name, image_size, num_train, num_test, seed)
         return as_known(source, class_names, ignore_unknown, name)
+    if name in SHARDED:
+        source = load_shards(
+            name, root, seed, group=group, testing=class_names is not None, test_all=test_all
+        )
+        source = as_known(with_channels(source, in_chans), class_names, ignore_unknown, str(root))
+        return _drawn(source, num_train, num_test, seed)
     folder = find_root(name, root, download, files=TABLES if name == "folder" else ())
     if name == "tiny_imagenet":
         source = load_tiny_imagenet(folder, num_train, num_test, seed)
@@ -191,7 +204,13 @@ def load_source(
     else:
         source = load_cifar(name, folder, download)
     source = as_known(source, class_names, ignore_unknown, str(folder))
+    return _drawn(source, num_train, num_test, seed)
+
+
+def _drawn(source: Source, num_train: int | None, num_test: int | None, seed: int) -> Source:
+    """The source with as many images of training and test as are wanted."""
     if len(source.train):
-        train = draw_part(source.train, num_train, seed, f"{name}: num_train")
+        train = draw_part(source.train, num_train, seed, f"{source.name}: num_train")
         source = replace(source, train=train)
-    return replace(source, test=draw_part(source.test, num_test, TEST_SEED, f"{name}: num_test"))
+    test = draw_part(source.test, num_test, TEST_SEED, f"{source.name}: num_test")
+    return replace(source, test=test)

@@ -21,6 +21,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from convattn.data import ImageFiles, TensorImages
+from convattn.data.shard_files import file_of
 from convattn.exceptions import Interrupted
 from convattn.files import replace_atomically
 from convattn.modes import eager_mode, eval_mode
@@ -388,7 +389,7 @@ def digest_of_images(images: TensorImages | ImageFiles) -> str:
         return _sha256(images.images.contiguous().numpy().tobytes())
     digest = hashlib.sha256()
     for path in images.paths:
-        status = os.stat(path)
+        status = os.stat(file_of(path))
         name = os.fsencode(path)
         digest.update(name + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -32,6 +32,7 @@ from convattn.classification.figures import draw_attention
 from convattn.classification.predictions import THRESHOLD
 from convattn.config import TrainConfig
 from convattn.data import ImageFiles, Source, TensorImages, batch_mix, transform_of
+from convattn.data.shard_files import shard_numbers
 from convattn.explanation import attention_layers
 from convattn.runs import augment_arguments, create_model, plan_model, starting_cfg
 from convattn.surgery import freeze as freeze_all_but
@@ -376,6 +377,14 @@ def balanced_weights(labels: Tensor, num_classes: int) -> list[float]:
     return weights.where((counts > 0) & (weights > 0), 1.0).tolist()
 
 
+def _shards(source: Source) -> Tensor:
+    """Number of the shard that each training image lies in, (N,)."""
+    train = source.train
+    return torch.tensor(
+        shard_numbers(train.paths if isinstance(train, ImageFiles) else [source.name])
+    )
+
+
 def balanced_chances(labels: Tensor) -> Tensor:
     """How likely images are drawn so that all classes are as frequent, (N,).
 
@@ -465,6 +474,7 @@ class ClassificationJob:
             seed=config.seed,
             accumulate=config.accumulate,
             chances=balanced_chances(labels) if config.data.sampler == "balanced" else None,
+            shards=_shards(source) if config.data.sampler == "shards" else None,
         )
         self._class_weights = (
             None

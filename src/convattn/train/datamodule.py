@@ -15,6 +15,8 @@ from convattn.config import DataConfig
 from convattn.data.images import Replacing, TensorImages, digest_of_list
 from convattn.train.seeding import derive_seed, seeded
 
+_SHARDS_AT_ONCE = 8
+
 
 class Batch(NamedTuple):
     """Which images a batch holds, and the seed of their augmentation."""
@@ -39,6 +41,8 @@ class EpochBatches(Sampler[Batch]):
         accumulate: Parts a step is split into.
         chances: How likely each image is to be drawn, (N,), with replacement; None: each stands
             once in the order.
+        shards: Number of the shard that each image lies in, (N,): the order goes through a few of
+            them at a time; None: through all.
         repeats: Times that an image stands in the order, one after the other: repeated
             augmentation (Hoffer et al. 2019, https://arxiv.org/abs/1901.09335), as DeiT has it. The
             epoch keeps its length and shows that many fewer images.
@@ -55,6 +59,7 @@ class EpochBatches(Sampler[Batch]):
         world_size: int = 1,
         accumulate: int = 1,
         chances: Tensor | None = None,
+        shards: Tensor | None = None,
         repeats: int = 1,
         start_step: int = 0,
     ) -> None:
@@ -65,6 +70,7 @@ class EpochBatches(Sampler[Batch]):
         self.world_size = world_size
         self.accumulate = accumulate
         self.chances = chances
+        self.shards = shards
         self.repeats = repeats
         self.steps = num_images // batch_size
         self.epoch, self._start = divmod(start_step, self.steps)
@@ -88,7 +94,9 @@ class EpochBatches(Sampler[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        if self.chances is None:
+        if self.shards is not None:
+            order = order_by_shards(self.shards, generator)
+        elif self.chances is None:
             order = torch.randperm(self.num_images, generator=generator)
         else:
             order = self.chances.multinomial(self.num_images, True, generator=generator)
@@ -101,6 +109,19 @@ class EpochBatches(Sampler[Batch]):
                 seed=derive_seed(self.seed, self.epoch, batch, self.rank),
                 indices=order[first : first + share].tolist(),
             )
+
+
+def order_by_shards(shards: Tensor, generator: torch.Generator) -> Tensor:
+    """Every image once, (N,): eight shards at a time, drawn, and their images shuffled together.
+
+    Args:
+        shards: Number of the shard that each image lies in, (N,), counted from 0.
+        generator: Draws.
+    """
+    place = torch.randperm(int(shards.max()) + 1, generator=generator)
+    order = torch.randperm(len(shards), generator=generator)
+    turn = place[shards[order]] // _SHARDS_AT_ONCE
+    return order[turn.argsort(stable=True)]
 
 
 class SeededBatches(Dataset[Any]):
@@ -131,6 +152,7 @@ class TrainingData(L.LightningDataModule):
         seed: Seed of the order and the augmentation; the images are the same for every seed.
         accumulate: Parts a step's batch is split into.
         chances: As of ``EpochBatches``.
+        shards: As of ``EpochBatches``.
         collate: Makes a batch of items; None stacks them.
 
     Raises:
@@ -147,6 +169,7 @@ class TrainingData(L.LightningDataModule):
         seed: int,
         accumulate: int = 1,
         chances: Tensor | None = None,
+        shards: Tensor | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         super().__init__()
@@ -158,6 +181,7 @@ class TrainingData(L.LightningDataModule):
         self.seed = seed
         self.accumulate = accumulate
         self.chances = chances
+        self.shards = shards
         self.collate = collate
         self.images_sha256 = digest_of_list(train)
         self.num_images = num_images = _length(train)
@@ -217,6 +241,7 @@ class TrainingData(L.LightningDataModule):
                 world_size=world_size,
                 accumulate=self.accumulate,
                 chances=self.chances,
+                shards=self.shards,
                 repeats=config.repeated_augmentation,
                 start_step=self._step,
             ),
