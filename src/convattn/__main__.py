@@ -22,6 +22,7 @@ _EXTRAS = {
     "sklearn": "train",
     "tensorboard": "train",
     "torchmetrics": "train",
+    "litdata": "shards",
     "tyro": "train",
 }
 """Module that may be missing -> the extra that brings it."""

@@ -321,6 +321,33 @@ def test_damaged_index_of_a_shard_is_told(content, folder, tmp_path):
         load_source("webdataset", root=out)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "index.json is damaged"),
+        ('{"shard_format": "webdataset"}', r"index.json is damaged \(.*finished"),
+        ('{"shard_format": "webdataset", "finished": true}', "it lacks class_names, image_size"),
+        (None, r"out is not finished; go on with the same `convattn shard`"),
+    ],
+)
+def test_damaged_or_unfinished_index_is_told(content, message, folder, tmp_path):
+    out = shard(folder, tmp_path / "out")
+    text = (out / "index.json").read_text().replace('"finished": true', '"finished": false')
+    (out / "index.json").write_text(content or text)
+    with pytest.raises(ValueError, match=message):
+        load_source("webdataset", root=out)
+
+
+def test_class_that_the_index_does_not_name_is_told(folder, tmp_path):
+    out = shard(folder, tmp_path / "out")
+    file = out / "train-000001.tar.json"
+    index = json.loads(file.read_text())
+    index["classes"][0] = 3
+    file.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"number that index.json does not name, which has 3"):
+        load_source("webdataset", root=out)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_shard_that_is_cut_short_is_told(format, folder, tmp_path):
     need(format)
@@ -473,5 +500,5 @@ def test_address_of_another_kind_names_what_is_missing(monkeypatch):
     with pytest.raises(ValueError, match=r"nosuch://a/.* is of a kind that is not known"):
         load_source("webdataset", root="nosuch://a/train-{0..1}.tar")
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(ModuleNotFoundError, match=r"s3://a/.* needs a package .*s3fs"):
+    with pytest.raises(ValueError, match=r"s3://a/.* needs a package that .*s3fs"):
         load_source("webdataset", root="s3://a/train-{0..1}.tar")

@@ -21,6 +21,7 @@ INDEX = "index.json"
 """What a folder of shards holds beside them: classes and hashes."""
 
 _IN_SHARD = re.compile(r"(?P<shard>.+?\.(?:tar|bin))/(?P<name>.+)", re.DOTALL)
+_DESCRIBED = ("class_names", "multi_label", "test_drawn", "image_size", "in_chans", "mean", "std")
 _COLUMNS = ("names", "offsets", "sizes", "places", "classes", "groups", "weights")
 _AGAIN = "write the shards anew with `convattn shard`, or copy them once more"
 
@@ -91,10 +92,13 @@ def read_index(folder: str, format: str) -> dict[str, Any] | None:
     if not _exists(place):
         return None
     try:
-        index = json.loads(read_bytes(place))
+        index: dict[str, Any] = json.loads(read_bytes(place))
         if "shard_format" not in index:
             return None
         found, finished = index["shard_format"], index["finished"]
+        lacking = {*_DESCRIBED, *(["splits"] if finished else [])}.difference(index)
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{place} is damaged ({one_line(error) or type(error).__name__}); {_AGAIN}"
@@ -105,7 +109,7 @@ def read_index(folder: str, format: str) -> dict[str, Any] | None:
         raise ValueError(
             f"{folder} is not finished; go on with the same `convattn shard` that began it"
         )
-    return dict(index)
+    return index
 
 
 def read_shard(shard: str) -> Shard | None:
@@ -347,7 +351,7 @@ def read_bytes(path: str, start: int = 0, size: int | None = None) -> bytes:
 
     Raises:
         OSError: If it cannot be read.
-        ModuleNotFoundError: If fsspec needs a package for that kind of URL.
+        ValueError: If fsspec needs a package for that kind of URL, or knows no such kind.
     """
     if not is_url(path):
         with open(path, "rb") as file:
@@ -387,8 +391,8 @@ def _system_of(url: str) -> tuple[Any, str]:
     try:
         system, place = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise ModuleNotFoundError(
-            f"{url} needs a package that is not installed ({one_line(error)})", name="fsspec"
+        raise ValueError(
+            f"{url} needs a package that is not installed: {one_line(error)}"
         ) from error
     except ValueError as error:
         raise ValueError(f"{url} is of a kind that is not known ({one_line(error)})") from error

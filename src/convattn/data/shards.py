@@ -93,9 +93,10 @@ def load_shards(
         test_all: Whether all is for the test where nothing parts it.
 
     Raises:
-        ValueError: If the shards are not what they should be, or not of one data set.
+        ValueError: If the shards are not what they should be, not of one data set, or at a kind of
+            URL that needs another package.
         FileNotFoundError: If some are missing.
-        ModuleNotFoundError: If a package is missing, for litdata's format or a kind of URL.
+        ModuleNotFoundError: If litdata is not installed, and is the format.
     """
     if root is None:
         raise ValueError(f"{name} needs root (--data.root), the folder or the tars of its shards")
@@ -234,8 +235,9 @@ def _source_of_written(name: str, written: Sequence[_Written], *, testing: bool)
         raise ValueError(f"{place} has no shards to train on; name some of train, or the folder")
 
     def images(split: str) -> ImageFiles:
-        classes = len(first["class_names"]) if first["multi_label"] else None
-        return _joined([_read_set(one.get(split, []), classes) for one in files], first["in_chans"])
+        names, several = first["class_names"], first["multi_label"]
+        sets = [_read_set(one.get(split, []), len(names), several=several) for one in files]
+        return _joined(sets, first["in_chans"])
 
     test = images("test" if "test" in named else named[-1])
     train = test.select(torch.arange(0)) if testing else images("train")
@@ -261,11 +263,17 @@ class _Set(NamedTuple):
     weights: Tensor | None
 
 
-def _read_set(files: Sequence[str], num_classes: int | None) -> _Set:
-    """In the order that the images had; ``num_classes`` where each has several."""
+def _read_set(files: Sequence[str], num_classes: int, *, several: bool) -> _Set:
+    """In the order that the images had."""
     shards = [(file, _require_shard(file)) for file in files]
     paths = [f"{file}/{name}" for file, shard in shards for name in shard.names]
     classes = [one for _, shard in shards for one in shard.classes]
+    numbers = [number for one in classes for number in (one if isinstance(one, list) else [one])]
+    if not all(0 <= number < num_classes for number in numbers):
+        raise ValueError(
+            f"{index_of(files[0])} or one beside it has a class of a number that {INDEX} does not "
+            f"name, which has {num_classes}; write the shards anew with `convattn shard`"
+        )
     order = torch.tensor([place for _, shard in shards for place in shard.places]).argsort()
     columns = []
     for what in ("groups", "weights"):
@@ -274,7 +282,7 @@ def _read_set(files: Sequence[str], num_classes: int | None) -> _Set:
         columns.append(torch.tensor([x for one in values for x in one])[order] if known else None)
     return _Set(
         [paths[place] for place in order.tolist()],
-        labels_of(classes, num_classes)[order],
+        labels_of(classes, num_classes if several else None)[order],
         *columns,
     )
 
