@@ -16,7 +16,7 @@ from convattn.text import aligned, nearest, short_repr
 ConvFilter = str | Sequence[str] | Callable[[nn.Module, str], bool]
 
 NOT_ASKED = "not asked for"
-POOL_GAINS: Mapping[int, tuple[float, float]] = {7: (8.1, 4.9)}
+POOL_GAINS: Mapping[int, tuple[float, float]] = {4: (6.05, 3.6), 7: (8.1, 4.85)}
 """Side of a map -> points over the average where objects fill a tenth of the image: of the average
 over the object's own positions, and of the pool query; docs/law_of_pooling.md."""
 _FEW_POSITIONS = 3
