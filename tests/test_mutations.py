@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from convattn.classification.predictions import PredictionsFile
+from convattn.classification.sharding import shard_data
 from convattn.classification.testing import stopped_test
-from convattn.config import FinetuneConfig, ProbeConfig
+from convattn.config import DataConfig, FinetuneConfig, ProbeConfig
 from convattn.data import read_image
 from convattn.data.detection import load_detection
+from convattn.data.shard_files import _members
 from convattn.data.sources import load_source
 from convattn.ownership import lock_of, owned
 from convattn.runs import Run
@@ -126,6 +128,26 @@ def table(folder):
     return file, lambda: load_source("folder", root=file)
 
 
+def shards(damaged):
+    def make(folder):
+        file, _ = table(folder)
+        out = folder / "shards"
+        shard_data(DataConfig(name="folder", root=str(file)), out, shard_size=3)
+        if damaged == "*.tar":
+            for index in out.glob("*.json"):
+                index.unlink()
+
+        def read():
+            _members.cache_clear()
+            source = load_source("webdataset", root=out)
+            for images in (source.train, source.test):
+                list(images)
+
+        return sorted(out.glob(damaged))[0], read
+
+    return make
+
+
 def idx(folder):
     for part, count in (("train", 3), ("t10k", 2)):
         for name, axes in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
@@ -165,6 +187,8 @@ KINDS = {
     "config of a run": config_json,
     "data.yaml": annotations("yolo", "data.yaml"),
     "idx": idx,
+    "index of a shard": shards("*.tar.json"),
+    "index of shards": shards("index.json"),
     "jpeg": lambda folder: image(folder, "jpg"),
     "lock": lock,
     "metrics": metrics,
@@ -172,6 +196,7 @@ KINDS = {
     "predictions": predictions,
     "pretrained_cfg": pretrained_cfg,
     "settings of a test": settings,
+    "shard of others": shards("*.tar"),
     "state dict": state_dict,
     "table": table,
     "webp": lambda folder: image(folder, "webp"),

@@ -145,6 +145,8 @@ def _parsed(content: bytes, place: str) -> Shard:
         lengths = {len(column) for column in columns if column is not None}
         if lengths != {index.images}:
             raise ValueError("its columns differ in length")
+        if not all(isinstance(name, str) for name in index.names):
+            raise ValueError("a name is no text")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{place} is no index of a shard ({one_line(error) or type(error).__name__}); {_AGAIN}"

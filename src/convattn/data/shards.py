@@ -27,7 +27,7 @@ from convattn.data.shard_files import (
     read_index,
     read_shard,
 )
-from convattn.text import list_names
+from convattn.text import list_names, one_line
 
 SHARDED: tuple[str, ...] = ("webdataset", "litdata")
 """Data sets in shards, by the format of those."""
@@ -111,7 +111,14 @@ def load_shards(
         return _source_of_foreign(place, read_foreign(foreign), seed, testing, test_all)
     if name == "litdata":
         import_litdata(place)
-    return _source_of_written(name, written, testing=testing)
+    try:
+        return _source_of_written(name, written, testing=testing)
+    except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"{written[0].folder}/{INDEX}, or what lies beside a shard there, is damaged "
+            f"({type(error).__name__}: {one_line(error)}); write the shards anew with `convattn "
+            "shard`"
+        ) from error
 
 
 def expand_braces(pattern: str) -> list[str]:
