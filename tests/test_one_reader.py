@@ -221,8 +221,8 @@ def predicted(model, file, out, monkeypatch):
 
 
 def demonstrated(file):
-    app = pytest.importorskip("convattn.demo.app")
-    return app._read(file.read_bytes())
+    handling = pytest.importorskip("convattn.demo.handling")
+    return handling.read(file.read_bytes())
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -120,7 +120,7 @@ def test_images_are_predicted_in_tiles_and_a_small_tile_is_told(tmp_path, capsys
     image = Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
     image.save(tmp_path / "x.png")
     model = Finder(largest=100.0)
-    (told,) = predict_images(model, [tmp_path / "x.png"], tmp_path, threshold=0.1, tile=96)
+    ((_, told),) = predict_images(model, [tmp_path / "x.png"], tmp_path, threshold=0.1, tile=96)
     assert told == f"{len(expected)} objects"
     assert "--tile 96 is smaller than the largest object that training saw, 100 pixels" in (
         capsys.readouterr().err

@@ -96,8 +96,8 @@ def command(arguments: list[str]) -> int:
     check_weights(target.run, options.weights)
     if target.run is not None and options.num_classes is not None:
         raise UsageError("--num-classes goes with a model's name; a run has its own classes")
-    if options.nms and target.task.name != "detection":
-        raise UsageError(f"--nms is for detection; {target.name} does {target.task.name}")
+    if options.nms and not target.task.models:
+        raise UsageError(f"--nms is for detectors; {target.name} does {target.task.name}")
     if target.task.models:
         _check_dense(target, options)
     for name, formats in _OPTIONS.items():
