@@ -80,11 +80,8 @@ def test_run_on_shards_ends_with_the_weights_of_the_folders(format, place, folde
     assert steady_columns(run.folder) == steady_columns(folder_run.folder)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_stopped_in_an_epoch_it_goes_on_with_other_workers(
-    format, place, folder_run, tmp_path, monkeypatch
-):
-    need(format)
+def stopped(place, format, tmp_path, monkeypatch):
+    """The folder of a training that failed in the middle of an epoch."""
 
     def crash(loss):
         raise RuntimeError("power cut")
@@ -94,6 +91,16 @@ def test_stopped_in_an_epoch_it_goes_on_with_other_workers(
         at_step(patch, STEPS + 3, crash)
         with pytest.raises(RuntimeError, match="power cut"):
             train(config(place / format, format, out))
+    return out
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_stopped_in_an_epoch_it_goes_on_with_other_workers(
+    format, place, folder_run, tmp_path, monkeypatch
+):
+    need(format)
+
+    out = stopped(place, format, tmp_path, monkeypatch)
     written = json.loads((out / "config.json").read_text())
     assert written["data"]["num_workers"] == 0
     written["data"]["num_workers"] = 2
@@ -104,14 +111,7 @@ def test_stopped_in_an_epoch_it_goes_on_with_other_workers(
 
 
 def test_resume_on_other_shards_is_refused(place, tmp_path, monkeypatch):
-    def crash(loss):
-        raise RuntimeError("power cut")
-
-    out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        at_step(patch, STEPS + 3, crash)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(config(place / "webdataset", "webdataset", out))
+    out = stopped(place, "webdataset", tmp_path, monkeypatch)
     written = json.loads((out / "config.json").read_text())
     written["data"]["root"] = str(place / "webdataset" / "train-{000000..000004}.tar")
     (out / "config.json").write_text(json.dumps(written))

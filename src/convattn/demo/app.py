@@ -16,7 +16,15 @@ from torch import nn
 
 from convattn.demo import page
 from convattn.demo.dense_app import lay_out_dense
-from convattn.demo.handling import MEAN, OPACITY, head_number, picked_file, read, show_errors
+from convattn.demo.handling import (
+    MEAN,
+    OPACITY,
+    AttentionHandlers,
+    head_number,
+    picked_file,
+    read,
+    show_errors,
+)
 from convattn.demo.network import Network, Query, mark_pixel, open_device, resize_for_display
 from convattn.demo.samples import Sample, digits, photographs
 from convattn.demo.serving import Page, guards
@@ -40,16 +48,12 @@ _THEME = gr.themes.Default(
 )
 
 
-class Handlers:
+class Handlers(AttentionHandlers[Network]):
     """What happens on the page and through its API."""
 
     def __init__(self, network: Network, samples: Sequence[Sample]) -> None:
         self.network = network
         self.samples = samples
-
-    def heads(self, layer: str | None) -> list[str | int]:
-        """What there is to choose from in a layer."""
-        return [MEAN, *range(self.network.convs.get(layer or "", 0))]
 
     @show_errors
     def first(self, layer: str | None, head: str | int) -> Shown:
@@ -71,29 +75,6 @@ class Handlers:
         """One of the classes was clicked."""
         explanations = self.network.explain_all(read(file), event.index)
         return page.classes(explanations), page.views(explanations)
-
-    @show_errors
-    def asked(
-        self, file: bytes | None, layer: str, head: str | int, event: gr.EventData
-    ) -> tuple[Query, str]:
-        """A pixel was clicked."""
-        query = (event.y, event.x)
-        return query, self._answer(read(file), layer, head, query)
-
-    @show_errors
-    def layer_chosen(
-        self, file: bytes | None, layer: str, query: Query | None
-    ) -> tuple[gr.Dropdown, str]:
-        """Another layer: other heads."""
-        heads = gr.Dropdown(self.heads(layer), value=MEAN)
-        return heads, self._answer(read(file), layer, MEAN, query)
-
-    @show_errors
-    def head_chosen(
-        self, file: bytes | None, layer: str, head: str | int, query: Query | None
-    ) -> str:
-        """Another head."""
-        return self._answer(read(file), layer, head, query)
 
     @show_errors
     def explain(

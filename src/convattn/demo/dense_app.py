@@ -11,7 +11,15 @@ from torch import nn
 
 from convattn.demo import dense_page, page
 from convattn.demo.dense import Finder, heat_overlay
-from convattn.demo.handling import MEAN, OPACITY, head_number, picked_file, read, show_errors
+from convattn.demo.handling import (
+    MEAN,
+    OPACITY,
+    AttentionHandlers,
+    head_number,
+    picked_file,
+    read,
+    show_errors,
+)
 from convattn.demo.network import Query, mark_pixel
 from convattn.demo.samples import Sample, photographs, scenes
 from convattn.tasks import Dense
@@ -20,16 +28,12 @@ Shown = tuple[bytes, Any, Query | None, str, str, str]
 """The image's file, what was found, the pixel asked about, and what stands on the page."""
 
 
-class DenseHandlers:
+class DenseHandlers(AttentionHandlers[Finder]):
     """What happens on the page and through its API."""
 
     def __init__(self, network: Finder, samples: Sequence[Sample]) -> None:
         self.network = network
         self.samples = samples
-
-    def heads(self, layer: str | None) -> list[str | int]:
-        """What there is to choose from in a layer."""
-        return [MEAN, *range(self.network.convs.get(layer or "", 0))]
 
     @show_errors
     def first(self) -> Shown:
@@ -59,29 +63,6 @@ class DenseHandlers:
         if number is None:
             raise ValueError("there is no box here; click inside one")
         return self._explained(image, found, number)
-
-    @show_errors
-    def asked(
-        self, file: bytes | None, layer: str, head: str | int, event: gr.EventData
-    ) -> tuple[Query, str]:
-        """A pixel was clicked: what does the backbone look at from there?"""
-        query = (event.y, event.x)
-        return query, self._answer(read(file), layer, head, query)
-
-    @show_errors
-    def layer_chosen(
-        self, file: bytes | None, layer: str, query: Query | None
-    ) -> tuple[gr.Dropdown, str]:
-        """Another layer: other heads."""
-        heads = gr.Dropdown(self.heads(layer), value=MEAN)
-        return heads, self._answer(read(file), layer, MEAN, query)
-
-    @show_errors
-    def head_chosen(
-        self, file: bytes | None, layer: str, head: str | int, query: Query | None
-    ) -> str:
-        """Another head."""
-        return self._answer(read(file), layer, head, query)
 
     @show_errors
     def find(self, image: bytes | None) -> tuple[list[dict[str, Any]], Image.Image]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import functools
 import io
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from html import escape
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, Protocol, TypeVar
 
 import gradio as gr
 from PIL import Image
 
 from convattn.data import read_image
+from convattn.demo.network import Query
 from convattn.demo.page import MAX_FILE_BYTES
 
 MEAN = "mean"
@@ -75,3 +77,51 @@ def head_number(head: str | int) -> int | None:
     if head != MEAN and not str(head).isdecimal():
         raise ValueError(f"head={head!r}; expected the number of a head, or {MEAN}")
     return None if head == MEAN else int(head)
+
+
+class Attends(Protocol):
+    """A network on a page."""
+
+    @property
+    def convs(self) -> Mapping[str, int]:
+        """Layer with attention -> its heads."""
+
+
+N = TypeVar("N", bound=Attends)
+
+
+class AttentionHandlers(ABC, Generic[N]):
+    """What happens where a page shows what an attention convolution looks at from a pixel."""
+
+    network: N
+
+    def heads(self, layer: str | None) -> list[str | int]:
+        """What there is to choose from in a layer."""
+        return [MEAN, *range(self.network.convs.get(layer or "", 0))]
+
+    @show_errors
+    def asked(
+        self, file: bytes | None, layer: str, head: str | int, event: gr.EventData
+    ) -> tuple[Query, str]:
+        """A pixel was clicked."""
+        query = (event.y, event.x)
+        return query, self._answer(read(file), layer, head, query)
+
+    @show_errors
+    def layer_chosen(
+        self, file: bytes | None, layer: str, query: Query | None
+    ) -> tuple[gr.Dropdown, str]:
+        """Another layer: other heads."""
+        heads = gr.Dropdown(self.heads(layer), value=MEAN)
+        return heads, self._answer(read(file), layer, MEAN, query)
+
+    @show_errors
+    def head_chosen(
+        self, file: bytes | None, layer: str, head: str | int, query: Query | None
+    ) -> str:
+        """Another head."""
+        return self._answer(read(file), layer, head, query)
+
+    @abstractmethod
+    def _answer(self, image: Image.Image, layer: str, head: str | int, query: Query | None) -> str:
+        """What stands on the page about a pixel, or about none yet."""
