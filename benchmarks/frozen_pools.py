@@ -13,7 +13,6 @@ stopped at any time. docs/frozen_pools.md and .png are written from the rows alo
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import platform
 import time
@@ -37,6 +36,7 @@ from convattn.layers.pools import (
 )
 from frozen_features import DEFECTS, Features, read_features
 from frozen_report import write_page
+from rows import append_rows, read_rows
 
 BATCH, WEIGHT_DECAY, FACTOR = 64, 0.01, 3.0
 RATES = tuple(5e-4 * FACTOR**step for step in range(6))
@@ -418,26 +418,8 @@ def make_rows(arguments: argparse.Namespace, file: Path) -> None:
             if features.questions and ("any cell", seed) not in done:
                 rows += ignorant_rows(features, split(task, features, seed)[3])
                 done.add(("any cell", seed))
-            append_rows(file, [{**about, "seed": seed, **row} for row in rows])
+            append_rows(file, COLUMNS, [{**about, "seed": seed, **row} for row in rows])
             print(f"{time.strftime('%H:%M')} {set_name} {name} seed {seed}: {shown}", flush=True)
-
-
-def append_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows behind those that are there."""
-    new = not file.exists()
-    with file.open("a", newline="") as lines:
-        writer = csv.DictWriter(lines, COLUMNS, restval="", lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_rows(file: Path) -> list[dict[str, str]]:
-    """All rows that are there."""
-    if not file.exists():
-        return []
-    with file.open(newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 def set_of(row: Mapping[str, str]) -> str:

@@ -18,7 +18,6 @@ docs/law_of_aa.md and its pictures from the rows alone.
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import math
 import time
@@ -44,6 +43,7 @@ from convattn.data.long_range import DISTANCES, GROUP_SIDE, SHAPE_SIDE
 from convattn.data.pathfinder import DASHES
 from convattn.probing.report import over_seeds
 from convattn.text import markdown_table
+from rows import append_rows, read_rows
 
 TASKS: dict[str, Callable[..., TensorImages]] = {
     "same_different": generate_same_different,
@@ -253,7 +253,7 @@ class Study:
                 "accuracy": round(evaluate(models[lr], validation), 4),
                 "seconds": round(time.monotonic() - started, 1),
             }
-            append(self.rates_file, RATE_COLUMNS, [row])
+            append_rows(self.rates_file, RATE_COLUMNS, [row])
             print(time.strftime("%H:%M"), *row.values(), flush=True)
         best = best_rate(self.rates(task, network))
         return best, models.get(best)
@@ -270,7 +270,7 @@ class Study:
             found = evaluate(model, draw(task, NUM_TEST, (distance,), split="test"))
             place = (task, distance, network, seed, round(found, 4), f"{lr:g}", seconds)
             rows.append(dict(zip(COLUMNS, place, strict=True)))
-        append(self.file, COLUMNS, rows)
+        append_rows(self.file, COLUMNS, rows)
         print(time.strftime("%H:%M"), task, network, seed, [row["accuracy"] for row in rows])
 
 
@@ -338,25 +338,6 @@ def _step_seconds(network: str) -> float:
         model(batch).sum().backward()
         found.append(time.monotonic() - started)
     return min(found)
-
-
-def append(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows to the end of a table."""
-    new = not file.exists()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", newline="") as table:
-        writer = csv.DictWriter(table, columns, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows so far."""
-    if not file.exists():
-        return []
-    with file.open() as table:
-        return list(csv.DictReader(table))
 
 
 # ------------------------------------------------------------------------------------ the page

@@ -18,7 +18,6 @@ so that the study can be stopped at any time. --cost tells how long what is miss
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +47,7 @@ from convattn.probing.heads import (
 )
 from convattn.probing.report import over_seeds
 from convattn.text import markdown_table
+from rows import append_rows, read_rows
 
 DATA = "pasted photographs"
 SHARES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
@@ -253,7 +253,7 @@ def make_rows(arguments: argparse.Namespace, file: Path) -> None:
                 if any(key.items() <= row.items() for row in read_rows(file)):
                     continue
                 found = train_fold(maps, pool, fold)
-                append(file, {**key, **found})
+                append_rows(file, COLUMNS, [{**key, **found}])
                 print(time.strftime("%H:%M"), *key.values(), found["accuracy"], flush=True)
 
 
@@ -284,25 +284,6 @@ def _seconds(step: Callable[..., Any], *arguments: Any) -> float:
         step(*arguments)
         found.append(time.monotonic() - started)
     return min(found)
-
-
-def append(file: Path, row: Mapping[str, Any]) -> None:
-    """A row to the end of the table."""
-    new = not file.exists()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", newline="") as table:
-        writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows so far."""
-    if not file.exists():
-        return []
-    with file.open() as table:
-        return list(csv.DictReader(table))
 
 
 # ------------------------------------------------------------------------------------- the page

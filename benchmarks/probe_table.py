@@ -14,7 +14,6 @@ time. docs/probe_table.md is written from the rows (--page writes it alone).
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import time
@@ -37,6 +36,7 @@ from convattn.probing.report import over_seeds, to_csv
 from convattn.probing.study import COLUMNS, Probe, cache_maps, train_seed
 from convattn.text import markdown_table
 from frozen_features import tiles_of
+from rows import read_rows
 
 SEEDS = 5
 READING, TABLES = "## Reading it", "## Tables"
@@ -251,14 +251,6 @@ def append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     new = not file.exists()
     with file.open("a") as table:
         table.writelines([head, *lines] if new else lines)
-
-
-def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows so far."""
-    if not file.exists():
-        return []
-    with file.open() as table:
-        return list(csv.DictReader(table))
 
 
 def write_page(rows: Sequence[Mapping[str, str]], file: Path, machine: str, date: str) -> None:

@@ -1,23 +1,19 @@
 import argparse
 import csv
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
 import torch
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "law_of_aa.py"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def law():
-    spec = importlib.util.spec_from_file_location("law_of_aa", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["law_of_aa"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["law_of_aa"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield importlib.import_module("law_of_aa")
 
 
 NETWORKS = ("plain", "aa-relative", "se", "large-kernel", "aa-none", "gc", "aa-sine")
@@ -133,7 +129,7 @@ def test_a_killed_choice_trains_the_best_again(law, tiny, tmp_path):
     columns = law.RATE_COLUMNS
     for lr, accuracy in ((1e-2, 0.9), (2e-2, 0.5)):
         row = dict(zip(columns, ("count", "plain", lr, accuracy, 1.0), strict=True))
-        law.append(study.rates_file, columns, [row])
+        law.append_rows(study.rates_file, columns, [row])
     study.add("count", "plain", 0)
     assert tiny == [("plain", 1e-2, 0)]
 
@@ -153,7 +149,7 @@ def test_the_page_keeps_what_is_written_and_has_every_network(law, tmp_path):
                 for distance in law.DISTANCES
             ]
             made = [dict(zip(law.COLUMNS, row, strict=True)) for row in rows]
-            law.append(study.file, law.COLUMNS, made)
+            law.append_rows(study.file, law.COLUMNS, made)
     (tmp_path / "law_of_aa.md").write_text("## Reading it\n\nTrust it.\n\n## Table\n\nold\n")
     law.write_page(study, tmp_path, "a test", "today")
     text = (tmp_path / "law_of_aa.md").read_text()

@@ -1,0 +1,21 @@
+import importlib
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("rows")
+
+
+def test_what_is_appended_is_read(rows, tmp_path: Path) -> None:
+    file = tmp_path / "results" / "study.csv"
+    assert rows.read_rows(file) == []
+    rows.append_rows(file, ("seed", "accuracy"), [{"seed": 0, "accuracy": 0.5}])
+    rows.append_rows(file, ("seed", "accuracy"), [{"seed": 1}])
+    assert file.read_bytes() == b"seed,accuracy\n0,0.5\n1,\n"
+    assert rows.read_rows(file) == [{"seed": "0", "accuracy": "0.5"}, {"seed": "1", "accuracy": ""}]
