@@ -101,6 +101,22 @@ def test_several_splits_choose_by_the_mean_over_all_images(monkeypatch: pytest.M
     assert choice.outcome.loss == pytest.approx(0.65)
 
 
+def test_dropout_is_chosen_with_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = {(5e-4, 0.0): 1.0, (5e-4, 0.5): 0.9, (1.5e-3, 0.0): 0.8, (1.5e-3, 0.5): 0.7}
+
+    def train(maps: object, trials: list[Trial], *_: object, **__: object) -> SimpleNamespace:
+        outcomes = {
+            trial: Outcome(loss=losses.get((trial.lr, trial.drop_rate), 2.0), epoch=1)
+            for trial in trials
+        }
+        return SimpleNamespace(run=lambda: outcomes)
+
+    monkeypatch.setattr(frozen, "_training", train)
+    choice = choose(_maps([0], None), [(torch.arange(5), torch.arange(3))], _config(), 2)
+    assert (choice.trial.lr, choice.trial.drop_rate) == (1.5e-3, 0.5)
+    assert choice.grid == {5e-4: 0.9, 1.5e-3: 0.7, 4.5e-3: 2.0}
+
+
 @pytest.mark.parametrize(
     ("side", "asked", "views"),
     [

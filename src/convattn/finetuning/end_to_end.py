@@ -157,6 +157,7 @@ def run_config(
     start: Path,
     *,
     epochs: int,
+    drop_rate: float,
     num_fit: int,
     validated: bool,
 ) -> TrainConfig:
@@ -167,6 +168,7 @@ def run_config(
         config: What was asked for.
         start: File of the network after the first stage.
         epochs: Of the schedule.
+        drop_rate: Before the classifier.
         num_fit: Images that are learnt.
         validated: Whether there are validation images, which then choose the epoch.
     """
@@ -174,7 +176,7 @@ def run_config(
     batch_size = min(num_fit, _LARGEST_BATCH, max(_SMALLEST_BATCH, num_fit // _FEWEST_STEPS))
     return dataclasses.replace(
         own,
-        model=dataclasses.replace(own.model, checkpoint=str(start)),
+        model=dataclasses.replace(own.model, checkpoint=str(start), drop_rate=drop_rate),
         epochs=epochs,
         data=dataclasses.replace(own.data, batch_size=batch_size, scale=_CROP, hflip=0.5),
         optim=OptimConfig(
@@ -206,6 +208,7 @@ def train_end_to_end(
     folder: Path,
     *,
     epochs: int,
+    drop_rate: float,
     fit_on: Tensor,
     valid: Tensor | None,
 ) -> Trained:
@@ -218,12 +221,19 @@ def train_end_to_end(
         start: File of the network after the first stage, with what it needs of an image.
         folder: Where checkpoints are kept meanwhile.
         epochs: Of the schedule.
+        drop_rate: Before the classifier.
         fit_on: Numbers of the images to learn.
         valid: Of those that choose the epoch; None keeps the last one.
     """
     folder.mkdir(exist_ok=True)
     train = run_config(
-        own, config, start, epochs=epochs, num_fit=len(fit_on), validated=valid is not None
+        own,
+        config,
+        start,
+        epochs=epochs,
+        drop_rate=drop_rate,
+        num_fit=len(fit_on),
+        validated=valid is not None,
     )
     fitted = fit(train, partial(ClassificationJob, source=_source(images, fit_on, valid)), folder)
     assert fitted is not None  # one process

@@ -24,6 +24,7 @@ from convattn.probing.study import cache_maps
 from convattn.train.classification import balanced_weights
 
 _DECAY = 0.01
+_DROP_RATES = (0.0, 0.5)
 _BATCH = 64
 _STEPS = 2_000  # of a head's training, about
 _FEWEST_EPOCHS, _MOST_EPOCHS = 8, 40
@@ -72,11 +73,11 @@ class Choice:
     """Of a head, what validation images chose."""
 
     trial: Trial
-    """Pool, rate and weight decay."""
+    """Pool, rate, weight decay and dropout."""
     outcome: Outcome
     """Its least validation loss, and after how many epochs."""
     grid: Mapping[float, float]
-    """Learning rate -> least validation loss."""
+    """Learning rate -> least validation loss with this dropout."""
 
 
 def possible_views(config: FinetuneConfig, images: Images, own: Frozen) -> list[View]:
@@ -207,7 +208,7 @@ def _training(
 
 
 def choose(maps: Maps, splits: Sequence[Split], config: FinetuneConfig, num_classes: int) -> Choice:
-    """Rate and epochs of the head with the least validation loss, the mean over the splits.
+    """Rate, dropout and epochs of the head with the least validation loss, the mean over splits.
 
     Args:
         maps: Of all images.
@@ -216,7 +217,11 @@ def choose(maps: Maps, splits: Sequence[Split], config: FinetuneConfig, num_clas
         num_classes: Classes.
     """
     outcomes: dict[Trial, Outcome] = {}
-    trials = [Trial(config.pool, rate, _DECAY) for rate in first_rates(True, None)]
+    trials = [
+        Trial(config.pool, rate, _DECAY, drop_rate)
+        for rate in first_rates(True, None)
+        for drop_rate in _DROP_RATES
+    ]
     while trials:
         if len(splits) == 1:
             outcomes |= _training(maps, trials, *splits[0], config, num_classes).run()
@@ -227,7 +232,11 @@ def choose(maps: Maps, splits: Sequence[Split], config: FinetuneConfig, num_clas
     return Choice(
         trial=best,
         outcome=outcomes[best],
-        grid={trial.lr: outcome.loss for trial, outcome in sorted(outcomes.items(), key=_rate)},
+        grid={
+            trial.lr: outcome.loss
+            for trial, outcome in sorted(outcomes.items(), key=_rate)
+            if trial.drop_rate == best.drop_rate
+        },
     )
 
 

@@ -160,6 +160,11 @@ class Network:
         """How many it was trained end to end; 0 if only its head was."""
         return int(self.told.get("end to end", 0))
 
+    @property
+    def drop_rate(self) -> float:
+        """Before the classifier, in training."""
+        return float(self.told.get("dropout", 0.0))
+
     @cached_property
     def temperature(self) -> float:
         """What its logits are divided by."""
@@ -412,7 +417,12 @@ def _train_whole(setup: Setup, frozen: Network, stages: Path, epochs: int) -> Ne
     start = stages / f"frozen-start{_FILE}"
     setup.write(frozen.tensors, start)
     trained = setup.train_end_to_end(
-        start, stages / "final", epochs=part.epochs, fit_on=images, valid=None
+        start,
+        stages / "final",
+        epochs=part.epochs,
+        drop_rate=part.drop_rate,
+        fit_on=images,
+        valid=None,
     )
     network = dataclasses.replace(part, tensors=trained.tensors)
     network.write(file)
@@ -436,13 +446,21 @@ def _train_end_to_end(
         shutil.rmtree(place, ignore_errors=True)
         return Network.read(file)
     fit, valid = setup.splits(images)[0]
-    trained = setup.train_end_to_end(_part_of(first), place, epochs=epochs, fit_on=fit, valid=valid)
+    frozen = Network.read(first.with_suffix(_FILE))
+    trained = setup.train_end_to_end(
+        _part_of(first),
+        place,
+        epochs=epochs,
+        drop_rate=frozen.drop_rate,
+        fit_on=fit,
+        valid=valid,
+    )
     network = Network(
         tensors=trained.tensors,
         logits=_predict(setup, trained.tensors, valid, what="validation"),
         labels=setup.images.labels[valid],
         told={
-            **Network.read(first.with_suffix(_FILE)).told,
+            **frozen.told,
             "end to end": trained.epoch,
             "curve": trained.curve,
         },
@@ -457,6 +475,7 @@ def _told_of_head(choice: Choice, splits: Sequence[Split]) -> dict[str, Any]:
     judged = sum(len(own) for _, own in splits)
     return {
         "rate": choice.trial.lr,
+        "dropout": choice.trial.drop_rate,
         "epochs": choice.outcome.epoch,
         "grid": sorted(choice.grid.items()),
         "validated": (
@@ -608,6 +627,7 @@ def _told(setup: Setup, folder: Path, network: Network) -> Told:
             ("pool", config.pool),
             ("trained", "pool and classifier" if not network.epochs else "the whole network"),
             ("learning rate of the head", f"{told['rate']:.2g}"),
+            ("dropout of the head", f"{network.drop_rate:.2g}"),
             ("epochs of the head", str(told["epochs"])),
             *([("epochs end to end", str(network.epochs))] if network.epochs else []),
             ("validated", told["validated"]),
