@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+NOT_BY_HAND := not slow and not gpu and not browser and not weights and not campaign and not interop
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test browser campaign interop docs gallery check fix
+.PHONY: help setup quickstart test test-long browser campaign interop docs gallery check fix
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convattn needs Python 3.11 or newer, this is %s; name another: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -21,8 +22,11 @@ setup: $(INSTALLED) ## Install everything into .venv
 quickstart: $(INSTALLED) ## Train a small attention network on digits in clutter, test it, show where it looks (2 minutes)
 	$(BIN)/convattn train quickstart
 
-test: $(INSTALLED) ## Run the fast tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not browser and not weights and not campaign and not interop"
+test: $(INSTALLED) ## Run the fast tests (six minutes)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and $(NOT_BY_HAND)"
+
+test-long: $(INSTALLED) ## Run the tests that take seconds each (five minutes more)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long and $(NOT_BY_HAND)"
 
 browser: $(INSTALLED) ## Run the tests of pages in headless Chromium, which the system must have
 	$(BIN)/python -m pytest -m browser tests/demo tests/checks

@@ -70,6 +70,7 @@ def test_evaluation(run, capsys, tmp_path):
         assert [row["name"] for row in csv.DictReader(content)] == list(map(csv_cell, NAMES))
 
 
+@pytest.mark.long
 def test_predictions_and_explanations(run, root, capsys, tmp_path):
     images = str(root / "val")
     assert main(["predict", str(run), images, "--out", str(tmp_path / "table.csv")]) == 0

@@ -64,6 +64,7 @@ def loaded():
     }
 
 
+@pytest.mark.long
 def test_importing_convattn_loads_no_extra_and_no_detector(loaded):
     assert not [name for name in loaded["convattn"] if name.split(".")[0] in EXTRAS]
     # `import torchvision`, which timm does, loads torchvision's own detectors.

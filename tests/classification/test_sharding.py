@@ -83,6 +83,7 @@ def test_stopped_at_any_place_it_ends_with_the_same_bytes(format, folder, tmp_pa
             assert os.stat(out / file).st_mtime_ns == begun[file]
 
 
+@pytest.mark.long
 def test_killed_and_called_again_it_ends_with_the_same_bytes(tmp_path):
     make_classes(tmp_path / "images" / "train", ants=150, bees=150)
     make_classes(tmp_path / "images" / "test", ants=3, bees=2)

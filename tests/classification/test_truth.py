@@ -38,6 +38,7 @@ def _small_batches(monkeypatch):
     monkeypatch.setattr(truth, "_BATCH_SIZE", 8)
 
 
+@pytest.mark.long
 def test_a_folder_holds_what_was_found(model, tmp_path):
     out = tmp_path / "out"
     found, folder = measure_maps(model, "nano", config_of(out))
@@ -62,6 +63,7 @@ def test_a_folder_holds_what_was_found(model, tmp_path):
         check_truth_folder(str(tmp_path / "other"))
 
 
+@pytest.mark.long
 def test_what_was_stopped_goes_on_to_the_same_table(model, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     measure_maps(model, "nano", config_of(whole))
@@ -93,6 +95,7 @@ def stop_after(number, monkeypatch):
     monkeypatch.setattr(truth, "Progress", Killed)
 
 
+@pytest.mark.long
 def test_networks_of_other_seeds_are_compared(model, tmp_path):
     other = timm.create_model("patchconvnet_nano", num_classes=10).eval()
     other.pretrained_cfg = model.pretrained_cfg

@@ -49,6 +49,7 @@ def test_an_image_gets_an_overlay_a_map_a_sheet_and_its_classes(folder, capsys, 
     assert str(out / "sheet.png") in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_evidence_of_a_plain_network_sums_to_its_logit(folder, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     flags = "--data.num-train 32 --data.num-test 12 --data.image-size 64 --data.batch-size 8"
@@ -99,6 +100,7 @@ def test_names_that_would_meet_are_numbered(tmp_path):
     }
 
 
+@pytest.mark.long
 def test_a_run_is_explained_and_its_maps_are_tested(folder, tmp_path, capsys):
     run = tmp_path / "run"
     flags = "--data.num-train 32 --data.num-test 12 --data.image-size 32 --data.batch-size 8"
@@ -120,6 +122,7 @@ def test_a_run_is_explained_and_its_maps_are_tested(folder, tmp_path, capsys):
     assert not list(run.glob("*.tmp*"))
 
 
+@pytest.mark.long
 def test_the_truth_of_maps_is_told(tmp_path, capsys):
     out = tmp_path / "truth"
     words = "--truth --method attention --data.num-test 20 --num-steps 2 --device cpu --out"

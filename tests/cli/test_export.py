@@ -69,6 +69,7 @@ def test_a_run_becomes_onnx_that_the_printed_lines_run(run, capsys, tmp_path):
     assert json.loads(told["pretrained_cfg"])["label_names"] == ["ant", "bee", "cat"]
 
 
+@pytest.mark.long
 def test_a_run_becomes_a_program_that_the_printed_lines_run(run, capsys, tmp_path):
     out = tmp_path / "to.pt2"
     assert export(run, "--format", "torch-export", "--size", 48, 32, "--out", out) == 0
@@ -138,6 +139,7 @@ def digits(run):
     return folder
 
 
+@pytest.mark.long
 def test_a_run_in_int8_tells_what_that_costs(digits, capsys):
     assert export(digits, "--quantize", "int8", "--out", "int8.onnx") == 0
     told = capsys.readouterr().out

@@ -242,6 +242,7 @@ def test_missing_extra_names_the_command_that_mends_it(capsys, monkeypatch):
     assert "pip install 'convattn[train]'" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_all_but_training_starts_without_lightning_and_gradio(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
     explain = [BUNDLED, str(tmp_path / "image.png"), "--out", str(tmp_path / "out")]
@@ -325,6 +326,7 @@ def test_augment_of_a_run_goes_on_from_its_weights(run, capsys, monkeypatch):
     assert config == dataclasses.replace(before, model=model, augment=attention, out=None)
 
 
+@pytest.mark.long
 def test_run_that_was_given_attention_is_shown_and_evaluated(capsys, tmp_path):
     folder = tmp_path / "run"
     attention = ["--augment.conv", "stem.6", "blocks.*", "--augment.num-heads", "2"]
@@ -350,6 +352,7 @@ def test_augment_explains_its_flags(capsys):
     assert "--lr-scale" not in printed
 
 
+@pytest.mark.long
 def test_a_reader_that_has_gone_is_no_error():
     command = f"{sys.executable} -m convattn list --data | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)

@@ -60,6 +60,7 @@ def fails(capsys, *arguments):
     return lines[0]
 
 
+@pytest.mark.long
 def test_found_objects_are_drawn_and_written_as_coco(detector, images, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["predict", str(detector), str(images), "--threshold", "0", "--out", str(out)]
@@ -91,6 +92,7 @@ def test_images_named_by_coco_keep_their_ids(detector, images, tmp_path):
     assert [image["id"] for image in content["images"]] == [139, 7]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", ["detector", "segmenter"])
 def test_a_videos_frames_are_predicted_as_images(network, request, tmp_path, capsys):
     run = request.getfixturevalue(network)

@@ -136,6 +136,7 @@ def test_other_networks_and_places_are_refused(run, folder, tmp_path, capsys):
     assert "takes an image or a folder" in fails(capsys, run, *table)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(run, tmp_path):
     images = tmp_path / "images"

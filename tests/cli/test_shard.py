@@ -73,6 +73,7 @@ def test_names_of_images_in_shards_are_below_their_folder(sharded, tmp_path):
         assert "test-000000.tar/000000000.png" in first.values()
 
 
+@pytest.mark.long
 def test_probe_of_shards_is_the_folders(probed, sharded, tmp_path):  # noqa: F811
     words = [str(sharded["webdataset"]), "--data", "webdataset", *TINY, "--seeds", "2"]
     words += ["--pools", "ep", "attention", "--cache", str(tmp_path / "maps")]

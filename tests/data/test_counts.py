@@ -66,6 +66,7 @@ def test_columns_of_several_classes_an_image_are_counted(tmp_path):
     assert count(source).classes["train"] == (3, 1)
 
 
+@pytest.mark.long
 def test_generated_objects_are_not_counted():
     source = load_detection("cluttered_digits", num_train=4, num_test=2)
     assert count(source).classes == {}

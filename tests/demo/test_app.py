@@ -424,6 +424,7 @@ def test_a_number_that_is_no_port_is_one_sentence():
         start(gr.Blocks(analytics_enabled=False), port=70000)
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_it_quietly():
     port = free_port()
     # What a shell starts in the background would ignore Ctrl-C, and its children too.

@@ -277,6 +277,7 @@ def test_attention_of_a_network_without_any_is_told():
     assert found.method == "evidence"
 
 
+@pytest.mark.long
 def test_evidence_is_the_default_where_it_exists_and_sums_to_the_logit():
     torch.manual_seed(0)
     plain = shaken(timm.create_model("resnet18", num_classes=5))

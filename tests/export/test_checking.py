@@ -133,6 +133,7 @@ def as_program(tmp_path_factory):
     return model, file, export_program(model, file, attention=True, size=(64, 64))
 
 
+@pytest.mark.long
 def test_onnxruntime_gives_logits_and_maps_of_the_network_at_any_size(as_onnx):
     model, file, _ = as_onnx
     session = onnxruntime.InferenceSession(file)
@@ -199,6 +200,7 @@ def test_an_onnx_file_tells_nothing_of_the_machine_it_was_made_on(as_onnx):
         assert str(Path(module.__file__).parent).encode() not in content
 
 
+@pytest.mark.long
 def test_a_program_gives_logits_and_maps_of_the_network_at_any_size(as_program):
     model, file, _ = as_program
     program = torch.export.load(file).module()
@@ -310,6 +312,7 @@ def test_tensors_that_were_not_written_whole_are_not_kept(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_maps_are_compared_too(tmp_path, monkeypatch):
     weights = convattn.LearnedAggregation2d.attention_weights
 
@@ -337,6 +340,7 @@ def test_a_network_for_one_size_is_refused(tmp_path):
         export_safetensors(model, tmp_path / "model.safetensors")
 
 
+@pytest.mark.long
 def test_a_kernel_of_ours_does_not_reach_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("CONVATTN_ATTENTION_BACKEND", "chunked")
     model = nn.Sequential(
@@ -421,6 +425,7 @@ EVIDENCE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", slow_but(["average", "light pool"], EVIDENCE))
 def test_evidence_is_an_output_whose_sums_are_the_logits(name, tmp_path):
     torch.manual_seed(0)
@@ -441,6 +446,7 @@ def test_evidence_is_an_output_whose_sums_are_the_logits(name, tmp_path):
         assert difference(maps, convattn.evidence(model, images).maps) < TOLERANCE
 
 
+@pytest.mark.long
 def test_a_program_gives_attention_and_evidence(tmp_path):
     file = tmp_path / "model.pt2"
     model = convattn.augment(Plain(), pool="attention").eval()
@@ -459,6 +465,7 @@ def test_evidence_of_a_network_without_is_told(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_onnxruntime_can_quantise_a_file(tmp_path):
     quantization = pytest.importorskip("onnxruntime.quantization")
     model = timm.create_model("patchconvnet_nano", embed_dim=16, depth=1, num_classes=10)

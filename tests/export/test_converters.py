@@ -79,6 +79,7 @@ def test_traced(name):
         check(model, traced)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_exported_program(name):
     model = woken(name)
@@ -87,6 +88,7 @@ def test_exported_program(name):
         check(model, program.module())
 
 
+@pytest.mark.long
 @TRACING
 @pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is missing")
 @pytest.mark.parametrize("name", NETWORKS)

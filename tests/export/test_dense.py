@@ -79,6 +79,7 @@ def number_alike(ours, own):
     return count
 
 
+@pytest.mark.long
 def test_onnx_finds_what_the_detector_finds(files):
     assert finds_the_same(*files["detector"]) > 50
 
@@ -131,6 +132,7 @@ def program_segments_the_same(model, exported):
         assert (found - own).abs().max() <= 1e-4 * own.abs().max()
 
 
+@pytest.mark.long
 def test_program_segments_as_the_segmenter_does(tmp_path):
     model = segmenter("resnet_nano")
     program_segments_the_same(model, export_program(model, tmp_path / "x.pt2"))
@@ -150,6 +152,7 @@ def few_boxes(**arguments):
     return model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "make",
     [

@@ -57,6 +57,7 @@ def int8(tmp_path_factory):
     return model, file, export_int8(model, file, random_images(32), attention=True, size=(32, 32))
 
 
+@pytest.mark.long
 def test_every_convolution_has_int8_weights_and_every_product_after_it_float32(int8):
     graph = onnx.load(int8[1]).graph
     constants = {one.name: one for one in graph.initializer}
@@ -93,6 +94,7 @@ def test_a_file_in_int8_is_near_the_network_at_any_size(int8):
     ]
 
 
+@pytest.mark.long
 def test_its_ranges_are_those_of_the_images(int8, tmp_path):
     model, images = int8[0], random_images(8, seed=1)
     export_int8(model, tmp_path / "dark.onnx", 0.05 * random_images(32), size=(32, 32))
@@ -104,6 +106,7 @@ def test_its_ranges_are_those_of_the_images(int8, tmp_path):
     assert dark > 3 * right
 
 
+@pytest.mark.long
 def test_evidence_still_sums_to_the_logits(tmp_path):
     file = tmp_path / "model.onnx"
     export_int8(evidence_network(), file, random_images(8), evidence=True, size=(32, 32))

@@ -52,6 +52,7 @@ def exported(tmp_path_factory):
     return model, file, export_openvino(model, file, attention=True)
 
 
+@pytest.mark.long
 def test_openvino_gives_logits_and_maps_of_the_network_at_any_size(exported):
     model, file, _ = exported
     compiled = import_openvino().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -111,6 +112,7 @@ def test_neither_file_is_overwritten(taken, tmp_path):
     assert not (tmp_path / taken).stat().st_size
 
 
+@pytest.mark.long
 def test_a_file_that_differs_leaves_nothing(tmp_path, monkeypatch):
     def forward(self, x):
         return x if torch.compiler.is_exporting() else x.relu()

@@ -110,6 +110,7 @@ def both(
     return run_finetune(dataclasses.replace(config, epochs=2))
 
 
+@pytest.mark.long
 def test_the_whole_network_is_trained_on(finished: FinetunedRun, both: FinetunedRun) -> None:
     before, after = (
         safetensors.torch.load_file(run.folder / "model.safetensors") for run in (finished, both)
@@ -124,6 +125,7 @@ def test_the_whole_network_is_trained_on(finished: FinetunedRun, both: Finetuned
     assert not list(both.folder.glob("**/*.ckpt"))
 
 
+@pytest.mark.long
 def test_it_is_dropped_where_validation_images_find_it_no_better(
     two_epochs: FinetuneConfig, finished: FinetunedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +139,7 @@ class _Killed(BaseException):
     pass
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "checkpoint", [2, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 3))]
 )
@@ -160,6 +163,7 @@ def test_a_kill_changes_nothing(
     assert contents(folder) == contents(both.folder)
 
 
+@pytest.mark.long
 def test_rows_of_a_training_that_kept_nothing_are_not_told_twice(
     two_epochs: FinetuneConfig, both: FinetunedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +183,7 @@ def test_rows_of_a_training_that_kept_nothing_are_not_told_twice(
     assert pages[0] == pages[1]
 
 
+@pytest.mark.long
 def test_folds_are_trained_as_the_final_network_is(
     two_epochs: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def test_a_run_is_left_that_every_command_opens(finished: FinetunedRun) -> None:
     )
 
 
+@pytest.mark.long
 def test_the_page_asks_nothing_of_any_host(finished: FinetunedRun) -> None:
     text = finished.report.read_text()
     assert "data:image/jpeg" in text
@@ -60,11 +61,13 @@ def test_the_page_asks_nothing_of_any_host(finished: FinetunedRun) -> None:
     assert "--out" not in text.split("convattn predict")[0]  # which is taken
 
 
+@pytest.mark.long
 def test_the_same_seed_makes_the_same_bytes(config: FinetuneConfig, finished: FinetunedRun) -> None:
     second = run_finetune(config).folder
     assert contents(second) == contents(finished.folder)
 
 
+@pytest.mark.long
 def test_the_networks_of_the_folds_judge_the_labels_that_were_learnt(
     config: FinetuneConfig, images: Path, tmp_path: Path
 ) -> None:
@@ -82,6 +85,7 @@ def test_the_networks_of_the_folds_judge_the_labels_that_were_learnt(
     assert doubted[str(flipped.relative_to(root))] == ("green", "red")
 
 
+@pytest.mark.long
 def test_predictions_are_rejected_as_validation_images_chose(
     config: FinetuneConfig, images: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +113,7 @@ def test_a_test_part_that_was_drawn_is_marked(
         assert ("drawn from data without splits" in found.report.read_text()) is drawn
 
 
+@pytest.mark.long
 def test_images_of_several_classes_are_judged_by_thresholds_of_their_own(
     config: FinetuneConfig, tmp_path: Path
 ) -> None:
@@ -132,6 +137,7 @@ class _Killed(BaseException):
     pass
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("killed_in", ["choose", "train_head", "predict", "render_report"])
 def test_a_killed_run_ends_as_if_it_never_had_been(
     config: FinetuneConfig, finished: FinetunedRun, monkeypatch: pytest.MonkeyPatch, killed_in: str
@@ -150,6 +156,7 @@ def test_a_killed_run_ends_as_if_it_never_had_been(
         resume_finetune(folder)
 
 
+@pytest.mark.long
 def test_folds_judge_every_training_image_by_a_network_that_has_not_learnt_it(
     config: FinetuneConfig,
 ) -> None:
@@ -194,6 +201,7 @@ def test_one_image_a_class_is_refused_by_name(config: FinetuneConfig, tmp_path: 
         run_finetune(dataclasses.replace(config, data=data))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("best", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_the_view_with_the_least_validation_loss_is_that_of_the_run(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, best: int
@@ -225,6 +233,7 @@ def test_the_view_with_the_least_validation_loss_is_that_of_the_run(
     assert str(views[best]) in (folder / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_a_view_is_not_tried_where_its_maps_and_heads_would_take_too_long(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

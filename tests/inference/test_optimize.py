@@ -287,6 +287,7 @@ def test_images_of_other_floating_formats_are_taken():
     assert optimised(torch.randn(1, 3, 64, 64, dtype=torch.float64)).dtype == torch.float32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [32, pytest.param(256, marks=pytest.mark.slow)])
 def test_compiled_logits_stay(size):
     model = _create("patchconvnet_nano", norm="layernorm", depth=1)

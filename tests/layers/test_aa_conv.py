@@ -250,6 +250,7 @@ def test_gradcheck(position):
     assert torch.autograd.gradcheck(run, (x, *values))
 
 
+@pytest.mark.long
 def test_compiles_whole():
     layer = small(stride=2).eval()
     x = torch.randn(2, 6, 10, 14)

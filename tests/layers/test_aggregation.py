@@ -132,6 +132,7 @@ def test_layout_does_not_matter():
     torch.testing.assert_close(layer(last), layer(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_compiles_and_exports_with_dynamic_batch_and_size(kind):
     layer = LearnedAggregation2d(16, 5, **kind).eval()

@@ -343,12 +343,14 @@ def check_each(found, x, each, **tolerance):
         )
 
 
+@pytest.mark.long
 def test_each_compiles_in_one_graph():
     each = Each()
     compiled = torch.compile(each, fullgraph=True, backend="aot_eager")
     check_each(compiled(image()), image(), each)
 
 
+@pytest.mark.long
 def test_each_exports_for_any_batch_and_size():
     each = Each()
     sizes = {0: Dim("batch", min=1), 2: Dim("height", min=2), 3: Dim("width", min=2)}
@@ -358,6 +360,7 @@ def test_each_exports_for_any_batch_and_size():
         check_each(program(x), x, each)
 
 
+@pytest.mark.long
 def test_onnxruntime_agrees_on_each_at_any_batch_and_size(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

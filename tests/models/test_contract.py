@@ -217,6 +217,7 @@ def test_channels_last(name):
     torch.testing.assert_close(last(x.contiguous(memory_format=torch.channels_last)), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", slow_but(FAST, FIRST))
 def test_compiles_whole(name):
     model, x = make(name).eval(), image(name)
@@ -234,6 +235,7 @@ def test_compiles_whole_with_inductor(name):
     torch.testing.assert_close(out, model(x), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", slow_but(FAST, FIRST))
 def test_exports_with_dynamic_batch(name):
     model, x = make(name).eval(), image(name)
@@ -242,6 +244,7 @@ def test_exports_with_dynamic_batch(name):
     torch.testing.assert_close(program.module()(other), model(other), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", slow_but(FAST, SMALL))
 def test_eight_images_are_learned_by_heart_in_twenty_steps(name):
     model = make(name)

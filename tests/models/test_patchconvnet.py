@@ -70,6 +70,7 @@ def test_multiply_adds_are_the_paper_s(name, gmacs, size):
     assert (counter.get_total_flops() / 2 + saved) / 1e9 == pytest.approx(gmacs[size], rel=0.01)
 
 
+@pytest.mark.long
 def test_multiply_adds_of_a_thousand_class_tokens_are_the_paper_s():
     with torch.device("meta"):
         model = timm.create_model("patchconvnet_s60_multi").eval()

@@ -234,6 +234,7 @@ def test_more_gpus_take_less_time():
     assert seconds[0].memory > seconds[1].memory
 
 
+@pytest.mark.long
 def test_v100_is_said_to_have_no_bfloat16():
     config = RECIPES["resnet34_imagenet"]()
     assert "--precision 16-mixed" in told(config, gpu="v100")["time"]

@@ -74,6 +74,7 @@ def probed(tmp_path_factory):
     return run_probe(tiny(folder))
 
 
+@pytest.mark.long
 def test_the_network_in_the_folder_says_what_its_row_was_made_of(probed):
     config, model = Run.open(probed.folder).config, Run.open(probed.folder).load_model()
     assert config.model.model_args["pool"] == probed.best
@@ -90,6 +91,7 @@ def test_the_network_in_the_folder_says_what_its_row_was_made_of(probed):
     torch.testing.assert_close(maps.sum((2, 3)) + bias, logits, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long
 def test_a_second_probe_reads_the_maps(probed, tmp_path, monkeypatch):
     maps = probed.folder.parent / "maps"
 
@@ -101,12 +103,14 @@ def test_a_second_probe_reads_the_maps(probed, tmp_path, monkeypatch):
     assert rows_of(again.folder) == rows_of(probed.folder)
 
 
+@pytest.mark.long
 def test_float16_and_float32_maps_give_the_same_accuracy(probed, tmp_path):
     exact = run_probe(tiny(tmp_path, cache_dtype="float32"))
     for one, other in zip(rows_of(exact.folder), rows_of(probed.folder), strict=True):
         assert float(one["cross_entropy"]) == pytest.approx(float(other["cross_entropy"]), rel=0.02)
 
 
+@pytest.mark.long
 def test_one_that_was_stopped_is_resumed_to_the_same_rows(probed, tmp_path, monkeypatch):
     real = module._refit
 
@@ -182,6 +186,7 @@ def of_folder(root, folder, **more):
     return tiny(folder, data=data, pools=("class",), image_size=64, epochs=1, **more)
 
 
+@pytest.mark.long
 def test_own_validation_images_choose_for_every_seed_and_are_learnt_in_the_end(
     tmp_path, monkeypatch
 ):

@@ -217,6 +217,7 @@ def test_a_pool_by_function_call_is_named(make, pool):
     assert expected <= train(ours.train())
 
 
+@pytest.mark.long
 def test_torchvisions_densenet_by_name():
     torch.manual_seed(0)
     plain = torchvision.models.densenet121(num_classes=5).eval()

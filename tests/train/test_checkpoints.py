@@ -69,6 +69,7 @@ def entries(content, prefix=()):
             yield from entries(value, (*prefix, key))
 
 
+@pytest.mark.long
 def test_no_entry_can_be_missing(stopped, tmp_path):
     whole = torch.load(last(stopped), weights_only=True)
     paths = list(entries(whole))
@@ -105,6 +106,7 @@ def test_run_that_goes_on_elsewhere_is_left_alone(case):
     assert last(case).read_bytes() == before
 
 
+@pytest.mark.long
 def test_nothing_goes_through_the_system_s_temporary_files(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     train(tiny(tmp_path / "run"))

@@ -144,6 +144,7 @@ def test_scores_of_all_batches_are_those_of_scikit_learn():
     assert found["val_macro_f1"] == pytest.approx(f1, abs=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("second", [7, pytest.param(0, marks=pytest.mark.slow)])
 def test_two_processes_score_several_classes_as_one(start, tmp_path, second):
     torch.manual_seed(0)
@@ -345,6 +346,7 @@ def test_the_step_is_the_mean_of_what_the_images_count(optim):
     torch.testing.assert_close(task.training_step((images, labels), 0), expected)
 
 
+@pytest.mark.long
 def test_balanced_draws_resume_and_judge_by_balanced_accuracy(tmp_path, monkeypatch):
     def config(name):
         made = unbalanced(tmp_path / name)

@@ -83,6 +83,7 @@ def test_task_reloads_from_a_checkpoint_alone(finished):
     assert task.state_dict().keys() == saved.keys()
 
 
+@pytest.mark.long
 def test_crashed_run_resumes_to_the_same_weights(finished, tmp_path, monkeypatch):
     whole = DetectionTask.training_step
 
@@ -100,6 +101,7 @@ def test_crashed_run_resumes_to_the_same_weights(finished, tmp_path, monkeypatch
     assert steady_columns(tmp_path / "run") == steady_columns(finished.folder)
 
 
+@pytest.mark.long
 def test_mask_rcnn_is_tested_by_its_masks_too(tmp_path):
     run = train(tiny(tmp_path / "run", model=MASKS, epochs=1))
     assert run.result.segm_map is not None
@@ -141,6 +143,7 @@ def test_frozen_backbone_learns_by_its_attention_alone():
     assert outside < learning
 
 
+@pytest.mark.long
 def test_augmented_backbone_comes_back_from_its_run(tmp_path):
     augment = AugmentConfig(conv=("layer4.0.conv1",), num_heads=4)
     run = train(tiny(tmp_path / "run", augment=augment, epochs=1))

@@ -95,6 +95,7 @@ def test_report_names_the_result_and_the_commands(finished):
     assert f"convattn train --resume {finished.folder}" in report
 
 
+@pytest.mark.long
 def test_killed_run_resumes_to_the_same_weights_and_metrics(finished, start, tmp_path):
     folder = tmp_path / "killed"
     config = tmp_path / "config.json"
@@ -180,6 +181,7 @@ def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     assert all(torch.isfinite(tensor).all() for tensor in content["state_dict"].values())
 
 
+@pytest.mark.long
 def test_workers_parts_and_layout_do_not_change_a_resumed_run(tmp_path, monkeypatch):
     def crash(loss):
         raise RuntimeError("power cut")
@@ -226,6 +228,7 @@ def test_accumulated_parts_agree_with_the_whole_batch(one_process, tmp_path):
     assert largest_difference(run.folder, one_process) < 1e-5
 
 
+@pytest.mark.long
 def test_two_processes_agree_with_one(one_process, train_apart, tmp_path):
     folder = tmp_path / "two"
     train_apart(plain(folder, devices=2, strategy="ddp"))
@@ -349,6 +352,7 @@ def starts(monkeypatch):
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_run_with_added_attention_reloads_by_itself(with_attention):
     model = Run.open(with_attention).load_model()
@@ -396,6 +400,7 @@ def test_checkpoint_that_fits_neither_way_names_what_the_plain_network_lacks(fin
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("freeze", [False, True])
 def test_run_with_added_attention_resumes_without_what_it_started_from(
     freeze, without_attention, tmp_path, monkeypatch

@@ -69,6 +69,7 @@ def test_loaded_run_keeps_what_its_images_need(finished):
         assert model(torch.zeros(1, 3, 33, 50)).shape == (1, 11, 33, 50)
 
 
+@pytest.mark.long
 def test_crashed_run_resumes_to_the_same_weights(finished, tmp_path, monkeypatch):
     whole = SegmentationTask.training_step
 

@@ -124,6 +124,7 @@ def test_signals_after_training_are_handled_as_before(tmp_path, monkeypatch):
     assert {number: signal.getsignal(number) for number in before} == before
 
 
+@pytest.mark.long
 def test_sigterm_ends_testing(start, tmp_path):
     config = tmp_path / "config.json"
     config.write_text(tiny(tmp_path / "run", epochs=1).to_json())

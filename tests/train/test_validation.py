@@ -115,6 +115,7 @@ def test_patience_alone_keeps_the_last_epoch(tmp_path, monkeypatch):
     assert all(torch.equal(saved[name], seen[1][f"model.{name}"]) for name in saved)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["epoch 2", "epoch 3", "after the last"])
 def test_killed_run_chooses_as_one_that_was_not(tmp_path, monkeypatch, place):
     tops = [0.1, 0.4, 0.3, 0.2, 0.9]

@@ -17,6 +17,7 @@ def metadata(file):
         return content.metadata()
 
 
+@pytest.mark.long
 def test_a_released_file_becomes_ours_and_comes_back(s60_multi, tmp_path):
     ours, back = tmp_path / "ours.safetensors", tmp_path / "back.pth"
     made = convert_weights(s60_multi, ours)

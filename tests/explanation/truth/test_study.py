@@ -159,6 +159,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.long
 def test_a_study_that_was_stopped_goes_on_to_the_same_numbers(model, data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
