@@ -32,7 +32,7 @@ TITLES = {
 INTRODUCTION = """\
 One backbone, EfficientNet-Lite0 with ImageNet weights (867 of 1,000 sample pictures right),
 frozen; heads on its last map (1280 x 7 x 7, on magnetic tiles 1280 x 10 x 10). A head is a pool,
-with `-bn` a BatchNorm without affine behind it, and a linear layer: `query` is `ep` with one query
+with `-bn` a BatchNorm without affine behind it, and a linear layer: `ep1` is `ep` with one query
 from zero and no values, `ep8` has eight, `class` is pool and classifier at once, `aggregation` is
 the paper's block with its LayerScale of 1e-4 and `-ls1` with 1. The rate named is the
 classifier's; the pool's is the same, in `-slow` a tenth of it, in the paper's block a thirtieth.
