@@ -11,7 +11,8 @@ from PIL import Image
 
 from convattn.config import DataConfig, FinetuneConfig
 from convattn.finetuning import frozen
-from convattn.finetuning.run import FinetunedRun, run_finetune
+from convattn.finetuning.folder import FinetunedRun
+from convattn.finetuning.run import run_finetune
 
 MODEL, SIDE = "test_resnet", 64
 

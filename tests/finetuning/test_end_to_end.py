@@ -15,7 +15,8 @@ from convattn.config import DataConfig, FinetuneConfig
 from convattn.finetuning import end_to_end
 from convattn.finetuning import run as finetuning
 from convattn.finetuning.end_to_end import Speed, is_better, plan_epochs
-from convattn.finetuning.run import FinetunedRun, resume_finetune, run_finetune
+from convattn.finetuning.folder import FinetunedRun
+from convattn.finetuning.run import resume_finetune, run_finetune
 from convattn.runs import Run
 from convattn.train.callbacks import Checkpoints
 from tests.finetuning.conftest import config_in, contents

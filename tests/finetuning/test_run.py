@@ -13,10 +13,13 @@ import torch
 import convattn
 from convattn.checks import Place, check_data
 from convattn.config import DataConfig, FinetuneConfig
+from convattn.finetuning import folder as folder_of_run
 from convattn.finetuning import run as finetuning
+from convattn.finetuning.folder import FinetunedRun
 from convattn.finetuning.frozen import Choice, View
 from convattn.finetuning.results import FinetunedResult
-from convattn.finetuning.run import FinetunedRun, Setup, resume_finetune, run_finetune
+from convattn.finetuning.run import resume_finetune, run_finetune
+from convattn.finetuning.setup import Setup
 from convattn.runs import Run
 from convattn.tasks import TASKS
 from tests.finetuning.conftest import contents, paint
@@ -146,7 +149,9 @@ def test_a_killed_run_ends_as_if_it_never_had_been(
         raise _Killed
 
     with monkeypatch.context() as patch:
-        place = finetuning if killed_in in ("predict", "render_report") else finetuning.first_stage
+        place = (
+            folder_of_run if killed_in in ("predict", "render_report") else finetuning.first_stage
+        )
         patch.setattr(place, killed_in, die)
         with pytest.raises(_Killed):
             run_finetune(config)
@@ -220,7 +225,7 @@ def test_the_view_with_the_least_validation_loss_is_that_of_the_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(finetuning, "_choose", judged)
-        patch.setattr(finetuning, "render_report", die)
+        patch.setattr(folder_of_run, "render_report", die)
         with pytest.raises(_Killed):
             run_finetune(config)
     assert config.out is not None

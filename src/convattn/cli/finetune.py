@@ -12,7 +12,7 @@ from convattn.config import FinetuneConfig
 from convattn.text import say
 
 if TYPE_CHECKING:
-    from convattn.finetuning.run import FinetunedRun
+    from convattn.finetuning.folder import FinetunedRun
 
 _PROG = "convattn finetune"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from convattn.config import FinetuneConfig
 
 if TYPE_CHECKING:
-    from convattn.finetuning.run import FinetunedRun
+    from convattn.finetuning.folder import FinetunedRun
 
 
 def finetune(images: str | os.PathLike[str], **options: Any) -> FinetunedRun:
