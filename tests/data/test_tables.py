@@ -13,7 +13,8 @@ from PIL import Image
 from convattn.config import DataConfig, TrainConfig
 from convattn.data import load_source
 from convattn.data.folders import SPLITS
-from convattn.data.tables import TableFiles, classes_of, read_tables, single_table
+from convattn.data.table_files import TableFiles, single_table
+from convattn.data.tables import classes_of, read_tables
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 

@@ -23,20 +23,15 @@ from convattn.data.folders import (
 )
 from convattn.data.images import ImageFiles
 from convattn.data.labelled import Source, file_source
-from convattn.data.tables import (
+from convattn.data.table_files import (
     TABLES,
-    Row,
-    Rows,
     TableFiles,
-    check_known,
-    classes_of,
     find_metadata,
     find_tables,
-    groups_of,
-    has_labels,
     single_table,
     tables_in,
 )
+from convattn.data.tables import Row, Rows, check_known, classes_of, groups_of, has_labels
 
 
 def refuse_of_tables(options: Mapping[str, str | None], where: str) -> None:

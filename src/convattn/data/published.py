@@ -26,7 +26,7 @@ from convattn.data.folders import (
 from convattn.data.images import TensorImages
 from convattn.data.labelled import Source
 from convattn.data.reading import read_sample
-from convattn.data.tables import import_pyarrow
+from convattn.data.table_files import import_pyarrow
 from convattn.data.texts import first_word, read_table
 from convattn.text import one_line
 

@@ -26,10 +26,8 @@ from convattn.data.published import (
     load_tiny_imagenet,
 )
 from convattn.data.shards import SHARDED, load_shards
-from convattn.data.tables import (
-    TABLES,
-    read_tables,
-)
+from convattn.data.table_files import TABLES
+from convattn.data.tables import read_tables
 
 DATASETS: tuple[str, ...] = (
     *GENERATED,

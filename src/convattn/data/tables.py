@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import ast
-import codecs
-import csv
 import json
 import math
 import os
 import re
 import unicodedata
 import warnings
-from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,166 +17,15 @@ from typing import Any, NamedTuple
 from convattn.config import BadAnnotations
 from convattn.data.annotated import EntryFault, Faults
 from convattn.data.classes import find_alike
-from convattn.data.folders import SPLITS, split_of, subfolders
-from convattn.text import list_names, nearest, one_line, short_repr
+from convattn.data.table_columns import Columns, choose_columns, guess_column, split_in, yes_or_no
+from convattn.data.table_files import Cells, TableFiles, quoted, read_cells
+from convattn.text import short_repr
 
-TABLES: tuple[str, ...] = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-"""Ends of the names of tables, in lower case."""
-
-_METADATA = "metadata"
-"""What Hugging Face's imagefolder calls its tables."""
 _OFTEN_BESIDE = "images"
 """The folder beside a table that its paths may begin in."""
 _SEPARATORS = "|;"
 """What stands between several classes in a cell of text."""
-_DELIMITERS = ",;\t"
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
-_BITS = {"0": False, "0.0": False, "False": False, "1": True, "1.0": True, "True": True}
-
-_COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "paths": (
-        *("filename", "filepath", "file", "path", "imagepath", "imagefilename", "imagefile"),
-        *("imgpath", "imgfile", "imgname", "imagename", "fname", "image", "img", "images"),
-        *("picture", "photo", "imageid"),
-    ),
-    "labels": (
-        *("label", "labels", "class", "classes", "classname", "classnames", "labelname"),
-        *("category", "categories", "categoryname", "target", "targets", "tag", "tags"),
-        *("findinglabels", "groundtruth", "species", "breed", "diagnosis"),
-        *("classid", "labelid", "categoryid", "y"),
-    ),
-    "splits": ("split", "subset", "set", "partition", "fold", "phase", "usage", "dataset"),
-    "groups": (
-        *("group", "groups", "groupid", "patientid", "patient", "subjectid", "subject"),
-        *("personid", "person", "caseid", "studyid", "sequenceid", "sessionid", "locationid"),
-    ),
-    "weights": ("weight", "sampleweight", "imageweight", "weights", "sampleweights"),
-}
-"""What a column is for -> what it is usually called, the likeliest first; letters and digits."""
-
-
-# --- which tables there are
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableFiles:
-    """The tables of a data set."""
-
-    folder: Path
-    """What people know their names relative to."""
-    files: Mapping[str | None, Path]
-    """Split -> its table; None: a table of all splits, or of none."""
-    beside: tuple[str, ...] = ()
-    """Names of tables that are not read."""
-
-    @property
-    def names(self) -> str:
-        """The tables, for people."""
-        return ", ".join(os.path.relpath(file, self.folder) for file in self.files.values())
-
-
-def is_table(file: Path) -> bool:
-    """Whether a file is a table, by its name."""
-    return file.suffix.lower() in TABLES
-
-
-def single_table(file: Path) -> TableFiles:
-    """A table that was named itself."""
-    return TableFiles(folder=file.parent, files={None: file})
-
-
-def find_metadata(root: Path) -> TableFiles | None:
-    """The tables called ``metadata`` of a folder, or of the folders of its splits.
-
-    Raises:
-        ValueError: If there are two for the same images.
-    """
-    own = tables_in(root, {_METADATA})
-    if own:
-        others = [name for name in tables_in(root) if name not in own]
-        return TableFiles(
-            folder=root, files={None: _the_only(root, own, "all images")}, beside=tuple(others)
-        )
-    found: dict[str | None, list[str]] = {}
-    for name in subfolders(root):
-        split = split_of(name)
-        if split is not None:
-            tables = tables_in(root / name, {_METADATA})
-            found[split] = [*found.get(split, ()), *(f"{name}/{table}" for table in tables)]
-    files = {
-        split: _the_only(root, names, f"the split {split}")
-        for split, names in found.items()
-        if names
-    }
-    return TableFiles(folder=root, files=files, beside=tuple(tables_in(root))) if files else None
-
-
-def find_tables(root: Path) -> TableFiles | None:
-    """The tables of a folder: ``train.csv``, ``val.csv`` and so on, or the only one.
-
-    Raises:
-        ValueError: If there are two for one split, or several and none for a split.
-    """
-    names = tables_in(root)
-    found: dict[str | None, list[str]] = {}
-    for name in names:
-        split = split_of(Path(name).stem)
-        if split is not None:
-            found.setdefault(split, []).append(name)
-    if found:
-        files = {
-            split: _the_only(root, tables, f"the split {split}") for split, tables in found.items()
-        }
-        used = {file.name for file in files.values()}
-        beside = tuple(name for name in names if name not in used)
-        return TableFiles(folder=root, files=files, beside=beside)
-    return single_table(_the_only(root, names, "all images")) if names else None
-
-
-def tables_in(folder: Path, stems: Container[str] | None = None) -> list[str]:
-    """Names of the tables of a folder, sorted; hidden ones are none.
-
-    Args:
-        folder: Where to look.
-        stems: What they may be called but for the end, in lower case; None: anything.
-    """
-    return sorted(
-        file.name
-        for file in folder.iterdir()
-        if is_table(file)
-        and not file.name.startswith(".")
-        and (stems is None or file.stem.lower() in stems)
-        and file.is_file()
-    )
-
-
-def _the_only(root: Path, names: Sequence[str], what: str) -> Path:
-    if len(names) > 1:
-        raise ValueError(
-            f"{root} holds {len(names)} tables for {what}, {_quoted(names)}; keep one, or give the "
-            "one that is meant as root (--data.root)"
-        )
-    return root / names[0]
-
-
-# --- what is in their cells
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class _Cells:
-    """A table as it stands in its file."""
-
-    file: Path
-    columns: Mapping[str, Sequence[Any]]
-    numbers: Sequence[int]
-    """Where each row is found."""
-    counts: str = "line {}"
-    """How that is said."""
-    embedded: tuple[str, ...] = ()
-    """Columns that are not read: they hold the bytes of files."""
-
-    def place(self, row: int) -> str:
-        return self.counts.format(self.numbers[row])
 
 
 def has_labels(tables: TableFiles) -> bool:
@@ -188,277 +34,8 @@ def has_labels(tables: TableFiles) -> bool:
     Raises:
         ValueError: If it cannot be read.
     """
-    cells = _read_cells(next(iter(tables.files.values())))
-    return _guess(cells, "labels") is not None
-
-
-def _read_cells(file: Path) -> _Cells:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; name a table (--data.root)")
-    readers: Mapping[str, Callable[[Path], _Cells]] = {
-        ".parquet": _read_parquet,
-        ".jsonl": _read_json_lines,
-        ".ndjson": _read_json_lines,
-    }
-    try:
-        cells = readers.get(file.suffix.lower(), _read_text)(file)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file} is not a text in UTF-8 ({one_line(error)}); save it anew as UTF-8"
-        ) from None
-    if not cells.numbers:
-        raise ValueError(f"{file} holds no rows; expected a row an image under the columns' names")
-    return cells
-
-
-def _read_text(file: Path) -> _Cells:
-    numbers: list[int] = []
-    rows: list[list[str]] = []
-    header: list[str] | None = None
-    with file.open(encoding=_encoding(file), newline="") as text:
-        delimiter = "\t" if file.suffix.lower() == ".tsv" else _delimiter(text.readline())
-        text.seek(0)
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        start = 1
-        try:
-            for row in reader:
-                # A cell in quotes may have several lines; the row is found at the first.
-                number, start = start, reader.line_num + 1
-                if not any(row):
-                    continue
-                if header is None:
-                    header = [name.strip() for name in row]
-                    continue
-                if len(row) != len(header):
-                    raise ValueError(
-                        f"line {number} of {file} holds {len(row)} cells; expected "
-                        f"{len(header)} as the columns {_quoted(header)}: put quotes round a cell "
-                        "that holds the separator"
-                    )
-                numbers.append(number)
-                rows.append(row)
-        except csv.Error as error:
-            raise ValueError(
-                f"line {start} of {file} is no row of a table ({one_line(error)}); mend its quotes"
-            ) from None
-    names = _distinct(file, header or [])
-    return _Cells(
-        file=file, columns=dict(zip(names, zip(*rows, strict=True), strict=False)), numbers=numbers
-    )
-
-
-def _encoding(file: Path) -> str:
-    """UTF-8 with a byte order mark or none, or UTF-16 with one."""
-    with file.open("rb") as content:
-        first = content.read(2)
-    return "utf-16" if first in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-
-
-def _delimiter(line: str) -> str:
-    """Of a comma, a semicolon and a tab the one that finds the most columns."""
-
-    def columns(delimiter: str) -> int:
-        return max(map(len, csv.reader([line], delimiter=delimiter)), default=0)
-
-    return max(_DELIMITERS, key=columns)
-
-
-def _distinct(file: Path, names: Sequence[str]) -> list[str]:
-    name, times = max(Counter(filter(None, names)).items(), key=lambda one: one[1], default=("", 0))
-    if times > 1:
-        raise ValueError(f"{file} has {times} columns called {name!r}; rename one")
-    return list(names)
-
-
-def _read_json_lines(file: Path) -> _Cells:
-    numbers: list[int] = []
-    rows: list[dict[str, Any]] = []
-    with file.open(encoding=_encoding(file)) as text:
-        for number, line in enumerate(text, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"line {number} of {file} is no JSON ({one_line(error)}); expected an object a "
-                    'line, as {"file_name": "a.jpg", "label": "cat"}'
-                ) from None
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f"line {number} of {file} is no JSON object but {short_repr(row)}; expected "
-                    '{"file_name": "a.jpg", "label": "cat"}'
-                )
-            numbers.append(number)
-            rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    return _Cells(file=file, columns=columns, numbers=numbers)
-
-
-def import_pyarrow(file: Path) -> tuple[Any, Any]:
-    """``pyarrow`` and its ``parquet``.
-
-    Args:
-        file: That needs them, for the error.
-
-    Raises:
-        ModuleNotFoundError: If they are not installed.
-    """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{file} needs pyarrow: pip install 'convattn[train]'", name="pyarrow"
-        ) from error
-    return pa, pq
-
-
-def _read_parquet(file: Path) -> _Cells:
-    pa, pq = import_pyarrow(file)
-    try:
-        # One column may hold the images themselves, gigabytes of them.
-        with pq.ParquetFile(file) as content:
-            holds_bytes = {one.name: _holds_bytes(one.type) for one in content.schema_arrow}
-            wanted = [name for name, held in holds_bytes.items() if not held]
-            table = content.read(columns=wanted)
-        table.validate(full=True)
-        columns = {name: column.to_pylist() for name, column in zip(wanted, table, strict=True)}
-    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        raise ValueError(
-            f"{file} cannot be read as parquet ({one_line(error)}); write it anew"
-        ) from None
-    _distinct(file, wanted)
-    return _Cells(
-        file=file,
-        columns=columns,
-        numbers=range(table.num_rows),
-        counts="row {} (from 0)",
-        embedded=tuple(name for name, held in holds_bytes.items() if held),
-    )
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Whether an Arrow type has cells that are no text, number or list of such."""
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return True
-    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return nested and _holds_bytes(kind.value_type)
-
-
-# --- which column is what
-
-
-class _Columns(NamedTuple):
-    """Names of a table's columns by what they are for."""
-
-    paths: str
-    labels: str | None
-    """None where each class has a column."""
-    classes: tuple[str, ...]
-    """Those columns."""
-    splits: str | None
-    groups: str | None
-    weights: str | None
-
-    @property
-    def used(self) -> set[str | None]:
-        return {self.paths, self.labels, *self.classes, self.splits, self.groups, self.weights}
-
-
-def _choose_columns(cells: _Cells, path_column: str | None, labels_column: str | None) -> _Columns:
-    paths = _column(cells, "paths", path_column, "path_column")
-    if paths is None:
-        if cells.embedded:
-            raise ValueError(
-                f"{cells.file} holds the images themselves, in its column {cells.embedded[0]!r}; "
-                "expected their paths: write each to a file and the names of the files into a "
-                'column file_name (docs/data.md, "Images inside a parquet file")'
-            )
-        raise ValueError(_no_column(cells, "the images' paths", "paths", "path"))
-    others: dict[str, str | None] = {
-        what: _guess(cells, what, but=(paths, labels_column))
-        for what in ("splits", "groups", "weights")
-    }
-    if others["splits"] and not _are_splits(cells, others["splits"]):
-        others["splits"] = None
-    labels = _column(cells, "labels", labels_column, "labels_column", but=(paths, *others.values()))
-    classes: tuple[str, ...] = ()
-    if labels is None:
-        classes = _yes_or_no(cells, but=(paths, *others.values()))
-        if len(classes) < 2:
-            raise ValueError(_no_column(cells, "the images' classes", "labels", "labels"))
-    if labels == paths:
-        raise ValueError(
-            f"labels_column={labels!r} (--data.labels-column) is the column of the paths of "
-            f"{cells.file}, too; name that of the classes among {_quoted(list(cells.columns))}"
-        )
-    return _Columns(paths=paths, labels=labels, classes=classes, **others)
-
-
-def _column(
-    cells: _Cells, what: str, given: str | None, option: str, *, but: Sequence[str | None] = ()
-) -> str | None:
-    if given is None:
-        return _guess(cells, what, but=but)
-    if given not in cells.columns:
-        flag = option.replace("_", "-")
-        raise ValueError(
-            f"{cells.file} has no column {option}={given!r} (--data.{flag}), the nearest being "
-            f"{nearest(given, cells.columns)!r}; its columns are {_quoted(list(cells.columns))}"
-        )
-    return given
-
-
-def _guess(cells: _Cells, what: str, *, but: Sequence[str | None] = ()) -> str | None:
-    """The column with the likeliest of the usual names."""
-    found: dict[str, str] = {}
-    for name in cells.columns:
-        if name not in but:
-            found.setdefault(re.sub(r"[\W_]+", "", name.casefold()), name)
-    return next((found[usual] for usual in _COLUMNS[what] if usual in found), None)
-
-
-def _no_column(cells: _Cells, meaning: str, what: str, option: str) -> str:
-    usual = ", ".join(_COLUMNS[what][:4])
-    return (
-        f"{cells.file} has no column whose name says that it holds {meaning} ({usual}, ...) but "
-        f"{_quoted(list(cells.columns))}; name it (--data.{option}-column), and let the first line "
-        "name the columns"
-    )
-
-
-def _are_splits(cells: _Cells, name: str) -> bool:
-    """Whether a column holds names of splits, in all its cells or in none."""
-    known = [value is not None for value in map(_split, cells.columns[name])]
-    if any(known) and not all(known):
-        row = known.index(False)
-        raise ValueError(
-            f"{cells.place(row)} of {cells.file} has {short_repr(cells.columns[name][row])} in the "
-            f"column {name!r}; expected a split as other rows have, one of "
-            f"{', '.join(word for words in SPLITS.values() for word in words)}"
-        )
-    return all(known)
-
-
-def _split(cell: object) -> str | None:
-    return split_of(cell.strip()) if isinstance(cell, str) else None
-
-
-def _yes_or_no(cells: _Cells, *, but: Sequence[str | None]) -> tuple[str, ...]:
-    """Columns that hold 0 and 1 alone: a class each."""
-    return tuple(
-        name
-        for name, column in cells.columns.items()
-        if name and name not in but and all(_bit(cell) is not None for cell in column)
-    )
-
-
-def _bit(cell: object) -> bool | None:
-    return _BITS.get(str(cell).strip())
+    cells = read_cells(next(iter(tables.files.values())))
+    return guess_column(cells, "labels") is not None
 
 
 # --- what a cell means
@@ -555,10 +132,6 @@ def _weight(cell: object) -> float | None:
     return value if math.isfinite(value) and value >= 0 else None
 
 
-def _quoted(names: Sequence[str]) -> str:
-    return list_names([repr(name) for name in names])
-
-
 # --- rows
 
 
@@ -572,7 +145,7 @@ class Row(NamedTuple):
     group: str | None
     """What it has in common with others; None if it stands alone."""
     weight: float
-    place: tuple[_Cells, int]
+    place: tuple[Cells, int]
 
     def found_at(self) -> str:
         """Table and line, for people."""
@@ -633,8 +206,8 @@ def read_tables(
     several = weighted = False
     notes: dict[str, None] = {}
     for split, file in tables.files.items():
-        cells = _read_cells(file)
-        columns = _choose_columns(cells, path_column, labels_column)
+        cells = read_cells(file)
+        columns = choose_columns(cells, path_column, labels_column)
         labels = _labels_of(cells, columns)
         found += _rows(cells, columns, labels, split, faults)
         several |= columns.labels is None or (isinstance(labels, _Labels) and labels.several)
@@ -653,30 +226,30 @@ def read_tables(
     return Rows(rows=rows, several=several, weighted=weighted, note=note, skipped=skipped)
 
 
-def _describe(cells: _Cells, columns: _Columns) -> str:
+def _describe(cells: Cells, columns: Columns) -> str:
     parts = [f"paths from {columns.paths!r}"]
     if columns.labels is None:
-        parts.append(f"a column of 0 and 1 a class: {_quoted(columns.classes)}")
+        parts.append(f"a column of 0 and 1 a class: {quoted(columns.classes)}")
     for what in ("labels", "splits", "groups", "weights"):
         if getattr(columns, what) is not None:
             parts.append(f"{what} from {getattr(columns, what)!r}")
     unused = [name for name in cells.columns if name and name not in columns.used]
-    return ", ".join(parts) + (f"; columns not used: {_quoted(unused)}" if unused else "")
+    return ", ".join(parts) + (f"; columns not used: {quoted(unused)}" if unused else "")
 
 
-def _labels_of(cells: _Cells, columns: _Columns) -> _Labels | list[tuple[str, ...] | None]:
+def _labels_of(cells: Cells, columns: Columns) -> _Labels | list[tuple[str, ...] | None]:
     if columns.labels is not None:
         return _Labels(cells.columns[columns.labels])
     names = [_class_name(name) for name in columns.classes]
-    marks = zip(*(map(_bit, cells.columns[name]) for name in columns.classes), strict=True)
+    marks = zip(*(map(yes_or_no, cells.columns[name]) for name in columns.classes), strict=True)
     return [
         tuple(name for name, bit in zip(names, row, strict=True) if bit and name) for row in marks
     ]
 
 
 def _rows(
-    cells: _Cells,
-    columns: _Columns,
+    cells: Cells,
+    columns: Columns,
     labels: _Labels | list[tuple[str, ...] | None],
     split: str | None,
     faults: Faults,
@@ -708,7 +281,7 @@ def _rows(
             yield Row(
                 path=path,
                 classes=classes,
-                split=_split_of_row(cells, row, split, _split(own_split)),
+                split=_split_of_row(cells, row, split, split_in(own_split)),
                 group=_group(group),
                 weight=_weight(weight) or 0.0,
                 place=(cells, row),
@@ -737,7 +310,7 @@ def _find_image(cell: object, folders: Sequence[str], place: str) -> str:
     )
 
 
-def _split_of_row(cells: _Cells, row: int, of_table: str | None, own: str | None) -> str | None:
+def _split_of_row(cells: Cells, row: int, of_table: str | None, own: str | None) -> str | None:
     if of_table is not None and own is not None and of_table != own:
         raise ValueError(
             f"{cells.place(row)} of {cells.file} is of the split {own!r} in a table of "
@@ -821,5 +394,5 @@ def check_known(rows: Sequence[Row], names: Sequence[str]) -> None:
             if name not in known:
                 raise ValueError(
                     f"{row.found_at()} has the class {name!r}, which no training image has "
-                    f"({_quoted(names)}); add some, or leave such rows out"
+                    f"({quoted(names)}); add some, or leave such rows out"
                 )
