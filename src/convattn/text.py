@@ -231,6 +231,12 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that torchrun, srun or Lightning has started."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
+
+
 def report(message: str, *, by_each: bool = False) -> None:
     """Tell something on stderr, in one line.
 
@@ -239,7 +245,7 @@ def report(message: str, *, by_each: bool = False) -> None:
         by_each: Whether processes that help the first one tell it, too.
     """
     # They would mostly only say the same again.
-    if by_each or os.environ.get("LOCAL_RANK", "0") == "0":
+    if by_each or is_first_process():
         print(f"convattn: {printable(message)}", file=sys.stderr)
 
 
