@@ -119,8 +119,9 @@ class Heartbeat(Callback):
         self.told: str | None = None
         self._store: Any = None
         self._rank, self._count = 0, 1
+        self._heard = 0.0
         self._over = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin, where there are several processes."""
@@ -137,9 +138,11 @@ class Heartbeat(Callback):
             count: Number of processes.
         """
         self._store, self._rank, self._count = store, rank, count
-        self._beat()
-        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
-        self._thread.start()
+        self._heard = time.monotonic()
+        for target in (self._watch, self._guard):
+            thread = threading.Thread(target=target, name="heartbeat", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop: whoever has trained to the end may leave."""
@@ -161,12 +164,9 @@ class Heartbeat(Callback):
     def end(self) -> None:
         """Stop counting."""
         self._over.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._thread = self._store = None
-
-    def _beat(self) -> None:
-        self._store.add(f"convattn/beat/{self._rank}", 1)
+        for thread in self._threads:
+            thread.join(_SECONDS_TO_END)
+        self._threads, self._store = [], None
 
     def _counts(self) -> list[int]:
         return [self._store.add(f"convattn/beat/{rank}", 0) for rank in range(self._count)]
@@ -206,15 +206,15 @@ class Heartbeat(Callback):
         return self._tell(self._lost(silent)) if silent else None
 
     def _watch(self) -> None:
-        counts, since = self._counts(), [time.monotonic()] * self._count
+        counts, since = [-1] * self._count, [0.0] * self._count
         while not self._over.wait(_SECONDS_BETWEEN_BEATS):
             try:
-                self._beat()
+                self._store.add(f"convattn/beat/{self._rank}", 1)
                 fresh, words = self._counts(), self._said()
             except RuntimeError:
                 self._end_process(self._lost([0]))
                 return
-            now = time.monotonic()
+            self._heard = now = time.monotonic()
             since = [
                 then if old == new else now
                 for then, old, new in zip(since, counts, fresh, strict=True)
@@ -225,6 +225,13 @@ class Heartbeat(Callback):
                 words = self._tell(self._lost(silent))
             if words is not None:
                 self._end_process(words)
+                return
+
+    def _guard(self) -> None:
+        """End this process if the store answers no more, which ``_watch`` waits for in vain."""
+        while not self._over.wait(_SECONDS_BETWEEN_BEATS):
+            if time.monotonic() - self._heard > _SECONDS_OF_SILENCE:
+                self._end_process(self._lost([0]))
                 return
 
     def _end_process(self, words: str) -> None:
