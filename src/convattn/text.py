@@ -7,11 +7,12 @@ import difflib
 import io
 import json
 import math
-import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from convattn.launching import is_first_process
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -229,12 +230,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     rows = [list(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-def is_first_process() -> bool:
-    """Whether this is the first of the processes that torchrun, srun or Lightning has started."""
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 def report(message: str, *, by_each: bool = False) -> None:
