@@ -750,18 +750,26 @@ def build_network(
     return task.build(config, num_classes=num_classes, in_chans=in_chans, augment=augment)
 
 
-def train(config: TrainConfig, *, auto_resume: bool = False) -> TrainedRun | None:
+def train(config: TrainConfig) -> TrainedRun | None:
     """Train a network and leave a run folder, see ``convattn.train.run.train``.
 
     Args:
         config: The whole run.
-        auto_resume: Go on with the same training if ``config.out`` holds it, see
-            ``convattn.train.run.train_or_resume``.
     """
     from convattn.train import run
 
-    train = run.train_or_resume if auto_resume else run.train
-    return train(config, task_of(config.model.name).job)
+    return run.train(config, task_of(config.model.name).job)
+
+
+def train_or_resume(config: TrainConfig) -> TrainedRun | None:
+    """Train, or go on with what ``config.out`` holds: ``convattn.train.run.train_or_resume``.
+
+    Args:
+        config: The whole run, with ``out``.
+    """
+    from convattn.train import run
+
+    return run.train_or_resume(config, task_of(config.model.name).job)
 
 
 def resume(folder: str | Path) -> TrainedRun | None:

@@ -292,6 +292,7 @@ def agent(machines, launch, script):
                 *("--auto-resume", *flags),
             ),
             GLOO_SOCKET_IFNAME=machine.cable,
+            TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
         )
 
     return start

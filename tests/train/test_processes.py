@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from convattn.config import TrainConfig
 from convattn.exceptions import Interrupted
-from convattn.tasks import resume, train
+from convattn.tasks import resume, train, train_or_resume
 from convattn.train import processes
 from convattn.train.processes import Heartbeat, Started, check_processes, processes_of, started
 from tests.train.conftest import digest, steady_columns, tiny
@@ -91,16 +91,16 @@ def test_repeated_command_goes_on_where_it_was_killed(step, finished, tmp_path, 
     with monkeypatch.context() as patch:
         at_step(patch, step, crash)
         with pytest.raises(RuntimeError, match="power cut"):
-            train(config, auto_resume=True)
+            train_or_resume(config)
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() == (step > 1)
-    assert train(config, auto_resume=True) is not None
+    assert train_or_resume(config) is not None
     assert digest(tmp_path / "run") == digest(finished.folder)
     assert steady_columns(tmp_path / "run") == steady_columns(finished.folder)
 
 
 def test_repeated_command_leaves_what_has_ended(finished, capsys):
     before = (finished.folder / "report.md").stat().st_mtime_ns
-    assert train(tiny(finished.folder), auto_resume=True) is None
+    assert train_or_resume(tiny(finished.folder)) is None
     assert "has ended: there is nothing left to do" in capsys.readouterr().err
     assert (finished.folder / "report.md").stat().st_mtime_ns == before
 
@@ -108,7 +108,7 @@ def test_repeated_command_leaves_what_has_ended(finished, capsys):
 def test_repeated_command_with_other_flags_is_refused(finished):
     data = replace(tiny(finished.folder).data, batch_size=8)
     with pytest.raises(ValueError, match=r"data\.batch_size=16, and this one has 8; give the"):
-        train(tiny(finished.folder, data=data), auto_resume=True)
+        train_or_resume(tiny(finished.folder, data=data))
 
 
 # --- SLURM's signal
@@ -126,11 +126,11 @@ def test_usr1_in_a_job_leaves_a_checkpoint_and_has_it_requeued(
     with monkeypatch.context() as patch:
         at_step(patch, 10, announce)
         with pytest.raises(Interrupted, match="of step 11; job 42 is requeued; resume with"):
-            train(config, auto_resume=True)
+            train_or_resume(config)
     assert slurm.read_text() == "requeue 42\n"
     assert not list((tmp_path / "run").rglob("hpc*"))
     assert signal.getsignal(signal.SIGUSR1) is handler
-    assert train(config, auto_resume=True) is not None
+    assert train_or_resume(config) is not None
     assert digest(tmp_path / "run") == digest(finished.folder)
 
 

@@ -86,9 +86,10 @@ def command(arguments: list[str]) -> int:
         raise UsageError("--gpu goes with --dry-run; a training takes the GPUs that are there")
     if options.auto_resume and options.out is None:
         raise UsageError("--auto-resume needs the folder to look in: give --out RUN")
-    from convattn.tasks import train
+    from convattn.tasks import train, train_or_resume
 
-    return _finish(train(options.config, auto_resume=options.auto_resume))
+    begin = train_or_resume if options.auto_resume else train
+    return _finish(begin(options.config))
 
 
 def _on_own_backbone(options: TrainOptions, recipe: TrainConfig, words: list[str]) -> TrainOptions:
