@@ -31,18 +31,21 @@ class Owner:
     the kernel tells nothing."""
     since: str
     """When it began to write, for people."""
+    job: str | None = None
+    """The job of SLURM or torchrun that it is of, whose first process is one at a time."""
 
     @classmethod
     def of_this_process(cls) -> Owner:
         """The process that asks."""
         pid = os.getpid()
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        return cls(host=socket.gethostname(), pid=pid, start=_start_of(pid), since=now)
+        start, job = _start_of(pid), _job()
+        return cls(host=socket.gethostname(), pid=pid, start=start, since=now, job=job)
 
     def has_died(self) -> bool:
-        """Whether it is known to be gone; of another computer nothing is known."""
+        """Whether it is known to be gone; of another computer only what was of the same job is."""
         if self.host != socket.gethostname():
-            return False
+            return self.job is not None and self.job == _job()
         return not process_lives(self.pid) or _start_of(self.pid) != self.start
 
 
@@ -169,6 +172,14 @@ def _wait_for(descriptor: int) -> None:
         return
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _job() -> str | None:
+    """The job that this process is of, by a name that no other has; None: of none."""
+    slurm, torchrun = (os.environ.get(name) for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"))
+    if slurm is not None:
+        return f"SLURM {slurm}"
+    return None if torchrun in (None, "none") else f"torchrun {torchrun}"
 
 
 def _start_of(pid: int) -> str | None:

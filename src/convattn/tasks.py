@@ -761,6 +761,17 @@ def train(config: TrainConfig) -> TrainedRun | None:
     return run.train(config, task_of(config.model.name).job)
 
 
+def train_or_resume(config: TrainConfig) -> TrainedRun | None:
+    """Train, or go on with what ``config.out`` holds: ``convattn.train.run.train_or_resume``.
+
+    Args:
+        config: The whole run, with ``out``.
+    """
+    from convattn.train import run
+
+    return run.train_or_resume(config, task_of(config.model.name).job)
+
+
 def resume(folder: str | Path) -> TrainedRun | None:
     """Go on with a run that was stopped or killed, see ``convattn.train.run.resume``.
 

@@ -7,11 +7,12 @@ import difflib
 import io
 import json
 import math
-import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from convattn.launching import is_first_process
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -239,7 +240,7 @@ def report(message: str, *, by_each: bool = False) -> None:
         by_each: Whether processes that help the first one tell it, too.
     """
     # They would mostly only say the same again.
-    if by_each or os.environ.get("LOCAL_RANK", "0") == "0":
+    if by_each or is_first_process():
         print(f"convattn: {printable(message)}", file=sys.stderr)
 
 

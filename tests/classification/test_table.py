@@ -369,3 +369,59 @@ def test_a_table_that_cannot_be_there_is_refused(run, folder, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OSError, match="file"):
         predict(run, folder, tmp_path / "file" / "t.csv")
+
+
+# --- shared by several processes
+
+
+def predict_shared(run, folder, out, count, monkeypatch, **options):
+    """What the first of some processes gives; the others have come first."""
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    for rank in reversed(range(count)):
+        monkeypatch.setenv("RANK", str(rank))
+        told = predict(run, folder, out, **options)
+    return told
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_processes_share_the_images_and_leave_one_table(
+    count, run, folder, tmp_path, monkeypatch, capsys
+):
+    alone = predict(run, folder, tmp_path / "alone.csv", reject_below=0.9)
+    told = predict_shared(
+        run, folder, tmp_path / "shared.csv", count, monkeypatch, reject_below=0.9
+    )
+    assert (tmp_path / "shared.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+    assert names_in(tmp_path) == {"alone.csv", "shared.csv"}
+    assert (told.num_images, told.num_rows) == (alone.num_images, alone.num_rows) == (9, 7)
+    assert told.num_rejected == alone.num_rejected > 0
+
+
+def test_share_of_a_process_that_was_killed_is_taken_when_it_is_whole(
+    run, folder, tmp_path, monkeypatch, capsys
+):
+    predict(run, folder, tmp_path / "alone.csv")
+    out = tmp_path / "shared.csv"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    predict(run, folder, out)
+    (share,) = (file for file in tmp_path.iterdir() if "-1-of-2" in file.name)
+    written = share.stat().st_mtime_ns
+    predict(run, folder, out)
+    assert share.stat().st_mtime_ns == written
+    monkeypatch.setenv("RANK", "0")
+    predict(run, folder, out)
+    assert out.read_bytes() == (tmp_path / "alone.csv").read_bytes()
+
+
+def test_processes_without_a_readable_image_say_so(run, tmp_path, monkeypatch, capsys):
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    with pytest.raises(ValueError, match="none of the 3 files could be read"):
+        predict_shared(run, tmp_path, tmp_path / "out" / "table.csv", 2, monkeypatch)
+
+
+def test_processes_write_no_embeddings(run, folder, tmp_path, monkeypatch):
+    vectors = tmp_path / "vectors.npy"
+    with pytest.raises(ValueError, match="--embeddings are written by one process, and there are"):
+        predict_shared(run, folder, tmp_path / "t.csv", 2, monkeypatch, embeddings=vectors)

@@ -371,3 +371,21 @@ def test_value_of_another_type_is_told_in_words(words, expected):
     with pytest.raises(UsageError) as error:
         parse(PredictConfig, PredictConfig(), words, prog="predict")
     assert str(error.value) == expected
+
+
+@pytest.mark.parametrize("command", ["evaluate", "probe", "finetune", "export"])
+def test_what_one_process_does_is_refused_to_several(command, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, "somewhere"]) == 2
+    assert capsys.readouterr().err == (
+        f"convattn: convattn {command} works in one process, and 2 were started: run it without "
+        "torchrun or srun\n"
+    )
+
+
+def test_auto_resume_needs_a_folder_and_a_training(capsys):
+    assert main(["train", "quickstart", "--auto-resume"]) == 2
+    assert "--auto-resume needs the folder to look in: give --out RUN" in capsys.readouterr().err
+    assert main(["train", "quickstart", "--auto-resume", "--out", "x", "--dry-run"]) == 2
+    assert "--dry-run trains nothing and takes no --auto-resume" in capsys.readouterr().err

@@ -7,9 +7,11 @@ line in the journal is whole; what was written behind it is cut off.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +36,7 @@ from convattn.data.batches import list_images
 from convattn.exceptions import Interrupted
 from convattn.explanation.heatmap import pretrained_cfg
 from convattn.files import replace_atomically
+from convattn.launching import rank_and_count
 from convattn.modes import default_device
 from convattn.progress import Progress
 from convattn.text import csv_text, json_text, report, short_repr
@@ -92,7 +95,8 @@ def write_table(model: nn.Module, place: Path, config: PredictConfig) -> Predict
     probability2 and so on, the further likeliest classes. Of one that finds several: path,
     prediction (the classes that reach their thresholds, with ``;`` between them), probability
     (theirs alike), and probability_NAME of every class. Files that cannot be read have no row and
-    are told on stderr.
+    are told on stderr. Processes that torchrun or srun has started share the images; the first
+    joins what they write, the others return an empty account.
 
     Args:
         model: A classifier of timm's, ours among them.
@@ -111,6 +115,21 @@ def write_table(model: nn.Module, place: Path, config: PredictConfig) -> Predict
     table = _Table(config)
     table.check_free()
     paths = list_images(place, in_chans_of(pretrained_cfg(model)))
+    rank, count = rank_and_count()
+    if count > 1:
+        return _write_share(model, classes, paths, config, rank, count)
+    return _write(model, classes, paths, config)
+
+
+def _write(
+    model: nn.Module,
+    classes: Classes,
+    paths: Sequence[str],
+    config: PredictConfig,
+    *,
+    may_be_empty: bool = False,
+) -> PredictedTable:
+    table = _Table(config)
     header = _csv([_header(classes, config)])
     with table.alone():
         table.open(_settings(model, classes, paths, config), header, len(paths))
@@ -118,7 +137,68 @@ def write_table(model: nn.Module, place: Path, config: PredictConfig) -> Predict
             _fill(table, model, classes, paths)
         except KeyboardInterrupt:
             raise Interrupted("interrupted; the same command again goes on") from None
-        return table.finish(len(paths))
+        return table.finish(len(paths), may_be_empty=may_be_empty)
+
+
+def _write_share(
+    model: nn.Module,
+    classes: Classes,
+    paths: Sequence[str],
+    config: PredictConfig,
+    rank: int,
+    count: int,
+) -> PredictedTable:
+    """Write this process's share beside the table; the first waits for all and joins them.
+
+    Shares are whole batches, so that a row does not depend on the number of processes. Their names
+    hold what the table depends on: those of another network or other images are not taken.
+    """
+    if config.embeddings is not None:
+        raise ValueError(
+            f"--embeddings are written by one process, and there are {count}: leave them out, or "
+            "run `convattn predict` without torchrun or srun"
+        )
+    out = Path(str(config.out))
+    settings = json_text(_settings(model, classes, paths, config))
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    shares = [_beside(out, f"{digest}-{one}-of-{count}.csv") for one in range(count)]
+    batches = -(-len(paths) // config.batch_size)
+    first, end = (batches * one // count * config.batch_size for one in (rank, rank + 1))
+    if not shares[rank].exists():
+        own = replace(config, out=str(shares[rank]))
+        _write(model, classes, paths[first:end], own, may_be_empty=True)
+    if rank:
+        return PredictedTable(
+            out=out, embeddings=None, num_images=len(paths), num_rows=0, num_rejected=0
+        )
+    while not all(share.exists() for share in shares):
+        time.sleep(0.2)
+    return _join(shares, out, len(paths))
+
+
+def _join(shares: Sequence[Path], out: Path, num_images: int) -> PredictedTable:
+    """Make a table of its shares, each of which has the header; they are removed."""
+    contents = [share.read_bytes().partition(b"\n") for share in shares]
+    rows = b"".join(content for _, _, content in contents)
+    if not rows:
+        raise _none_read(num_images)
+    replace_atomically(out, contents[0][0] + b"\n" + rows)
+    for share in shares:
+        share.unlink()
+    with out.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        head, *cells = csv.reader(file)
+    rejects = "rejected" in head
+    return PredictedTable(
+        out=out,
+        embeddings=None,
+        num_images=num_images,
+        num_rows=len(cells),
+        num_rejected=sum(rejects and row[_REJECTED] == "true" for row in cells),
+    )
+
+
+def _none_read(num_images: int) -> ValueError:
+    return ValueError(f"none of the {num_images:,} files could be read as an image")
 
 
 def _settings(
@@ -350,20 +430,21 @@ class _Table:
         with self.journal.open("ab") as file:
             file.write(_line(asdict(self.done)))
 
-    def finish(self, num_images: int) -> PredictedTable:
+    def finish(self, num_images: int, *, may_be_empty: bool) -> PredictedTable:
         """Give the files their names.
 
         Args:
             num_images: That there were.
+            may_be_empty: Whether a table without rows is one.
 
         Raises:
-            ValueError: If none could be read.
+            ValueError: If none could be read, and some should have been.
         """
         done = self.done
-        if not done.rows:
+        if not done.rows and not may_be_empty:
             for part in (*self.files, self.journal):
                 part.unlink(missing_ok=True)
-            raise ValueError(f"none of the {num_images:,} files could be read as an image")
+            raise _none_read(num_images)
         for part, file in self.files.items():
             if not part.exists():
                 continue  # a process that was killed has come this far

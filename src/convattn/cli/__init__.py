@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from convattn.cli.config_file import named_in
-from convattn.cli.words import INTERRUPTED, choose, fail
+from convattn.cli.words import INTERRUPTED, choose, fail, refuse_several
 from convattn.exceptions import Interrupted, LostProcess, NonFiniteError
 from convattn.text import cut
 
@@ -34,6 +34,9 @@ COMMANDS = {
     "weights": "weights",
 }
 """Command -> the file of this folder that holds it."""
+
+_SHARED = ("train", "predict")
+"""Commands whose work several processes share."""
 
 HELP = """\
 usage: convattn COMMAND ...
@@ -105,7 +108,10 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(__version__)
         return 0
-    module = import_module(f"convattn.cli.{choose('command', arguments[0], COMMANDS)}")
+    file = choose("command", arguments[0], COMMANDS)
+    if arguments[0] not in _SHARED:
+        refuse_several(f"convattn {arguments[0]}")
+    module = import_module(f"convattn.cli.{file}")
     with named_in(arguments[1:]) as words:
         status: int = module.command(words)
     return status

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from convattn.cli.targets import check_free, find_images
-from convattn.cli.words import UsageError, fail, parse
+from convattn.cli.words import UsageError, fail, parse, refuse_several
 from convattn.config import PredictConfig
+from convattn.launching import is_first_process
 from convattn.text import printable, say
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def command(arguments: list[str]) -> int:
     if options.makes_table:
         return _show(task.predict_table(run, Path(options.image), options))
     _check_folder_options(options)
+    refuse_several(f"{prog} without --out FILE.csv")
     check_free(options.out)
     images = find_images(Path(options.image), run.config.data.in_chans or 3)
     shows_video = is_video(images[0])
@@ -109,6 +111,8 @@ def _check_folder_options(options: PredictOptions) -> None:
 
 
 def _show(table: PredictedTable) -> int:
+    if not is_first_process():
+        return 0
     told = f"{table.out}: {table.num_rows:,} of {table.num_images:,} images"
     if table.num_rejected:
         told += f", {table.num_rejected:,} of them rejected"

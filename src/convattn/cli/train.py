@@ -37,6 +37,10 @@ class TrainOptions(TrainConfig):
     gpu: Literal["h100", "a100", "v100", "rtx4090"] | None = None
     """The GPU that --dry-run estimates memory and time for; None takes the h100."""
 
+    auto_resume: bool = False
+    """Go on with the same training where --out holds it, stopped or killed: for jobs that are
+    started again by torchrun or SLURM."""
+
     @property
     def config(self) -> TrainConfig:
         """The run alone."""
@@ -72,15 +76,20 @@ def command(arguments: list[str]) -> int:
     words = [*words_of(options, arguments[1:]), *arguments[1:]]
     options = _on_own_backbone(options, recipe.config, words)
     if options.dry_run:
+        if options.auto_resume:
+            raise UsageError("--dry-run trains nothing and takes no --auto-resume")
         from convattn.papers.forecast import report as forecast
 
         print(forecast(options.config, summary=recipe.summary, gpu=options.gpu or "h100"))
         return 0
     if options.gpu is not None:
         raise UsageError("--gpu goes with --dry-run; a training takes the GPUs that are there")
-    from convattn.tasks import train
+    if options.auto_resume and options.out is None:
+        raise UsageError("--auto-resume needs the folder to look in: give --out RUN")
+    from convattn.tasks import train, train_or_resume
 
-    return _finish(train(options.config))
+    begin = train_or_resume if options.auto_resume else train
+    return _finish(begin(options.config))
 
 
 def _on_own_backbone(options: TrainOptions, recipe: TrainConfig, words: list[str]) -> TrainOptions:

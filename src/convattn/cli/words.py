@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import tyro
 
 from convattn.cli.config_file import as_yaml, located, words_of
+from convattn.launching import rank_and_count
 from convattn.text import nearest, report
 
 T = TypeVar("T")
@@ -170,6 +171,20 @@ def summary(function: Callable[..., Any]) -> str:
         function: Whose.
     """
     return (function.__doc__ or "").strip().split("\n")[0]
+
+
+def refuse_several(what: str) -> None:
+    """Refuse to do, once a process, what is to be done once.
+
+    Raises:
+        UsageError: If torchrun or srun has started several processes.
+    """
+    _, count = rank_and_count()
+    if count > 1:
+        raise UsageError(
+            f"{what} works in one process, and {count} were started: run it without torchrun or "
+            "srun"
+        )
 
 
 def fail(message: str, status: int, *, by_each: bool = False) -> int:

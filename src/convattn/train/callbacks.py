@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import lightning as L
 import torch
@@ -28,6 +28,7 @@ from tqdm import tqdm
 from convattn.exceptions import Interrupted, NonFiniteError
 from convattn.files import reading, replace_atomically, writing
 from convattn.text import report, short_repr
+from convattn.train.processes import requeue, slurm_job
 from convattn.train.task import Curves
 
 
@@ -353,13 +354,16 @@ class BestEpoch(Callback):
         return self.patience is not None and self._judged - self.epoch >= self.patience
 
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
+def _stopping() -> list[signal.Signals]:
+    """Signals that end a training: with SLURM the one that announces a job's end, too."""
+    requeued = hasattr(signal, "SIGUSR1") and slurm_job() is not None
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if requeued else [])]
 
 
 @contextmanager
 def kept_signals() -> Iterator[None]:
-    """Whatever is done with SIGINT and SIGTERM inside, afterwards they are handled as before."""
-    handlers = {number: signal.getsignal(number) for number in _STOPPING}
+    """Whatever is done with the signals that stop it, afterwards they are handled as before."""
+    handlers = {number: signal.getsignal(number) for number in _stopping()}
     try:
         yield
     finally:
@@ -370,6 +374,9 @@ def kept_signals() -> Iterator[None]:
 
 class Checkpoints(Callback):
     """Writes ``last.ckpt``, never half, and turns Ctrl-C and SIGTERM into a clean stop.
+
+    In a job of SLURM SIGUSR1 stops as well, and has the job requeued. Lightning's own handler would
+    write wherever a step is, which processes that are at different steps wait for in vain.
 
     Whoever trains gives the signals back: see ``kept_signals``.
 
@@ -389,19 +396,21 @@ class Checkpoints(Callback):
         self.saved_step: int | None = None
         self._saved_at = 0.0
         self._stop = False
+        self._requeue = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock and listen for Ctrl-C and SIGTERM."""
         self.path.parent.mkdir(exist_ok=True)  # but not the run folder, if that has been removed
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            for number in _STOPPING:
+            for number in _stopping():
                 signal.signal(number, self._asked_to_stop)
 
     def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._stop:
+        requeue = number not in (signal.SIGINT, signal.SIGTERM)
+        if self._stop and not requeue:
             raise Interrupted(self._left())
-        self._stop = True
+        self._stop, self._requeue = True, self._requeue or requeue
         if rank_zero_only.rank != 0:
             return
         print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
@@ -432,13 +441,21 @@ class Checkpoints(Callback):
         if stop or due or (self.every and step % self.every == 0):
             self.save(trainer)
         if stop:
-            raise Interrupted(self._left())
+            self._end(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save, and stop if asked to."""
         self.save(trainer)
         if trainer.strategy.reduce_boolean_decision(self._stop, all=False):
-            raise Interrupted(self._left())
+            self._end(trainer)
+
+    def _end(self, trainer: L.Trainer) -> NoReturn:
+        job = slurm_job()
+        words = self._left()
+        if trainer.strategy.reduce_boolean_decision(self._requeue, all=False):
+            assert job is not None
+            words = f"{words}; {requeue(job) if trainer.is_global_zero else ''}"
+        raise Interrupted(words)
 
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint, whole or not at all.

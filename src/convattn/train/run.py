@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -21,13 +22,14 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from convattn.config import ModelConfig, TrainConfig
-from convattn.exceptions import Interrupted, NonFiniteError
+from convattn.exceptions import Interrupted, LostProcess, NonFiniteError
 from convattn.files import new_run_folder, replace_atomically, writing
 from convattn.ownership import owned
 from convattn.results import Results
 from convattn.runs import Run
 from convattn.runs.card import write_card
-from convattn.text import json_text, markdown_table, report
+from convattn.runs.folder import CONFIG
+from convattn.text import json_text, markdown_table, report, short_repr
 from convattn.train.callbacks import (
     BestEpoch,
     Checkpoints,
@@ -41,6 +43,7 @@ from convattn.train.checkpoints import WholeFiles, check_checkpoint
 from convattn.train.curves import draw_curves
 from convattn.train.layer_sync import SyncBatchNorm
 from convattn.train.loggers import check_loggers, make_loggers, quiet_writers
+from convattn.train.processes import Heartbeat, check_processes, processes_of
 from convattn.train.task import Job, TrainingTask, described_failure
 from convattn.weights import write_weights
 
@@ -71,12 +74,15 @@ class Fitted:
     """Of the last sitting."""
 
 
-def train(config: TrainConfig, open_job: Callable[[TrainConfig], Job]) -> TrainedRun | None:
+def train(
+    config: TrainConfig, open_job: Callable[[TrainConfig], Job], *, anew: bool = False
+) -> TrainedRun | None:
     """Train a network and leave a run folder.
 
     Args:
         config: The whole run; ``num_classes`` None is taken from the data.
         open_job: Opens the data and says what is trained on them: a task's ``job``.
+        anew: Whether ``config.out`` is there, of a run that was killed before it kept anything.
 
     Returns:
         The finished run; None in the processes that only help.
@@ -88,15 +94,17 @@ def train(config: TrainConfig, open_job: Callable[[TrainConfig], Job]) -> Traine
         Interrupted: If the user stopped it.
     """
     check_loggers(config.logger)
+    check_processes(config)
     config = _with_precision(config)
     with _deterministic(config.deterministic):
         job = open_job(config)
         _check_choice(job)
         checkpoint = config.model.checkpoint
         task = job.make_task(None if checkpoint is None else Path(checkpoint))
-        folder = _new_folder(config)
+        folder = Path(str(config.out)) if anew else _new_folder(config)
         with _owned_by_first(folder):
             if rank_zero_only.rank == 0:
+                (folder / "metrics.csv").unlink(missing_ok=True)
                 replace_atomically(folder / "config.json", job.config.to_json().encode())
                 report(_start_line(job, folder))
             return _finish(job, task, folder, checkpoint=None)
@@ -166,6 +174,55 @@ def _resume(run: Run, open_job: Callable[[TrainConfig], Job]) -> TrainedRun | No
     with _deterministic(config.deterministic):
         job = open_job(_with_own_start(config, file))
         return _finish(job, _rewound(job, path, file), path, checkpoint=file)
+
+
+def train_or_resume(
+    config: TrainConfig, open_job: Callable[[TrainConfig], Job]
+) -> TrainedRun | None:
+    """Train, or go on with the same training where it was killed: a command that may be repeated.
+
+    Args:
+        config: The whole run, with ``out``.
+        open_job: Opens the data and says what is trained on them: a task's ``job``.
+
+    Returns:
+        The finished run; None in the processes that only help, and if it had ended before.
+
+    Raises:
+        ValueError: If ``config.out`` holds another training.
+    """
+    folder = Path(str(config.out))
+    if not (folder / CONFIG).is_file():
+        return train(config, open_job)
+    run = Run.open(folder)
+    differing = _differing(json.loads(config.to_json()), json.loads(run.config.to_json()))
+    if differing is not None:
+        name, asked, there = differing
+        raise ValueError(
+            f"{folder} holds a training with {name}={short_repr(there)}, and this one has "
+            f"{short_repr(asked)}; give the flags that it was begun with, or another --out"
+        )
+    if run.has_ended:
+        report(f"{folder} has ended: there is nothing left to do")
+        return None
+    if run.checkpoint.is_file():
+        return resume(run, open_job)
+    return train(config, open_job, anew=True)
+
+
+def _differing(
+    asked: Mapping[str, Any], there: Mapping[str, Any], within: str = ""
+) -> tuple[str, Any, Any] | None:
+    """The first value that is another than was asked for: name and both; what is left open fits."""
+    for name, value in asked.items():
+        other = there.get(name)
+        if isinstance(value, dict) and isinstance(other, dict):
+            found = _differing(value, other, f"{within}{name}.")
+            if found is not None:
+                return found
+        elif value not in (None, "auto", {}) and value != other:
+            return f"{within}{name}", value, other
+    return None
 
 
 def fit(config: TrainConfig, open_job: Callable[[TrainConfig], Job], folder: Path) -> Fitted | None:
@@ -245,6 +302,7 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
     )
     ema = None if config.ema_decay is None else Ema(config.ema_decay)
     best = BestEpoch(job.curves, keep=config.keep == "best", patience=config.patience, ema=ema)
+    heartbeat = Heartbeat(lambda: _advice(LostProcess(), folder))
     progress = ProgressLine(metrics, num_steps=config.epochs * data.steps_per_epoch)
     callbacks: list[Callback] = [
         metrics,
@@ -252,13 +310,13 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
         *([best] if config.chooses else []),
         progress,
         checkpoints,
+        heartbeat,
     ]
     with _quiet():
         trainer = L.Trainer(
             accelerator=config.accelerator,
-            devices=config.devices,
+            **processes_of(config),
             strategy=config.strategy,
-            num_nodes=config.num_nodes,
             precision=config.precision,
             plugins=[WholeFiles(), *([SyncBatchNorm()] if config.sync_batchnorm else [])],
             max_epochs=config.epochs,
@@ -285,7 +343,7 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
             kept_signals(),
             writing(folder / "metrics.csv"),
             quiet_writers(),
-            described_failure(),
+            described_failure(lambda: heartbeat.told),
         ):
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
         seconds = time.monotonic() - started

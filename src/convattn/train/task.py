@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from convattn.config import AugmentConfig, TrainConfig
@@ -19,6 +18,7 @@ from convattn.kernels.recomputation import count_batches_once
 from convattn.results import Results
 from convattn.train.datamodule import TrainingData
 from convattn.train.optim import create_optimizer, create_schedule
+from convattn.train.processes import is_lost_process, lost_process
 from convattn.train.seeding import derive_seed, seed_all
 
 
@@ -106,8 +106,11 @@ class Job(Protocol):
 
 
 @contextmanager
-def described_failure() -> Iterator[None]:
+def described_failure(told: Callable[[], str | None] = lambda: None) -> Iterator[None]:
     """Training's failures that PyTorch tells in words of its own, in a sentence.
+
+    Args:
+        told: Gives what is known of a process that is gone, in words.
 
     Raises:
         ValueError: If a batch norm got a single number a channel, of one image.
@@ -124,23 +127,9 @@ def described_failure() -> Iterator[None]:
             "images at least"
         ) from None
     except RuntimeError as error:
-        if not _is_lost_process(error):
+        if not is_lost_process(error):
             raise
-        rank = rank_zero_only.rank
-        initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
-        count = torch.distributed.get_world_size() if initialized else 0
-        other = f"process {1 - rank}" if count == 2 else "another process"
-        raise LostProcess(
-            f"process {rank} of {count or 'several'} lost {other}, which was killed or ended"
-        ) from None
-
-
-def _is_lost_process(error: RuntimeError) -> bool:
-    """Whether gloo or NCCL says that the one at the other end is gone."""
-    if isinstance(error, torch.distributed.DistError):
-        return True
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return "gloo" in str(error).lower() and any(word in str(error) for word in words)
+        raise LostProcess(lost_process(told())) from None
 
 
 def describe_augment(augment: AugmentConfig, *parts: str) -> str:
