@@ -7,13 +7,14 @@ from torch import Tensor
 from convattn.kernels.attention import Backend, attention
 from convattn.kernels.attention.biases import key_offsets, relative_biases
 from convattn.kernels.attention.plain import attention_weights
+from convattn.kernels.tracing import as_number
 
 
 def _check_relative(
     q: Tensor, k: Tensor, rel_h: Tensor | None, rel_w: Tensor | None, feat_size: tuple[int, int]
 ) -> None:
-    height, width = feat_size
-    if q.shape[-2] != height * width or k.shape[-2] != height * width:
+    height, width = (as_number(size) for size in feat_size)
+    if any(as_number(t.shape[-2]) != height * width for t in (q, k)):
         raise ValueError(
             f"feat_size={height}x{width} needs {height * width} positions, but q has "
             f"{q.shape[-2]} and k has {k.shape[-2]}; flatten the map row by row"
@@ -21,7 +22,7 @@ def _check_relative(
     if (rel_h is None) != (rel_w is None):
         raise ValueError("rel_h and rel_w go together: give both tables or neither")
     for name, table, size in (("rel_h", rel_h, height), ("rel_w", rel_w, width)):
-        if table is not None and table.shape[0] != 2 * size - 1:
+        if table is not None and as_number(table.shape[0]) != 2 * size - 1:
             raise ValueError(
                 f"{name} has {table.shape[0]} rows, but feat_size={height}x{width} needs "
                 f"{2 * size - 1}; resample it with convattn.layers.resample_table"
@@ -149,7 +150,7 @@ def aggregation_weights(
     Raises:
         ValueError: If C is not divisible by ``num_heads``.
     """
-    num_queries, dim = query.shape
+    num_queries, dim = (as_number(size) for size in query.shape)
     if dim % num_heads:
         raise ValueError(f"num_heads={num_heads} does not divide the {dim} channels")
     head_dim = dim // num_heads
@@ -260,7 +261,7 @@ def weighted_values(
         (B, K, C).
     """
     weights = weights.to(x.dtype)
-    num_queries, dim = weights.shape[2], x.shape[-1]
+    num_queries, dim = as_number(weights.shape[2]), as_number(x.shape[-1])
     head_dim = dim // num_heads
     own = None
     if token is not None:

@@ -46,9 +46,7 @@ def woken(name) -> nn.Module:
     return model
 
 
-TRACING = pytest.mark.filterwarnings(
-    "ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.* is (deprecated|not supported)"
-)
+TRACING = pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is (deprecated|not supported)")
 
 
 def images(shape):

@@ -21,7 +21,6 @@ LAYERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of checks, which need not hold
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is (deprecated|not supported)")
 @pytest.mark.parametrize("traced_at", [4, 6])
 @pytest.mark.parametrize("kind", LAYERS)

@@ -59,7 +59,7 @@ def export_int8_run(run: Run, path: str | os.PathLike[str], **options: Any) -> Q
     if options.get("size") is not None:
         cfg["input_size"] = (cfg["input_size"][0], *options["size"])
     source = open_data(run.config.data, multi_label=bool(cfg.get("multi_label")))
-    images = _calibration_images(source, cfg)
+    images = calibration_images(source, cfg)
     exported = export_int8(model, path, images, **options)
     before, after = (
         _test(network, run, source, cfg) for network in (model, _InOnnxRuntime(exported))
@@ -67,7 +67,16 @@ def export_int8_run(run: Run, path: str | os.PathLike[str], **options: Any) -> Q
     return Quantized(exported=exported, num_images=len(images), before=before, after=after)
 
 
-def _calibration_images(source: Source, cfg: Mapping[str, Any]) -> Tensor:
+def calibration_images(source: Source, cfg: Mapping[str, Any]) -> Tensor:
+    """Some of the training images, as the network sees them.
+
+    Args:
+        source: The data set.
+        cfg: A network's ``pretrained_cfg``.
+
+    Returns:
+        (N, C, H, W), N at most ``CALIBRATION_IMAGES``.
+    """
     count = min(CALIBRATION_IMAGES, len(source.train))
     chosen = draw_indices(len(source.train), count, 0, f"{source.name}: calibration")
     images = source.train.select(chosen).with_transform(transform_of(cfg))

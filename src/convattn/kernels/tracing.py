@@ -1,6 +1,9 @@
 """Who follows the operators that are called, and so decides which of them may be used."""
 
+import warnings
+
 import torch
+from torch import Tensor
 
 
 def is_tracing() -> bool:
@@ -25,6 +28,19 @@ def needs_standard_operators() -> bool:
     has no rules for them. A compiler keeps them as they are.
     """
     return torch.compiler.is_exporting() or _is_recorded_or_transformed()
+
+
+def as_number(size: int) -> int:
+    """A size as a number, to check it, or to choose by it what holds for every image.
+
+    ``torch.jit.trace`` hands out sizes as tensors and warns of every branch on one, since the graph
+    would keep it. Here nothing of it gets into the graph.
+    """
+    if not isinstance(size, Tensor):
+        return size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return int(size)
 
 
 def _is_recorded_or_transformed() -> bool:

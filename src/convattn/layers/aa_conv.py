@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from convattn.functional import relative_attention_2d, relative_attention_weights_2d
 from convattn.kernels.attention import Backend, is_out_of_memory, wanted_backend
+from convattn.kernels.tracing import as_number
 from convattn.layers.rel_pos import (
     COORD_CHANNELS,
     POSITIONS,
@@ -368,7 +369,7 @@ class AAConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+        if x.dim() != 4 or as_number(x.shape[1]) != self.in_channels:
             raise ValueError(
                 f"input of shape {tuple(x.shape)}, expected (B, {self.in_channels}, H, W)"
             )

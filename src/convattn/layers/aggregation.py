@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from convattn.functional import aggregation_weights, weighted_values, weights_by_keys
+from convattn.kernels.tracing import as_number
 from convattn.modes import is_unmodified
 
 
@@ -78,8 +79,8 @@ class _TokenAttention(nn.Module):
             own = None if token is None else self.v(token)
             values = self.v(x)
             return self.proj(weighted_values(weights, values, num_heads=self.num_heads, token=own))
-        many = self.num_heads == 1 and weights.shape[2] > self.v.in_features and token is None
-        if many and is_unmodified(self.proj):
+        many = as_number(weights.shape[2]) > self.v.in_features
+        if many and self.num_heads == 1 and token is None and is_unmodified(self.proj):
             # One product of both matrices is less than one with each of so many queries.
             both = self.proj.weight @ self.v.weight
             return weighted_values(weights, x, both, self.proj(self.v.bias))
@@ -218,7 +219,7 @@ class LearnedAggregation2d(nn.Module):
         self.fc = self._classifier().train(self.training)
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.in_features:
+        if x.dim() != 4 or as_number(x.shape[1]) != self.in_features:
             raise ValueError(
                 f"input of shape {tuple(x.shape)}, expected (B, {self.in_features}, H, W)"
             )

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from convattn.config import pool_layer
+from convattn.kernels.tracing import as_number
 from convattn.layers.aggregation import LearnedAggregation2d
 from convattn.modes import is_unmodified
 from convattn.text import nearest
@@ -102,7 +103,7 @@ class Pool(nn.Module):
 
     def _positions(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, C)."""
-        if x.dim() != 4 or x.shape[1] != self.in_features:
+        if x.dim() != 4 or as_number(x.shape[1]) != self.in_features:
             raise ValueError(
                 f"input of shape {tuple(x.shape)}, expected (B, {self.in_features}, H, W)"
             )

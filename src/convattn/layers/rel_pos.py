@@ -10,6 +10,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from convattn.kernels.tracing import as_number
+
 Position = Literal["relative", "sine", "coord", "none"]
 POSITIONS: tuple[str, ...] = get_args(Position)
 COORD_CHANNELS = 3
@@ -104,6 +106,7 @@ def sine_position(
     Returns:
         (channels, H, W), float32.
     """
+    channels = as_number(channels)
     num_waves = channels // 4
     waves = torch.arange(num_waves, device=device, dtype=torch.float32)
     frequency = torch.exp(-math.log(10_000.0) * waves / max(num_waves, 1))

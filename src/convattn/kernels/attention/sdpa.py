@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convattn.kernels.tracing import as_number
+
 
 def sdpa_attention(
     q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor | None, bias_w: Tensor | None
 ) -> Tensor:
     """Arguments and result as in ``plain``."""
-    v_dim = v.shape[-1]
+    v_dim = as_number(v.shape[-1])
     # A number, not the larger of two widths: in an exported program that of q depends on the image,
     # and OpenVINO knows no maximum of sizes.
-    lacking = max(0, v_dim - q.shape[-1])
+    lacking = max(0, v_dim - as_number(q.shape[-1]))
     if bias_h is not None and bias_w is not None:
         height, width = bias_h.shape[-1], bias_w.shape[-1]
         rows = torch.eye(height, dtype=k.dtype, device=k.device)
