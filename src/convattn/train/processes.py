@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -126,6 +126,7 @@ class Heartbeat(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin, where there are several processes."""
         if trainer.world_size > 1:
+            _relieve_observer()
             store = torch.distributed.distributed_c10d._get_default_store()
             self.begin(store.clone(), trainer.global_rank, trainer.world_size)
 
@@ -240,6 +241,16 @@ class Heartbeat(Callback):
             return
         report(f"process {self._rank} of {self._count} {words}; {self.advice()}", by_each=True)
         os._exit(_INTERRUPTED)
+
+
+def _relieve_observer() -> None:
+    """End Lightning's thread that kills all processes, without a word, once one it started is gone.
+
+    It has no switch; until here nobody else would have seen to that.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            cast(Any, thread)._run = lambda: True
 
 
 def lost_process(told: str | None) -> str:
