@@ -1,8 +1,11 @@
-"""Converters that are not installed with the project: pnnx and Core ML."""
+"""Converters that are not installed with the project: pnnx, Core ML, NNCF."""
 
 import pytest
+import timm
 import torch
 
+from convattn.export import export_openvino
+from convattn.export.openvino_file import import_openvino
 from tests.interop.networks import NETWORKS, difference, images, woken
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]
@@ -26,3 +29,18 @@ def test_core_ml_converts_an_exported_program(name):
     made = coremltools.convert(program, minimum_deployment_target=coremltools.target.iOS17)
     (image,) = made.get_spec().description.input
     assert list(image.type.multiArrayType.shape) == [1, 3, 64, 64]
+
+
+def test_int8_by_nncf_stays_near(tmp_path):
+    """Of a trained network; accuracy and time: docs/int8_accuracy.md."""
+    openvino = import_openvino()
+    nncf = pytest.importorskip("nncf")
+    model = timm.create_model("patchconvnet_nano.cluttered_digits", pretrained=True).eval()
+    export_openvino(model, tmp_path / "exact.xml")
+    x = images(8)
+    exact = openvino.Core().read_model(tmp_path / "exact.xml")
+    small = nncf.quantize(exact, nncf.Dataset([x.numpy()]), subset_size=1)
+    compiled = openvino.compile_model(small, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = torch.from_numpy(next(iter(compiled(x.numpy()).values())))
+    with torch.no_grad():
+        assert 1e-4 < difference(found, model(x)) < 0.1

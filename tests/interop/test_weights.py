@@ -73,3 +73,11 @@ def test_transformers_loads_a_saved_network(name, tmp_path):
     again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(again(images()).logits, model(images()))
+
+
+def test_fastai_keeps_the_attention_pool():
+    learner = pytest.importorskip("fastai.vision.learner")
+    model, _ = learner.create_timm_model("patchconvnet_nano", 10, pretrained=False)
+    model(images(4)).square().sum().backward()
+    assert any("attn" in name for name, _ in model.named_parameters())
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]

@@ -22,8 +22,7 @@ def sdpa_attention(
     lacking = max(0, v_dim - as_number(q.shape[-1]))
     if bias_h is not None and bias_w is not None:
         height, width = bias_h.shape[-1], bias_w.shape[-1]
-        rows = torch.eye(height, dtype=k.dtype, device=k.device)
-        columns = torch.eye(width, dtype=k.dtype, device=k.device)
+        rows, columns = _one_hot(height, k), _one_hot(width, k)
         code = torch.cat(
             [
                 rows[:, None].expand(height, width, height),
@@ -42,3 +41,9 @@ def sdpa_attention(
     out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :v_dim]
     # PyTorch's kernel for small maps on the CPU makes zeros of a query that is no number.
     return out + (q - q).sum(-1, keepdim=True) if q.device.type == "cpu" else out
+
+
+def _one_hot(size: int, like: Tensor) -> Tensor:
+    """(size, size); not ``torch.eye``, of which LiteRT makes an operator that it lacks."""
+    positions = torch.arange(size, device=like.device)
+    return (positions[:, None] == positions).to(like.dtype)
