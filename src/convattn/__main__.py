@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
+from importlib import metadata
 
 _EXTRAS = {
     "cleanlab": "check",
@@ -26,10 +29,42 @@ _EXTRAS = {
     "tyro": "train",
 }
 """Module that may be missing -> the extra that brings it."""
+_OF_DEVELOPERS = ("dev", "docs")
+
+
+def find_too_old() -> list[str]:
+    """A sentence for each package that is installed in a version older than convattn's bound."""
+    from packaging.requirements import Requirement
+
+    found = []
+    with contextlib.suppress(metadata.PackageNotFoundError):  # convattn runs from a checkout
+        for requirement in map(Requirement, metadata.requires("convattn") or ()):
+            extra = re.search(r"extra == ['\"]([\w-]+)", str(requirement.marker))
+            what = f"convattn[{extra[1]}]" if extra else "convattn"
+            version = _version(requirement.name)
+            if version is None or (extra and extra[1] in _OF_DEVELOPERS):
+                continue
+            if not requirement.specifier.contains(version, prereleases=True):
+                found.append(
+                    f"{requirement.name} {version} is installed, and {what} needs "
+                    f"{requirement.name}{requirement.specifier}; mend it with: "
+                    f"pip install --upgrade '{what}'"
+                )
+    return list(dict.fromkeys(found))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def main() -> int:
-    """Run the command line; a missing extra is one sentence with the command that mends it."""
+    """Run the command line; a missing or too old package is one sentence with what mends it."""
+    too_old = find_too_old()
+    for sentence in too_old:
+        print(f"convattn: {sentence}", file=sys.stderr)
     try:
         from convattn.cli import main as run
 
@@ -43,6 +78,11 @@ def main() -> int:
             f"pip install 'convattn[{_EXTRAS[name]}]'",
             file=sys.stderr,
         )
+        return 2
+    except (ImportError, AttributeError, TypeError) as error:
+        if not too_old or "--debug" in sys.argv:
+            raise
+        print(f"convattn: what is too old above may be why: {error}", file=sys.stderr)
         return 2
 
 

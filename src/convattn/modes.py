@@ -106,6 +106,19 @@ def eager_mode() -> AbstractContextManager[Any]:
     return stance
 
 
+def multiplies_in_tf32() -> bool:
+    """Whether PyTorch may multiply matrices of float32 in TF32 on a CUDA device."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return bool(matmul.fp32_precision == "tf32")
+    return bool(matmul.allow_tf32)  # before torch 2.9, whose newer name excludes this one
+
+
+def interprets_triton() -> bool:
+    """Whether Triton interprets its kernels on the CPU, as ``TRITON_INTERPRET=1`` asks it to."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
 def hooks_of(module: nn.Module) -> list[Any]:
     """Everything that is called when a module runs, forward or backward, beside itself.
 

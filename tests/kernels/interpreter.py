@@ -1,6 +1,6 @@
 """Where the tests of Triton kernels run: on a GPU, or on the CPU in Triton's interpreter."""
 
-import triton
+from convattn.modes import interprets_triton
 
-INTERPRETED = triton.knobs.runtime.interpret
+INTERPRETED = interprets_triton()
 DEVICE = "cpu" if INTERPRETED else "cuda"

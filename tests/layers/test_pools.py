@@ -4,9 +4,10 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timm.layers
 import torch
 from safetensors.torch import load_file
-from timm.layers import AttentionPoolLatent, SimPool2d
+from timm.layers import AttentionPoolLatent
 from torch import nn
 from torch.export import Dim, export
 
@@ -75,8 +76,10 @@ def test_values_weights_and_gradients_are_the_authors(file, name, options, hooke
 
 
 def test_simpool_is_timms():
+    if not hasattr(timm.layers, "SimPool2d"):
+        pytest.skip("needs a timm that has SimPool2d")
     torch.manual_seed(0)
-    theirs = SimPool2d(8, num_heads=2).double()
+    theirs = timm.layers.SimPool2d(8, num_heads=2).double()
     ours = pool_from_state_dict("simpool", theirs.state_dict(), num_heads=2, norm_eps=1e-5)
     torch.testing.assert_close(ours(image()), theirs(image()), rtol=1e-6, atol=1e-6)
 

@@ -34,6 +34,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from convattn.modes import interprets_triton, multiplies_in_tf32
+
 # Channels of a head. Exact float32 products run without matrix units, all in registers.
 _MOST_CHANNELS = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}
 _LOG2E = tl.constexpr(math.log2(math.e))
@@ -64,7 +66,7 @@ def triton_attention(
 
 def refusal(q: Tensor, v: Tensor) -> str | None:
     """Why the kernels cannot take these queries and values; None if they can."""
-    if q.device.type != "cuda" and not triton.knobs.runtime.interpret:
+    if q.device.type != "cuda" and not interprets_triton():
         return f"the Triton kernels need a CUDA device, not {q.device.type}"
     if q.dtype not in _MOST_CHANNELS:
         return f"the Triton kernels take float16, bfloat16 and float32, not {q.dtype}"
@@ -388,7 +390,7 @@ def _options(
     # Without biases a map of one column will do: no place of its tiles but the last lies beyond.
     height, width = (bias_h.shape[-1], bias_w.shape[-1]) if biased else (size, 1)
     rows, cols = _tile_shape(height, width, block.keys) if biased else (block.keys, 1)
-    exact = q.dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision != "tf32"
+    exact = q.dtype != torch.float32 or not multiplies_in_tf32()
     return {
         "size": size,
         "height": height,

@@ -30,8 +30,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from convattn.modes import interprets_triton, multiplies_in_tf32
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_INTERPRETED = triton.knobs.runtime.interpret
+_INTERPRETED = interprets_triton()
 _SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 
 
@@ -388,7 +390,7 @@ def _options(weight: Tensor, images: int, size: int) -> dict[str, Any]:
     """How to launch a product of (images, size) rows with a matrix (K, C)."""
     outputs, channels = weight.shape
     tile = _Tile.of(weight.dtype, images, size, outputs)
-    exact = torch.backends.cuda.matmul.fp32_precision != "tf32"
+    exact = not multiplies_in_tf32()
     return {
         "size": size,
         "C": channels,
