@@ -1,5 +1,5 @@
 # The command line in a container, for a CPU (the default) or a CUDA device:
-#   docker build -t convattn .
+#   docker build -t convattn --build-arg TORCH_INDEX=URL .   # URL of PyTorch's CPU wheels; without: those with CUDA
 #   docker build -t convattn:cuda --target cuda .
 #   docker run --rm -v "$PWD:/work" convattn explain tf_efficientnet_lite0 photo.jpg
 #   docker run --rm --gpus all -v "$PWD:/work" convattn:cuda finetune images
@@ -23,7 +23,8 @@ ENTRYPOINT ["convattn"]
 CMD ["--help"]
 
 FROM base AS cpu
-RUN pip install --index-url https://download.pytorch.org/whl/cpu torch torchvision \
+ARG TORCH_INDEX
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision \
   && pip install "$(ls /wheels/*.whl)[all]" && rm -r /wheels
 RUN useradd --create-home convattn
 USER convattn
