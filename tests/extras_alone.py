@@ -9,6 +9,7 @@ is none. What is installed beyond the extra's own requirements is hidden.
 import contextlib
 import importlib.machinery
 import io
+import itertools
 import json
 import os
 import sys
@@ -97,18 +98,18 @@ def main():
     import convattn.tasks  # noqa: F401  what every command imports
 
     results = []
-    for extra, words in cases:
+    for extra, group in itertools.groupby(cases, key=lambda case: case[0]):
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             hide_all_but(kept[extra])
-            text = json.dumps(run(words))
+            text = json.dumps([run(words) for _, words in group])
             with open(writing, "w") as file:
                 file.write(text)
             os._exit(0)
         os.close(writing)
         with open(reading) as file:
-            results.append(json.load(file))
+            results += json.load(file)
         os.waitpid(child, 0)
     json.dump(results, sys.stdout)
 

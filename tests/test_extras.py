@@ -68,6 +68,7 @@ def ended(tmp_path_factory):
     return list(zip(cases, json.loads(done.stdout), strict=True))
 
 
+@pytest.mark.slow
 def test_an_extras_own_commands_work(ended):
     own = [(case, result) for case, result in ended if not case[2]]
     assert own
@@ -75,6 +76,7 @@ def test_an_extras_own_commands_work(ended):
         assert status == 0, f"{extra}: {words}: {errors}"
 
 
+@pytest.mark.slow
 def test_other_commands_say_what_to_install(ended):
     others = [(case, result) for case, result in ended if case[2]]
     assert others
