@@ -33,6 +33,7 @@ def config(tmp_path: Path):
     return replace(TINY, data=data, epochs=1)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_images")
 def test_two_spawned_workers_end_with_the_weights_of_none(config, start, tmp_path):
     whole = train(replace(config, out=str(tmp_path / "none")))

@@ -65,7 +65,7 @@ def parse(
                 return_unknown_args=True,
             )
     except SystemExit as stop:
-        if stop.code == 0:
+        if not stop.code:  # tyro ends with None once it has printed a completion
             raise
         raise UsageError(located(_unboxed(printed.getvalue()))) from None
     if unknown:
