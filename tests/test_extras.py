@@ -24,7 +24,7 @@ def extras_and_words(folder):
     list_, train = ["list"], ["train", "quickstart", "--dry-run"]
     explain = ["explain", BUNDLED, f"{images}/red/1.png", "--out", f"{folder}/maps"]
     shard = ["shard", images, f"{folder}/shards"]
-    export = ["export", BUNDLED, "--size", "32", "--out"]
+    export = ["export", BUNDLED, "--size", "64", "64", "--out"]
     return [
         ("", list_, "train"),
         ("train", list_, ""),
