@@ -18,7 +18,6 @@ it stopped. --stages chooses, --minutes stops it after a while, --no-training wr
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import functools
 import math
@@ -43,6 +42,7 @@ from convattn.train.classification import ClassificationJob, ClassificationTask
 from convattn.train.datamodule import EpochBatches, SeededBatches
 from convattn.train.optim import create_optimizer, create_schedule, optimizer_args, schedule_args
 from convattn.train.seeding import derive_seed, seed_all
+from rows import append_rows, read_rows
 from study import laptop, over_seeds
 
 LR = 2e-2  # the study's
@@ -201,21 +201,14 @@ class Rows:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.found: dict[Setting, Found] = {}
-        if file.exists():
-            with file.open(newline="") as lines:
-                for row in csv.DictReader(lines):
-                    self.found[_read(Setting, row)] = _read(Found, row)
+        for row in read_rows(file):
+            self.found[_read(Setting, row)] = _read(Found, row)
 
     def add(self, setting: Setting, found: Found) -> None:
         """Keep a run."""
         self.found[setting] = found
         row = {**dataclasses.asdict(setting), **dataclasses.asdict(found)}
-        new = not self.file.exists()
-        with self.file.open("a", newline="") as lines:
-            writer = csv.DictWriter(lines, list(row), lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_rows(self.file, list(row), [row])
 
     def by_seed(self, setting: Setting) -> dict[int, Found]:
         """The runs that differ from ``setting`` in the seed alone."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""What a shell reports for a program that Ctrl-C has ended."""
+
 
 class UnreadableImageError(ValueError):
     """A file that should hold an image does not: the message names it and what to do.

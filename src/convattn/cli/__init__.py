@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from convattn.cli.config_file import named_in
-from convattn.cli.words import INTERRUPTED, choose, fail, refuse_several
-from convattn.exceptions import Interrupted, LostProcess, NonFiniteError
+from convattn.cli.words import choose, fail, refuse_several
+from convattn.exceptions import INTERRUPTED, Interrupted, LostProcess, NonFiniteError
 from convattn.text import cut
 
 COMMANDS = {

@@ -14,8 +14,9 @@ from convattn.cli.targets import (
     check_free,
     find_target,
 )
-from convattn.cli.words import INTERRUPTED, UsageError, fail, parse
+from convattn.cli.words import UsageError, fail, parse
 from convattn.config import Scalar
+from convattn.exceptions import INTERRUPTED
 from convattn.text import say
 
 if TYPE_CHECKING:

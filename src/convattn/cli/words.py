@@ -19,8 +19,6 @@ from convattn.text import nearest, report
 
 T = TypeVar("T")
 
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C has ended
-
 
 _FILES = "--config FILE reads flags of a YAML or JSON file, --print-config writes them and ends."
 

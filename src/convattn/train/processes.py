@@ -17,14 +17,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from convattn.config import TrainConfig
-from convattn.exceptions import Interrupted, NonFiniteError
+from convattn.exceptions import INTERRUPTED, Interrupted, NonFiniteError
 from convattn.text import one_line, report
 
 _SECONDS_BETWEEN_BEATS = 1.0
 _SECONDS_TO_BEAT = 3.5  # a process that lives counts up at least twice in them
 _SECONDS_OF_SILENCE = 20.0
 _SECONDS_TO_END = 5.0  # of a process that may find out by itself that another is gone
-_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +239,7 @@ class Heartbeat(Callback):
         if self._over.wait(_SECONDS_TO_END):
             return
         report(f"process {self._rank} of {self._count} {words}; {self.advice()}", by_each=True)
-        os._exit(_INTERRUPTED)
+        os._exit(INTERRUPTED)
 
 
 def _relieve_observer() -> None:
