@@ -17,7 +17,8 @@ def recompute(made: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
 
     They call ``make`` for it when the backward pass comes. Nothing changes without gradients, nor
     while tracing: compilers choose for themselves what to recompute, and
-    ``torch.func`` allows nobody else to.
+    ``torch.func`` allows nobody else to; nor with tensors that hold no numbers of their own, as
+    fake ones.
 
     Args:
         made: What is not to be kept; dense, in any order of its dimensions.
@@ -31,7 +32,7 @@ def recompute(made: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
         >>> torch.equal(torch.autograd.grad(z.sum(), x)[0], 2 * x.sin() * x.cos())
         True
     """
-    if is_tracing() or made.is_meta or not torch.is_grad_enabled():
+    if is_tracing() or made.is_meta or type(made) is not Tensor or not torch.is_grad_enabled():
         yield
         return
     place, numbers = made.data_ptr(), made.numel()

@@ -1,9 +1,10 @@
 """Who follows the operators that are called, and so decides which of them may be used."""
 
 import warnings
+from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_tracing() -> bool:
@@ -41,6 +42,18 @@ def as_number(size: int) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         return int(size)
+
+
+def refuse_scripting(layer: nn.Module) -> NoReturn:
+    """What ``torch.jit.script`` calls first, as ``__prepare_scriptable__``, also inside of others.
+
+    Raises:
+        NotImplementedError: Always.
+    """
+    raise NotImplementedError(
+        f"torch.jit.script cannot compile {type(layer).__name__}; torch.jit.trace, torch.export "
+        "and convattn export can, for any size of image"
+    )
 
 
 def _is_recorded_or_transformed() -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convattn.functional import relative_attention_2d, relative_attention_weights_2d
 from convattn.kernels.attention import Backend, is_out_of_memory, wanted_backend
-from convattn.kernels.tracing import as_number
+from convattn.kernels.tracing import as_number, refuse_scripting
 from convattn.layers.rel_pos import (
     COORD_CHANNELS,
     POSITIONS,
@@ -94,6 +94,8 @@ class AAConv2d(nn.Module):
         >>> layer(torch.randn(1, 64, 56, 40)).shape
         torch.Size([1, 128, 28, 20])
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from convattn.functional import aggregation_weights, weighted_values, weights_by_keys
-from convattn.kernels.tracing import as_number
+from convattn.kernels.tracing import as_number, refuse_scripting
 from convattn.modes import is_unmodified
 
 
@@ -127,6 +127,8 @@ class LearnedAggregation2d(nn.Module):
         >>> head(features).shape, head.attention_weights(features).shape
         (torch.Size([2, 10]), torch.Size([2, 1, 1, 7, 9]))
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -265,7 +267,7 @@ class LearnedAggregation2d(nn.Module):
         pooled = self.pool(x)
         if pre_logits or not self.num_classes:
             return pooled.mean(1)
-        return self.fc(pooled if self.class_tokens else pooled.squeeze(1))
+        return self.fc(pooled if self.class_tokens else pooled[:, 0])
 
     def extra_repr(self) -> str:
         """What the children do not show."""

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from convattn.config import pool_layer
-from convattn.kernels.tracing import as_number
+from convattn.kernels.tracing import as_number, refuse_scripting
 from convattn.layers.aggregation import LearnedAggregation2d
 from convattn.modes import is_unmodified
 from convattn.text import nearest
@@ -55,6 +55,8 @@ class Pool(nn.Module):
     """Whether the output is linear in the map once the weights are given."""
     per_class = False
     """Whether each of its maps is of one class."""
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(self, in_features: int, out_features: int | None = None) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from convattn.kernels.patchconv_block import apply_form, fast_form, normalize, project
 from convattn.kernels.recomputation import count_batches_once
+from convattn.kernels.tracing import refuse_scripting
 from convattn.layers import LearnedAggregation2d
 from convattn.models.pooling import OUR_POOLS, PooledClassifier
 from convattn.weights import (
@@ -83,6 +84,8 @@ class PatchConvBlock(nn.Module):
     Shape:
         (B, dim, H, W) -> (B, dim, H, W).
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
