@@ -17,3 +17,11 @@ def rank_and_count() -> tuple[int, int]:
         if rank in os.environ and count in os.environ:
             return int(os.environ[rank]), int(os.environ[count])
     return 0, 1
+
+
+def local_rank() -> int | None:
+    """Number of this process on its machine; None without torchrun or srun."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return None

@@ -71,6 +71,8 @@ class Task(ABC):
     """Data set -> training images and classes, as published or generated."""
     assumed_classes: ClassVar[int]
     """Number of classes of a data set that nobody has described."""
+    shares_tests: ClassVar[bool] = False
+    """Whether several processes share the images of a test."""
 
     @abstractmethod
     def open_data(
@@ -209,6 +211,7 @@ class Classification(Task):
         "tiny_imagenet": (100_000, 200),
     }
     assumed_classes = 1000
+    shares_tests = True
     _sizes: ClassVar[Mapping[str, int]] = {
         **dict.fromkeys(GENERATED, 64),
         "cifar10": 32,

@@ -373,7 +373,7 @@ def test_value_of_another_type_is_told_in_words(words, expected):
     assert str(error.value) == expected
 
 
-@pytest.mark.parametrize("command", ["evaluate", "probe", "finetune", "export"])
+@pytest.mark.parametrize("command", ["check-data", "finetune", "export"])
 def test_what_one_process_does_is_refused_to_several(command, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

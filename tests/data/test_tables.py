@@ -111,7 +111,7 @@ def test_hymenoptera_is_split_alike_by_folders_and_by_tables(form, seed, tmp_pat
 def test_every_form_gives_the_same(form, tmp_path, twenty):
     write(tmp_path / f"labels.{form}", twenty)
     source = load_source("folder", root=tmp_path)
-    assert sorted(source.train.paths + source.test.paths) == sorted(
+    assert sorted([*source.train.paths, *source.test.paths]) == sorted(
         str(tmp_path / row["filename"]) for row in twenty
     )
     assert source.test.labels.bincount().tolist() == [2, 2]

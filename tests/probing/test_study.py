@@ -98,7 +98,7 @@ def test_a_second_probe_reads_the_maps(probed, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("the backbone was run again")
 
-    monkeypatch.setattr("convattn.probing.cache._write_rows", refuse)
+    monkeypatch.setattr("convattn.probing.cache._write_shares", refuse)
     again = run_probe(tiny(tmp_path, cache=str(maps)))
     assert rows_of(again.folder) == rows_of(probed.folder)
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
+from convattn import heartbeat
 from convattn.config import TrainConfig
 from convattn.exceptions import Interrupted
 from convattn.tasks import resume, train, train_or_resume
@@ -152,7 +153,7 @@ def test_array_job_is_requeued_by_its_task(monkeypatch):
 def four(monkeypatch):
     """The heartbeats of four processes that have met in a store."""
     for name, seconds in (("BETWEEN_BEATS", 0.05), ("TO_BEAT", 0.4), ("TO_END", 0.2)):
-        monkeypatch.setattr(processes, f"_SECONDS_{name}", seconds)
+        monkeypatch.setattr(heartbeat, f"_SECONDS_{name}", seconds)
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=9))
     beats = [Heartbeat(lambda: "resume with: X") for _ in range(4)]
     for rank, beat in enumerate(beats):
@@ -167,7 +168,7 @@ def four(monkeypatch):
 def ended(monkeypatch):
     """Notes how a thread would have ended this process."""
     statuses = []
-    monkeypatch.setattr(processes.os, "_exit", statuses.append)
+    monkeypatch.setattr(heartbeat.os, "_exit", statuses.append)
     return statuses
 
 
@@ -194,11 +195,11 @@ def test_who_hangs_is_ended_by_its_thread(four, ended, capsys):
 
 
 def test_silence_is_enough(four, ended, monkeypatch):
-    monkeypatch.setattr(processes, "_SECONDS_OF_SILENCE", 0.5)
+    monkeypatch.setattr(heartbeat, "_SECONDS_OF_SILENCE", 0.5)
     four[3].end()
     four[0]._threads[0].join(5)
     assert 130 in ended
-    assert four[1]._said() == "lost process 3, which was killed or ended"
+    assert four[1].said() == "lost process 3, which was killed or ended"
 
 
 def test_who_fails_alone_tells_the_others_why(four, ended):
@@ -209,7 +210,7 @@ def test_who_fails_alone_tells_the_others_why(four, ended):
 
 def test_what_all_meet_together_is_told_by_none(four, ended):
     four[1].on_exception(None, None, Interrupted("stopped"))
-    assert four[0]._said() is None
+    assert four[0].said() is None
     assert not ended
 
 

@@ -188,8 +188,12 @@ def uneven(tmp_path_factory):
 
 
 def png(number):
+    return png_of((number, 0, 0))
+
+
+def png_of(colour):
     written = io.BytesIO()
-    Image.new("RGB", (1, 1), (number, 0, 0)).save(written, "PNG")
+    Image.new("RGB", (1, 1), colour).save(written, "PNG")
     return written.getvalue()
 
 
@@ -214,6 +218,58 @@ def test_three_ranks_see_each_image_of_uneven_shards_once_an_epoch(uneven):
         assert [len(batches) for batches in ranks] == [17, 17, 17]
         seen = [number for batches in ranks for batch in batches for number in batch]
         assert sorted(seen) == list(range(153))
+
+
+SIZES = [1, 997, 2, 89, 500, 7, 311, 1, 3, 393]
+
+
+@pytest.fixture(scope="module")
+def very_uneven(tmp_path_factory):
+    """Tars of 1 to 997 images, whose pixel tells their number."""
+    folder = tmp_path_factory.mktemp("very_uneven")
+    number = 0
+    for place, size in enumerate(SIZES):
+        with tarfile.open(folder / f"train-{place:02d}.tar", "w") as tar:
+            for _ in range(size):
+                colour = (number % 256, number // 256, 0)
+                for end, content in ((".png", png_of(colour)), (".cls", b"%d" % (number % 2))):
+                    member = tarfile.TarInfo(f"{number:04d}{end}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+                number += 1
+    (folder / "test-00.tar").write_bytes((folder / "train-03.tar").read_bytes())
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sampler", ["shuffle", "shards"])
+def test_three_ranks_see_each_image_of_shards_of_1_to_997_once_an_epoch(sampler, very_uneven):
+    images = load_source("webdataset", root=very_uneven).train
+    total = sum(SIZES)
+    assert len(images) == total == 2304
+    shards = torch.tensor(shard_numbers(images.paths)) if sampler == "shards" else None
+    seen = {}
+    for epoch in (0, 1):
+        ranks = []
+        for rank in range(3):
+            batches = EpochBatches(total, 12, seed=1, rank=rank, world_size=3, shards=shards)
+            batches.set_epoch(epoch)
+            loader = DataLoader(
+                SeededBatches(images),
+                batch_sampler=batches,
+                num_workers=rank,
+                collate_fn=lambda items: [number_of(image) for image, _ in items],
+            )
+            ranks.append(list(loader))
+        assert [len(batches) for batches in ranks] == [192, 192, 192]
+        seen[epoch] = [number for batches in ranks for batch in batches for number in batch]
+        assert sorted(seen[epoch]) == list(range(total))
+    assert seen[0] != seen[1]
+
+
+def number_of(image):
+    red, green, _ = image.getpixel((0, 0))
+    return red + 256 * green
 
 
 def test_what_does_not_fill_a_batch_waits_for_the_next_epoch(uneven):

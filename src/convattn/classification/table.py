@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -36,10 +35,10 @@ from convattn.data.batches import list_images
 from convattn.exceptions import Interrupted
 from convattn.explanation.heatmap import pretrained_cfg
 from convattn.files import replace_atomically
-from convattn.launching import rank_and_count
 from convattn.modes import default_device
 from convattn.progress import Progress
 from convattn.text import csv_text, json_text, report, short_repr
+from convattn.world import World, shared_work
 
 # Worker processes of one that was killed hold its lock until they notice, within five seconds.
 _SECONDS_OF_ORPHANS = 10
@@ -108,17 +107,17 @@ def write_table(model: nn.Module, place: Path, config: PredictConfig) -> Predict
         FileExistsError: If the table exists.
         ValueError: If there is no image that can be read, or what was left is of another network,
             other images, or was asked for otherwise.
-        Interrupted: If the user stopped it.
+        Interrupted: If the user stopped it, or another of the processes is gone.
     """
     classes = Classes.of(model)
     config = replace(config, reject_below=classes.find_rejected(config))
     table = _Table(config)
     table.check_free()
     paths = list_images(place, in_chans_of(pretrained_cfg(model)))
-    rank, count = rank_and_count()
-    if count > 1:
-        return _write_share(model, classes, paths, config, rank, count)
-    return _write(model, classes, paths, config)
+    with shared_work() as world:
+        if world.count > 1:
+            return _write_share(model, classes, paths, config, world)
+        return _write(model, classes, paths, config)
 
 
 def _write(
@@ -145,8 +144,7 @@ def _write_share(
     classes: Classes,
     paths: Sequence[str],
     config: PredictConfig,
-    rank: int,
-    count: int,
+    world: World,
 ) -> PredictedTable:
     """Write this process's share beside the table; the first waits for all and joins them.
 
@@ -155,24 +153,22 @@ def _write_share(
     """
     if config.embeddings is not None:
         raise ValueError(
-            f"--embeddings are written by one process, and there are {count}: leave them out, or "
-            "run `convattn predict` without torchrun or srun"
+            f"--embeddings are written by one process, and there are {world.count}: leave them "
+            "out, or run `convattn predict` without torchrun or srun"
         )
     out = Path(str(config.out))
     settings = json_text(_settings(model, classes, paths, config))
     digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
-    shares = [_beside(out, f"{digest}-{one}-of-{count}.csv") for one in range(count)]
-    batches = -(-len(paths) // config.batch_size)
-    first, end = (batches * one // count * config.batch_size for one in (rank, rank + 1))
-    if not shares[rank].exists():
-        own = replace(config, out=str(shares[rank]))
-        _write(model, classes, paths[first:end], own, may_be_empty=True)
-    if rank:
+    shares = [_beside(out, f"{digest}-{one}-of-{world.count}.csv") for one in range(world.count)]
+    images = world.share(len(paths), config.batch_size)
+    if not shares[world.rank].exists():
+        own = replace(config, out=str(shares[world.rank]))
+        _write(model, classes, paths[images.start : images.stop], own, may_be_empty=True)
+    world.all_say("written")
+    if not world.is_first:
         return PredictedTable(
             out=out, embeddings=None, num_images=len(paths), num_rows=0, num_rejected=0
         )
-    while not all(share.exists() for share in shares):
-        time.sleep(0.2)
     return _join(shares, out, len(paths))
 
 

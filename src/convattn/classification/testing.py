@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -45,11 +46,14 @@ from convattn.ownership import owned
 from convattn.progress import Progress
 from convattn.results import Results
 from convattn.text import json_text, report, short_repr
+from convattn.world import World, share, shared_work
 
 _PROG = "convattn evaluate"
 _RESULT, _SETTINGS = "evaluation.json", "evaluation_config.json"
 _STOPPED = "predictions.part.csv"
 """The rows of a test that goes on; it becomes predictions.csv at the very end."""
+_SHARE = "predictions.{}-of-{}.csv"
+"""Those of one of several processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,8 @@ def run_test(
 ) -> tuple[ClassificationResult | MultiLabelResult, Sequence[Path]]:
     """Test a classifier, or go on with its test; the rows are on the disk while it runs.
 
+    Processes that torchrun or srun has started share the images; the first writes what is found.
+
     Args:
         name: Of the run or the model.
         load: Loads it.
@@ -121,8 +127,32 @@ def run_test(
     Raises:
         ValueError: If network and data do not fit, or the test that was stopped was another one.
         FileNotFoundError: If there are no such weights or data.
-        Interrupted: If the user stopped it.
+        Interrupted: If the user stopped it, or another of the processes is gone.
     """
+    with shared_work() as world:
+        return _run_test(
+            name,
+            load,
+            options,
+            arguments,
+            world,
+            run_folder=run_folder,
+            trained_on=trained_on,
+            stopped=stopped,
+        )
+
+
+def _run_test(
+    name: str,
+    load: LoadModel,
+    options: EvaluateConfig,
+    arguments: Sequence[str],
+    world: World,
+    *,
+    run_folder: Path | None,
+    trained_on: DataConfig | None,
+    stopped: Path | None,
+) -> tuple[ClassificationResult | MultiLabelResult, Sequence[Path]]:
     model, test = _open(load, options, trained_on)
     images = test.source.test
     check_num_classes(cast(Any, model).num_classes, len(test.source.class_names))
@@ -134,6 +164,7 @@ def run_test(
         "batch_size": options.data.batch_size,
         "num_images": len(images),
         "images_sha256": digest_of_list(images),
+        "processes": world.count,
     }
     for note in test.notes:
         report(note)
@@ -143,33 +174,92 @@ def run_test(
         report(f"{own / _RESULT} is kept: it tells what a test alone does not")
         own = None
     usual = f"runs/evaluate/{Path(name).resolve().name}"
-    folder = stopped or own or new_folder(options.out, usual)
+    folder = stopped or own
+    if folder is None:
+        folder = Path(world.first_says(lambda: str(new_folder(options.out, usual))))
+    world.advice = _advice(folder)
     title = f"{Path(name).name} on {options.data.name}"
-    with owned(folder):
-        if stopped is not None:
-            _check_same(stopped, settings, test, options)
-        predictions, speed = _go_on(folder, settings, model, test, options)
-        return _finish(folder, predictions, speed, test, title=title)
+    with owned(folder) if world.is_first else nullcontext():
+        if world.is_first:
+            _begin(folder, settings, test, options, is_stopped=stopped is not None)
+        world.all_say("begun")
+        predictions, speed = _go_on(folder, model, test, options, world)
+        result = _summary(predictions, speed, test)
+        if world.is_first:
+            _write(folder, predictions, result, test, title=title)
+            for file in _shares(folder, world.count):
+                file.unlink(missing_ok=True)
+        figure = _figure_of(predictions)
+        files = (_RESULT, "per_class.csv", figure, "predictions.csv")
+        return result, [folder / name for name in files]
 
 
-def _go_on(
+def _advice(folder: Path) -> str:
+    return f"go on with: {_PROG} --resume {shlex.quote(str(folder))}"
+
+
+def _begin(
     folder: Path,
     settings: Mapping[str, Any],
-    model: nn.Module,
     test: _Test,
     options: EvaluateConfig,
-) -> tuple[Predictions | MultiLabelPredictions, float]:
-    """Begin a test in a folder, or go on with the one that it holds if that is the same."""
+    *,
+    is_stopped: bool,
+) -> None:
+    """Begin a test in a folder, or leave the one that it holds if that is the same."""
+    if is_stopped:
+        _check_same(folder, settings, test, options)
     part = folder / _STOPPED
     if not part.is_file() or _read_settings(folder) != settings:
+        for old in folder.glob(_SHARE.format("*", "*")):
+            old.unlink()
         part.unlink(missing_ok=True)
         replace_atomically(folder / _SETTINGS, (json_text(settings, indent=2) + "\n").encode())
         part.touch()
+
+
+def _go_on(
+    folder: Path, model: nn.Module, test: _Test, options: EvaluateConfig, world: World
+) -> tuple[Predictions | MultiLabelPredictions, float]:
+    """All predictions, and images a second; of several processes each adds a share of its own."""
+    total, batch_size = len(test.source.test), options.data.batch_size
+    images = world.share(total, batch_size)
+    shares = _shares(folder, world.count)
+    shares[world.rank].touch()
+    started = time.monotonic()
     try:
-        return _predict(model, test.source, options, *_open_rows(folder, test, options))
+        part, added = _predict(model, test, options, shares[world.rank], images)
+        added = sum(map(int, world.all_say(str(added))))
     except KeyboardInterrupt:
-        again = f"{_PROG} --resume {shlex.quote(str(folder))}"
-        raise Interrupted(f"interrupted; go on with: {again}") from None
+        raise Interrupted(f"interrupted; {_advice(folder)}") from None
+    speed = added / max(1e-9, time.monotonic() - started)
+    parts: list[Any] = [part]
+    if world.count > 1:
+        ranges = [share(rank, world.count, total, batch_size) for rank in range(world.count)]
+        parts = [
+            _open_rows(file, test, options, own)[1]
+            for file, own in zip(shares, ranges, strict=True)
+        ]
+        if world.is_first:
+            replace_atomically(folder / _STOPPED, _joined_rows(shares))
+        world.all_say("read")  # from now on they may be removed
+    return join([part for part in parts if part is not None]), speed
+
+
+def _shares(folder: Path, count: int) -> list[Path]:
+    """The rows of each process."""
+    if count == 1:
+        return [folder / _STOPPED]
+    return [folder / _SHARE.format(rank, count) for rank in range(count)]
+
+
+def _joined_rows(shares: Sequence[Path]) -> bytes:
+    """The rows of all shares below one header."""
+    header, rows = b"", b""
+    for file in shares:
+        own, line, more = file.read_bytes().partition(b"\n")
+        header, rows = header or own + line, rows + more
+    return header + rows
 
 
 def tells_more(file: Path, *kinds: type[Results]) -> bool:
@@ -201,7 +291,10 @@ def _check_same(
     before = _read_settings(folder)
     for name, value in settings.items():
         if before.get(name) != value and name == "images_sha256":
-            _open_rows(folder, test, options)  # names the row, if it is one of those that are done
+            for rank, file in enumerate(_shares(folder, count := settings["processes"])):
+                if file.exists():  # names the row, if it is one of those that are done
+                    own = share(rank, count, len(test.source.test), options.data.batch_size)
+                    _open_rows(file, test, options, own)
             raise ValueError(
                 f"{folder} was begun on other images: the data have changed, some were renamed or "
                 "put into another class; bring them back, or test anew into another folder"
@@ -307,70 +400,84 @@ def _open_imagenet(
 
 
 def _open_rows(
-    folder: Path, test: _Test, options: EvaluateConfig
+    file: Path, test: _Test, options: EvaluateConfig, own: range
 ) -> tuple[PredictionsFile, Predictions | MultiLabelPredictions | None]:
-    """The rows of a test in a folder, and what they tell, cut to whole batches."""
+    """The rows of a range of the test in a file, and what they tell, cut to whole batches."""
     images = test.source.test
-    file = PredictionsFile(folder / _STOPPED, _names(images, options.data.root))
-    return file, file.rewind(images.labels, options.data.batch_size)
+    names = _names(images, options.data.root)[own.start : own.stop]
+    rows = PredictionsFile(file, names)
+    if not own:
+        return rows, None
+    return rows, rows.rewind(images.labels[own.start : own.stop], options.data.batch_size)
 
 
 def _predict(
-    model: nn.Module,
-    source: Source,
-    options: EvaluateConfig,
-    file: PredictionsFile,
-    before: Predictions | MultiLabelPredictions | None,
-) -> tuple[Predictions | MultiLabelPredictions, float]:
-    """All predictions, those ``before`` among them, and images a second."""
-    total = len(source.test)
+    model: nn.Module, test: _Test, options: EvaluateConfig, path: Path, own: range
+) -> tuple[Predictions | MultiLabelPredictions | None, int]:
+    """The predictions of a range of the test, those in the file among them, and how many are new.
+
+    None if there are none.
+    """
+    file, before = _open_rows(path, test, options, own)
+    source = test.source
     parts: list[Any] = [] if before is None else [before]
     start = sum(map(len, parts))
-    rest = dataclasses.replace(source, test=source.test.select(torch.arange(start, total)))
-    loader, boxes = test_batches(options.data, rest, cast(Mapping[str, Any], model.pretrained_cfg))
+    rest = source.test.select(torch.arange(own.start + start, own.stop))
     if options.channels_last:
         model.to(memory_format=torch.channels_last)
     if start:
-        report(f"goes on after {start:,} of {total:,} images")
-    started = time.monotonic()
-    with Progress(total, start) as progress:
-        for batch in predict_batches(
-            model,
-            loader,
-            num_classes=len(source.class_names),
-            boxes=boxes,
-            device=options.device,
-            dtype=getattr(torch, options.dtype),
-        ):
-            file.append(batch)
-            parts.append(batch)
-            progress.update(len(batch))
-    speed = (total - start) / max(1e-9, time.monotonic() - started)
-    return join(parts), speed
+        report(f"goes on after {start:,} of {len(own):,} images")
+    if len(rest):
+        loader, boxes = test_batches(
+            options.data,
+            dataclasses.replace(source, test=rest),
+            cast(Mapping[str, Any], model.pretrained_cfg),
+        )
+        with Progress(len(own), start) as progress:
+            for batch in predict_batches(
+                model,
+                loader,
+                num_classes=len(source.class_names),
+                boxes=boxes,
+                device=options.device,
+                dtype=getattr(torch, options.dtype),
+            ):
+                file.append(batch)
+                parts.append(batch)
+                progress.update(len(batch))
+    return (join(parts) if parts else None), len(rest)
 
 
-def _finish(
+def _summary(
+    predictions: Predictions | MultiLabelPredictions, speed: float, test: _Test
+) -> ClassificationResult | MultiLabelResult:
+    names = test.source.class_names
+    return summarize(predictions, class_names=names, real=test.real, images_per_second=speed)
+
+
+def _figure_of(predictions: Predictions | MultiLabelPredictions) -> str:
+    several = isinstance(predictions, MultiLabelPredictions)
+    return "average_precision.png" if several else "confusion.png"
+
+
+def _write(
     folder: Path,
     predictions: Predictions | MultiLabelPredictions,
-    speed: float,
+    result: ClassificationResult | MultiLabelResult,
     test: _Test,
     *,
     title: str,
-) -> tuple[ClassificationResult | MultiLabelResult, Sequence[Path]]:
+) -> None:
     """Write what was found; the rows get their name last, and with it the test ends."""
     names = test.source.class_names
-    result = summarize(predictions, class_names=names, real=test.real, images_per_second=speed)
     replace_atomically(folder / _RESULT, result.to_json().encode())
     title = f"{title}: {result.headline}"
-    if isinstance(predictions, MultiLabelPredictions):
-        table = average_precision_table(predictions, names, result.per_class)
-        figure = "average_precision.png"
-        with written_whole(folder / figure) as drawing:
+    with written_whole(folder / _figure_of(predictions)) as drawing:
+        if isinstance(predictions, MultiLabelPredictions):
+            table = average_precision_table(predictions, names, result.per_class)
             figures.draw_average_precisions(result.per_class, drawing, title=title)
-    else:
-        table = per_class_table(predictions, names, test.wnids)
-        figure = "confusion.png"
-        with written_whole(folder / figure) as drawing:
+        else:
+            table = per_class_table(predictions, names, test.wnids)
             figures.draw_confusion(
                 predictions.labels.numpy(),
                 predictions.classes[:, 0].numpy(),
@@ -380,5 +487,3 @@ def _finish(
             )
     replace_atomically(folder / "per_class.csv", table.encode(errors="surrogateescape"))
     (folder / _STOPPED).replace(folder / "predictions.csv")
-    files = (_RESULT, "per_class.csv", figure, "predictions.csv")
-    return result, [folder / name for name in files]

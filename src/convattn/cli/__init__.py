@@ -35,7 +35,7 @@ COMMANDS = {
 }
 """Command -> the file of this folder that holds it."""
 
-_SHARED = ("train", "predict")
+_SHARED = ("train", "probe", "evaluate", "predict")
 """Commands whose work several processes share."""
 
 HELP = """\

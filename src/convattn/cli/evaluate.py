@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convattn.cli.targets import Target, Weights, check_weights, find_target, with_data_flags
-from convattn.cli.words import UsageError, parse
+from convattn.cli.words import UsageError, parse, refuse_several
 from convattn.config import OF_TRAINING, EvaluateConfig
+from convattn.launching import is_first_process
 from convattn.text import printable, say
 
 _PROG = "convattn evaluate"
@@ -33,7 +34,11 @@ def command(arguments: list[str]) -> int:
     elif any(argument.split("=")[0] == "--resume" for argument in arguments):
         raise UsageError(f"--resume takes no model and no data: {_PROG} --resume FOLDER")
     target, options = _parse(arguments)
+    if not target.task.shares_tests:
+        refuse_several(f"{_PROG} of a network for {target.task.name}")
     result, files = target.task.test(target.name, target.run, options, arguments, stopped=stopped)
+    if not is_first_process():
+        return 0
     say(f"{result.table()}\n")
     say("\n".join(printable(str(file)) for file in files))
     return 0

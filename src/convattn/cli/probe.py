@@ -45,7 +45,9 @@ def command(arguments: list[str]) -> int:
     return _show(run_probe(config))
 
 
-def _show(run: ProbedRun) -> int:
+def _show(run: ProbedRun | None) -> int:
+    if run is None:  # another process speaks
+        return 0
     say(f"{run.table}\n\n{run.folder} holds the network with {run.best}")
     for name in ("probe.csv", "report.md", "README.md"):
         say(str(run.folder / name))

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from convattn.data.bands import read_channels
+from convattn.data.names import Names
 from convattn.exceptions import UnreadableImageError
 from convattn.text import report
 
@@ -129,7 +130,7 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
         transform: Transform | None = None,
     ) -> None:
         assert len(paths) == len(labels)
-        self.paths = paths
+        self.paths: Sequence[str] = paths if isinstance(paths, Names) else Names(paths)
         self.labels = labels
         self.weights = weights
         self.groups = groups
@@ -147,7 +148,7 @@ class ImageFiles(Dataset[tuple[Any, ...]]):
     def select(self, indices: Tensor) -> ImageFiles:
         """The files at ``indices`` (M,), in that order."""
         return self._with(
-            paths=[self.paths[index] for index in indices.tolist()],
+            paths=Names(self.paths[index] for index in indices.tolist()),
             labels=self.labels[indices],
             weights=None if self.weights is None else self.weights[indices],
             groups=None if self.groups is None else self.groups[indices],

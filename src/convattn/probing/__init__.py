@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from convattn.probing.study import ProbedRun
 
 
-def probe(images: str | os.PathLike[str], **options: Any) -> ProbedRun:
+def probe(images: str | os.PathLike[str], **options: Any) -> ProbedRun | None:
     """Train every pool on a frozen network's maps, and leave a run folder with the best.
 
     ``convattn probe`` in Python. The maps are computed once and cached; pools, learning rates and
@@ -24,7 +24,8 @@ def probe(images: str | os.PathLike[str], **options: Any) -> ProbedRun:
             ``seeds``, ``out``; and of its data, as ``name``, ``format``, ``group``.
 
     Returns:
-        The folder, its rows, and the sentence that says what they tell.
+        The folder, its rows, and the sentence that says what they tell; None in all but the first
+        of several processes that torchrun or srun has started.
 
     Raises:
         ValueError: If the data, the network or an option do not fit.

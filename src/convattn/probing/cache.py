@@ -7,7 +7,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from convattn.exceptions import Interrupted
 from convattn.files import replace_atomically
 from convattn.modes import eager_mode, eval_mode
 from convattn.text import report
+from convattn.world import World, share
 
 _BATCH = 32
 _CHUNK = 1 << 26  # bytes of maps between two records of progress
@@ -36,6 +37,7 @@ _STORED = {
     "bfloat16": (np.int16, torch.bfloat16),  # numpy has no such format: its bits
 }
 _GIGABYTE = 1e9
+_ALONE = World()
 
 
 class MapCache(Dataset[tuple[Tensor, Tensor]]):
@@ -177,10 +179,13 @@ def write_maps(
     shape: tuple[int, int, int],
     about: Mapping[str, Any],
     options: CacheOptions,
+    world: World = _ALONE,
 ) -> MapCache:
     """The maps of these images, out of the cache where they are there.
 
     A pass that was stopped is gone on with. What it takes of the disk is told and checked before.
+    Several processes share the images, the same batches as one would; the first joins what they
+    write, and all come back when it is whole.
 
     Args:
         backbone: (B, C, H, W) -> (B, C', h, w); it is run once for each image and view.
@@ -191,12 +196,13 @@ def write_maps(
         about: All that decides what the maps are beside the backbone's weights: transforms, layer,
             files.
         options: Where and how.
+        world: The processes.
 
     Raises:
         ValueError: If they would take more than the limit or than the disk has, the folder holds
             maps of something else, another process is writing them, or a map is no number.
         OSError: If the disk is full: what is there stays, and is gone on with.
-        Interrupted: If the user stopped it.
+        Interrupted: If the user stopped it, or another of the processes is gone.
     """
     images: list[Dataset[Any]] = [*train, test]
     num_train, num_test = len(train[0]), len(test)  # type: ignore[arg-type]
@@ -214,9 +220,37 @@ def write_maps(
     text = json.dumps(description, indent=2, sort_keys=True) + "\n"
     folder = options.root / f"{options.name}-{_sha256(text.encode())[:16]}"
     row = int(np.prod(shape)) * np.dtype(_STORED[options.dtype][0]).itemsize
+    try:
+        with _begun(folder, text, labels, total, row, shape, options, world):
+            done = int(world.first_says(lambda: str(_rows_done(folder))))
+            if done < total:
+                write = _Pass(backbone, ConcatDataset(images), shape, options)
+                _write_shares(write, folder, total, done, world)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; {folder} keeps its maps, and the same command goes on with them"
+        ) from None
+    return MapCache(folder)
+
+
+@contextmanager
+def _begun(
+    folder: Path,
+    text: str,
+    labels: Tensor,
+    total: int,
+    row: int,
+    shape: tuple[int, int, int],
+    options: CacheOptions,
+    world: World,
+) -> Iterator[None]:
+    """The folder, described and kept from others by the first process."""
+    if not world.is_first:
+        yield
+        return
     missing = total - _rows_done(folder)
     if missing:
-        _check_disk(folder, missing, row, shape, options)
+        _check_disk(folder, missing, row, shape, options, shares=world.count)
     if not (folder / _DESCRIPTION).exists():
         folder.mkdir(parents=True, exist_ok=True)
         replace_atomically(folder / _DESCRIPTION, text.encode())
@@ -230,55 +264,133 @@ def write_maps(
             if missing:
                 with (folder / _LABELS).open("wb") as file:
                     np.save(file, labels.numpy())
-                _write_rows(backbone, images, folder, total=total, shape=shape, options=options)
+            yield
     except Timeout:
         raise ValueError(
             f"{folder} is being written by another process; wait for it, or give another --cache"
         ) from None
-    return MapCache(folder)
 
 
-def _write_rows(
-    backbone: nn.Module,
-    images: Sequence[Dataset[Any]],
-    folder: Path,
-    *,
-    total: int,
-    shape: tuple[int, int, int],
-    options: CacheOptions,
-) -> None:
-    done = _rows_done(folder)
-    loader: DataLoader[Any] = DataLoader(
-        Subset(ConcatDataset(images), range(done, total)),
-        batch_size=_BATCH,
-        num_workers=options.num_workers,
-    )
-    bar = tqdm(total=total, initial=done, desc="maps", unit=" images", disable=None, leave=False)
-    try:
+@dataclass(frozen=True)
+class _Maps:
+    """A file of maps that grows, and beside it how far it is."""
+
+    path: Path
+    rows: range
+    """Of the data set's."""
+
+    @classmethod
+    def whole(cls, folder: Path, total: int) -> _Maps:
+        """Those of the data set."""
+        return cls(folder / _MAPS, range(total))
+
+    @classmethod
+    def share(cls, folder: Path, rows: range) -> _Maps:
+        """Those of one of several processes."""
+        return cls(folder / f"share-{rows.start}-{rows.stop}.npy", rows)
+
+    @property
+    def progress(self) -> Path:
+        """How far it is."""
+        whole = self.path.name == _MAPS
+        return self.path.with_name(_PROGRESS) if whole else self.path.with_suffix(".json")
+
+    @property
+    def done(self) -> int:
+        """Maps that are known to be written."""
+        return _rows_done(self.path.parent, self.progress.name)
+
+    def tell(self, done: int) -> None:
+        """Note how many are written."""
+        replace_atomically(self.progress, json.dumps({"rows": done}).encode())
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What computes maps."""
+
+    backbone: nn.Module
+    images: Dataset[Any]
+    shape: tuple[int, int, int]
+    options: CacheOptions
+
+    def write(self, maps: _Maps, end: int) -> None:
+        """Compute those of the file's rows that are missing, up to a number of them."""
+        done, options = maps.done, self.options
+        first = maps.rows.start
+        loader: DataLoader[Any] = DataLoader(
+            Subset(self.images, range(first + done, first + end)),
+            batch_size=_BATCH,
+            num_workers=options.num_workers,
+        )
+        bar = tqdm(total=end, initial=done, desc="maps", unit=" images", disable=None, leave=False)
         with (
             bar,
-            _opened(folder / _MAPS, done, total, shape, options.dtype) as file,
-            eval_mode(backbone),
+            _opened(maps.path, done, len(maps.rows), self.shape, options.dtype) as file,
+            eval_mode(self.backbone),
             eager_mode(),
             torch.inference_mode(),
         ):
             written = 0
             for batch, *_ in loader:
-                x = backbone(batch.to(options.device)).cpu()
-                content = _as_stored(x, shape, options.dtype)
+                x = self.backbone(batch.to(options.device)).cpu()
+                content = _as_stored(x, self.shape, options.dtype)
                 file.write(content)
                 done, written = done + len(x), written + len(content)
                 bar.update(len(x))
-                if written >= _CHUNK or done == total:
+                if written >= _CHUNK or done == end:
                     file.flush()
                     os.fsync(file.fileno())
                     # Whole batches only: a map's last bits depend on what it is computed with.
-                    replace_atomically(folder / _PROGRESS, json.dumps({"rows": done}).encode())
+                    maps.tell(done)
                     written = 0
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted; {folder} keeps its maps, and the same command goes on with them"
-        ) from None
+
+    def append(self, maps: _Maps, share: _Maps) -> None:
+        """Put the maps of a finished share behind those of the data set, and remove it."""
+        found = np.load(share.path, mmap_mode="r")
+        step = max(1, _CHUNK // found[0].nbytes)
+        with _opened(maps.path, maps.done, len(maps.rows), self.shape, self.options.dtype) as file:
+            for start in range(0, len(found), step):
+                file.write(found[start : start + step].tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        maps.tell(share.rows.stop)
+        share.path.unlink(missing_ok=True)
+        share.progress.unlink(missing_ok=True)
+
+
+def _write_shares(write: _Pass, folder: Path, total: int, done: int, world: World) -> None:
+    """Compute this process's share; the first joins all.
+
+    The first process's share is the beginning of the file of all.
+    """
+    maps = _Maps.whole(folder, total)
+    ranges = [share(rank, world.count, total, _BATCH) for rank in range(world.count)]
+    others = {
+        rank: _Maps.share(folder, range(max(own.start, done), own.stop))
+        for rank, own in enumerate(ranges)
+        if rank and own and own.stop > done
+    }
+    if world.is_first:
+        _remove_others(folder, others.values())
+    world.all_say("begun")
+    if world.is_first:
+        write.write(maps, max(ranges[0].stop, done))
+    elif world.rank in others:
+        write.write(others[world.rank], len(others[world.rank].rows))
+    world.all_say("written")
+    if world.is_first:
+        for one in others.values():
+            write.append(maps, one)
+    world.all_say("joined")
+
+
+def _remove_others(folder: Path, kept: Iterable[_Maps]) -> None:
+    """Remove shares of another number of processes."""
+    names = {name for one in kept for name in (one.path.name, one.progress.name)}
+    for file in folder.glob("share-*"):
+        if file.name not in names:
+            file.unlink()
 
 
 @contextmanager
@@ -317,7 +429,13 @@ def _as_stored(x: Tensor, shape: tuple[int, int, int], dtype: str) -> bytes:
 
 
 def _check_disk(
-    folder: Path, rows: int, row: int, shape: tuple[int, int, int], options: CacheOptions
+    folder: Path,
+    rows: int,
+    row: int,
+    shape: tuple[int, int, int],
+    options: CacheOptions,
+    *,
+    shares: int,
 ) -> None:
     need = rows * row
     place = next(path for path in (folder, *folder.parents) if path.exists())
@@ -332,7 +450,8 @@ def _check_disk(
         raise ValueError(
             f"{what}, and --cache-limit is {options.limit:g} GB; raise it, or take {smaller}"
         )
-    if need > free:
+    # Of several shares one is there twice while it is joined to the others.
+    if need + (need // shares if shares > 1 else 0) > free:
         raise OSError(
             f"{what}, and {place} has {_gigabytes(free)} free; give another --cache, or take "
             f"{smaller}"
@@ -344,8 +463,8 @@ def _gigabytes(number: int) -> str:
     return f"{number / _GIGABYTE:.2f} GB"
 
 
-def _rows_done(folder: Path) -> int:
-    file = folder / _PROGRESS
+def _rows_done(folder: Path, name: str = _PROGRESS) -> int:
+    file = folder / name
     return int(_read_json(file, folder)["rows"]) if file.is_file() else 0
 
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from convattn.probing.network import join_tensors, network_cfg, run_config, save
 from convattn.probing.scores import is_multi_label, score, training_loss
 from convattn.runs.card import write_card
 from convattn.text import nearest, report
+from convattn.world import World, shared_work
 
 KNN, AVERAGE = "knn", "avg"
 COLUMNS = (
@@ -125,8 +127,11 @@ class Probe:
         return self.train[~chosen], self.train[chosen]
 
 
-def run_probe(config: ProbeConfig) -> ProbedRun:
+def run_probe(config: ProbeConfig) -> ProbedRun | None:
     """Probe a network and leave a run folder.
+
+    Processes that torchrun or srun has started share the images of the maps; then the first trains,
+    and the others return None.
 
     Args:
         config: What is asked for.
@@ -136,6 +141,11 @@ def run_probe(config: ProbeConfig) -> ProbedRun:
         FileExistsError: If ``config.out`` exists.
         Interrupted: If the user stopped it.
     """
+    with shared_work() as world:
+        return _run_probe(config, world)
+
+
+def _run_probe(config: ProbeConfig, world: World) -> ProbedRun | None:
     _check_pools(config.pools)
     default_device(config.device)  # refused before anything is read
     frozen, images = open_backbone(config), _open_images(config)
@@ -151,19 +161,27 @@ def run_probe(config: ProbeConfig) -> ProbedRun:
                 names=source.class_names,
                 groups=images.groups,
             )
-    folder = new_run_folder(config.out, "runs/probe", "convattn probe --resume")
+    folder = Path(
+        world.first_says(
+            lambda: str(new_run_folder(config.out, "runs/probe", "convattn probe --resume"))
+        )
+    )
+    if not world.is_first:
+        return _go_on(config, folder, frozen, images, world)
     try:
         with owned(folder):
             replace_atomically(folder / _CONFIG, config.to_json().encode())
-            return _go_on(config, folder, frozen, images)
+            return _go_on(config, folder, frozen, images, world)
     except ValueError:
         if not (folder / _STATE).exists():  # nothing was trained that could be gone on with
             shutil.rmtree(folder)
         raise
 
 
-def resume_probe(folder: Path) -> ProbedRun:
+def resume_probe(folder: Path) -> ProbedRun | None:
     """Go on with a probe that was stopped or killed; it ends as if it never had been.
+
+    Several processes go on as ``run_probe`` has them.
 
     Args:
         folder: Its folder.
@@ -175,9 +193,9 @@ def resume_probe(folder: Path) -> ProbedRun:
     file = unfinished(
         folder, config=_CONFIG, end="report.md", what="probe", command="convattn probe"
     )
-    with owned(folder):
+    with shared_work() as world, owned(folder) if world.is_first else nullcontext():
         config = ProbeConfig.from_json(file.read_text(encoding="utf-8"), str(file))
-        return _go_on(config, folder, open_backbone(config), _open_images(config))
+        return _go_on(config, folder, open_backbone(config), _open_images(config), world)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +213,17 @@ def _open_images(config: ProbeConfig) -> _Images:
     return _Images(source=source, groups=groups, own_valid=own_valid)
 
 
-def _go_on(config: ProbeConfig, folder: Path, frozen: Frozen, images: _Images) -> ProbedRun:
+def _go_on(
+    config: ProbeConfig, folder: Path, frozen: Frozen, images: _Images, world: World
+) -> ProbedRun | None:
     started, source = time.monotonic(), images.source
+    again = f"go on with: convattn probe --resume {shlex.quote(str(folder))}"
+    world.advice = again
     try:
-        cache = cache_maps(config, frozen, source)
+        cache = cache_maps(config, frozen, source, world)
+        world.leave()
+        if not world.is_first:
+            return None
         cached = time.monotonic()
         probe = Probe(
             config=config,
@@ -210,8 +235,7 @@ def _go_on(config: ProbeConfig, folder: Path, frozen: Frozen, images: _Images) -
         )
         results = [train_seed(probe, seed, folder / _STATE) for seed in range(config.seeds)]
     except KeyboardInterrupt:
-        again = f"convattn probe --resume {shlex.quote(str(folder))}"
-        raise Interrupted(f"interrupted; go on with: {again}") from None
+        raise Interrupted(f"interrupted; {again}") from None
     times = {"maps": cached - started, "heads": time.monotonic() - cached}
     return _finish(probe, folder, frozen, source, results, times)
 
@@ -234,13 +258,16 @@ def cache_folder() -> Path:
     return (Path(own) if own else Path.home() / ".cache") / "convattn" / "maps"
 
 
-def cache_maps(config: ProbeConfig, frozen: Frozen, source: Source) -> MapCache:
+def cache_maps(
+    config: ProbeConfig, frozen: Frozen, source: Source, world: World | None = None
+) -> MapCache:
     """The maps of a data set, out of the cache where they are there.
 
     Args:
         config: Views, number format, place and limit.
         frozen: The network.
         source: The images.
+        world: The processes that share them; None: this one alone.
 
     Raises:
         ValueError: As ``write_maps``.
@@ -283,6 +310,7 @@ def cache_maps(config: ProbeConfig, frozen: Frozen, source: Source) -> MapCache:
             num_workers=config.data.num_workers,
             device=device,
         ),
+        world=world or World(),
     )
 
 

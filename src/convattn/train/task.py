@@ -14,11 +14,12 @@ from torch import nn
 
 from convattn.config import AugmentConfig, TrainConfig
 from convattn.exceptions import LostProcess
+from convattn.heartbeat import is_lost_process
 from convattn.kernels.recomputation import count_batches_once
 from convattn.results import Results
 from convattn.train.datamodule import TrainingData
 from convattn.train.optim import create_optimizer, create_schedule
-from convattn.train.processes import is_lost_process, lost_process
+from convattn.train.processes import lost_process
 from convattn.train.seeding import derive_seed, seed_all
 
 
