@@ -1,8 +1,9 @@
 """An attention-augmented convolution beside its peers, on the CPU or on a CUDA device.
 
-    python benchmarks/aa_layer.py [--public CHECKOUT] [--repeats 15] [--out docs/aa_layer.md]
+    python benchmarks/aa_layer.py [--public CHECKOUT] [--repeats 15]
+        [--out docs/results/aa_layer.md]
     python benchmarks/aa_layer.py --device cuda [--public CHECKOUT] [--minutes 8]
-        [--out docs/aa_gpu.md]
+        [--out docs/results/aa_gpu.md]
 
 The layer is the paper's of AA-Wide-ResNet: 160 channels, 8 heads, 160 query and 16 value channels.
 Its peers: the public layer of LegenDong/attention-augmented.pytorch (give a checkout of it; one
@@ -578,18 +579,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--minutes", type=float, default=8.0, help="until compiling ends, on cuda")
-    parser.add_argument("--out", type=Path, help="docs/aa_layer.md, on cuda docs/aa_gpu.md")
+    parser.add_argument("--out", type=Path, help="docs/results/aa_layer.md or aa_gpu.md")
     parser.add_argument("--check", choices=BACKENDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.device == "cpu":
-        out = arguments.out or Path("docs/aa_layer.md")
+        out = arguments.out or Path("docs/results/aa_layer.md")
         measure_on_cpu(arguments.public, arguments.repeats, out)
         return
     require_cuda()
     if arguments.check:
         print(json.dumps(errors(arguments.check)))
         return
-    out = arguments.out or Path("docs/aa_gpu.md")
+    out = arguments.out or Path("docs/results/aa_gpu.md")
     measure_on_gpu(arguments.public, arguments.minutes, arguments.repeats, out)
 
 

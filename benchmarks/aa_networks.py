@@ -1,6 +1,7 @@
 """Attention-augmented networks beside their plain twins, squeeze-and-excitation and CBAM.
 
-    python benchmarks/aa_networks.py [--repeats 7] [--batch-size 8] [--out docs/aa_networks.md]
+    python benchmarks/aa_networks.py [--repeats 7] [--batch-size 8]
+        [--out docs/results/aa_networks.md]
 
 The networks of a family take turns in one process: a ratio is the median over neighbouring
 passes, with its quartiles. A training step is forward, backward and SGD with momentum.
@@ -78,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("docs/aa_networks.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/aa_networks.md"))
     arguments = parser.parse_args()
     parts = [
         "# What attention-augmented networks cost on the CPU",

@@ -1,6 +1,6 @@
 """Does augment() work on real networks? Tries it on a hundred and writes the table that docs keep.
 
-    python benchmarks/augment_matrix.py --out docs/augment_matrix.md [--only NAME ...]
+    python benchmarks/augment_matrix.py --out docs/results/augment_matrix.md [--only NAME ...]
 
 For each network, once with ``pool="attention"`` and once with ``conv="last-3-stages"``, untrained
 weights, seed 0:
@@ -185,7 +185,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Which networks augment() works on",
         "",
-        f"`python benchmarks/augment_matrix.py --out docs/augment_matrix.md`; torch "
+        f"`python benchmarks/augment_matrix.py --out docs/results/augment_matrix.md`; torch "
         f"{torch.__version__.split('+')[0]}, timm {timm.__version__}, torchvision "
         f"{torchvision.__version__.split('+')[0]}, {platform.machine()} CPU, "
         f"{time.strftime('%-d %B %Y')}, seed 0, untrained weights. What is tried is in the "
@@ -247,7 +247,7 @@ def passes(result: Result) -> bool:
 def main() -> None:
     """Try every network that has no line yet, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/augment_matrix.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/augment_matrix.md"))
     parser.add_argument("--log", type=Path, default=Path("runs/augment_matrix.jsonl"))
     parser.add_argument("--only", nargs="*", default=None, help="names of networks")
     arguments = parser.parse_args()

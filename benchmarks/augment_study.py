@@ -5,8 +5,8 @@
 DIR holds Tiny ImageNet (train.parquet, val.parquet). The recipe ``resnet18_tiny_imagenet`` is
 trained once. Then every seed continues from its weights for the same steps: unchanged, with an
 attention pool, with the pool and attention-augmented convolutions in the last three stages. Written
-are docs/augment_study.md and .png: accuracy before and after, parameters, and the time of a step,
-measured side by side. A run that is there already is not made again, so that the study can be
+are docs/results/augment_study.md and .png: accuracy before and after, parameters, and the time of a
+step, measured side by side. A run that is there already is not made again, so that the study can be
 stopped at any time.
 """
 
@@ -194,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", type=Path, required=True, help="folder of Tiny ImageNet")
     parser.add_argument("--runs", type=Path, default=Path("runs/augment_study"))
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--docs", type=Path, default=Path("docs/results"))
     arguments = parser.parse_args()
     base = run(configuration(arguments.root, arguments.runs / "base"))
     folders: dict[str, list[Path]] = {way: [] for way in WAYS}

@@ -1,7 +1,7 @@
 """Dense networks with and without attention: the table of finished runs.
 
     convattn train RECIPE --seed SEED --out DIR      for every recipe and seed
-    python benchmarks/dense_study.py DIR [DIR ...] --out docs/dense_study.md
+    python benchmarks/dense_study.py DIR [DIR ...] --out docs/results/dense_study.md
 
 Runs of one recipe are its seeds; each row is their mean, with the lowest and the highest.
 """

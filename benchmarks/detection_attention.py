@@ -1,6 +1,6 @@
 """What a detector found, and where its backbone looks from there: an image for the docs.
 
-    python benchmarks/detection_attention.py RUN --out docs/detection.png
+    python benchmarks/detection_attention.py RUN --out docs/howto/detection.png
 
 RUN is a finished run of a detector whose backbone has attention-augmented convolutions. Of its
 first test images with a sure object are drawn: what it found; what the chosen layer looks at on

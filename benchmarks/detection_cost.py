@@ -1,6 +1,6 @@
 """What detection and segmentation cost: parameters, FLOPs and memory, beside the paper's table.
 
-    python benchmarks/detection_cost.py --memory --out docs/detection_cost.md
+    python benchmarks/detection_cost.py --memory --out docs/results/detection_cost.md
 
 Parameters and FLOPs, two per multiply-add, are counted on the meta device: the same anywhere.
 With ``--memory``, one training step (forward, backward, SGD with momentum) and one inference run on
@@ -188,7 +188,8 @@ def page(memory: bool) -> str:
         "# What detection and segmentation cost",
         "",
         "Written by `python benchmarks/detection_cost.py "
-        f"{flag}--out docs/detection_cost.md` with torch {torch.__version__.split('+')[0]}, "
+        f"{flag}--out docs/results/detection_cost.md` "
+        f"with torch {torch.__version__.split('+')[0]}, "
         f"torchvision {torchvision.__version__.split('+')[0]}, "
         f"{time.strftime('%-d %B %Y')}, seed 0.",
         "",
@@ -238,7 +239,7 @@ def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("docs/detection_cost.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/detection_cost.md"))
     args = parser.parse_args()
     args.out.write_text(page(args.memory))
 

@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--out", type=Path, default=Path("docs/export_latency.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/export_latency.md"))
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -6,8 +6,9 @@ DIR holds hymenoptera, magnetic_tiles and tiny_imagenet_40; FILE a plain state d
 EfficientNet-Lite0. One pass through the backbone writes the last maps of a data set into the cache.
 Every head is then trained at all learning rates of its grid on the same batches; the rate is chosen
 on a fifth of the training part, the head trained again on the whole of it and tested once. A run is
-a row of docs/frozen_pools.csv; a row that is there is not made again, so that the study can be
-stopped at any time. docs/frozen_pools.md and .png are written from the rows alone (--page).
+a row of docs/results/frozen_pools.csv; a row that is there is not made again, so that the study can
+be stopped at any time. docs/results/frozen_pools.md and .png are written from the rows alone
+(--page).
 """
 
 from __future__ import annotations
@@ -436,7 +437,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder of the data sets")
     parser.add_argument("--weights", type=Path, help="state dict of EfficientNet-Lite0")
     parser.add_argument("--cache", type=Path, default=Path("runs/frozen_pools"))
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--docs", type=Path, default=Path("docs/results"))
     parser.add_argument("--sets", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])

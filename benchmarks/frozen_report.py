@@ -176,7 +176,7 @@ def _times_cam(rows: Sequence[Row], cam: Sequence[Row], kind: str, question: str
 def write_page(
     sets: Mapping[str, Sequence[Row]], order: Iterable[str], docs: Path, machine: str, date: str
 ) -> None:
-    """docs/frozen_pools.md and .png; what stands below "Reading it" in the page is kept."""
+    """docs/results/frozen_pools.md and .png; what stands below "Reading it" in the page is kept."""
     file = docs / "frozen_pools.md"
     written = file.read_text() if file.exists() else ""
     kept = written.partition(READING)[2].partition(ACCURACY)[0]

@@ -1,6 +1,7 @@
 """What int8 costs in accuracy on trained networks, and what it saves in time.
 
-    python benchmarks/int8_accuracy.py RUN [RUN ...] [--repeats 15] [--out docs/int8_accuracy.md]
+    python benchmarks/int8_accuracy.py RUN [RUN ...] [--repeats 15]
+        [--out docs/results/int8_accuracy.md]
 
 RUN is a folder that ``convattn train`` has made of a PatchConvNet. Every network sees the test
 images of its run in float32, in int8 as ``optimize_for_inference`` makes it, and cast to
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--batch-size", type=int, default=8, help="of what is timed")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path("docs/int8_accuracy.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/int8_accuracy.md"))
     arguments = parser.parse_args()
     torch.manual_seed(0)
     rows = [

@@ -12,7 +12,7 @@ edge, on validation images (seed 0); the test images are seen once a network and
 A trained network is as many rows of docs/results/law_of_aa.csv as there are distances, and a tried
 rate a row of docs/results/law_of_aa_rates.csv; what is there is not made again, so that the study
 can be stopped at any time. --cost tells how long what is missing will take, --page writes
-docs/law_of_aa.md and its pictures from the rows alone.
+docs/explanation/law_of_aa.md and its pictures from the rows alone.
 """
 
 from __future__ import annotations
@@ -388,7 +388,7 @@ def found_of(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[int, float]
 
 
 def write_page(study: Study, docs: Path, machine: str, date: str) -> None:
-    """docs/law_of_aa.md and its pictures; what stands below "Reading it" is kept."""
+    """docs/explanation/law_of_aa.md and its pictures; what stands below "Reading it" is kept."""
     file, rows, rates = docs / "law_of_aa.md", read_rows(study.file), read_rows(study.rates_file)
     found = found_of(rows)
     written = file.read_text() if file.exists() else ""
@@ -557,7 +557,7 @@ def main() -> None:
     if not arguments.page:
         make_rows(arguments, study)
     if not arguments.cost:
-        write_page(study, arguments.docs, arguments.machine, arguments.date)
+        write_page(study, arguments.docs / "explanation", arguments.machine, arguments.date)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ images are tested by heads of the other 1,600, rates and epochs chosen on a fift
 
 A fold's result is a row of docs/results/law_of_pooling.csv; a row that is there is not made again,
 so that the study can be stopped at any time. --cost tells how long what is missing will take,
---page writes docs/law_of_pooling.md and .png from the rows alone.
+--page writes docs/explanation/law_of_pooling.md and .png from the rows alone.
 """
 
 from __future__ import annotations
@@ -310,7 +310,7 @@ def gains(found: Found, size: int, pool: str) -> Iterator[tuple[float, Any]]:
 
 
 def write_page(rows: Sequence[Mapping[str, str]], docs: Path, machine: str, date: str) -> None:
-    """docs/law_of_pooling.md and .png; what stands below "Reading it" is kept."""
+    """docs/explanation/law_of_pooling.md and .png; what stands below "Reading it" is kept."""
     file, found = docs / "law_of_pooling.md", found_of(rows)
     written = file.read_text() if file.exists() else ""
     kept = written.partition(READING)[2].partition(TABLE)[0].strip()
@@ -415,7 +415,9 @@ def main() -> None:
     if not arguments.page:
         make_rows(arguments, file)
     if not arguments.cost:
-        write_page(read_rows(file), arguments.docs, arguments.machine, arguments.date)
+        write_page(
+            read_rows(file), arguments.docs / "explanation", arguments.machine, arguments.date
+        )
 
 
 if __name__ == "__main__":

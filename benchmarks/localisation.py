@@ -1,6 +1,7 @@
 """Does attention lie on the object, and does the network need what it shows?
 
-    python benchmarks/localisation.py RUN [RUN ...] --out docs/localisation.md [--num-images 1000]
+    python benchmarks/localisation.py RUN [RUN ...] --out docs/results/localisation.md
+        [--num-images 1000]
 
 RUN is a finished run folder on a data set whose boxes are known; several runs of one recipe are
 its seeds. Each is measured on its test images, in the order of ``convattn evaluate``: attention
@@ -121,7 +122,7 @@ def page(sections: Sequence[Sequence[str]], plot: Path) -> str:
             f"{platform.machine()} CPU, {time.strftime('%-d %B %Y')}. Means over the seeds, in "
             "brackets their range. Peak (the pointing game) and energy are those of the true "
             "class's map; deletion and insertion are areas under the curves of the predicted "
-            "class, in 16 steps. How to read it: [explain.md](explain.md).",
+            "class, in 16 steps. How to read it: [explain.md](../howto/explain.md).",
             "",
             *(line for lines in sections for line in lines),
             f"![curves of deletion and insertion, peak and energy in the box]({plot.name})",
@@ -145,7 +146,7 @@ def main() -> None:
     """Measure every run, then write the page and its plot."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a finished run folder")
-    parser.add_argument("--out", type=Path, default=Path("docs/localisation.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/localisation.md"))
     parser.add_argument("--num-images", type=int, default=1000, help="test images of each run")
     arguments = parser.parse_args()
     groups: dict[str, list[Report]] = {}

@@ -3,9 +3,9 @@
     python benchmarks/patchconvnet.py --authors patchconvnet_models.py [--repeats 11]
         [--only inference,training,aggregation,multi,peers,limits] [--sizes 224 384 512]
         [--batch-size 8] [--training-batch-size 16] [--no-compile] [--compile-all]
-        [--out docs/patchconvnet_speed.md]
+        [--out docs/results/patchconvnet_speed.md]
     python benchmarks/patchconvnet.py --device cuda [--authors patchconvnet_models.py]
-        [--minutes 9] [--out docs/patchconvnet_gpu.md]
+        [--minutes 9] [--out docs/results/patchconvnet_gpu.md]
 
 ``--authors`` is the file ``patchconvnet_models.py`` of github.com/facebookresearch/deit. Both
 implementations get the same weights, and every variant must give the logits of the authors'
@@ -1161,7 +1161,7 @@ def main() -> None:
     parser.add_argument("--training-size", type=int, default=224)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--compile-all", action="store_true", help="at every size, not at 224 only")
-    parser.add_argument("--out", type=Path, help="docs/patchconvnet_speed.md, or _gpu.md")
+    parser.add_argument("--out", type=Path, help="docs/results/patchconvnet_speed.md, or _gpu.md")
     arguments = parser.parse_args()
     if unknown := set(arguments.only) - set(SECTIONS):
         parser.error(f"--only {','.join(sorted(unknown))} is not among {','.join(SECTIONS)}")
@@ -1169,7 +1169,7 @@ def main() -> None:
     if arguments.repeats is None:
         arguments.repeats = 15 if on_gpu else 11
     if arguments.out is None:
-        arguments.out = Path(f"docs/patchconvnet_{'gpu' if on_gpu else 'speed'}.md")
+        arguments.out = Path(f"docs/results/patchconvnet_{'gpu' if on_gpu else 'speed'}.md")
     if arguments.repeats < 2:
         parser.error(f"--repeats {arguments.repeats} gives no quartiles; at least 2")
     if arguments.compile_all and not arguments.compile:

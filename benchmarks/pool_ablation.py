@@ -11,8 +11,9 @@ for step. Four questions, a stage or two each:
 - map: a map of 4 x 4 instead of 2 x 2;
 - long: three times as many epochs.
 
-Every run is a row of docs/pool_ablation.csv, written when it ends: a stopped study goes on where
-it stopped. --stages chooses, --minutes stops it after a while, --no-training writes the page.
+Every run is a row of docs/results/pool_ablation.csv, written when it ends: a stopped study goes
+on where it stopped. --stages chooses, --minutes stops it after a while, --no-training writes the
+page.
 """
 
 from __future__ import annotations
@@ -524,7 +525,7 @@ def main() -> None:
     parser.add_argument("--seeds-why", type=int, default=3, help="of the other stages")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after these")
     parser.add_argument("--no-training", action="store_true", help="write what is there")
-    parser.add_argument("--out", type=Path, default=Path("docs/pool_ablation.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/pool_ablation.md"))
     options = parser.parse_args()
     given = {TINY: options.tiny_imagenet, FASHION: options.fashion_mnist}
     sets = [name for name, root in given.items() if root is not None]

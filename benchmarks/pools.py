@@ -1,6 +1,6 @@
 """Pools beside each other: parameters, multiply-adds, time; EP beside its authors' module.
 
-    python benchmarks/pools.py [--authors ep.py] [--repeats 15] [--out docs/pools_cost.md]
+    python benchmarks/pools.py [--authors ep.py] [--repeats 15] [--out docs/results/pools_cost.md]
 
 ``--authors`` is the file ``poolings/ep.py`` of the repository billpsomas/efficient-probing. Passes
 take turns; ratios are to the average pool, and of EP to our own, in the same round.

@@ -7,8 +7,8 @@ The first DIR holds the data sets; the second the state dicts of EfficientNet-Li
 ``efficientnet-lite0*.pth`` and so on. Pools are trained on the cached maps as ``convattn probe``
 does. On magnetic_tiles a seed is one of five folds that keep the pictures of a tile together;
 coco128 and camvid ask which classes an image shows. A seed's rows are appended to
-docs/probe_table.csv; a row that is there is not made again, so that the table can be stopped at any
-time. docs/probe_table.md is written from the rows (--page writes it alone).
+docs/results/probe_table.csv; a row that is there is not made again, so that the table can be
+stopped at any time. docs/results/probe_table.md is written from the rows (--page writes it alone).
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def append(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_page(rows: Sequence[Mapping[str, str]], file: Path, machine: str, date: str) -> None:
-    """docs/probe_table.md; what stands below "Reading it" is kept."""
+    """docs/results/probe_table.md; what stands below "Reading it" is kept."""
     written = file.read_text() if file.exists() else ""
     kept = written.partition(READING)[2].partition(TABLES)[0].strip()
     lines = [
@@ -317,7 +317,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--pools", nargs="+", default=list(POOLS), choices=list(POOLS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
+    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs" / "results")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     parser.add_argument("--machine", default="a CPU")
     parser.add_argument("--date", default=time.strftime("%Y-%m-%d"))

@@ -5,7 +5,8 @@
 trains ResNets (plain, squeeze-excite, the light pool, the paper's, attention-augmented convolutions
 with three kinds of positions, both kinds of attention) and a PatchConvNet on both data sets: the
 same images in the same order, epochs, optimiser and schedule, seeds 0 to 2. Then it tests every
-saved network, measures training steps side by side, and writes docs/study.md, .png and .csv.
+saved network, measures training steps side by side, and writes docs/results/study.md, .png and
+.csv.
 
 A finished run is never made again and an interrupted one goes on, so that the study can be stopped
 at any time and grown by --seeds; --minutes stops it by itself. --jobs trains several at once.
@@ -567,7 +568,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="trained at once, one thread each")
     parser.add_argument("--minutes", type=float, help="stop training after so long")
     parser.add_argument("--no-training", action="store_true", help="write what is there")
-    parser.add_argument("--out", type=Path, default=Path("docs/study.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/study.md"))
     parser.add_argument("--one", nargs=3, metavar=("DATA", "NETWORK", "SEED"), help="train one run")
     options = parser.parse_args()
     given = {"tiny_imagenet": options.tiny_imagenet, "fashion_mnist": options.fashion_mnist}

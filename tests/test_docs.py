@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from convattn.cli import COMMANDS, main
+from convattn.cli.completion import SHELLS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -72,6 +73,9 @@ def help_of(*words):
 
 
 def check_convattn(command, *words):
+    if command == "--print-completion":
+        assert words[0] in SHELLS
+        return
     assert command in COMMANDS
     told = help_of(command) + (help_of(command, "quickstart") if command == "train" else "")
     for flag in {word for word in words if re.match(r"--[a-z]", word)} - DEPENDING:

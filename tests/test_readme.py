@@ -9,7 +9,7 @@ from convattn import OUR_MODELS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-NETWORKS = (ROOT / "docs" / "networks.md").read_text()
+NETWORKS = (ROOT / "docs" / "explanation" / "networks.md").read_text()
 
 
 def test_the_example_runs():

@@ -240,7 +240,7 @@ PoolName = Literal[
 "class-attention", the paper's block with a token a class."""
 
 DEFAULT_POOL: PoolName = "residual"
-"""What "attention" means; chosen by docs/frozen_pools.md."""
+"""What "attention" means; chosen by docs/results/frozen_pools.md."""
 
 _HAVING: dict[str, tuple[str, ...]] = {
     "pool_heads": ("aggregation", "class-attention", "simpool", "map"),

@@ -32,7 +32,7 @@ def test_core_ml_converts_an_exported_program(name):
 
 
 def test_int8_by_nncf_stays_near(tmp_path):
-    """Of a trained network; accuracy and time: docs/int8_accuracy.md."""
+    """Of a trained network; accuracy and time: docs/results/int8_accuracy.md."""
     openvino = import_openvino()
     nncf = pytest.importorskip("nncf")
     model = timm.create_model("patchconvnet_nano.cluttered_digits", pretrained=True).eval()

@@ -250,7 +250,7 @@ def test_progress_names_each_row(monkeypatch):
 
 
 def test_documented_page_is_of_these_tables():
-    page = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "results" / "reproduce.md").read_text()
     for table in TABLES:
         assert f"## {table.title}\n" in page
         for row in table.rows:

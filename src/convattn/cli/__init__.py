@@ -62,7 +62,8 @@ commands:
   weights     show released weights, get them, convert them: convattn weights
 
 convattn COMMAND --help tells more; --config FILE reads flags of a YAML or JSON file, --print-config
-writes them and ends; --debug shows the traceback of an error.
+writes them and ends; --debug shows the traceback of an error. convattn --print-completion bash
+writes a script that completes commands and flags; zsh has one, too.
 """
 
 _LONGEST_SENTENCE = 1_000  # characters; longer ones quote values as long, say a file's
@@ -107,6 +108,11 @@ def _dispatch(arguments: list[str]) -> int:
         from convattn import __version__
 
         print(__version__)
+        return 0
+    if arguments[0] == "--print-completion":
+        from convattn.cli.completion import script_of
+
+        print(script_of(arguments[1:], COMMANDS, main), end="")
         return 0
     file = choose("command", arguments[0], COMMANDS)
     if arguments[0] not in _SHARED:

@@ -99,7 +99,7 @@ def find_root(
         what = "the folder of images" if name == "folder" else f"the folder of {name}"
         raise NotADirectoryError(f"root={folder} is a file; expected {what}{tables}")
     if not folder.exists() and not download:
-        raise FileNotFoundError(f"root={folder} does not exist; name a folder (--data.root)")
+        raise FileNotFoundError(f"root={folder} does not exist; name a folder that does")
     return folder
 
 

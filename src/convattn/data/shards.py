@@ -198,7 +198,7 @@ def _find(name: str, place: str) -> tuple[list[_Written], dict[str | None, list[
 
 def _find_in(name: str, folder: str) -> tuple[list[_Written], dict[str | None, list[str]]]:
     if not is_url(folder) and not os.path.exists(folder):
-        raise FileNotFoundError(f"root={folder} does not exist; name a folder (--data.root)")
+        raise FileNotFoundError(f"root={folder} does not exist; name a folder that does")
     index = read_index(folder, name)
     if index is not None:
         return [_Written(folder=folder, index=index)], {}

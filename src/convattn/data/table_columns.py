@@ -68,7 +68,7 @@ def choose_columns(cells: Cells, path_column: str | None, labels_column: str | N
             raise ValueError(
                 f"{cells.file} holds the images themselves, in its column {cells.embedded[0]!r}; "
                 "expected their paths: write each to a file and the names of the files into a "
-                'column file_name (docs/data.md, "Images inside a parquet file")'
+                'column file_name (docs/howto/data.md, "Images inside a parquet file")'
             )
         raise ValueError(_no_column(cells, "the images' paths", "paths", "path"))
     others: dict[str, str | None] = {

@@ -206,12 +206,18 @@ def se_retinanet_resnet101(*, num_classes: int, **arguments: Any) -> RetinaNet:
 
 
 def aa_retinanet_resnet50(*, num_classes: int, **arguments: Any) -> RetinaNet:
-    """AA-RetinaNet-50 with attention as the paper's costs suggest; see docs/detection_cost.md."""
+    """AA-RetinaNet-50 with attention as the paper's costs suggest.
+
+    See docs/results/detection_cost.md.
+    """
     return _augmented("aa_resnet50", num_classes, **arguments)
 
 
 def aa_retinanet_resnet101(*, num_classes: int, **arguments: Any) -> RetinaNet:
-    """AA-RetinaNet-101 with attention as the paper's costs suggest; see docs/detection_cost.md."""
+    """AA-RetinaNet-101 with attention as the paper's costs suggest.
+
+    See docs/results/detection_cost.md.
+    """
     return _augmented("aa_resnet101", num_classes, **arguments)
 
 

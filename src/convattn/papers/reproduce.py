@@ -337,16 +337,17 @@ def to_markdown(found: Sequence[RowStatus]) -> str:
 _PREFACE = """\
 # The papers' tables, row by row
 
-Written by `convattn reproduce --out docs/reproduce.md`; `--runs DIR` adds what was measured in that
-folder's runs. Ours stands before the paper's: parameters in millions, and the cost of one image
-in multiply-adds (GMACs) or, as Bello et al. count, two FLOPs for each. Both are counted when the
-page is written; "equal" is to the digits that the paper prints, and [models.md](models.md) tells
-why others differ. PatchConvNets are counted at the size in their row, else 224; RetinaNet at
-640 x 640, UPerNet at 512 x 512, Mask R-CNN at 800 x 1344 with 1,000 boxes and 100 masks.
+Written by `convattn reproduce --out docs/results/reproduce.md`; `--runs DIR` adds what was measured
+in that folder's runs. Ours stands before the paper's: parameters in millions, and the cost of one
+image in multiply-adds (GMACs) or, as Bello et al. count, two FLOPs for each. Both are counted when
+the page is written; "equal" is to the digits that the paper prints, and
+[models.md](../explanation/models.md) tells why others differ. PatchConvNets are counted at the size
+in their row, else 224; RetinaNet at 640 x 640, UPerNet at 512 x 512, Mask R-CNN at 800 x 1344 with
+1,000 boxes and 100 masks.
 
 "About" and "unconfirmed" mark figures that no second source confirms. An accuracy is the paper's
 claim until a number stands under "measured here". Every training command is a recipe whose inferred
-settings are marked ([recipes.md](recipes.md)).
+settings are marked ([recipes.md](../howto/recipes.md)).
 """
 
 _TITLES = (

@@ -120,7 +120,7 @@ def first_rates(norm: bool, best: float | None) -> tuple[float, ...]:
 
     Args:
         norm: Whether a BatchNorm follows the pool.
-        best: What an earlier seed chose; None: what docs/frozen_pools.md found.
+        best: What an earlier seed chose; None: what docs/results/frozen_pools.md found.
     """
     if best is not None:
         return best / FACTOR, best, best * FACTOR

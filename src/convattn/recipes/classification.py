@@ -21,7 +21,7 @@ quickstart = add_recipe(
         paper=(
             "none; it shows the paper's claim, that attention pooling finds the object, on a laptop"
         ),
-        ours="docs/quickstart.md",
+        ours="docs/results/quickstart.md",
         hardware="2 CPU cores",
         time="about 2 minutes",
     )
@@ -35,7 +35,7 @@ add_recipe(
         summary=(
             "The quickstart network with average pooling, trained alike: what attention is worth."
         ),
-        ours="docs/quickstart.md",
+        ours="docs/results/quickstart.md",
         hardware="2 CPU cores",
         time="about 2 minutes",
     )
@@ -73,7 +73,7 @@ add_recipe(
             channels_last=True,
         ),
         summary="A small PatchConvNet with attention pooling on Tiny ImageNet at 64 x 64.",
-        paper="none; docs/localisation.md measures where it looks",
+        paper="none; docs/results/localisation.md measures where it looks",
         ours="60.2 / 59.6 / 59.8 % top-1",
         ours_on="on 40 classes, seeds 0 to 2",
         hardware="one CPU core",
@@ -99,7 +99,7 @@ add_recipe(
             channels_last=True,
         ),
         summary="A plain ResNet-18 on Tiny ImageNet at 64 x 64.",
-        paper="none; docs/augment_study.md starts from it",
+        paper="none; docs/results/augment_study.md starts from it",
         ours="48.9 % top-1 on 40 classes (seed 0)",
         hardware="2 CPU cores",
         time="34 minutes beside other work",

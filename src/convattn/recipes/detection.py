@@ -147,7 +147,7 @@ _RETINANET = TrainConfig(
 _RETINANET_SETTINGS = (
     "From the paper, by memory: 150 epochs from scratch, scale jitter. Inferred: 640 x 640 crops "
     "of images scaled by 0.8 to 1.2, batch 64, SGD 0.9 with lr 0.08, 5 epochs of warm-up then "
-    "cosine, weight decay 1e-4, bfloat16; six anchors a place (docs/detection_cost.md)."
+    "cosine, weight decay 1e-4, bfloat16; six anchors a place (docs/results/detection_cost.md)."
 )
 _TITLES = {
     "": ("", "RetinaNet with ResNet-{} on COCO, from scratch: the plain twin."),

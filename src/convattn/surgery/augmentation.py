@@ -55,8 +55,9 @@ def augment(
 
     Args:
         model: Any convolutional network: timm's, torchvision's, your own.
-        pool: "attention": the light pool that docs/frozen_pools.md chose, two numbers a channel,
-            whose output begins as the average and has exact shares (``convattn.evidence``).
+        pool: "attention": the light pool that docs/results/frozen_pools.md chose, two numbers a
+            channel, whose output begins as the average and has exact shares
+            (``convattn.evidence``).
             "class": a query a class, each with a map of its own, read by the class's own row of
             the classifier. "aggregation": the block of Touvron et al. 2021,
             https://arxiv.org/abs/2112.13692, 10 C^2 parameters; "class-attention": that with a

@@ -214,7 +214,7 @@ def _conv_plan(
         same = bool(_same_padding(conv, sizes))
         downsample = _downsample(options.attn_downsample, stage, sizes[1])
         # The tables keep the map's resolution where attention runs on a smaller one: the only
-        # convention found that gives the paper's parameters (docs/models.md).
+        # convention found that gives the paper's parameters (docs/explanation/models.md).
         words = {
             "num_heads": options.num_heads,
             "qk_ratio": options.qk_ratio,

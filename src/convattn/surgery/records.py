@@ -18,7 +18,7 @@ ConvFilter = str | Sequence[str] | Callable[[nn.Module, str], bool]
 NOT_ASKED = "not asked for"
 POOL_GAINS: Mapping[int, tuple[float, float]] = {4: (6.05, 3.6), 7: (8.1, 4.85)}
 """Side of a map -> points over the average where objects fill a tenth of the image: of the average
-over the object's own positions, and of the pool query; docs/law_of_pooling.md."""
+over the object's own positions, and of the pool query; docs/explanation/law_of_pooling.md."""
 _FEW_POSITIONS = 3
 POOL_NAMES: tuple[str, ...] = get_args(PoolName)
 _PRESERVED = "preserve=True: the logits stay what they are; attention enters as it is trained."
@@ -203,7 +203,8 @@ class PoolPlan:
         return (
             f"what a pool can matter on {size} positions: on {near}x{near}, objects on a tenth of "
             f"a cluttered image, one that knew where to look gained {ideal:.0f} points over the "
-            f"average, the pool query learnt {learnt:.0f} of them (docs/law_of_pooling.md)"
+            f"average, the pool query learnt {learnt:.0f} of them "
+            "(docs/explanation/law_of_pooling.md)"
         )
 
 
