@@ -9,6 +9,7 @@ from torch import nn
 from convattn import AAConv2d, LearnedAggregation2d
 from convattn.layers.pools import create_pool
 from convattn.models.patchconvnet import PatchConvBlock
+from tests.interop.networks import NETWORKS, difference, images, woken
 
 C = 16
 LAYERS = {
@@ -109,3 +110,14 @@ def test_dynamic_quantisation_stays_near(kind):
         expected = layer(x)
         found = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear})(x)
     assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_stay_within_two_per_cent_of_dynamic_quantisation(name):
+    model = woken(name)
+    with torch.no_grad():
+        expected = model(images())
+        found = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})(images())
+    assert 0 < difference(found, expected) < 0.02

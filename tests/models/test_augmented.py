@@ -131,6 +131,17 @@ def test_by_its_name_it_is_the_base_with_attention():
     assert torch.equal(model.eval()(images), expected.eval()(images))
 
 
+def test_what_a_newer_version_saved_is_named(tmp_path):
+    model = augment(timm.create_model("test_resnet", num_classes=5), pool="attention")
+    save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+    config = tmp_path / "saved" / "config.json"
+    written = json.loads(config.read_text())
+    written["model_args"]["augment"][0]["pool_of_tomorrow"] = 3
+    config.write_text(json.dumps(written))
+    with pytest.raises(ValueError, match="knows no pool_of_tomorrow.* newer version"):
+        timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True)
+
+
 def test_without_a_base_it_says_how_to_name_one():
     with pytest.raises(ValueError, match=r"as in timm\.create_model"):
         timm.create_model("augmented")

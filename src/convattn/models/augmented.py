@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -42,7 +43,8 @@ def augmented(
         **arguments: Of the base.
 
     Raises:
-        ValueError: If nothing tells the base, or the attention does not fit it.
+        ValueError: If nothing tells the base, the attention does not fit it, or is described in words
+            that this version does not know.
 
     Examples:
         >>> import timm, convattn
@@ -87,6 +89,12 @@ def _load(model: nn.Module, known: Mapping[str, Any], pretrained: bool, in_chans
 def _from_json(step: Mapping[str, Any]) -> dict[str, Any]:
     """A step as ``convattn.augment`` takes it: JSON's keys are text, its pairs lists."""
     found = dict(step)
+    unknown = sorted(found.keys() - inspect.signature(surgery.augment).parameters.keys())
+    if unknown:
+        raise ValueError(
+            f"convattn.augment knows no {', '.join(unknown)}: what was saved comes from a newer "
+            "version, or its config.json was changed; upgrade convattn, or take it out there"
+        )
     factors = found.get("attn_downsample")
     if isinstance(factors, Mapping):
         found["attn_downsample"] = {int(stride): factor for stride, factor in factors.items()}
