@@ -49,7 +49,7 @@ from convattn import AAConv2d
 from convattn.bench import Step, compare, forward, forward_backward, peak_memory, training_step
 from convattn.kernels.attention import attention
 from convattn.text import markdown_table
-from gpu import (
+from gpu_rows import (
     DEVICE,
     DTYPES,
     Deadline,

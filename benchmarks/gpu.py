@@ -1,177 +1,516 @@
-"""What the benchmarks on a GPU share: rows, the machine's own rates, the time that is left, pages.
+"""One call for a GPU: whether everything is right there, and what it costs; a page and a JSON file.
 
-Ways of doing a thing take turns. Times are CUDA events', medians with quartiles; a ratio is the
-median over neighbouring passes. Memory is what a step allocates at most, with the weights in the
-case of networks. The share of the limit is the time that the machine's own rates allow, measured by
-a large product and a large copy, over the time taken. What fails is a row that says why, and the
-rest goes on.
+    python benchmarks/gpu.py [--cpu] [--parts correctness tests layer memory s60 finetune]
+        [--authors patchconvnet_models.py] [--public CHECKOUT] [--out runs/gpu]
+
+``--authors`` is the file of github.com/facebookresearch/deit, for the part ``s60``; ``--public`` a
+checkout of LegenDong/attention-augmented.pytorch, for ``layer``. Without them the rows of ours
+stand alone. Nothing is downloaded.
+
+A part that fails is written as failed, with its error and the rows that it had, and the rest go on;
+the exit status is 1 then. ``gpu.md`` and ``gpu.json`` are written after every part. ``--cpu`` takes
+small sizes and, from Triton 3.9 on, Triton's interpreter: it tries this program, and its times say
+nothing of a GPU.
 """
 
 from __future__ import annotations
 
-import csv
+import argparse
+import importlib.metadata
 import itertools
+import json
+import math
+import os
+import platform
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
+import timm
 import torch
+from torch import Tensor, nn
 
-from convattn.bench import Step, compare, describe_error
+import aa_layer
+import convattn
+import patchconvnet
+from convattn.bench import Comparison, Step, compare, describe_error, training_step
+from convattn.kernels.attention import Backend, attention
+from convattn.kernels.attention.biases import relative_biases
 from convattn.text import markdown_table
 
-DEVICE = "cuda"
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-HEAD = ("dtype", "step", "way", "ms", "ratio", "peak MB", "share of the limit")
-LAST_COMPILATION_MINUTES = 1.5  # what one begun just in time still takes
-
-Makers = Mapping[str, Callable[[], Step]]
-Rates = Mapping[str, float]
-"""Operations a second by number format, and "bytes" a second."""
+ROOT = Path(__file__).resolve().parents[1]
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+INTERPRETER = (3, 9)  # older ones fail with current NumPy
+PEERS = ("authors", "public layer")
+KERNEL_TESTS = "tests/kernels/*/test_experimental_triton.py"
+FEW_TESTS = "without_biases or images_and_heads or scale_linear_residual_equals"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one way of doing a thing cost."""
+    """A number that a part found."""
 
-    case: str
-    dtype: str
-    step: str
-    way: str
-    ms: float | None = None
-    low: float | None = None
-    """First quartile of the milliseconds."""
-    high: float | None = None
-    """Third quartile of the milliseconds."""
-    ratio: float | None = None
-    """Of the time, to the case's reference."""
-    peak_mb: float | None = None
-    limit_share: float | None = None
-    """The least time that the machine's rates allow, over the time taken."""
-    trouble: str = ""
-
-    def cells(self) -> tuple[str, ...]:
-        """For the page."""
-        if self.ms is None:
-            return (self.dtype, self.step, self.way, self.trouble or "right", "", "", "")
-        share = "" if self.limit_share is None else f"{self.limit_share:.1%}"
-        return (
-            self.dtype,
-            self.step,
-            self.way,
-            f"{self.ms:.3f} ({self.low:.3f} to {self.high:.3f})",
-            "" if self.ratio is None else f"{self.ratio:.2f}",
-            f"{self.peak_mb:.0f}",
-            share,
-        )
+    name: str
+    value: float | None
+    """None where it could not be had."""
+    unit: str
+    spread: tuple[float, float] | None = None
+    """First and third quartile."""
+    note: str = ""
 
 
-class Deadline:
-    """How long compiling may still begin."""
+@dataclass
+class Part:
+    """What came of one."""
 
-    def __init__(self, minutes: float) -> None:
-        self.minutes = minutes
-        self.end = time.monotonic() + 60 * (minutes - LAST_COMPILATION_MINUTES)
+    name: str
+    error: str | None = None
+    seconds: float = 0.0
+    rows: list[Row] = field(default_factory=list)
 
-    def check(self) -> None:
-        """An error when the time is up."""
-        if time.monotonic() > self.end:
-            raise TimeoutError(f"left out, --minutes {self.minutes:g} were over")
-
-
-def one_line(error: Exception) -> str:
-    """Why something failed, for a cell."""
-    return describe_error(error)[:160].replace("|", "/")
+    @property
+    def status(self) -> str:
+        """One word."""
+        return "done" if self.error is None else "failed"
 
 
-def measure(
-    ways: Makers, row: Row, reference: str, repeats: int, least_ms: float | None = None
-) -> list[Row]:
-    """A row a way, all beside each other; with their shares of the limit if that is given."""
-    found = compare(
-        ways,
-        reference=reference,
-        repeats=repeats,
-        warm_up=3,
-        device=DEVICE,
-        makes=True,
-        memory=True,
-        tolerant=True,
-    )
-    rows = []
-    for name, timing in found.timings.items():
-        made = replace(row, way=name)
-        if timing.error is not None:
-            made = replace(made, trouble=timing.error[:160].replace("|", "/"))
-        else:
-            low, middle, high = found.milliseconds(name)
-            ratio = found.ratio(name).median if reference in found.names else None
-            made = replace(made, ms=middle, low=low, high=high, ratio=ratio)
-        if timing.peak_bytes is not None:
-            made = replace(made, peak_mb=timing.peak_bytes / 1e6)
-        if least_ms is not None and made.ms is not None:
-            made = replace(made, limit_share=least_ms / made.ms)
-        print(" | ".join((made.case, *made.cells())), flush=True)
-        rows.append(made)
-    return rows
+Parts = Mapping[str, Callable[[], Iterator[Row]]]
 
 
-def measure_rates() -> Rates:
-    """Operations a second of a large matrix product in each format, and bytes of a large copy."""
-    steps: dict[str, Step] = {}
-    for name, dtype in DTYPES.items():
-        a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=dtype) for _ in range(2))
-        steps[name] = partial(torch.mm, a, b)
-    source = torch.empty(2**28, device=DEVICE)
-    steps["bytes"] = partial(torch.empty_like(source).copy_, source)
-    found = compare(steps, repeats=10, warm_up=3, device=DEVICE)
-    work = {**dict.fromkeys(DTYPES, 2 * 8192**3), "bytes": 2 * source.nbytes}
-    return {name: amount / found.seconds(name).median for name, amount in work.items()}
-
-
-def least_ms(operations: float, moved: float, rates: Rates, dtype: str = "bfloat16") -> float:
-    """What the work takes at the machine's rates."""
-    return 1e3 * max(operations / rates[dtype], moved / rates["bytes"])
-
-
-def require_cuda() -> None:
-    """Ends the program where there is no device."""
-    if not torch.cuda.is_available():
-        print("no CUDA device here: --device cuda measures nothing else", file=sys.stderr)
-        sys.exit(2)
-
-
-def provenance(command: str) -> str:
-    """The first words of a page."""
-    device = torch.cuda.get_device_properties(DEVICE)
-    date = time.strftime("%-d %B %Y")
-    return f"`{command}`, {device.name}, torch {torch.__version__}, {date}, seed 0."
-
-
-def run_parts(
-    parts: Sequence[partial[list[Row]]],
-    rows: list[Row],
-    head: Callable[[list[Row]], Sequence[str]],
-    out: Path,
-) -> None:
-    """Measure part by part; write the page and its CSV after each, whatever happens later."""
-    for part in parts:
+def run(parts: Parts, about: Mapping[str, Any], out: Path) -> int:
+    """Run all parts, whatever one of them does; gives the exit status."""
+    out.mkdir(parents=True, exist_ok=True)
+    found: list[Part] = []
+    for name, rows in parts.items():
+        part, started = Part(name), time.monotonic()
         try:
-            rows += part()
-        except Exception as error:  # one part that fails leaves the others their turn
-            name = part.func.__name__
-            rows.append(Row("What stopped a part", "", "", name, trouble=one_line(error)))
-        torch.cuda.empty_cache()
-        with out.with_suffix(".csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
-        page = list(head(rows))
-        for case, group in itertools.groupby(rows, key=lambda row: row.case):
-            cells = [row.cells() for row in group]
-            page += [f"## {case[0].upper()}{case[1:]}", markdown_table(HEAD, cells)]
-        out.write_text("\n\n".join(page) + "\n")
-    print(f"wrote {out} and {out.with_suffix('.csv')}")
+            for row in rows():
+                part.rows.append(row)
+                print(f"{name} | {row.name} | {cell(row)} {row.unit} {row.note}", flush=True)
+        except (Exception, SystemExit) as error:  # the others shall have their turn
+            wrapped = error if isinstance(error, Exception) else RuntimeError(str(error))
+            part.error = describe_error(wrapped)
+        part.seconds = time.monotonic() - started
+        print(f"{name}: {part.status} {part.error or ''}", flush=True)
+        found.append(part)
+        write(found, about, out)
+    return int(any(part.error is not None for part in found))
+
+
+def write(found: list[Part], about: Mapping[str, Any], out: Path) -> None:
+    """The page and the JSON file."""
+    parts = [{**asdict(part), "status": part.status} for part in found]
+    (out / "gpu.json").write_text(json.dumps({**about, "parts": parts}, indent=1) + "\n")
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    page = ["# What a GPU gives", f"{about['device']}; {versions}; {about['date']}; seed 0."]
+    if about["cpu"]:
+        page.append(
+            "**A run on the CPU**, with small sizes and interpreted kernels: it tries the program, "
+            "and its times say nothing of a GPU."
+        )
+    page.append("Times are medians of steps that take turns, with their quartiles.")
+    summary = [(p.name, p.status, f"{p.seconds:.0f}", p.error or "") for p in found]
+    page.append(markdown_table(("part", "status", "seconds", "error"), escaped(summary)))
+    for part in found:
+        page.append(f"## {part.name.capitalize()}")
+        rows = [(row.name, cell(row), row.unit, row.note) for row in part.rows]
+        page.append(markdown_table(("what", "value", "unit", "note"), escaped(rows)))
+    (out / "gpu.md").write_text("\n\n".join(page) + "\n")
+
+
+def escaped(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Cells without the mark that ends one."""
+    return [tuple(text.replace("|", "/") for text in row) for row in rows]
+
+
+def cell(row: Row) -> str:
+    """A value with its quartiles."""
+    if row.value is None:
+        return ""
+    spread = "" if row.spread is None else " ({:.4g} to {:.4g})".format(*row.spread)
+    return f"{row.value:.4g}{spread}"
+
+
+def timed(title: str, ways: Mapping[str, Callable[[], Step]], **words: Any) -> Iterator[Row]:
+    """Time, ratio to the first way, and peak memory if asked for, of ways that take turns.
+
+    Raises:
+        RuntimeError: After all rows, if one of ours could not be measured.
+    """
+    reference = next(iter(ways))
+    found = compare(ways, reference=reference, makes=True, tolerant=True, **words)
+    yield from comparison_rows(title, found, reference)
+    failed = [name for name in ways if name not in found.names and not name.startswith(PEERS)]
+    if failed:
+        raise RuntimeError(f"{title}: could not be measured: {', '.join(failed)}")
+
+
+def comparison_rows(title: str, found: Comparison, reference: str) -> Iterator[Row]:
+    """Of every way."""
+    for name, timing in found.timings.items():
+        what = f"{title}: {name}"
+        if timing.error is not None:
+            yield Row(what, None, "ms", note=timing.error)
+            continue
+        low, middle, high = found.milliseconds(name)
+        yield Row(what, middle, "ms", (low, high))
+        if name != reference and reference in found.names:
+            low, middle, high = found.ratio(name)
+            yield Row(what, middle, "times", (low, high), note=f"of the time of {reference}")
+        if timing.peak_bytes is not None:
+            yield Row(what, timing.peak_bytes / 1e6, "MB", note="peak")
+
+
+def backends(device: str) -> tuple[Backend, ...]:
+    """Those whose numbers are checked."""
+    usual: tuple[Backend, ...] = ("chunked",) if device == "cpu" else ()
+    return (*usual, "sdpa", "experimental_flex", "experimental_triton")
+
+
+def attention_errors(backend: Backend, device: str) -> Iterator[Row]:
+    """Relative errors to the definition in float64, forward and backward."""
+    cases = ((1, 2, 3, 5, 8, 3), (2, 3, 9, 7, 20, 2)) if device == "cpu" else aa_layer.CHECKED
+    interpreted = device == "cpu" and backend == "experimental_triton"
+    for case, dtype in itertools.product(cases, TOLERANCE):
+        if interpreted and dtype == torch.bfloat16:
+            continue  # the interpreter keeps it as bits
+        inputs = aa_layer.make_inputs(case, dtype, device)
+        exact = [t.detach().double().requires_grad_() for t in inputs]
+        size = case[2:4]
+        call: Callable[..., Tensor] = partial(attention, feat_size=size, backend=backend)
+        if backend == "experimental_triton":  # asked directly, so that nothing takes its place
+            call = triton_call(size)
+        forward_alone = device == "cpu" and backend == "experimental_flex"
+        with torch.set_grad_enabled(not forward_alone):
+            out = call(*inputs)
+        expected = attention(*exact, feat_size=size, backend="plain")
+        got, right = [out], [expected]
+        if not forward_alone:
+            weight = torch.randn_like(out)
+            got += torch.autograd.grad(out, inputs, weight)
+            right += torch.autograd.grad(expected, exact, weight.double())
+        worst = max(relative_error(a, b) for a, b in zip(got, right, strict=True))
+        name = f"{backend}, {str(dtype).removeprefix('torch.')}, {size[0]} x {size[1]}"
+        yield error_row(name, worst, TOLERANCE[dtype])
+
+
+def triton_call(size: tuple[int, int]) -> Callable[..., Tensor]:
+    """The kernel of attention."""
+    from convattn.kernels.attention.experimental_triton import triton_attention
+
+    def call(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+        return triton_attention(q, k, v, *relative_biases(q, rel_h, rel_w, size))
+
+    return call
+
+
+def block_errors(device: str) -> Iterator[Row]:
+    """Of the kernels of PatchConvNet's folded block."""
+    from convattn.kernels.patchconv_block import experimental_triton as block
+
+    batch, dim, side = (2, 20, 5) if device == "cpu" else (8, 384, 14)
+    for dtype in (torch.float32,) if device == "cpu" else tuple(TOLERANCE):
+        torch.manual_seed(0)
+
+        def draw(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.randn(shape, device=device).to(dtype)
+
+        matrix, bias, flat = draw(dim, dim) * dim**-0.5, draw(dim), draw(batch, side**2, dim)
+        a_map = draw(batch, side, side, dim)
+        calls: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...]]] = {
+            "norm_linear_gelu": (
+                partial(block.norm_linear_gelu, eps=patchconvnet.EPS),
+                patchconvnet.plain_norm_linear_gelu,
+                (a_map, matrix, bias),
+            ),
+            "depthwise_gelu_sums": (
+                block.depthwise_gelu_sums,
+                patchconvnet.plain_depthwise_gelu_sums,
+                (a_map, draw(dim, 1, 3, 3), bias),
+            ),
+            "scale_linear_residual": (
+                block.scale_linear_residual,
+                patchconvnet.plain_scale_linear_residual,
+                (flat, draw(batch, dim), matrix, bias, draw(*flat.shape)),
+            ),
+        }
+        for name, (kernel, plain, inputs) in calls.items():
+            got = patchconvnet.first(kernel(*inputs))
+            right = patchconvnet.first(plain(*(t.double() for t in inputs)))
+            text = f"{name}, {str(dtype).removeprefix('torch.')}"
+            yield error_row(text, relative_error(got, right), TOLERANCE[dtype])
+
+
+def relative_error(got: Tensor, right: Tensor) -> float:
+    """In the norm of all numbers."""
+    return float((got.double() - right).norm() / right.norm())
+
+
+def error_row(name: str, error: float, allowed: float) -> Row:
+    """An error, and whether it is one."""
+    value = error if math.isfinite(error) else None
+    note = f"at most {allowed:g}" if error <= allowed else f"WRONG: {error:g} over {allowed:g}"
+    return Row(name, value, "relative error", note=note)
+
+
+CHECKED = ("chunked", "sdpa", "experimental_flex", "experimental_triton", "block")
+
+
+def check(name: str, device: str) -> Iterator[Row]:
+    """What a process of its own is asked for."""
+    return (
+        block_errors(device) if name == "block" else attention_errors(cast(Backend, name), device)
+    )
+
+
+def interpreter_is_there() -> bool:
+    """Whether this Triton interprets kernels on the CPU."""
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in version.split(".")[:2]) >= INTERPRETER
+
+
+def environment(device: str) -> dict[str, str]:
+    """Of processes that run kernels."""
+    cpu = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    return os.environ | cpu
+
+
+def correctness(device: str) -> Iterator[Row]:
+    """Every backend and kernel beside the plain path, each in a process of its own."""
+    troubles = []
+    for name in (*backends(device), "block"):
+        interpreted = device == "cpu" and name in ("experimental_triton", "block")
+        if interpreted and not interpreter_is_there():
+            yield Row(name, None, "relative error", note="no Triton of 3.9 or later here")
+            continue
+        command = [sys.executable, __file__, "--check", name]
+        command += ["--cpu"] if device == "cpu" else []
+        try:
+            done = subprocess.run(
+                command, env=environment(device), capture_output=True, text=True, timeout=120
+            )
+        except subprocess.TimeoutExpired:
+            troubles.append(f"{name}: no answer in two minutes")
+            continue
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            yield Row(name, None, "relative error", note=last[:160])
+            troubles.append(name)
+            continue
+        rows = [Row(**one) for one in json.loads(done.stdout.splitlines()[-1])]
+        yield from rows
+        troubles += [row.name for row in rows if row.note.startswith("WRONG")]
+    if troubles:
+        raise RuntimeError(f"wrong or not to be had: {'; '.join(troubles)}")
+
+
+def gpu_tests(device: str) -> Iterator[Row]:
+    """The tests that carry the marker; on the CPU a few of the interpreted ones."""
+    if device == "cpu" and not interpreter_is_there():
+        yield Row("tests", None, "tests", note="no Triton of 3.9 or later here")
+        return
+    files = sorted(str(p) for p in ROOT.glob(KERNEL_TESTS))
+    choice = ["-m", "gpu and not slow", "-k", FEW_TESTS]
+    if device != "cpu":
+        tests = (ROOT / "tests").rglob("test_*.py")
+        files = sorted(str(path) for path in tests if "mark.gpu" in path.read_text())
+        choice = ["-m", "gpu"]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", *choice, f"--junitxml={report}", *files]
+        command += ["-p", "no:cacheprovider", "-p", "no:xdist"]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment(device), capture_output=True, text=True, timeout=240
+        )
+        if not report.is_file():
+            raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-150:]}")
+        suite = next(ElementTree.parse(report).iter("testsuite")).attrib
+    counts = {name: int(suite[name]) for name in ("tests", "failures", "errors", "skipped")}
+    for name, count in counts.items():
+        yield Row(name, count, "tests")
+    if done.returncode or counts["tests"] == counts["skipped"]:
+        lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        raise RuntimeError(f"pytest ended with {done.returncode}: {'; '.join(lines)[:150]}")
+
+
+def layer(device: str, checkout: Path | None) -> Iterator[Row]:
+    """AA layer beside position-free attention and the public layer."""
+    batch, side = (1, 8) if device == "cpu" else aa_layer.PLACES[0]
+    for dtype in (torch.float32,) if device == "cpu" else tuple(TOLERANCE):
+        makers: dict[str, Callable[[], nn.Module]] = {
+            "ours without positions": partial(aa_layer.ours, side, position="none")
+        }
+        for backend in ("chunked",) if device == "cpu" else ():
+            makers[f"ours, {backend}"] = partial(aa_layer.ours, side, attn_backend=backend)
+        for backend in ("sdpa", "plain", *(() if device == "cpu" else ("experimental_triton",))):
+            makers[f"ours, {backend}"] = partial(aa_layer.ours, side, attn_backend=backend)
+        makers["plain convolution"] = partial(nn.Conv2d, 160, 160, 3, padding=1)
+        if checkout is not None:
+            makers["public layer"] = partial(aa_layer.public, checkout, side)
+        torch.manual_seed(1)
+        shape = (batch, aa_layer.CHANNELS, side, side)
+        image = torch.randn(shape, device=device).to(dtype).requires_grad_()
+        for name, pass_of in aa_layer.STEPS.items():
+            ways = {
+                way: partial(placed, make, pass_of, image, device) for way, make in makers.items()
+            }
+            title = f"{' x '.join(map(str, shape))}, {str(dtype)[6:]}, {name}"
+            yield from timed(title, ways, repeats=9, device=device, memory=device != "cpu")
+
+
+def placed(
+    make: Callable[[], nn.Module], pass_of: Callable[..., Step], image: Tensor, device: str
+) -> Step:
+    """A pass of a new layer."""
+    return pass_of(make().to(device, image.dtype), image)
+
+
+def network(name: str, batch: int, side: int, device: str) -> Step:
+    """A training step; in bfloat16 autocast on a GPU."""
+    torch.manual_seed(0)
+    model = timm.create_model(name).to(device, memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, side, side, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    return training_step(model, images, autocast=device != "cpu")
+
+
+def memory(device: str) -> Iterator[Row]:
+    """AA-WRN-28-10 beside its plain twin, batch 128."""
+    batch, side = (1, 16) if device == "cpu" else (128, 32)
+    ways = {
+        name: partial(network, name, batch, side, device)
+        for name in ("wide_resnet28_10", "aa_wide_resnet28_10")
+    }
+    title = f"training step, {batch} x 3 x {side} x {side}"
+    yield from timed(title, ways, repeats=5, warm_up=1, device=device, memory=True)
+
+
+def s60(device: str, authors: Path | None) -> Iterator[Row]:
+    """PatchConvNet-S60, beside the authors' if their file is given."""
+    batch, side = (1, 64) if device == "cpu" else (128, 224)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    networks: dict[str, Any] = {}
+    if authors is not None:
+        module = patchconvnet.load_authors(authors)
+        networks["authors"], networks["ours"] = patchconvnet.make_twins(module, patchconvnet.S60)
+    else:
+        networks["ours"] = timm.create_model(patchconvnet.S60).eval()
+        patchconvnet.draw_weights(networks["ours"])
+    networks = {name: model.to(device) for name, model in networks.items()}
+    images = patchconvnet.make_images(batch, side).to(device)
+    low = images.to(dtype)
+    ways: dict[str, Callable[[], Step]] = {
+        name: partial(patchconvnet.way, model, low, dtype=dtype) for name, model in networks.items()
+    }
+    ours = networks["ours"]
+    ways["ours, optimised"] = partial(patchconvnet.optimised, ours, low, dtype=dtype)
+    if device != "cpu":
+        words = {"dtype": dtype, "kernels": "experimental_triton"}
+        ways["ours, optimised, Triton"] = partial(patchconvnet.optimised, ours, low, **words)
+    title, repeats = f"{batch} x 3 x {side} x {side}", 3 if device == "cpu" else 9
+    with torch.no_grad():
+        expected = networks["authors" if authors else "ours"](images)
+    agreeing: dict[str, Callable[[], Step]] = {
+        name: partial(patchconvnet.agreeing, make, expected) for name, make in ways.items()
+    }
+    on_gpu = device != "cpu"
+    words = {"repeats": repeats, "warm_up": 1, "device": device, "memory": on_gpu}
+    yield from timed(f"inference, {title}", agreeing, **words)
+    steps: dict[str, Callable[[], Step]] = {
+        name: partial(patchconvnet.lamb_step, model, images, autocast=on_gpu)
+        for name, model in networks.items()
+    }
+    yield from timed(f"training step, {title}", steps, **words)
+
+
+def finetune(device: str) -> Iterator[Row]:
+    """The end-to-end stage's step: a ResNet-50 with our pool, batch 32, AdamW."""
+    batch, side = (2, 64) if device == "cpu" else (32, 224)
+    title = f"training step, {batch} x 3 x {side} x {side}"
+    ways: dict[str, Callable[[], Step]] = {
+        "resnet50": partial(finetune_step, False, batch, side, device),
+        "resnet50, attention pool": partial(finetune_step, True, batch, side, device),
+    }
+    for row in timed(title, ways, repeats=5, warm_up=1, device=device):
+        yield row
+        if row.unit == "ms" and row.value is not None and row.spread is not None:
+            low, high = (1e3 * batch / ms for ms in reversed(row.spread))
+            yield Row(row.name, 1e3 * batch / row.value, "images/s", (low, high))
+
+
+def finetune_step(pool: bool, batch: int, side: int, device: str) -> Step:
+    """As ``finetune`` trains the whole network."""
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model("resnet50", num_classes=10)
+    if pool:
+        model = convattn.augment(model, pool="attention", input_size=side)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(batch, 3, side, side, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-12, weight_decay=0.05)
+    return training_step(model, images, optimizer, autocast=device != "cpu")
+
+
+NAMES = ("correctness", "tests", "layer", "memory", "s60", "finetune")
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Where and with what."""
+    packages = ("convattn", "torch", "timm", "triton", "numpy")
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "none"
+    cpu = device == "cpu"
+    name = f"CPU, {torch.get_num_threads()} threads" if cpu else torch.cuda.get_device_name()
+    date = time.strftime("%Y-%m-%d")
+    return {"device": name, "versions": versions, "date": date, "cpu": cpu}
+
+
+def main() -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cpu", action="store_true", help="small sizes, interpreted kernels")
+    parser.add_argument("--parts", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--authors", type=Path, help="deit's patchconvnet_models.py")
+    parser.add_argument("--public", type=Path, help="checkout of the public layer")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the page")
+    parser.add_argument("--check", choices=CHECKED, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    device = "cpu" if given.cpu else "cuda"
+    if not given.cpu and not torch.cuda.is_available():
+        parser.error("no CUDA device here: give --cpu to try all parts with small sizes")
+    if given.check:
+        print(json.dumps([asdict(row) for row in check(given.check, device)]))
+        return 0
+    if (given.out / "gpu.json").exists():
+        parser.error(f"{given.out} has the results of another run: name a new folder by --out")
+    for flag, part in (("authors", "s60"), ("public", "layer")):
+        if getattr(given, flag) is not None and part not in given.parts:
+            parser.error(f"--{flag} is for the part {part}, which --parts leaves out: add it")
+    parts: Parts = {
+        "correctness": partial(correctness, device),
+        "tests": partial(gpu_tests, device),
+        "layer": partial(layer, device, given.public),
+        "memory": partial(memory, device),
+        "s60": partial(s60, device, given.authors),
+        "finetune": partial(finetune, device),
+    }
+    chosen = {name: parts[name] for name in NAMES if name in given.parts}
+    return run(chosen, describe(device), given.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -69,7 +69,7 @@ from convattn.inference.processor import emulates
 from convattn.layers import LearnedAggregation2d
 from convattn.text import markdown_table
 from convattn.weights import patchconvnet_from_released
-from gpu import (
+from gpu_rows import (
     DEVICE,
     Deadline,
     Rates,

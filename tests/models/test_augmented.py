@@ -138,7 +138,7 @@ def test_what_a_newer_version_saved_is_named(tmp_path):
     written = json.loads(config.read_text())
     written["model_args"]["augment"][0]["pool_of_tomorrow"] = 3
     config.write_text(json.dumps(written))
-    with pytest.raises(ValueError, match="knows no pool_of_tomorrow.* newer version"):
+    with pytest.raises(ValueError, match=r"knows no pool_of_tomorrow.* newer version"):
         timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True)
 
 

@@ -43,8 +43,8 @@ def augmented(
         **arguments: Of the base.
 
     Raises:
-        ValueError: If nothing tells the base, the attention does not fit it, or is described in words
-            that this version does not know.
+        ValueError: If nothing tells the base, the attention does not fit it, or is described in
+            words that this version does not know.
 
     Examples:
         >>> import timm, convattn
