@@ -350,9 +350,8 @@ def layer(device: str, checkout: Path | None) -> Iterator[Row]:
         makers: dict[str, Callable[[], nn.Module]] = {
             "ours without positions": partial(aa_layer.ours, side, position="none")
         }
-        for backend in ("chunked",) if device == "cpu" else ():
-            makers[f"ours, {backend}"] = partial(aa_layer.ours, side, attn_backend=backend)
-        for backend in ("sdpa", "plain", *(() if device == "cpu" else ("experimental_triton",))):
+        own = ("chunked", "sdpa", "plain")
+        for backend in own if device == "cpu" else ("sdpa", "plain", "experimental_triton"):
             makers[f"ours, {backend}"] = partial(aa_layer.ours, side, attn_backend=backend)
         makers["plain convolution"] = partial(nn.Conv2d, 160, 160, 3, padding=1)
         if checkout is not None:
@@ -397,8 +396,9 @@ def memory(device: str) -> Iterator[Row]:
 
 def s60(device: str, authors: Path | None) -> Iterator[Row]:
     """PatchConvNet-S60, beside the authors' if their file is given."""
-    batch, side = (1, 64) if device == "cpu" else (128, 224)
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    on_gpu = device != "cpu"
+    batch, side = (128, 224) if on_gpu else (1, 64)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
     networks: dict[str, Any] = {}
     if authors is not None:
         module = patchconvnet.load_authors(authors)
@@ -414,16 +414,16 @@ def s60(device: str, authors: Path | None) -> Iterator[Row]:
     }
     ours = networks["ours"]
     ways["ours, optimised"] = partial(patchconvnet.optimised, ours, low, dtype=dtype)
-    if device != "cpu":
-        words = {"dtype": dtype, "kernels": "experimental_triton"}
-        ways["ours, optimised, Triton"] = partial(patchconvnet.optimised, ours, low, **words)
-    title, repeats = f"{batch} x 3 x {side} x {side}", 3 if device == "cpu" else 9
+    if on_gpu:
+        ways["ours, optimised, Triton"] = partial(
+            patchconvnet.optimised, ours, low, dtype=dtype, kernels="experimental_triton"
+        )
+    title, repeats = f"{batch} x 3 x {side} x {side}", 9 if on_gpu else 3
     with torch.no_grad():
         expected = networks["authors" if authors else "ours"](images)
     agreeing: dict[str, Callable[[], Step]] = {
         name: partial(patchconvnet.agreeing, make, expected) for name, make in ways.items()
     }
-    on_gpu = device != "cpu"
     words = {"repeats": repeats, "warm_up": 1, "device": device, "memory": on_gpu}
     yield from timed(f"inference, {title}", agreeing, **words)
     steps: dict[str, Callable[[], Step]] = {

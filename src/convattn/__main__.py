@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+from functools import cache
 from importlib import metadata
 
 _EXTRAS = {
@@ -53,7 +54,9 @@ def find_too_old() -> list[str]:
     return list(dict.fromkeys(found))
 
 
+@cache
 def _version(name: str) -> str | None:
+    """Extras name the same packages again and again, and each look reads files."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,6 +1,5 @@
 """The one call for a GPU, tried on the CPU."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -9,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+from tests.benchmarks.conftest import FOLDER
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("gpu")
+def gpu(load):
+    return load("gpu")
 
 
 def test_a_failed_part_keeps_its_rows_and_leaves_the_others(gpu, tmp_path: Path) -> None:

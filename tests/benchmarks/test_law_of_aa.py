@@ -1,12 +1,11 @@
 import argparse
 import csv
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+from tests.benchmarks.conftest import FOLDER
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,11 @@
-import importlib
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("rows")
+def rows(load):
+    return load("rows")
 
 
 def test_what_is_appended_is_read(rows, tmp_path: Path) -> None:

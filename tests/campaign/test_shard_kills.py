@@ -9,13 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
 
 from convattn.classification.sharding import shard_data
 from convattn.config import DataConfig
 from tests.campaign.counting import RIGHT
 from tests.campaign.runs import digest
+from tests.noise import write_noise
 
 pytestmark = pytest.mark.timeout(3600)
 _FLAGS = (
@@ -98,14 +97,7 @@ def _kill(process):
 
 def _shards(folder: Path, format: str) -> Path:
     """Shards of five of 42 images of noise."""
-    generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 21), ("test", 4)):
-        for name in ("ants", "bees"):
-            place = folder / "images" / split / name
-            place.mkdir(parents=True)
-            for number in range(count):
-                pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=generator)
-                Image.fromarray(pixels.numpy()).save(place / f"{number}.png")
+    write_noise(folder / "images", num_train=21)
     images = DataConfig(name="folder", root=str(folder / "images"))
     shard_data(images, folder / "shards", shard_size=5, format=format)
     return folder / "shards"

@@ -22,6 +22,7 @@ from convattn.data.shard_files import shard_numbers
 from convattn.tasks import resume, train
 from convattn.train.callbacks import read_metrics
 from convattn.train.datamodule import EpochBatches, SeededBatches
+from tests.noise import write_noise
 from tests.train.conftest import TINY, digest, steady_columns
 from tests.train.test_run import at_step
 
@@ -35,14 +36,7 @@ STEPS = 6  # an epoch
 def place(tmp_path_factory):
     """A folder of noise, and its shards, more than there are ranks times workers and fewer."""
     place = tmp_path_factory.mktemp("shards")
-    generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 13), ("test", 4)):
-        for name in ("ants", "bees"):
-            folder = place / "images" / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=generator)
-                Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    write_noise(place / "images", num_train=13)
     images = DataConfig(name="folder", root=str(place / "images"))
     shard_data(images, place / "webdataset", shard_size=5)
     shard_data(images, place / "one", shard_size=99)
@@ -178,13 +172,18 @@ def uneven(tmp_path_factory):
     for size in range(1, 18):
         with tarfile.open(folder / f"train-{size:02d}.tar", "w") as tar:
             for _ in range(size):
-                for end, content in ((".png", png(number)), (".cls", str(number % 2).encode())):
-                    member = tarfile.TarInfo(f"{number:04d}{end}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+                add_image(tar, number, png(number))
                 number += 1
     (folder / "test-00.tar").write_bytes((folder / "train-17.tar").read_bytes())
     return folder
+
+
+def add_image(tar, number, content):
+    """An image and its class."""
+    for end, part in ((".png", content), (".cls", str(number % 2).encode())):
+        member = tarfile.TarInfo(f"{number:04d}{end}")
+        member.size = len(part)
+        tar.addfile(member, io.BytesIO(part))
 
 
 def png(number):
@@ -231,11 +230,7 @@ def very_uneven(tmp_path_factory):
     for place, size in enumerate(SIZES):
         with tarfile.open(folder / f"train-{place:02d}.tar", "w") as tar:
             for _ in range(size):
-                colour = (number % 256, number // 256, 0)
-                for end, content in ((".png", png_of(colour)), (".cls", b"%d" % (number % 2))):
-                    member = tarfile.TarInfo(f"{number:04d}{end}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+                add_image(tar, number, png_of((number % 256, number // 256, 0)))
                 number += 1
     (folder / "test-00.tar").write_bytes((folder / "train-03.tar").read_bytes())
     return folder
