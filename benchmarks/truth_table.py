@@ -72,13 +72,13 @@ KINDS: Mapping[str, Kind] = {
         "quickstart",
         "--data.num-train 8000",
         "--model.model-args global_pool attention",
-        "--num-images 200",
+        "--num-images 150",
     ),
     "tiny_imagenet_40": Kind(
         "patchconvnet_tiny_imagenet",
         "--data.root {root}/tiny_imagenet_40",
         "--model.model-args global_pool attention --epochs 5",
-        "--num-images 200",
+        "--num-images 150",
         (6, 4),
     ),
     "magnetic_tiles": Kind(
@@ -86,7 +86,7 @@ KINDS: Mapping[str, Kind] = {
         "--data.name folder --data.root {root}/magnetic_tiles/images --data.group num_([0-9]+)"
         " --data.image-size 96",
         "--model.model-args global_pool attention --epochs 24 --data.batch-size 64",
-        "--num-images 250 --masks {root}/magnetic_tiles/masks",
+        "--num-images 200 --masks {root}/magnetic_tiles/masks",
         (4, 6),
     ),
 }
