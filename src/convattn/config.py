@@ -413,6 +413,9 @@ class OptimConfig:
             )
 
 
+FSDP2 = "fsdp2"
+"""The strategy that shares weights out among processes."""
+
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 """Where curves may go beside ``metrics.csv``."""
 
@@ -439,7 +442,8 @@ class TrainConfig:
     devices: int | Literal["auto"] = "auto"
     """Number of devices a machine; on the CPU, of processes."""
     strategy: str = "auto"
-    """How several devices work together, as Lightning names it, for example ddp."""
+    """How several devices work together, as Lightning names it, for example ddp; classification:
+    fsdp2 shares weights, gradients and the optimiser's memory out among them."""
     num_nodes: int = 1
     """Number of machines."""
     sync_batchnorm: bool = False
@@ -452,6 +456,8 @@ class TrainConfig:
     """Decay a step of the averaged weights that are tested and saved; None: no average."""
     channels_last: bool = False
     """Keep images and kernels channels-last, which is faster on recent GPUs."""
+    grad_checkpointing: bool = False
+    """Compute what blocks keep for the backward pass once more there, which saves memory."""
     compile: bool = False
     """Compile the model with torch.compile."""
     deterministic: bool = True
@@ -521,6 +527,11 @@ class TrainConfig:
         Raises:
             ValueError: If a field of another task was set.
         """
+        if self.strategy == FSDP2 and task != "classification":
+            raise ValueError(
+                f"strategy={FSDP2} is for classifiers, and {self.model.name} is for {task}; train "
+                "it by ddp"
+            )
         for path, default in _UNUSED[task].items():
             part, name = path.split(".")
             value = getattr(getattr(self, part), name)
