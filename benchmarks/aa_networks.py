@@ -16,6 +16,7 @@ from typing import Any
 import timm
 import torch
 
+import pages
 from convattn.bench import compare, count, forward, training_step
 from convattn.text import markdown_table
 
@@ -76,6 +77,7 @@ def family_table(size: int, family: Family, batch_size: int, repeats: int) -> st
 
 def main() -> None:
     """Measure and write."""
+    pages.answer_check("aa_networks")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -83,10 +85,8 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = [
         "# What attention-augmented networks cost on the CPU",
-        f"`python benchmarks/aa_networks.py --repeats {arguments.repeats} --batch-size "
-        f"{arguments.batch_size}`, float32, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}. Each cell: the median "
-        "time of a batch, and the median of its ratios to the plain network, with quartiles.",
+        "In float32. Each cell: the median time of a batch, and the median of its ratios to the "
+        "plain network, with quartiles.",
     ]
     for title, (size, family) in FAMILIES.items():
         parts += [
@@ -94,7 +94,11 @@ def main() -> None:
             family_table(size, family, arguments.batch_size, arguments.repeats),
         ]
         print("\n\n".join(parts[-2:]), flush=True)
-    arguments.out.write_text("\n\n".join(parts) + "\n")
+    command = (
+        f"python benchmarks/aa_networks.py --repeats {arguments.repeats} "
+        f"--batch-size {arguments.batch_size}"
+    )
+    pages.publish(arguments.out, "\n\n".join(parts) + "\n", [pages.provenance(command)])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import time
 import warnings
 from collections.abc import Callable
@@ -35,6 +34,7 @@ import torchvision
 from torch import nn
 
 import convattn
+import pages
 from convattn.surgery import new_parameters
 from convattn.text import markdown_table
 
@@ -185,12 +185,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Which networks augment() works on",
         "",
-        f"`python benchmarks/augment_matrix.py --out docs/results/augment_matrix.md`; torch "
-        f"{torch.__version__.split('+')[0]}, timm {timm.__version__}, torchvision "
-        f"{torchvision.__version__.split('+')[0]}, {platform.machine()} CPU, "
-        f"{time.strftime('%-d %B %Y')}, seed 0, untrained weights. What is tried is in the "
-        "script's first lines: equal logits, three training steps with a gradient in every new "
-        "parameter, a state dict's round trip.",
+        "Untrained weights. What is tried is in the script's first lines: equal logits, three "
+        "training steps with a gradient in every new parameter, a state dict's round trip.",
         "",
     ]
     for library in ("timm", "torchvision"):
@@ -246,6 +242,7 @@ def passes(result: Result) -> bool:
 
 def main() -> None:
     """Try every network that has no line yet, then write the table."""
+    pages.answer_check("augment_matrix")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results/augment_matrix.md"))
     parser.add_argument("--log", type=Path, default=Path("runs/augment_matrix.jsonl"))
@@ -273,7 +270,9 @@ def main() -> None:
         for kind in KINDS:
             if not row[kind]["passed"]:
                 print(f"    {kind}: {row[kind]['why']}", flush=True)
-    arguments.out.write_text(table([rows[pair] for pair in wanted]))
+    about = pages.provenance("python benchmarks/augment_matrix.py")
+    about["machine"] += f", timm {timm.__version__}, torchvision {torchvision.__version__}"
+    pages.publish(arguments.out, table([rows[pair] for pair in wanted]), [about])
     print(arguments.out)
 
 

@@ -16,9 +16,7 @@ import argparse
 import csv
 import dataclasses
 import json
-import platform
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
+import pages
 from convattn.bench import Comparison, compare, training_step
 from convattn.classification.dataset import open_data, pretrained_cfg, test_batches
 from convattn.classification.evaluation import ClassificationResult, evaluate_classification
@@ -169,10 +168,8 @@ def page(
         [
             "# A trained network, continued with attention",
             "",
-            "`python benchmarks/augment_study.py --root DIR`; torch "
-            f"{torch.__version__.split('+')[0]}, {torch.get_num_threads()} threads of an "
-            f"{platform.machine()} CPU, {time.strftime('%-d %B %Y')}. A plain ResNet-18 was "
-            f"trained for {base_config.epochs} epochs on 20,000 images of 64 x 64 in 40 classes "
+            "A plain ResNet-18 was trained for "
+            f"{base_config.epochs} epochs on 20,000 images of 64 x 64 in 40 classes "
             "(recipe `resnet18_tiny_imagenet`, seed 0), then continued from those weights for "
             f"{config.epochs} more (SGD, lr {config.optim.lr:g}, cosine; new layers 5 times "
             "faster) in three ways with three seeds each. 2,000 test images; one is 0.05 %.",
@@ -191,6 +188,7 @@ def page(
 
 def main() -> None:
     """Train what is missing, then measure and write."""
+    pages.answer_check("augment_study")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", type=Path, required=True, help="folder of Tiny ImageNet")
     parser.add_argument("--runs", type=Path, default=Path("runs/augment_study"))
@@ -212,7 +210,12 @@ def main() -> None:
     steps = compare_steps({way: model for way, (model, _) in starts.items()})
     draw(folders, before["unchanged"], arguments.docs / "augment_study.png")
     text = page(base, before, folders, sizes, steps)
-    (arguments.docs / "augment_study.md").write_text(text)
+    told = f"0 of the first training, {', '.join(map(str, SEEDS))} of those that continue it"
+    pages.publish(
+        arguments.docs / "augment_study.md",
+        text,
+        [pages.provenance("python benchmarks/augment_study.py --root DIR", seed=told)],
+    )
     print(text)
 
 

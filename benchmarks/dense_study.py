@@ -13,17 +13,13 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 
-import torch
-
+import pages
 from convattn.runs import Run
 
 HEAD = """# Dense networks with and without attention
 
-Written by `python benchmarks/dense_study.py` from runs of `convattn train RECIPE --seed SEED`,
-torch {torch}, {date}: x86-64, one thread a run, two runs and other work at a time on two cores.
 Mean over the seeds, in brackets the lowest and the highest. Every run starts from random weights.
 
 """
@@ -77,6 +73,7 @@ def row(recipe: str, folders: Sequence[Path]) -> str:
 
 def main() -> None:
     """Write the table."""
+    pages.answer_check("dense_study")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
@@ -88,9 +85,8 @@ def main() -> None:
     table = "| recipe | backbone | parameters | seeds | per cent on the test set | minutes |\n"
     table += "|---|---|---|---|---|---|\n"
     table += "".join(row(recipe, folders) for recipe, folders in groups.items())
-    options.out.write_text(
-        HEAD.format(torch=torch.__version__, date=f"{date.today():%d %B %Y}") + table
-    )
+    command = "convattn train RECIPE --seed SEED; python benchmarks/dense_study.py DIR ..."
+    pages.publish(options.out, HEAD + table, [pages.provenance(command, seed="as in the table")])
     print(table)
 
 

@@ -12,7 +12,6 @@ and all else. Detections are as many as the detector allows, the most that infer
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +23,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import pages
 from convattn.bench import Step, num_threads, peak_memory
 from convattn.detection import create_detector
 from convattn.segmentation import create_segmenter
@@ -183,15 +183,8 @@ def memory_table() -> list[str]:
 
 def page(memory: bool) -> str:
     """The page in docs."""
-    flag = "--memory " if memory else ""
     lines = [
         "# What detection and segmentation cost",
-        "",
-        "Written by `python benchmarks/detection_cost.py "
-        f"{flag}--out docs/results/detection_cost.md` "
-        f"with torch {torch.__version__.split('+')[0]}, "
-        f"torchvision {torchvision.__version__.split('+')[0]}, "
-        f"{time.strftime('%-d %B %Y')}, seed 0.",
         "",
         "## RetinaNet",
         "",
@@ -223,7 +216,6 @@ def page(memory: bool) -> str:
             "Peak resident memory of one training step and one inference, batch 1, float32, less",
             "what the interpreter with its libraries holds: weights, gradients, momentum,",
             "activations and all else. Detections are as many as the detector allows.",
-            f"{platform.machine()} CPU, one thread.",
             "",
             *memory_table(),
             "",
@@ -237,11 +229,15 @@ def page(memory: bool) -> str:
 
 def main() -> None:
     """Write the page."""
+    pages.answer_check("detection_cost")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("docs/results/detection_cost.md"))
     args = parser.parse_args()
-    args.out.write_text(page(args.memory))
+    flag = " --memory" if args.memory else ""
+    about = pages.provenance(f"python benchmarks/detection_cost.py{flag}")
+    about["machine"] += f", torchvision {torchvision.__version__}"
+    pages.publish(args.out, page(args.memory), [about])
 
 
 if __name__ == "__main__":

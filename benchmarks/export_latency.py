@@ -20,6 +20,7 @@ import torchvision
 from torch import nn
 
 import convattn
+import pages
 from convattn.bench import Step, compare, forward
 from convattn.export import Exported, export_onnx
 from convattn.text import markdown_table
@@ -69,6 +70,7 @@ def row(name: str, model: nn.Module, exported: Exported, repeats: int) -> tuple[
 
 def main() -> None:
     """Export, measure and write."""
+    pages.answer_check("export_latency")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -89,14 +91,14 @@ def main() -> None:
     ]
     parts = [
         "# Exported networks in onnxruntime",
-        f"`python benchmarks/export_latency.py --repeats {arguments.repeats}`, float32, {SIZE} x "
-        f"{SIZE}, {torch.get_num_threads()} threads, torch {torch.__version__}, onnxruntime "
-        f"{onnxruntime.__version__}, {torch.backends.cpu.get_cpu_capability()}. Times: the median "
-        "of a batch, and the median of its ratios to PyTorch's own pass, with quartiles. The "
-        "difference is the largest of the six checks, as a share of the largest logit.",
+        f"In float32, {SIZE} x {SIZE}. Times: the median of a batch, and the median of its ratios "
+        "to PyTorch's own pass, with quartiles. The difference is the largest of the six checks, "
+        "as a share of the largest logit.",
         markdown_table(("network", "file", "weights", "difference", *ways), rows),
     ]
-    arguments.out.write_text("\n\n".join(parts) + "\n")
+    about = pages.provenance(f"python benchmarks/export_latency.py --repeats {arguments.repeats}")
+    about["machine"] += f", onnxruntime {onnxruntime.__version__}"
+    pages.publish(arguments.out, "\n\n".join(parts) + "\n", [about])
 
 
 if __name__ == "__main__":

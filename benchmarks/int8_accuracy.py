@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import convattn
+import pages
 from convattn.bench import compare, forward
 from convattn.classification.dataset import open_data, test_batches
 from convattn.runs import Run
@@ -107,6 +108,7 @@ def run_rows(run: Path, batch_size: int, repeats: int) -> list[tuple[str, ...]]:
 
 def main() -> None:
     """Measure and write."""
+    pages.answer_check("int8_accuracy")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--batch-size", type=int, default=8, help="of what is timed")
@@ -121,14 +123,14 @@ def main() -> None:
     ]
     parts = [
         "# What int8 costs in accuracy",
-        "`python benchmarks/int8_accuracy.py`, all test images of each run; time of a batch of "
-        f"{arguments.batch_size}: {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"{torch.backends.cpu.get_cpu_capability()}, the median and the median of its ratios to "
-        "float32, with quartiles.",
+        f"All test images of each run; time of a batch of {arguments.batch_size}: the median and "
+        "the median of its ratios to float32, with quartiles.",
         markdown_table(HEAD, rows),
     ]
     text = "\n\n".join(parts) + "\n"
-    arguments.out.write_text(text)
+    seeds = ", ".join(str(Run.open(run).config.seed) for run in arguments.runs)
+    command = f"python benchmarks/int8_accuracy.py{' RUN' * len(arguments.runs)}"
+    pages.publish(arguments.out, text, [pages.provenance(command, "networks", seed=seeds)])
     print(text)
 
 

@@ -12,19 +12,17 @@ recipe, with the mean and the range over the seeds, and a plot beside it of the 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+import pages
 from convattn.classification.dataset import open_data, test_batches
 from convattn.config import TrainConfig
 from convattn.explanation.faithfulness import Report, measure_faithfulness
@@ -117,10 +115,8 @@ def page(sections: Sequence[Sequence[str]], plot: Path) -> str:
         [
             "# Does the map tell the truth?",
             "",
-            "`python benchmarks/localisation.py RUN ...`; torch "
-            f"{torch.__version__.split('+')[0]}, {torch.get_num_threads()} thread(s) of an "
-            f"{platform.machine()} CPU, {time.strftime('%-d %B %Y')}. Means over the seeds, in "
-            "brackets their range. Peak (the pointing game) and energy are those of the true "
+            "Means over the seeds, in brackets their range. Peak (the pointing game) and energy "
+            "are those of the true "
             "class's map; deletion and insertion are areas under the curves of the predicted "
             "class, in 16 steps. How to read it: [explain.md](../howto/explain.md).",
             "",
@@ -144,6 +140,7 @@ def draw(groups: dict[str, list[Report]], file: Path) -> None:
 
 def main() -> None:
     """Measure every run, then write the page and its plot."""
+    pages.answer_check("localisation")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a finished run folder")
     parser.add_argument("--out", type=Path, default=Path("docs/results/localisation.md"))
@@ -160,7 +157,9 @@ def main() -> None:
     draw(groups, plot)
     sections = [section(name, reports, seeds[name]) for name, reports in groups.items()]
     text = page(sections, plot)
-    arguments.out.write_text(text)
+    told = ", ".join(map(str, sorted({seed for each in seeds.values() for seed in each})))
+    about = pages.provenance("python benchmarks/localisation.py RUN ...", seed=told)
+    pages.publish(arguments.out, text, [about])
     print(text)
 
 

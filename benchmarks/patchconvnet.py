@@ -1,11 +1,9 @@
-"""PatchConvNet beside its authors' implementation and its peers, on the CPU or a CUDA device.
+"""PatchConvNet beside its authors' implementation and its peers, on the CPU.
 
     python benchmarks/patchconvnet.py --authors patchconvnet_models.py [--repeats 11]
         [--only inference,training,aggregation,multi,peers,limits] [--sizes 224 384 512]
-        [--batch-size 8] [--training-batch-size 16] [--no-compile] [--compile-all]
+        [--batch-size 8] [--training-batch-size 16] [--no-compile] [--compile-all] [--check]
         [--out docs/results/patchconvnet_speed.md]
-    python benchmarks/patchconvnet.py --device cuda [--authors patchconvnet_models.py]
-        [--minutes 9] [--out docs/results/patchconvnet_gpu.md]
 
 ``--authors`` is the file ``patchconvnet_models.py`` of github.com/facebookresearch/deit. Both
 implementations get the same weights, and every variant must give the logits of the authors'
@@ -16,12 +14,8 @@ What is compared takes turns in one process, so that whatever else the machine d
 alike. "Times as fast" is the median over neighbouring passes, with its quartiles, against the
 authors' variant with the smallest median. Peak memory is that of a process of its own.
 
-The page is written after every section. ``--only`` replaces its sections and keeps the others.
-
-On a CUDA device: S60 in bfloat16, 256 images and one; a training step of 128 images in bfloat16
-autocast with LAMB; and the Triton kernels of the folded block beside the same in PyTorch, eager and
-compiled. What cannot begin to compile in time for ``--minutes`` is a row that says so. Beside the
-page a CSV file is written.
+The page is written after every section. ``--only`` replaces its sections and keeps the others. On
+a GPU: gpu.py.
 """
 
 from __future__ import annotations
@@ -30,14 +24,12 @@ import argparse
 import copy
 import importlib.util
 import itertools
-import math
 import re
 import shlex
 import sys
 import time
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +45,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 import convattn
+import pages
 from convattn.bench import (
     Comparison,
     Step,
@@ -69,18 +62,6 @@ from convattn.inference.processor import emulates
 from convattn.layers import LearnedAggregation2d
 from convattn.text import markdown_table
 from convattn.weights import patchconvnet_from_released
-from gpu_rows import (
-    DEVICE,
-    Deadline,
-    Rates,
-    Row,
-    least_ms,
-    measure,
-    measure_rates,
-    provenance,
-    require_cuda,
-    run_parts,
-)
 
 Ways = dict[str, Callable[[], Step]]
 """What makes each step, and compiles what is compiled."""
@@ -99,16 +80,9 @@ AGGREGATION_BATCHES = (1, 8, 64)
 SIDE = 14  # of S60's map at 224
 
 LOW = torch.bfloat16
-GPU_BATCHES = (256, 1)
-GPU_TRAINING_BATCH = 128
-TRAINING_REPEATS = 7
 # A product of bfloat16 maps rounds each of them; sixty blocks of it are 3e-2.
-NETWORK_TOLERANCE, KERNEL_TOLERANCE = 5e-2, 2e-2
+NETWORK_TOLERANCE = 5e-2
 EPS = 1e-6
-# A block reads and writes a map in each of its three steps, and reads it once more to add to it.
-MAPS_A_BLOCK = 7
-
-COMPILED = "PyTorch, compiled"
 
 # Top-1 on ImageNet at 224 after training on ImageNet-1k alone, in per cent.
 TOP1 = {
@@ -848,17 +822,6 @@ SECTIONS = {
 }
 
 
-def write_section(out: Path, title: str, body: str) -> None:
-    """Put a section in its place on the page, which keeps its others."""
-    text = out.read_text() if out.is_file() else ""
-    bodies = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
-    bodies[title] = body
-    titles = [name for name, _ in SECTIONS.values() if name in bodies]
-    parts = ["# What PatchConvNet costs on the CPU"]
-    parts += [f"## {name}\n\n{bodies[name].strip()}" for name in titles]
-    out.write_text("\n\n".join(parts) + "\n")
-
-
 def measure_on_cpu(authors: types.ModuleType, arguments: argparse.Namespace) -> None:
     """Section by section."""
     command = shlex.join(["python", "benchmarks/patchconvnet.py", *sys.argv[1:]])
@@ -866,31 +829,11 @@ def measure_on_cpu(authors: types.ModuleType, arguments: argparse.Namespace) -> 
     for name in arguments.only:
         title, section = SECTIONS[name]
         parts = section(authors, arguments)
-        source = (
-            f"`{command}`, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-            f"{torch.backends.cpu.get_cpu_capability()}, {time.strftime('%-d %B %Y')}, seed 0."
-        )
-        body = "\n\n".join([source, *parts])
+        body = "\n\n".join(parts)
         print(f"## {title}\n\n{body}\n", flush=True)
-        write_section(arguments.out, title, body)
+        page = f"# What PatchConvNet costs on the CPU\n\n## {title}\n\n{body}\n"
+        pages.publish(arguments.out, page, [pages.provenance(command, title)])
         note(f"wrote {title} to {arguments.out}")
-
-
-@dataclass(frozen=True)
-class Session:
-    """What every part needs."""
-
-    theirs: Any
-    """Or None, without their file."""
-    ours: Any
-    rates: Rates
-    deadline: Deadline
-    repeats: int
-
-    @property
-    def reference(self) -> Any:
-        """Whose logits count."""
-        return self.ours if self.theirs is None else self.theirs
 
 
 def agreeing(make: Callable[[], Step], expected: Tensor) -> Step:
@@ -900,86 +843,6 @@ def agreeing(make: Callable[[], Step], expected: Tensor) -> Step:
     if not found <= NETWORK_TOLERANCE:
         raise ValueError(f"logits differ by {found:.1e} of their standard deviation")
     return step
-
-
-def compiling(deadline: Deadline, make: Callable[[], Step]) -> Step:
-    """A step that is compiled, if there is time."""
-    deadline.check()
-    return make()
-
-
-def network_least_ms(model: Any, batch: int, rates: Rates) -> float:
-    """Of a pass: all products, the weights once, and the maps of the blocks' three steps."""
-    counts = count(model, (3, COMPILED_SIZE, COMPILED_SIZE))
-    a_map = batch * (COMPILED_SIZE // 16) ** 2 * model.num_features
-    numbers = counts.parameters + MAPS_A_BLOCK * len(model.blocks) * a_map
-    return least_ms(2 * counts.macs * batch, LOW.itemsize * numbers, rates)
-
-
-def inference_rows(session: Session, batch: int) -> list[Row]:
-    """One pass in bfloat16."""
-    torch.compiler.reset()  # else a second batch size would be compiled for all sizes
-    images = make_images(batch, COMPILED_SIZE).to(DEVICE)
-    with torch.no_grad():
-        expected = session.reference(images)
-    ours, low = session.ours, images.to(LOW)
-    ways: Ways = {
-        f"{OURS}, as is": partial(way, ours, low, dtype=LOW),
-        f"{OURS}, optimised": partial(optimised, ours, low, dtype=LOW),
-    }
-    deployed = partial(optimised, ours, low, dtype=LOW, compile=True)
-    compiled: Ways = {f"{OURS}, optimised, compiled": deployed}
-    if session.theirs is not None:
-        run = partial(way, session.theirs)
-        graphs = {} if batch > 1 else {"mode": "reduce-overhead"}
-        name = "compiled" if batch > 1 else "compiled, CUDA graphs"
-        ways |= {
-            f"{AUTHORS}, eager": partial(run, low, dtype=LOW),
-            f"{AUTHORS}, eager, channels_last": partial(run, low, dtype=LOW, last=True),
-            f"{AUTHORS}, eager, autocast": partial(run, images, autocast=True),
-        }
-        compiled[f"{AUTHORS}, {name}"] = partial(run, low, dtype=LOW, compiled=graphs)
-    ways |= {name: partial(compiling, session.deadline, make) for name, make in compiled.items()}
-    ways = {name: partial(agreeing, make, expected) for name, make in ways.items()}
-    row = Row(inference_title(batch), "bfloat16", "inference", "")
-    reference = f"{OURS}, as is" if session.theirs is None else f"{AUTHORS}, eager"
-    least = network_least_ms(ours, batch, session.rates)
-    return measure(ways, row, reference, session.repeats, least)
-
-
-def inference_title(batch: int) -> str:
-    """What the tables call it."""
-    return f"S60, inference, {batch} x 3 x {COMPILED_SIZE} x {COMPILED_SIZE}"
-
-
-def trained(session: Session, name: str, images: Tensor, compiled: bool) -> Step:
-    """A network's training step."""
-    if compiled:
-        session.deadline.check()
-    model = copy.deepcopy(session.theirs if name.startswith(AUTHORS) else session.ours)
-    TRAINED[name](model)
-    return lamb_step(model, images, autocast=True, compiled=compiled)
-
-
-def training_rows(session: Session, compiled: bool) -> list[Row]:
-    """A step in bfloat16 autocast; compiled, only the plain networks."""
-    torch.compiler.reset()
-    images = make_images(GPU_TRAINING_BATCH, COMPILED_SIZE).to(DEVICE)
-    names = {name: name for name in TRAINED}
-    if compiled:
-        names = {f"{AUTHORS}, compiled": f"{AUTHORS}, eager", f"{OURS}, compiled": OURS}
-    if session.theirs is None:
-        names = {w: name for w, name in names.items() if name.startswith(OURS)}
-    ways = {w: partial(trained, session, name, images, compiled) for w, name in names.items()}
-    reference = next(iter(ways))
-    row = Row(training_title(compiled), "bfloat16", "training", "")
-    return measure(ways, row, reference, TRAINING_REPEATS)
-
-
-def training_title(compiled: bool = False) -> str:
-    """What the tables call it."""
-    how = ", compiled" if compiled else ""
-    return f"S60, training step{how}, {GPU_TRAINING_BATCH} x 3 x {COMPILED_SIZE} x {COMPILED_SIZE}"
 
 
 def plain_norm_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -1001,159 +864,17 @@ def plain_scale_linear_residual(
     return residual + F.linear(x * gate[:, None], weight, bias)
 
 
-def kernel_rows(session: Session) -> list[Row]:
-    """The three steps of a folded block of S60, 256 images."""
-    from convattn.kernels.patchconv_block import experimental_triton as triton_block
-
-    torch.compiler.reset()
-    batch, dim, side = GPU_BATCHES[0], session.ours.num_features, COMPILED_SIZE // 16
-    torch.manual_seed(0)
-
-    def numbers(*shape: int) -> Tensor:
-        return torch.randn(shape, device=DEVICE).to(LOW)
-
-    matrix, bias = numbers(dim, dim) * dim**-0.5, numbers(dim)
-    a_map, flat = numbers(batch, side, side, dim), numbers(batch, side * side, dim)
-    positions = a_map.numel()
-    kernels: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...], float]] = {
-        "norm_linear_gelu": (
-            partial(triton_block.norm_linear_gelu, eps=EPS),
-            plain_norm_linear_gelu,
-            (a_map, matrix, bias),
-            2 * positions * dim,
-        ),
-        "depthwise_gelu_sums": (
-            triton_block.depthwise_gelu_sums,
-            plain_depthwise_gelu_sums,
-            (a_map, numbers(dim, 1, 3, 3), bias),
-            2 * positions * 9,
-        ),
-        "scale_linear_residual": (
-            triton_block.scale_linear_residual,
-            plain_scale_linear_residual,
-            (flat, numbers(batch, dim), matrix, bias, numbers(*flat.shape)),
-            2 * positions * dim,
-        ),
-    }
-    rows: list[Row] = []
-    for name, (kernel, plain, inputs, operations) in kernels.items():
-        ways: Ways = {
-            "Triton": partial(checked_kernel, kernel, plain, inputs),
-            "PyTorch, eager": partial(forward, plain, *inputs),
-            COMPILED: partial(
-                compiling, session.deadline, partial(compiled_forward, plain, inputs)
-            ),
-        }
-        row = Row(kernel_title(name), "bfloat16", "forward", "")
-        moved = sum(t.nbytes for t in inputs) + a_map.nbytes
-        least = least_ms(operations, moved, session.rates)
-        rows += measure(ways, row, COMPILED, session.repeats, least)
-    return rows
-
-
-def kernel_title(name: str) -> str:
-    """What the tables call it."""
-    return f"{name}, {GPU_BATCHES[0]} maps of {COMPILED_SIZE // 16} x {COMPILED_SIZE // 16}"
-
-
-def checked_kernel(
-    kernel: Callable[..., Any], plain: Callable[..., Any], inputs: tuple[Tensor, ...]
-) -> Step:
-    """A pass of a kernel that gives what PyTorch gives in float32."""
-    got, right = first(kernel(*inputs)).float(), first(plain(*(t.float() for t in inputs)))
-    found = float((got - right).norm() / right.norm())
-    if not found <= KERNEL_TOLERANCE:
-        raise ValueError(f"wrong by {found:.1e} of the numbers' norm")
-    return forward(kernel, *inputs)
-
-
 def first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
     """The map."""
     return out[0] if isinstance(out, tuple) else out
 
 
-def compiled_forward(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Step:
-    """A compiled pass."""
-    return forward(torch.compile(function), *inputs)
-
-
-def fastest(rows: list[Row], case: str, start: str, step: str) -> Row | None:
-    """The fastest of a case's ways whose names start so."""
-    found = [
-        row
-        for row in rows
-        if row.ms is not None and (row.case, row.step) == (case, step) and row.way.startswith(start)
-    ]
-    return min(found, key=lambda row: row.ms or math.inf, default=None)
-
-
-def targets(rows: list[Row]) -> str:
-    """What the project wants to reach on a GPU, and what it reached."""
-    inference, training = inference_title(GPU_BATCHES[0]), training_title()
-    wanted = (
-        ("inference, times as fast as their eager", 3.0, inference, "inference", "eager"),
-        ("inference, times as fast as their compiled", 1.4, inference, "inference", "compiled"),
-        ("training step, times as fast as their eager", 2.0, training, "training", "eager"),
-    )
-    cells = []
-    for sentence, least, case, step, theirs in wanted:
-        mine = fastest(rows, case, OURS, step)
-        other = fastest(rows, case, f"{AUTHORS}, {theirs}", step)
-        if mine is None or other is None or mine.ms is None or other.ms is None:
-            cells.append((sentence, f"{least}", "not measured", "?"))
-            continue
-        reached = other.ms / mine.ms
-        text = f"{reached:.2f} ({mine.way} against {other.way})"
-        cells.append((sentence, f"{least}", text, "yes" if reached >= least else "no"))
-    return markdown_table(("target", "at least", "reached", "met"), cells)
-
-
-def gpu_head(rows: list[Row], rates: Rates, command: str) -> list[str]:
-    """The page above its tables."""
-    return [
-        "# What PatchConvNet costs on a GPU",
-        f"{provenance(command)} A large bfloat16 product reaches {rates['bfloat16'] / 1e12:.0f} "
-        f"TFLOP/s, a large copy {rates['bytes'] / 1e12:.2f} TB/s. Medians with quartiles; ratios "
-        "of time are medians over neighbouring passes, to the authors' eager code or, for kernels, "
-        "to compiled PyTorch. The limit of a network counts its products, its weights once, and "
-        f"{MAPS_A_BLOCK} maps read or written a block; that of a kernel its tensors once.",
-        "## Targets",
-        targets(rows),
-    ]
-
-
-def measure_on_gpu(
-    authors: types.ModuleType | None, minutes: float, repeats: int, out: Path
-) -> None:
-    """Kernels, training and inference; the dearest to compile last."""
-    theirs = None
-    if authors is not None:
-        theirs, ours = make_twins(authors, S60)
-        theirs = theirs.to(DEVICE)
-    else:
-        ours = timm.create_model(S60).eval()
-        draw_weights(ours)
-    session = Session(theirs, ours.to(DEVICE), measure_rates(), Deadline(minutes), repeats)
-    given = " --authors patchconvnet_models.py" if theirs is not None else ""
-    command = f"python benchmarks/patchconvnet.py --device cuda{given}"
-    rows: list[Row] = []
-    parts = [
-        partial(kernel_rows, session),
-        partial(training_rows, session, compiled=False),
-        *(partial(inference_rows, session, batch) for batch in GPU_BATCHES),
-        partial(training_rows, session, compiled=True),
-    ]
-    run_parts(parts, rows, lambda rows: gpu_head(rows, session.rates, command), out)
-    print(targets(rows))
-
-
 def main() -> None:
     """Measure and write."""
+    pages.answer_check("patchconvnet_speed")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--authors", type=Path, help="needed on the CPU")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--minutes", type=float, default=9.0, help="until compiling ends, on cuda")
-    parser.add_argument("--repeats", type=int, help="11, on cuda 15")
+    parser.add_argument("--authors", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(SECTIONS))
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384, 512])
     parser.add_argument("--batch-size", type=int, default=8)
@@ -1161,28 +882,15 @@ def main() -> None:
     parser.add_argument("--training-size", type=int, default=224)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--compile-all", action="store_true", help="at every size, not at 224 only")
-    parser.add_argument("--out", type=Path, help="docs/results/patchconvnet_speed.md, or _gpu.md")
+    parser.add_argument("--out", type=Path, default=pages.RESULTS / "patchconvnet_speed.md")
     arguments = parser.parse_args()
     if unknown := set(arguments.only) - set(SECTIONS):
         parser.error(f"--only {','.join(sorted(unknown))} is not among {','.join(SECTIONS)}")
-    on_gpu = arguments.device == "cuda"
-    if arguments.repeats is None:
-        arguments.repeats = 15 if on_gpu else 11
-    if arguments.out is None:
-        arguments.out = Path(f"docs/results/patchconvnet_{'gpu' if on_gpu else 'speed'}.md")
     if arguments.repeats < 2:
         parser.error(f"--repeats {arguments.repeats} gives no quartiles; at least 2")
     if arguments.compile_all and not arguments.compile:
         parser.error("--compile-all and --no-compile exclude each other")
-    if on_gpu:
-        require_cuda()
-    elif arguments.authors is None:
-        parser.error("--authors: give deit's patchconvnet_models.py")
-    authors = None if arguments.authors is None else load_authors(arguments.authors)
-    if on_gpu:
-        measure_on_gpu(authors, arguments.minutes, arguments.repeats, arguments.out)
-    elif authors is not None:
-        measure_on_cpu(authors, arguments)
+    measure_on_cpu(load_authors(arguments.authors), arguments)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ take turns; ratios are to the average pool, and of EP to our own, in the same ro
 from __future__ import annotations
 
 import argparse
-import platform
 import runpy
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import pages
 from convattn import POOLS, create_pool, pool_from_state_dict
 from convattn.bench import Step, compare, forward, forward_backward
 from convattn.papers.costs import count_macs
@@ -41,6 +41,7 @@ class Rows(nn.Module):
 
 def pool_rows(channels: int, side: int, batch_size: int, repeats: int) -> list[tuple[str, ...]]:
     """A row a pool."""
+    torch.manual_seed(0)
     pools = {name: create_pool(name, channels, **OPTIONS.get(name, {})) for name in POOLS}
     x = torch.rand(batch_size, channels, side, side)
     found = {
@@ -86,6 +87,7 @@ def authors_rows(authors: Path, repeats: int) -> list[tuple[str, ...]]:
 
 def main() -> None:
     """Measure and print."""
+    pages.answer_check("pools_cost")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--authors", type=Path)
     parser.add_argument("--repeats", type=int, default=15)
@@ -94,9 +96,7 @@ def main() -> None:
     given = parser.parse_args()
     parts = [
         "# What pools cost",
-        f"`python benchmarks/pools.py`: {torch.get_num_threads()} threads, batch "
-        f"{given.batch_size}, torch {torch.__version__}, {platform.processor() or 'CPU'}; "
-        "milliseconds, and times the average pool's in the same round.",
+        f"Batch {given.batch_size}; milliseconds, and times the average pool's in the same round.",
     ]
     for channels, side in SIZES:
         head = ("pool", "parameters", "multiply-adds", "inference", "with gradients")
@@ -110,7 +110,9 @@ def main() -> None:
     text = "\n\n".join(parts) + "\n"
     print(text)
     if given.out is not None:
-        given.out.write_text(text)
+        authors = "" if given.authors is None else " --authors ep.py"
+        command = f"python benchmarks/pools.py{authors} --repeats {given.repeats}"
+        pages.publish(given.out, text, [pages.provenance(command)])
 
 
 if __name__ == "__main__":

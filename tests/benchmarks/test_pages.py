@@ -1,0 +1,100 @@
+"""Pages of docs/results and the CSV files that hold their tables."""
+
+import ast
+
+import pytest
+
+from tests.benchmarks.conftest import FOLDER
+
+RESULTS = FOLDER.parent / "docs" / "results"
+SCRIPTS = sorted(
+    file.stem for file in FOLDER.glob("*.py") if "pages.answer_check(" in file.read_text()
+)
+MARKED = sorted(file.stem for file in RESULTS.glob("*.md") if "<!-- table: " in file.read_text())
+
+
+@pytest.fixture
+def pages(load):
+    return load("pages")
+
+
+@pytest.fixture
+def page(pages, tmp_path):
+    file = tmp_path / "page.md"
+    text = "# Title\n\nProse.\n\n## A\n\n| x | x |\n| --- | --- |\n| 1 | a \\| b |\n\nMore.\n"
+    pages.publish(file, text, [pages.provenance("python it.py")])
+    return file
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_tables_are_those_of_the_rows(pages, name):
+    assert pages.differences(RESULTS / f"{name}.md") == []
+
+
+@pytest.mark.long  # reading them in takes seconds
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_checks_its_page(load, monkeypatch, capsys, script):
+    module = load(script)
+    monkeypatch.setattr("sys.argv", [f"{script}.py", "--check"])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 0, capsys.readouterr().err
+
+
+def test_every_page_has_its_script():
+    calls = (
+        node.args[0].value
+        for script in SCRIPTS
+        for node in ast.walk(ast.parse((FOLDER / f"{script}.py").read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pages.answer_check"
+    )
+    assert sorted(calls) == MARKED
+    assert len(MARKED) == 13
+
+
+def test_a_page_of_its_own_is_marked_and_has_rows(pages, page):
+    assert pages.differences(page) == []
+    tables = pages.read_tables(page.with_suffix(".csv"))
+    assert tables["A"] == [["x", "x"], ["1", "a \\| b"]]
+    assert tables["measured"][1][1] == "`python it.py`"
+
+
+def test_prose_and_other_tables_stay(pages, page):
+    page.write_text(page.read_text().replace("Prose.", "By hand."))
+    new = "# Title\n\nProse.\n\n## A\n\n| y |\n| --- |\n| 2 |\n\n## B\n\n| z |\n| --- |\n| 3 |\n"
+    pages.publish(page, new, [pages.provenance("python other.py", "B")])
+    text = page.read_text()
+    assert "By hand." in text
+    assert "More." in text
+    assert "| 2 |" in text
+    assert "| 1 |" not in text
+    assert text.index("## B") < text.index("| 3 |")
+    tables = pages.read_tables(page.with_suffix(".csv"))
+    assert [row[0] for row in tables["measured"][1:]] == ["all", "B"]
+    assert pages.differences(page) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("| 1 |", "| 2 |", "is not that of page.csv"),
+        ("More.", "| t |\n| --- |\n| 4 |\n", "a table without marks"),
+        ("<!-- table: A -->", "<!-- A -->", "is not shown"),
+        ("| 0 |", "|  |", "does not tell"),
+    ],
+)
+def test_what_differs_is_told(pages, page, monkeypatch, capsys, old, new, sentence):
+    text = page.read_text()
+    assert old in text
+    page.write_text(text.replace(old, new))
+    monkeypatch.setattr(pages, "RESULTS", page.parent)
+    assert pages.main(["page", "--check"]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_page_is_written_anew_from_its_rows(pages, page, monkeypatch):
+    before = page.read_text()
+    page.write_text(before.replace("| 1 |", "| 7 |"))
+    monkeypatch.setattr(pages, "RESULTS", page.parent)
+    assert pages.main([]) == 0
+    assert page.read_text() == before
