@@ -1,14 +1,19 @@
 """From which size of object and map on does an attention pool beat the average?
 
     python benchmarks/law_of_pooling.py --root DIR --weights FILE [--shares ...] [--sides ...]
-        [--pools ...] [--cost | --page]
+        [--pools ...] [--tiles] [--cost | --page]
 
-DIR holds tiny_imagenet_40 and camvid, FILE is a plain state dict of EfficientNet-Lite0. Objects of
-ten classes, cut out of their pictures by their boxes, are pasted into street scenes so that they
-cover a known share of the image; the frozen network sees the same scenes at several sizes. Pools
+DIR holds tiny_imagenet_40, camvid and magnetic_tiles, FILE is a plain state dict of
+EfficientNet-Lite0. Objects of ten classes, cut out of their pictures by their boxes, are pasted
+into street scenes so that they cover a known share of the image; the frozen network sees the same
+scenes at several sizes. Pools
 are trained on its maps as ``convattn probe`` trains them, in five folds (a seed is a fold: its 400
 images are tested by heads of the other 1,600, rates and epochs chosen on a fifth of those).
 ``oracle`` averages the cells of the object's box alone: what an ideal pool would do.
+
+--tiles asks the same of photographs of magnetic tiles, class by class: how many of the tiles of a
+defect are known, on maps of 10 x 10 cells. A seed is one of five folds that keep the pictures of a
+tile together; ``oracle`` averages the cells of the defect's mask.
 
 A fold's result is a row of docs/results/law_of_pooling.csv; a row that is there is not made again,
 so that the study can be stopped at any time. --cost tells how long what is missing will take,
@@ -30,6 +35,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -47,9 +53,12 @@ from convattn.probing.heads import (
 )
 from convattn.probing.report import over_seeds
 from convattn.text import markdown_table
+from frozen_features import DEFECTS, read_features
 from rows import append_rows, read_rows
 
 DATA = "pasted photographs"
+TILES = "magnetic_tiles "
+"""Before the name of a class; the accuracy is that of its images."""
 SHARES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 SIDES = (128, 224, 448)
 POOLS = ("avg", "avg-bn", "query", "residual", "class", "aggregation", "oracle")
@@ -169,18 +178,51 @@ def make_maps(
     }
 
 
-def train_fold(maps: Mapping[str, Maps], pool: str, fold: int) -> dict[str, Any]:
-    """Choose a rate, learn all images but the fold's, test on those."""
+@dataclass(frozen=True)
+class Fold:
+    """Which images are learned, and which are asked."""
+
+    number: int
+    known: Tensor
+    """(N,) numbers of images."""
+    drawn: Tensor
+    """(N,) bool: of them, which choose rate and epoch."""
+    tested: Tensor
+    names: Sequence[str]
+    """Of the classes."""
+
+    @classmethod
+    def of(
+        cls, number: int, labels: Tensor, names: Sequence[str], groups: Tensor | None = None
+    ) -> Fold:
+        """Every fifth image; of images in groups, a fifth of the groups, stratified.
+
+        Args:
+            number: Of the fold.
+            labels: (N,) class numbers.
+            names: Of the classes.
+            groups: (N,) numbers; images with the same stay together.
+        """
+        places = torch.arange(len(labels))
+        tested = places % FOLDS == number
+        if groups is not None:
+            splits = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+            chosen = list(splits.split(places, labels, groups))[number][1]
+            tested = torch.zeros(len(labels), dtype=torch.bool)
+            tested[torch.from_numpy(chosen)] = True
+        known = places[~tested]
+        own = None if groups is None else groups[known]
+        drawn = draw_validation(labels[known], 0.2, seed=number, names=names, groups=own)
+        return cls(number, known, drawn, places[tested], names)
+
+
+def train_fold(maps: Mapping[str, Maps], pool: str, fold: Fold) -> tuple[dict[str, Any], Tensor]:
+    """Choose a rate, learn all images but the fold's; what is right of those, (N,) bool."""
     started = time.monotonic()
     read = {"avg": "averages", "avg-bn": "averages", "oracle": "oracles"}.get(pool, "cells")
     layer = "avg" if read != "cells" else pool
     norm = pool != "avg"
     cache = cast(MapCache, maps[read])
-    places = torch.arange(len(cache.labels))
-    tested = places % FOLDS == fold
-    known = places[~tested]
-    names = [str(label) for label in CLASSES]
-    drawn = draw_validation(cache.labels[known], 0.2, seed=fold, names=names)
 
     def training(trials: Sequence[Trial], fit: Tensor, valid: Tensor | None, **more: Any) -> Any:
         return Training(
@@ -188,10 +230,10 @@ def train_fold(maps: Mapping[str, Maps], pool: str, fold: int) -> dict[str, Any]
             cache,
             fit,
             valid,
-            num_classes=len(names),
+            num_classes=len(fold.names),
             epochs=EPOCHS,
             batch_size=BATCH,
-            seed=fold,
+            seed=fold.number,
             norm=norm,
             **more,
         )
@@ -200,26 +242,25 @@ def train_fold(maps: Mapping[str, Maps], pool: str, fold: int) -> dict[str, Any]
     rates = first_rates(norm, None)
     trials = [Trial(layer, rate, DECAY, drop) for rate in rates for drop in DROPS]
     while trials:
-        outcomes |= training(trials, known[~drawn], known[drawn]).run()
+        outcomes |= training(trials, fold.known[~fold.drawn], fold.known[fold.drawn]).run()
         trials = wider_rates(outcomes, layer)
     best = best_trial(outcomes, layer)
     ends = {best: max(1, outcomes[best].epoch)}
-    last = training([best], known, None, ends=ends)
+    last = training([best], fold.known, None, ends=ends)
     last.run()
-    said = last.predict(places[tested], [best])[best].argmax(1)
-    right = (said == cache.labels[tested]).double().mean()
-    return {
-        "accuracy": round(float(right), 4),
+    said = last.predict(fold.tested, [best])[best].argmax(1)
+    found = {
         "lr": f"{best.lr:.4g}",
         "epoch": ends[best],
         "seconds": round(time.monotonic() - started, 1),
     }
+    return found, said == cache.labels[fold.tested]
 
 
 def missing_of(rows: Sequence[Mapping[str, str]], arguments: argparse.Namespace) -> list[Key]:
     """Share, side and pool of what has not all its rows yet, in the order of making."""
     counts: dict[tuple[float, int, str], int] = {}
-    for row in rows:
+    for row in (row for row in rows if row["data"] == DATA):
         key = (float(row["object_share"]), int(row["map_size"]) * 32, row["pool"])
         counts[key] = counts.get(key, 0) + 1
     asked = [
@@ -252,9 +293,67 @@ def make_rows(arguments: argparse.Namespace, file: Path) -> None:
                 key = {name: str(value) for name, value in {**place, "seed": fold}.items()}
                 if any(key.items() <= row.items() for row in read_rows(file)):
                     continue
-                found = train_fold(maps, pool, fold)
-                append_rows(file, COLUMNS, [{**key, **found}])
-                print(time.strftime("%H:%M"), *key.values(), found["accuracy"], flush=True)
+                parts = Fold.of(fold, scenes.labels, [str(label) for label in CLASSES])
+                found, right = train_fold(maps, pool, parts)
+                accuracy = round(float(right.double().mean()), 4)
+                append_rows(file, COLUMNS, [{**key, **found, "accuracy": accuracy}])
+                print(time.strftime("%H:%M"), *key.values(), accuracy, flush=True)
+
+
+def make_tile_rows(arguments: argparse.Namespace, file: Path) -> None:
+    """The tiles' rows that are not there yet, a class each."""
+    there = {(row["pool"], row["seed"]) for row in read_rows(file) if row["data"].startswith(TILES)}
+    asked = [(pool, fold) for pool in arguments.pools for fold in range(FOLDS)]
+    missing = [key for key in asked if (key[0], str(key[1])) not in there]
+    print(f"magnetic tiles: {len(missing)} trainings, a minute or more each (the paper's block 5)")
+    if arguments.cost or not missing:
+        return
+    features = read_features("magnetic_tiles", arguments.root, arguments.weights, arguments.cache)
+    cells = torch.from_numpy(np.array(features.maps)).unflatten(2, features.size)
+    objects = features.questions[DEFECTS[0]].truth.float()  # cells of the masks, of every class
+    objects = torch.where(objects.sum(1, keepdim=True) > 0, objects, 1.0)
+    oracles = torch.stack(
+        [
+            (x.flatten(1).float() * one).sum(1) / one.sum()
+            for x, one in zip(cells, objects, strict=True)
+        ]
+    )
+    labels = features.labels
+    maps = {
+        "cells": Maps(cells, labels),
+        "averages": Maps(features.means[..., None, None], labels),
+        "oracles": Maps(oracles[..., None, None], labels),
+    }
+    names = sorted([*DEFECTS, "free"])
+    shares = {
+        name: share_of_masks(arguments.root / "magnetic_tiles" / "masks" / name) for name in names
+    }
+    for pool, number in missing:
+        fold = Fold.of(number, labels, names, features.groups)
+        found, right = train_fold(maps, pool, fold)
+        rows = [
+            {
+                "data": TILES + name,
+                "object_share": f"{shares[name]:.2g}",
+                "map_size": features.size[0],
+                "pool": pool,
+                "seed": number,
+                "accuracy": round(float(right[labels[fold.tested] == place].double().mean()), 4),
+                **found,
+            }
+            for place, name in enumerate(names)
+        ]
+        append_rows(file, COLUMNS, rows)
+        print(time.strftime("%H:%M"), pool, number, *(row["accuracy"] for row in rows), flush=True)
+
+
+def share_of_masks(folder: Path) -> float:
+    """How much of an image the object covers in the mean, per cent; 100 without masks."""
+    shares = [
+        float((np.asarray(Image.open(file).convert("L")) > 127).mean())
+        for file in sorted(folder.glob("*.png"))
+    ]
+    return 100 * sum(shares) / len(shares) if shares else 100.0
 
 
 def tell_cost(missing: Sequence[Key], network: nn.Module) -> str:
@@ -295,7 +394,7 @@ Found = Mapping[tuple[int, str, float], Mapping[int, float]]
 def found_of(rows: Sequence[Mapping[str, str]]) -> dict[tuple[int, str, float], dict[int, float]]:
     """(map's size, pool, share) -> fold -> accuracy."""
     found: dict[tuple[int, str, float], dict[int, float]] = {}
-    for row in rows:
+    for row in (row for row in rows if row["data"] == DATA):
         key = (int(row["map_size"]), row["pool"], float(row["object_share"]))
         found.setdefault(key, {})[int(row["seed"])] = float(row["accuracy"])
     return found
@@ -343,6 +442,18 @@ def write_page(rows: Sequence[Mapping[str, str]], docs: Path, machine: str, date
         shares = [s for s in SHARES if (size, "avg-bn", s) in found]
         if shares:
             lines += [f"### {size} x {size} cells", "", _table(found, size, shares), ""]
+    tiles = tile_table(rows)
+    if tiles:
+        lines += [
+            "### Magnetic tiles, 10 x 10 cells",
+            "",
+            "Per cent of the tiles of a class that are known, in five folds that keep the pictures "
+            "of a tile together, and points above the average behind a BatchNorm, paired; in "
+            "brackets how much of its image the defect covers in the mean.",
+            "",
+            tiles,
+            "",
+        ]
     file.write_text("\n".join(lines))
     draw(found, docs / "law_of_pooling.png")
 
@@ -359,6 +470,35 @@ def _table(found: Found, size: int, shares: Sequence[float]) -> str:
         if cells:
             lines.append((pool, *(cells.get(share, "") for share in shares)))
     return markdown_table(("pool", *(f"object {share:g} %" for share in shares)), lines)
+
+
+def tile_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """The tiles' classes, and the pools' gain on each; nothing without the average's rows."""
+    own: dict[tuple[str, str], dict[int, float]] = {}
+    shares: dict[str, str] = {}
+    for row in rows:
+        if row["data"].startswith(TILES):
+            name = row["data"].removeprefix(TILES)
+            shares[name] = row["object_share"]
+            own.setdefault((row["pool"], name), {})[int(row["seed"])] = float(row["accuracy"])
+    lines = []
+    for pool in POOLS:
+        cells = []
+        for name in shares:
+            found, average = own.get((pool, name), {}), own.get(("avg-bn", name), {})
+            if len(found) < FOLDS or len(average) < FOLDS:
+                break
+            if pool == "avg-bn":
+                cells.append(over_seeds(list(found.values())).percent())
+            else:
+                differences = [found[fold] - average[fold] for fold in range(FOLDS)]
+                cells.append(over_seeds(differences).percent(signed=True))
+        else:
+            lines.append((pool, *cells))
+    if not shares or not lines:
+        return ""
+    heads = [name if name == "free" else f"{name} ({share} %)" for name, share in shares.items()]
+    return markdown_table(("pool", *heads), lines)
 
 
 def draw(found: Found, file: Path) -> None:
@@ -405,6 +545,8 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--sides", nargs="+", type=int, default=list(SIDES), choices=SIDES)
     parser.add_argument("--pools", nargs="+", default=list(POOLS), choices=POOLS)
+    parser.add_argument("--tiles", action="store_true", help="magnetic tiles instead of scenes")
+    parser.add_argument("--cache", type=Path, default=Path("runs/maps"), help="of the tiles' maps")
     parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
     parser.add_argument("--cost", action="store_true", help="tell the cost alone")
     parser.add_argument("--page", action="store_true", help="write the page alone")
@@ -413,7 +555,7 @@ def main() -> None:
     arguments = parser.parse_args()
     file = arguments.docs / "results" / "law_of_pooling.csv"
     if not arguments.page:
-        make_rows(arguments, file)
+        (make_tile_rows if arguments.tiles else make_rows)(arguments, file)
     if not arguments.cost:
         write_page(
             read_rows(file), arguments.docs / "explanation", arguments.machine, arguments.date

@@ -152,6 +152,15 @@ def test_attention_in_a_run_from_before_the_light_pools_is_the_papers_block(befo
     assert again == augment
 
 
+@pytest.mark.parametrize("choice", [{"prefetch_factor": 4}, {"persistent_workers": True}])
+def test_what_is_about_workers_is_refused_without_any(choice):
+    name, value = next(iter(choice.items()))
+    with pytest.raises(ValueError, match=rf"data.{name}={value} is about processes that load") as e:
+        DataConfig(**choice)
+    assert "\n" not in str(e.value)
+    assert DataConfig(num_workers=1, **choice).is_same(DataConfig())
+
+
 def test_names_of_pools_are_those_of_the_table():
     assert set(typing.get_args(PoolName)) == {"attention", "class-attention", *POOLS}
     assert DEFAULT_POOL in POOLS

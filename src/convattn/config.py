@@ -93,6 +93,13 @@ class DataConfig:
     frequent; or every image once, of eight shards at a time, for storage that is slow to seek."""
     num_workers: int = 0
     """Processes that load images, per device; 0 loads them in the training process."""
+    prefetch_factor: int | None = None
+    """Training: batches that each of these processes has ready in advance; None: 2."""
+    persistent_workers: bool | None = None
+    """Training: whether these processes stay from epoch to epoch; None: they do."""
+    pin_memory: bool | None = None
+    """Training: whether batches wait in memory that a GPU copies from while it computes; None:
+    where one trains."""
     repeated_augmentation: int = 1
     """Times that an image stands in a row in an epoch, each augmented anew; the epoch shows as
     many fewer images and is as long as before."""
@@ -131,6 +138,13 @@ class DataConfig:
             raise ValueError(
                 f"data.val_share={self.val_share} must lie between 0 and 1, as 0.2 does"
             )
+        for name in ("prefetch_factor", "persistent_workers"):
+            if getattr(self, name) and not self.num_workers:
+                raise ValueError(
+                    f"data.{name}={getattr(self, name)} is about processes that load images, and "
+                    "data.num_workers=0 has none; give --data.num-workers 1 or more, or leave it "
+                    "out"
+                )
 
     def is_same(self, other: DataConfig) -> bool:
         """Whether these are the same images, read alike, however many at once.
@@ -138,10 +152,13 @@ class DataConfig:
         Args:
             other: What they are compared with.
         """
-        alike = dataclasses.replace(
-            self, batch_size=other.batch_size, num_workers=other.num_workers
-        )
+        loading = ("batch_size", "num_workers", *_OF_LOADING)
+        alike = dataclasses.replace(self, **{name: getattr(other, name) for name in loading})
         return alike == other
+
+
+_OF_LOADING = ("prefetch_factor", "persistent_workers", "pin_memory")
+"""How a training's batches are fetched, which changes nothing about them."""
 
 
 OF_TRAINING: tuple[str, ...] = (
@@ -151,6 +168,7 @@ OF_TRAINING: tuple[str, ...] = (
     "crop_size",
     "num_train",
     "sampler",
+    *_OF_LOADING,
     "repeated_augmentation",
     "scale",
     "ratio",
@@ -395,6 +413,9 @@ class OptimConfig:
             )
 
 
+FSDP2 = "fsdp2"
+"""The strategy that shares weights out among processes."""
+
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 """Where curves may go beside ``metrics.csv``."""
 
@@ -421,7 +442,8 @@ class TrainConfig:
     devices: int | Literal["auto"] = "auto"
     """Number of devices a machine; on the CPU, of processes."""
     strategy: str = "auto"
-    """How several devices work together, as Lightning names it, for example ddp."""
+    """How several devices work together, as Lightning names it, for example ddp; classification:
+    fsdp2 shares weights, gradients and the optimiser's memory out among them."""
     num_nodes: int = 1
     """Number of machines."""
     sync_batchnorm: bool = False
@@ -434,6 +456,8 @@ class TrainConfig:
     """Decay a step of the averaged weights that are tested and saved; None: no average."""
     channels_last: bool = False
     """Keep images and kernels channels-last, which is faster on recent GPUs."""
+    grad_checkpointing: bool = False
+    """Compute what blocks keep for the backward pass once more there, which saves memory."""
     compile: bool = False
     """Compile the model with torch.compile."""
     deterministic: bool = True
@@ -503,6 +527,11 @@ class TrainConfig:
         Raises:
             ValueError: If a field of another task was set.
         """
+        if self.strategy == FSDP2 and task != "classification":
+            raise ValueError(
+                f"strategy={FSDP2} is for classifiers, and {self.model.name} is for {task}; train "
+                "it by ddp"
+            )
         for path, default in _UNUSED[task].items():
             part, name = path.split(".")
             value = getattr(getattr(self, part), name)
@@ -1036,6 +1065,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "patience": (1, _MANY),
     "pool_heads": (1, 65_536),
     "pool_queries": (1, 65_536),
+    "prefetch_factor": (1, 1_024),
     "random_crop_padding": (0, 16_384),
     "ratio": (0.001, 1_000),
     "repeated_augmentation": (1, _MANY),

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -115,3 +116,38 @@ def test_bad_input_is_told(model, tmp_path):
     with pytest.raises(ValueError, match="num_images=0"):
         config_of(out, num_images=0)
     assert not out.exists()
+
+
+@pytest.mark.long
+def test_trained_maps_are_learned_once_and_go_on(model, tmp_path, monkeypatch):
+    protocol = replace(PROTOCOL, trained_steps=3)
+    data = replace(DATA, num_train=32)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    found, _ = measure_maps(model, "nano", config_of(whole, protocol=protocol, data=data))
+    assert list(found.verdicts) == ["attention", "trained", "random", "centre"]
+    stop_after(5, monkeypatch)  # three batches are learned from, then maps are measured
+    with pytest.raises(RuntimeError, match="killed"):
+        measure_maps(model, "nano", config_of(stopped, protocol=protocol, data=data))
+    monkeypatch.undo()
+    monkeypatch.setattr(truth, "_BATCH_SIZE", 8)
+    monkeypatch.setattr(truth, "train_masks", lambda *_, **__: pytest.fail("learned twice"))
+    measure_maps(model, "nano", config_of(stopped, protocol=protocol, data=data))
+    assert (stopped / "truth.csv").read_bytes() == (whole / "truth.csv").read_bytes()
+
+
+def test_a_negative_number_of_steps_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="trained_steps=-1; expected at least 0"):
+        config_of(tmp_path / "out", protocol=replace(PROTOCOL, trained_steps=-1))
+
+
+@pytest.mark.long
+def test_trained_maps_need_training_images(tmp_path, model):
+    folder = tmp_path / "val"
+    for number in range(24):
+        file = folder / str(number % 10) / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (number * 9, 80, 80)).save(file)
+    data = DataConfig(name="folder", root=str(tmp_path))
+    protocol = replace(PROTOCOL, trained_steps=1)
+    with pytest.raises(ValueError, match="training images"):
+        measure_maps(model, "nano", config_of(tmp_path / "out", protocol=protocol, data=data))

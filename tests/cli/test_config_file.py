@@ -111,3 +111,24 @@ def test_a_file_that_nothing_asks_for_is_refused(tmp_path, capsys):
     twice = ["--config", str(file), "--config", str(file)]
     assert "takes one file" in fails(capsys, "train", "quickstart", *twice)
     assert "line 1: unknown key 'seed'" in fails(capsys, "list", "--config", str(file))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train quickstart", "train patchconvnet_tiny_imagenet"],  # of no keyword arguments; of two
+)
+def test_keyword_arguments_join_those_of_the_recipe(command, capsys):
+    words = "--model.model-args global_pool attention mlp_ratio 2.5 depth 3 --epochs 2"
+    found = yaml.safe_load(printed(capsys, *command.split(), *words.split()))
+    given = {"global_pool": "attention", "mlp_ratio": 2.5, "depth": 3}
+    kept = {"embed_dim": 96} if "tiny" in command else {}
+    assert found["model"]["model-args"] == kept | given
+    assert found["epochs"] == 2
+
+
+def test_a_keyword_without_its_value_is_refused(capsys):
+    words = "train patchconvnet_tiny_imagenet --model.model-args global_pool --epochs 2"
+    assert fails(capsys, *words.split()).endswith(
+        "--model.model-args takes names and values in turn, for example --model.model-args "
+        "global_pool avg; got global_pool"
+    )

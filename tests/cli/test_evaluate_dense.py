@@ -201,3 +201,11 @@ def test_an_image_is_explained(run, root, tmp_path, capsys):
         (["--query", "900", "1"], "lies outside the image of 48 x 48"),
     ):
         assert said in fails(capsys, *words, *more)
+
+
+def test_several_processes_are_refused_in_a_sentence(run, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "works in one process, and 2 were started: run it without torchrun or srun" in line

@@ -68,7 +68,7 @@ def test_values_weights_and_gradients_are_the_authors(file, name, options, hooke
     torch.testing.assert_close(weights, golden["attention"], rtol=1e-9, atol=1e-9)
     (out * golden["weight"]).sum().backward()
     torch.testing.assert_close(x.grad, golden["grad/input"], rtol=1e-9, atol=1e-9)
-    renamed = convattn.layers.pools._AUTHORS_NAMES[name]
+    renamed = convattn.layers.pools.table._AUTHORS_NAMES[name]
     for key, theirs in golden.items():
         if key.startswith("grad/") and key != "grad/input":
             ours = pool.get_parameter(renamed[key.removeprefix("grad/")]).grad

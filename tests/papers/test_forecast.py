@@ -6,10 +6,11 @@ import timm
 import torch
 from torch import nn
 
-from convattn.bench import Counts, count
+from convattn.bench import Counts, HeldTensors, count
 from convattn.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from convattn.papers.costs import (
     activation_bytes,
+    checkpointed_bytes,
     count_macs,
     training_state_bytes,
 )
@@ -90,6 +91,43 @@ def test_recomputation_is_seen():
         return activation_bytes(network, (3, 64, 64), mixed=False)
 
     assert bytes_with(True) < bytes_with(False)
+
+
+def test_checkpointed_estimate_is_what_a_step_holds_at_most():
+    def network(device):
+        with torch.device(device):
+            return timm.create_model("patchconvnet_s60", depth=6, embed_dim=64, num_classes=5)
+
+    size = (3, 64, 64)
+    plain = activation_bytes(network("meta"), size, mixed=False)
+    estimate = checkpointed_bytes(network("meta"), size, mixed=False, plain=plain)
+    model = network("cpu").train()
+    model.set_grad_checkpointing()
+
+    def most(batch_size):
+        images = torch.zeros(batch_size, *size)
+        with HeldTensors() as held:
+            model(images).sum().backward()
+        model.zero_grad()
+        return 4 * held.most
+
+    measured = (most(8) - most(4)) / 4
+    assert estimate < plain
+    assert estimate == pytest.approx(measured, rel=0.35)
+
+
+def test_fsdp2_shares_the_state_out():
+    config = replace(SMALL, optim=OptimConfig(opt="adamw"), precision="32-true")
+    shared = replace(config, strategy="fsdp2")
+
+    def state(config, devices):
+        with torch.device("meta"):
+            model = build_network(config, num_classes=10, input_size=(32, 32))
+        return training_state_bytes(model, config, devices), model
+
+    whole, model = state(config, 4)
+    block = sum(one.nbytes for one in model.blocks[0].parameters())
+    assert state(shared, 4)[0] == whole // 4 + 3 * block
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -118,3 +120,29 @@ def test_training_stops_at_a_damaged_image_or_goes_on_as_told(tmp_path, capsys, 
         return
     assert [label for _, label in batches.__getitems__(Batch(0, [0, 1, 2, 3]))] == [0, 1, 3, 3]
     assert "2.jpg cannot be read as an image" in capsys.readouterr().err
+
+
+def loader(device="cpu", **choices):
+    """Of training batches, on a device that need not be there."""
+    images = TensorImages(torch.zeros(8, 1, 2, 2, dtype=torch.uint8), torch.arange(8))
+    data = TrainingData(
+        DataConfig(batch_size=4, **choices), train=images, val=images, cfg={}, seed=0
+    )
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=strategy)
+    return data.train_dataloader()
+
+
+def test_workers_are_as_asked_for():
+    found = loader(num_workers=2)
+    assert (found.persistent_workers, found.prefetch_factor, found.pin_memory) == (True, 2, False)
+    found = loader(num_workers=2, persistent_workers=False, prefetch_factor=5)
+    assert (found.persistent_workers, found.prefetch_factor) == (False, 5)
+    assert not loader(persistent_workers=False).persistent_workers
+
+
+def test_memory_is_pinned_where_a_gpu_copies():
+    assert loader("cuda").pin_memory
+    assert not loader("cuda", pin_memory=False).pin_memory
+    with pytest.raises(ValueError, match=r"pin_memory=True is for .* and cpu trains; leave it out"):
+        loader(pin_memory=True)

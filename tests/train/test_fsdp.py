@@ -1,16 +1,23 @@
 """FSDP2 by every linear layer and convolution, in two processes, gives what none gives."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from convattn import augment
+from convattn.config import TrainConfig
+from convattn.train.fsdp import check_fsdp2, units
 
 NETWORKS = {
     "patchconvnet": lambda: timm.create_model("patchconvnet_nano", depth=2, num_classes=5),
@@ -73,3 +80,90 @@ def test_sharded_by_layers_is_the_same(name, tmp_path):
         torch.testing.assert_close(own, logits[rank].detach(), rtol=1e-4, atol=1e-5)
         for key, parameter in model.named_parameters():
             torch.testing.assert_close(gradients[key], parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+SCRIPT = """
+import os, sys
+from convattn.cli import main
+from convattn.train import classification, run
+
+real = classification.ClassificationTask.training_step
+
+def training_step(self, *args):
+    if self.global_step == int(os.environ.get("LAST_STEP", -1)):
+        os._exit(9)
+    return real(self, *args)
+
+classification.ClassificationTask.training_step = training_step
+run.draw_curves = classification.draw_attention = lambda *args, **kwargs: None
+sys.exit(main(sys.argv[1:]))
+"""
+FLAGS = (
+    "--data.num-train 48 --data.num-test 8 --data.image-size 32 --data.batch-size 16 "
+    "--model.model-args depth 2 embed_dim 16 --optim.opt sgd --optim.lr 0.1 --epochs 2 "
+    "--ema-decay None --clip-grad 1 --eval-every 2 --accelerator cpu --devices 2 "
+    "--checkpoint-every 2 --grad-checkpointing"
+)
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Trains by a strategy into a folder; LAST_STEP kills all processes there."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def run(out, strategy, **environment):
+        words = [sys.executable, str(tmp_path / "script.py"), "train", "quickstart"]
+        words += [*FLAGS.split(), "--strategy", strategy, "--out", str(out), "--auto-resume"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=250)
+
+    return run
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1000)
+def test_training_fully_sharded_ends_in_the_weights_of_ddp(command, tmp_path):
+    plain, shared = tmp_path / "ddp", tmp_path / "fsdp2"
+    found = command(plain, "ddp")
+    assert found.returncode == 0, found.stderr
+    found = command(shared, "fsdp2", LAST_STEP="3")
+    assert (shared / "checkpoints" / "last.ckpt").is_file(), found.stderr
+    kept = torch.load(shared / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] in (2, 3)
+    found = command(shared, "fsdp2")
+    assert found.returncode == 0, found.stderr
+    ours, theirs = (load_file(one / "model.safetensors") for one in (shared, plain))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_units_are_the_blocks():
+    model = woken("patchconvnet")
+    assert set(units(model)) == set(model.blocks)
+    resnet = woken("pool")
+    blocks = [
+        block
+        for name in ("layer1", "layer2", "layer3", "layer4")
+        for block in getattr(resnet, name)
+    ]
+    assert set(blocks) <= set(units(resnet))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ema_decay": 0.9}, "ema_decay=0.9 does not go with strategy=fsdp2; leave it out"),
+        ({"compile": True}, "compile=True does not go with strategy=fsdp2; leave it out"),
+        ({"precision": "16-mixed"}, "precision=16-mixed does not go .* give 32-true or bf16-mixed"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(changes, message):
+    config = TrainConfig(strategy="fsdp2", precision="32-true")
+    with pytest.raises(ValueError, match=message):
+        check_fsdp2(replace(config, **changes))
+
+
+def test_it_is_for_classifiers():
+    with pytest.raises(ValueError, match=r"strategy=fsdp2 is for classifiers, and .* train it by"):
+        TrainConfig(strategy="fsdp2").check_task("detection")

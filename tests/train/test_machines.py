@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from convattn.train.callbacks import read_metrics
 from tests.train.conftest import digest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 FLAGS = (
     "--data.num-train 32 --data.num-test 8 --data.image-size 32 --data.batch-size 16 "
@@ -162,6 +162,7 @@ def largest_difference(folder, other):
 # --- one machine
 
 
+@pytest.mark.slow
 def test_run_of_two_processes_goes_on_with_one_and_with_four(whole, launch, script, tmp_path):
     run = tmp_path / "run"
     command = [script, "train", "quickstart", *FLAGS.split(), "--out", str(run), "--auto-resume"]
@@ -182,6 +183,7 @@ def test_run_of_two_processes_goes_on_with_one_and_with_four(whole, launch, scri
     assert steps == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
 def test_all_end_soon_after_one_was_killed(launcher, launch, script, tmp_path):
     run = tmp_path / "run"
@@ -204,6 +206,7 @@ def test_all_end_soon_after_one_was_killed(launcher, launch, script, tmp_path):
     assert "convattn: process 1 of 4 lost process 3, " in one.words
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun_leaves_a_checkpoint(launch, script, tmp_path):
     run = tmp_path / "run"
     command = [script, "train", "quickstart", *FLAGS.split(), "--checkpoint-every", "0"]
@@ -298,6 +301,7 @@ def agent(machines, launch, script):
     return start
 
 
+@pytest.mark.long
 def test_lost_machine_that_comes_back_ends_in_the_same_weights(machines, agent, tmp_path):
     run, never = tmp_path / "run", tmp_path / "never"
     pair = [agent(machine, never) for machine in machines]
@@ -317,6 +321,7 @@ def test_lost_machine_that_comes_back_ends_in_the_same_weights(machines, agent, 
     assert steps == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_pulled_cable_ends_the_training_on_both_machines(machines, agent, tmp_path):
     run = tmp_path / "run"
     pair = [agent(machine, run) for machine in machines]

@@ -62,7 +62,8 @@ def near_codes(codes: NDArray[np.uint64], most: int) -> NDArray[np.int64]:
             step += 1
             left = left[left + step < len(codes)]
             left = left[band[left] == band[left + step]]
-            near = left[np.bitwise_count(own[left] ^ own[left + step]) <= most]
+            differing = (own[left] ^ own[left + step])[:, None].view(np.uint8)
+            near = left[np.unpackbits(differing, axis=1).sum(1) <= most]
             pairs.append(np.stack([order[near], order[near + step]], 1))
     return np.concatenate(pairs)
 

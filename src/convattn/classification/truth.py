@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
-from convattn.classification.dataset import open_data
+from convattn.classification.dataset import load_data, open_data
 from convattn.classification.evaluation import check_num_classes
 from convattn.classification.objects import boxed_objects, masked_objects
 from convattn.classification.settings import transform_words, weights_sha256
@@ -28,7 +29,11 @@ from convattn.explanation.truth import (
     TruthReport,
     check_enough,
     run_study,
+    train_masks,
+    trained_look,
 )
+from convattn.explanation.truth.methods import Look
+from convattn.explanation.truth.trained_maps import ClassMasks
 from convattn.files import new_folder, read_json, replace_atomically, written_whole
 from convattn.modes import default_device
 from convattn.ownership import owned
@@ -62,6 +67,11 @@ class TruthConfig:
     def __post_init__(self) -> None:
         if self.num_images < 1:
             raise ValueError(f"num_images={self.num_images}; expected at least 1")
+        if self.protocol.trained_steps < 0:
+            raise ValueError(
+                f"trained_steps={self.protocol.trained_steps}; expected at least 0, which learns "
+                "no maps"
+            )
 
 
 def check_truth_folder(out: str | None) -> None:
@@ -229,6 +239,7 @@ def _measure(
         batch_size=_BATCH_SIZE,
         num_workers=config.data.num_workers,
     )
+    looks = _trained_looks([model, *others], parts, config) if config.protocol.trained_steps else {}
     with Progress(len(images)) as progress:
         study = run_study(
             model,
@@ -236,12 +247,56 @@ def _measure(
             parts,
             masks=masks,
             methods=config.methods,
+            looks=looks,
             others=others,
             protocol=config.protocol,
             device=config.device,
             progress=progress.update,
         )
     return TruthReport.of(study, config.protocol)
+
+
+def _trained_looks(
+    models: Sequence[nn.Module], parts: Path, config: TruthConfig
+) -> dict[str, Look]:
+    """Trained maps of every network: learned on the training images, or there since before."""
+    device, steps = default_device(config.device), config.protocol.trained_steps
+    cfg = cast(Any, models[0]).pretrained_cfg
+    source = load_data(config.data, class_names=cfg.get("label_names"))
+    if not len(source.train):
+        raise ValueError(
+            f"{config.data.root} has no training images, which --trained-steps learns maps from; "
+            "name a data set with both, or leave --trained-steps out"
+        )
+    images = source.train.with_transform(transform_of(cfg))
+    masks: dict[nn.Module, ClassMasks] = {}
+    for number, model in enumerate(models):
+        file = parts / f"trained_{number}.safetensors"
+        if not file.exists():
+            report(f"learns maps from {steps} batches of {_BATCH_SIZE} training images")
+            learned = _learn_masks(model.to(device), images, config, device)
+            with written_whole(file) as part:
+                save_file(learned.state_dict(), part)
+        masks[model] = ClassMasks.of(load_file(file)).to(device)
+    return {"trained": trained_look(masks, images[0][0][None].to(device))}
+
+
+def _learn_masks(
+    model: nn.Module, images: TensorImages | ImageFiles, config: TruthConfig, device: torch.device
+) -> ClassMasks:
+    steps = config.protocol.trained_steps
+    drawn = RandomSampler(
+        images,
+        replacement=True,
+        num_samples=steps * _BATCH_SIZE,
+        generator=torch.Generator().manual_seed(config.protocol.seed),
+    )
+    loader = DataLoader(
+        images, batch_size=_BATCH_SIZE, sampler=drawn, num_workers=config.data.num_workers
+    )
+    with Progress(steps * _BATCH_SIZE) as progress:
+        batches = (batch[0].to(device) for batch in loader)
+        return train_masks(model, batches, steps, progress=progress.update)
 
 
 def _write(found: TruthReport, folder: Path, title: str, about: dict[str, Any]) -> None:

@@ -79,6 +79,9 @@ class ExplainOptions:
     do below --data.root. Without it boxes are used where the data set has them."""
     others: tuple[str, ...] = ()
     """Runs of other seeds for --truth: do their maps agree?"""
+    trained_steps: int = 0
+    """Also learn a method of its own for --truth, masks that keep the class (T-TAME), from so many
+    batches of 32 training images; 200 is a start."""
     num_steps: int = 16
     """Steps of the deletion and insertion curves of these tests."""
     seed: int = 0
@@ -122,7 +125,7 @@ def command(arguments: list[str]) -> int:
 
 
 _OF_IMAGES = ("target", "top_k", "view", "layer", "head", "query", "layers")
-_OF_TRUTH = ("num_images", "masks", "others")
+_OF_TRUTH = ("num_images", "masks", "others", "trained_steps")
 
 
 def _check_choice(options: ExplainOptions, command: str) -> None:
@@ -163,7 +166,9 @@ def _test_truth(target: Target, options: ExplainOptions) -> int:
         masks=options.masks,
         num_images=options.num_images,
         methods=NETWORK_METHODS if options.method == "auto" else (options.method,),
-        protocol=Protocol(num_steps=options.num_steps, seed=options.seed),
+        protocol=Protocol(
+            num_steps=options.num_steps, trained_steps=options.trained_steps, seed=options.seed
+        ),
         device=options.device,
     )
     model = target.load_model(checkpoint=options.weights, num_classes=options.num_classes)

@@ -49,7 +49,7 @@ def parse(
     """
     printing = "--print-config" in arguments
     arguments = [word for word in arguments if word != "--print-config"]
-    arguments = [*words_of(default, arguments), *arguments]
+    default, arguments = _into_defaults(default, [*words_of(default, arguments), *arguments])
     told = description or inspect.cleandoc(kind.__doc__ or "")
     printed = io.StringIO()
     try:
@@ -77,6 +77,54 @@ def parse(
         print(as_yaml(parsed), end="")
         raise SystemExit(0)
     return parsed
+
+
+def _into_defaults(default: T, arguments: list[str]) -> tuple[T, list[str]]:
+    """Keyword arguments that are given to a mapping which has some already.
+
+    tyro makes a flag a key of such a mapping, and none by which a key could be added.
+    """
+    words: list[str] = []
+    while arguments:
+        word, *arguments = arguments
+        path = word.removeprefix("--").replace("-", "_").split(".")
+        before = _value(default, path) if word.startswith("--") else None
+        if not isinstance(before, dict) or not before:
+            words.append(word)
+            continue
+        pairs = list(itertools.takewhile(lambda other: not other.startswith("--"), arguments))
+        arguments = arguments[len(pairs) :]
+        if not pairs or len(pairs) % 2:
+            raise UsageError(
+                f"{word} takes names and values in turn, for example {word} global_pool avg; got "
+                f"{' '.join(pairs) or 'none'}"
+            )
+        values = {name: _scalar(text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
+        default = _replaced(default, path, {**before, **values})
+    return default, words
+
+
+def _value(config: Any, path: list[str]) -> Any:
+    for name in path:
+        config = getattr(config, name, None)
+    return config
+
+
+def _replaced(config: Any, path: list[str], value: Any) -> Any:
+    """A dataclass with one value, in one of its own perhaps, changed."""
+    first, *rest = path
+    value = _replaced(getattr(config, first), rest, value) if rest else value
+    return dataclasses.replace(config, **{first: value})
+
+
+def _scalar(text: str) -> Any:
+    """As tyro reads True, False, whole numbers, numbers and texts."""
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _unboxed(text: str) -> str:

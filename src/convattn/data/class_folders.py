@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from convattn.data.folders import (
 from convattn.data.imagenet import imagenet_names
 from convattn.data.images import ImageFiles
 from convattn.data.labelled import Source, file_source, has_class, with_left_out
+from convattn.data.names import Names
 from convattn.data.reading import image_extensions
 
 MOST_COMPARED = 100_000  # images that are looked through for copies
@@ -238,12 +239,15 @@ def _read_class_folders(
             f"{folder} holds the class folders {alike[0]!r} and {alike[1]!r}, which differ only in "
             "capitals or in how a letter is written; merge the two, or rename one"
         )
-    paths: list[str] = []
     counts = []
-    for name in folders:
-        found = find_images(folder / name, left_out, base=base, extensions=extensions)
-        paths += found
-        counts.append(len(found))
+
+    def paths() -> Iterator[str]:
+        for name in folders:
+            found = find_images(folder / name, left_out, base=base, extensions=extensions)
+            counts.append(len(found))
+            yield from found
+
+    names = Names(paths())
     empty = [name for name, count in zip(folders, counts, strict=True) if not count]
     if empty:
         raise FileNotFoundError(
@@ -251,7 +255,7 @@ def _read_class_folders(
             f"{', '.join(str(folder / name) for name in empty[:5])}; add some or remove the folder"
         )
     labels = torch.arange(len(folders)).repeat_interleave(torch.tensor(counts))
-    return tuple(normal_name(name) for name in folders), ImageFiles(paths, labels)
+    return tuple(normal_name(name) for name in folders), ImageFiles(names, labels)
 
 
 def find_together(
@@ -290,9 +294,9 @@ def note_crossing(notes: list[str], root: Path, train: ImageFiles, test: ImageFi
         train: Training images.
         test: Test images.
     """
-    paths = [*train.paths, *test.paths]
-    if len(paths) > MOST_COMPARED:
+    if len(train) + len(test) > MOST_COMPARED:
         return
+    paths = [*train.paths, *test.paths]
     crossing = [places for places in find_duplicates(paths) if places[0] < len(train) <= places[-1]]
     if crossing:
         count = sum(place >= len(train) for places in crossing for place in places)

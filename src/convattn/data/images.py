@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from convattn.data.bands import read_channels
 from convattn.data.names import Names
 from convattn.exceptions import UnreadableImageError
 from convattn.text import report
+
+_AT_ONCE = 10_000  # names
 
 Transform = Callable[[Any], Tensor]
 """Turns an image, or a batch of them, into normalised floats: see ``convattn.data.transforms``."""
@@ -214,15 +217,23 @@ def digest_of_list(images: Any) -> str:
     """
     digest = hashlib.sha256(str(len(images)).encode())
     names = getattr(images, "paths", None) or getattr(images, "names", None) or ()
-    if names and all(map(os.path.isabs, names)):
-        first, last = min(names), max(names)
-        start = len(os.path.commonpath([first, last]) if first < last else os.path.dirname(first))
-        names = [name[start:] for name in names]
-    digest.update("\0".join(names).encode(errors="surrogateescape"))
+    start = _common_start(names)
+    waiting, between = iter(names), ""
+    while some := [name[start:] for name in islice(waiting, _AT_ONCE)]:
+        digest.update((between + "\0".join(some)).encode(errors="surrogateescape"))
+        between = "\0"
     labels = getattr(images, "labels", None)
     if isinstance(labels, Tensor):
         digest.update(labels.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _common_start(names: Sequence[str]) -> int:
+    """Letters of the folder that absolute paths have in common; none of other names."""
+    if not names or not all(map(os.path.isabs, names)):
+        return 0
+    first, last = min(names), max(names)
+    return len(os.path.commonpath([first, last]) if first < last else os.path.dirname(first))
 
 
 def find_readable(images: Any) -> tuple[Tensor, list[str]]:

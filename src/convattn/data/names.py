@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice
 from typing import overload
 
-import numpy as np
+_AT_ONCE = 10_000
 
 
 class Names(Sequence[str]):
@@ -16,7 +18,7 @@ class Names(Sequence[str]):
     gets pages of its own: 125 MB each on 1.3 million names.
 
     Args:
-        names: File names, also such as are no valid text.
+        names: File names, also such as are no valid text; of an iterator few are held at a time.
 
     Examples:
         >>> names = Names(["a.jpg", "b.jpg"])
@@ -25,9 +27,13 @@ class Names(Sequence[str]):
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        content = [os.fsencode(name) for name in names]
-        self._ends = np.cumsum([0, *map(len, content)], dtype=np.int64)
-        self._content = b"".join(content)
+        self._ends = array("q", [0])
+        self._content = bytearray()  # grows in place, so that no second one is ever there
+        waiting = iter(names)
+        while some := [os.fsencode(name) for name in islice(waiting, _AT_ONCE)]:
+            ends = accumulate(map(len, some), initial=self._ends.pop())
+            self._ends.extend(ends)
+            self._content += b"".join(some)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -47,7 +53,7 @@ class Names(Sequence[str]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Names):
-            return self._content == other._content and bool(np.array_equal(self._ends, other._ends))
+            return self._content == other._content and self._ends == other._ends
         return isinstance(other, list | tuple) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
@@ -56,5 +62,5 @@ class Names(Sequence[str]):
         return f"Names({list(self)!r})"
 
     def _read(self, place: int) -> str:
-        start, end = self._ends[place : place + 2].tolist()
-        return os.fsdecode(self._content[start:end])
+        start, end = self._ends[place], self._ends[place + 1]
+        return os.fsdecode(bytes(self._content[start:end]))

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,31 @@ from convattn.modes import frozen_eval_mode, own_calls
 
 _Kind = Literal["GradCAM", "LayerCAM"]
 """A class of pytorch-grad-cam."""
+
+
+class LastMap(NamedTuple):
+    """Where a network's last map is to be read."""
+
+    layer: nn.Module
+    """Whose output it is."""
+    channels_last: bool
+    """Whether that is (B, H, W, C)."""
+    grid: Grid
+    """Where its cells lie."""
+
+
+def find_last_map(model: nn.Module, images: Tensor) -> LastMap:
+    """The layer of ``cam_layers``, and what its output is.
+
+    Args:
+        model: A convolutional classifier.
+        images: (B, C, H, W), normalised; one is looked at.
+
+    Raises:
+        ValueError: As ``cam_layers``.
+    """
+    with frozen_eval_mode(model), torch.inference_mode(False):
+        return LastMap(*_last_map(model, images[:1].detach().clone())[:3])
 
 
 def cam_layers(
@@ -58,8 +83,7 @@ def cam_layers(
         >>> layers[0] is model.blocks
         True
     """
-    with frozen_eval_mode(model), torch.inference_mode(False):
-        layer, channels_last, _, _ = _last_map(model, images[:1].detach().clone())
+    layer, channels_last, _ = find_last_map(model, images)
     return [layer], _channels_first if channels_last else None
 
 

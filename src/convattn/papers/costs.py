@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from convattn.bench import Counts, HeldTensors, count
-from convattn.config import TrainConfig
+from convattn.config import FSDP2, TrainConfig
 from convattn.detection import MaskRCNN, RetinaNet
+from convattn.train.fsdp import units
 from convattn.train.optim import create_optimizer, optimizer_args
 
 _SMALL = 64  # pixels; two of a network's coarsest positions
@@ -129,12 +130,34 @@ def activation_bytes(model: nn.Module, input_size: tuple[int, int, int], *, mixe
     return round(per_image * height * width / (small[0] * small[1]))
 
 
-def training_state_bytes(model: nn.Module, config: TrainConfig) -> int:
-    """Bytes of weights, gradients, the optimiser's memory and averaged weights.
+def checkpointed_bytes(
+    model: nn.Module, input_size: tuple[int, int, int], *, mixed: bool, plain: int
+) -> int:
+    """As ``activation_bytes`` where blocks compute theirs once more: what is kept, and a block's.
+
+    Args:
+        model: As there.
+        input_size: As there.
+        mixed: As there.
+        plain: Bytes where nothing is computed once more.
+    """
+    blocks = max(1, sum(1 for _ in units(model)))
+    model.set_grad_checkpointing()  # type: ignore[operator]
+    return min(plain, activation_bytes(model, input_size, mixed=mixed) + plain // blocks)
+
+
+def training_state_bytes(model: nn.Module, config: TrainConfig, devices: int = 1) -> int:
+    """Bytes of weights, gradients, the optimiser's memory and averaged weights, a device.
+
+    By fsdp2 each device has its part of all, and at once the weights of two blocks and the
+    gradients of one, whole.
 
     Args:
         model: A network without memory, as made under ``torch.device("meta")``.
+        config: How it is trained.
+        devices: How many train it.
     """
+    blocks = [sum(one.nbytes for one in block.parameters()) for block in units(model)]
     optimizer = create_optimizer(model, **optimizer_args(config))
     parameters = [one for one in model.parameters() if one.requires_grad]
     for parameter in parameters:
@@ -151,4 +174,6 @@ def training_state_bytes(model: nn.Module, config: TrainConfig) -> int:
     total = sum(one.nbytes for one in (*weights, *parameters, *kept, *averaged))
     # Autocast keeps a copy of half the width of every weight that it uses.
     cast = sum(one.nbytes for one in parameters) // 2 if config.precision.endswith("mixed") else 0
+    if config.strategy == FSDP2:
+        return (total + cast) // devices + 3 * max(blocks, default=0)
     return 2 * total if config.precision == "64-true" else total + cast

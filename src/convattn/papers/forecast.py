@@ -21,6 +21,7 @@ from convattn.config import TrainConfig
 from convattn.data import GENERATED
 from convattn.papers.costs import (
     activation_bytes,
+    checkpointed_bytes,
     count_network,
     training_state_bytes,
 )
@@ -159,6 +160,8 @@ def forecast(config: TrainConfig, gpu: Gpu) -> Forecast:
     counts = count_network(network(), images.shape)
     devices = (1 if config.devices == "auto" else config.devices) * config.num_nodes
     held = activation_bytes(network(), images.shape, mixed=mixed)
+    if config.grad_checkpointing:
+        held = checkpointed_bytes(network(), images.shape, mixed=mixed, plain=held)
     number, batch_size = images.number, config.data.batch_size
     if number is not None and number < batch_size:
         raise ValueError(
@@ -171,7 +174,7 @@ def forecast(config: TrainConfig, gpu: Gpu) -> Forecast:
         steps_per_epoch=None if number is None else number // batch_size,
         devices=devices,
         part=math.ceil(batch_size / devices / config.accumulate),
-        state_bytes=training_state_bytes(network(), config),
+        state_bytes=training_state_bytes(network(), config, devices),
         image_bytes=2 * held if config.precision == "64-true" else held,
         image_seconds=_TRAINING_OVER_FORWARD * seconds_per_image(counts, gpu, half=mixed),
     )

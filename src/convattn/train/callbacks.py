@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -333,9 +334,13 @@ class BestEpoch(Callback):
         if self._score is None or score > self._score:
             self._score, self.epoch = score, self._judged
             if self.keep:
-                weights = pl_module.state_dict() if self.ema is None else self.ema.averaged()
+                strategy = trainer.strategy
+                whole = strategy.lightning_module_state_dict if self.ema is None else None
+                weights = whole() if whole else self.ema.averaged()  # type: ignore[union-attr]
                 self.weights = {
-                    name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()
+                    name: tensor.detach().to("cpu", copy=True)
+                    for name, tensor in weights.items()
+                    if tensor is not None  # of another process than the first, by fsdp2
                 }
         if self._is_over():
             trainer.should_stop = True
@@ -467,12 +472,18 @@ class Checkpoints(Callback):
             NonFiniteError: If a weight is not a number any more; the last checkpoint stays.
         """
         assert trainer.lightning_module is not None
-        norms = torch._foreach_norm([p.detach() for p in trainer.lightning_module.parameters()])
-        if not torch.stack(norms).isfinite().all():
+        weights = [_own_part(one.detach()) for one in trainer.lightning_module.parameters()]
+        finite = bool(torch.stack(torch._foreach_norm(weights)).isfinite().all())
+        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
             raise NonFiniteError(f"weights are not finite after step {trainer.global_step}")
         trainer.save_checkpoint(self.path)
         self.saved_step = trainer.global_step
         self._saved_at = time.monotonic()
+
+
+def _own_part(weight: Tensor) -> Tensor:
+    """What this process holds of a parameter."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 _SECONDS_ON_TERMINALS = 0.5

@@ -258,14 +258,32 @@ class TrainingData(L.LightningDataModule):
         )
 
     def _loader(self, dataset: Dataset[Any], **arguments: Any) -> DataLoader[Any]:
+        config = self.config
+        stay = config.persistent_workers is not False and config.num_workers > 0
         return DataLoader(
             dataset,
-            num_workers=self.config.num_workers,
-            persistent_workers=self.config.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            num_workers=config.num_workers,
+            persistent_workers=stay,
+            prefetch_factor=config.prefetch_factor,
+            pin_memory=self._pins_memory(),
             collate_fn=self.collate,
             **arguments,
         )
+
+    def _pins_memory(self) -> bool:
+        """Whether a GPU copies batches.
+
+        Raises:
+            ValueError: If it is to, and there is none.
+        """
+        assert self.trainer is not None
+        device, wanted = self.trainer.strategy.root_device.type, self.config.pin_memory
+        if wanted and device != "cuda":
+            raise ValueError(
+                f"data.pin_memory=True is for batches that a CUDA GPU copies, and {device} trains; "
+                "leave it out"
+            )
+        return device == "cuda" and wanted is not False
 
 
 def _length(images: Dataset[Any]) -> int:

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils import deterministic
 
-from convattn.config import ModelConfig, TrainConfig
+from convattn.config import FSDP2, ModelConfig, TrainConfig
 from convattn.exceptions import Interrupted, LostProcess, NonFiniteError
 from convattn.files import new_run_folder, replace_atomically, writing
 from convattn.ownership import owned
@@ -41,6 +41,7 @@ from convattn.train.callbacks import (
 )
 from convattn.train.checkpoints import WholeFiles, check_checkpoint
 from convattn.train.curves import draw_curves
+from convattn.train.fsdp import FullySharded, SharedBuffers, check_fsdp2, part_when_configured
 from convattn.train.layer_sync import SyncBatchNorm
 from convattn.train.loggers import check_loggers, make_loggers, quiet_writers
 from convattn.train.processes import Heartbeat, check_processes, processes_of
@@ -303,11 +304,18 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
     ema = None if config.ema_decay is None else Ema(config.ema_decay)
     best = BestEpoch(job.curves, keep=config.keep == "best", patience=config.patience, ema=ema)
     heartbeat = Heartbeat(lambda: _advice(LostProcess(), folder))
+    fully_sharded = config.strategy == FSDP2
+    check_fsdp2(config)
+    if config.grad_checkpointing:
+        task.model.set_grad_checkpointing()  # type: ignore[operator]
+    if fully_sharded:
+        part_when_configured(task)
     progress = ProgressLine(metrics, num_steps=config.epochs * data.steps_per_epoch)
     callbacks: list[Callback] = [
         metrics,
         *([] if ema is None else [ema]),
         *([best] if config.chooses else []),
+        *([SharedBuffers()] if fully_sharded else []),
         progress,
         checkpoints,
         heartbeat,
@@ -316,7 +324,7 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
         trainer = L.Trainer(
             accelerator=config.accelerator,
             **processes_of(config),
-            strategy=config.strategy,
+            strategy=FullySharded() if fully_sharded else config.strategy,
             precision=config.precision,
             plugins=[WholeFiles(), *([SyncBatchNorm()] if config.sync_batchnorm else [])],
             max_epochs=config.epochs,
@@ -347,10 +355,11 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
         ):
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
         seconds = time.monotonic() - started
+        last = trainer.strategy.lightning_module_state_dict() if ema is None else ema.averaged()
         if not trainer.is_global_zero:
             return None
         # Lightning leaves the averaged weights in place only if it has trained a step.
-        weights = best.weights or (task.state_dict() if ema is None else ema.averaged())
+        weights = best.weights or last
         return Fitted(
             weights=_of_model(weights),
             kept=f"of epoch {best.epoch}, {best.words}" if best.weights else "of the last epoch",

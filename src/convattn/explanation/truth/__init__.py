@@ -6,6 +6,7 @@
 from convattn.explanation.truth.methods import NETWORK_METHODS, YARDSTICKS
 from convattn.explanation.truth.report import MEASURES, TruthReport, check_enough
 from convattn.explanation.truth.study import Protocol, Study, run_study
+from convattn.explanation.truth.trained_maps import train_masks, trained_look
 from convattn.explanation.truth.verdict import Verdict
 
 __all__ = [
@@ -18,4 +19,6 @@ __all__ = [
     "Verdict",
     "check_enough",
     "run_study",
+    "train_masks",
+    "trained_look",
 ]

@@ -54,6 +54,8 @@ class Protocol:
     """Of these, in units of the normalised image."""
     num_stages: int = 4
     """Of the cascade of random layers."""
+    trained_steps: int = 0
+    """Batches that trained maps learn from; 0: none are asked for."""
     num_dear: int = 100
     """Images, the first, that ROAD, max-sensitivity, the cascade, other classes and other seeds
     are measured on."""
