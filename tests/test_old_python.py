@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -49,18 +48,20 @@ def test_make_refuses_before_it_makes_anything(python310, tmp_path, target):
     assert sorted(tmp_path.iterdir()) == [python310]
 
 
+@pytest.mark.long
 def test_pip_refuses(tmp_path):
-    """By a wheel with the project's own requirement, as an index tells it."""
-    wheel = tmp_path / "convattn-0-py3-none-any.whl"
-    required = PROJECT["requires-python"]
-    metadata = f"Metadata-Version: 2.1\nName: convattn\nVersion: 0\nRequires-Python: {required}\n"
-    about = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    with zipfile.ZipFile(wheel, "w") as file:
-        file.writestr("convattn-0.dist-info/METADATA", metadata)
-        file.writestr("convattn-0.dist-info/WHEEL", about)
-        file.writestr("convattn-0.dist-info/RECORD", "")
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index"]
-    command += ["--python-version", "3.10", "--only-binary=:all:", "--target", str(tmp_path / "to")]
-    done = subprocess.run([*command, str(wheel)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "requires a different Python: 3.10.0 not in '>=3.11'" in done.stderr
+    """As an index tells pip what the project requires, a page of links does."""
+    required = PROJECT["requires-python"].replace(">", "&gt;")
+    wheel = "convattn-0-py3-none-any.whl"
+    page = tmp_path / "index.html"
+    page.write_text(f'<!DOCTYPE html><a href="{wheel}" data-requires-python="{required}">a</a>')
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps"]
+    command += ["--only-binary=:all:", "--target", str(tmp_path / "to"), "--find-links", str(page)]
+    for version, refused in (("3.10", True), ("3.11", False)):
+        done = subprocess.run(
+            [*command, "--python-version", version, "convattn"], capture_output=True, text=True
+        )
+        assert (
+            "that require a different python version: 0 Requires-Python >=3.11" in done.stderr
+        ) is refused
+        assert done.returncode == 1  # there is no wheel behind the link
