@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+NEW_ENOUGH := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convattn needs Python 3.11 or newer, this is %s; name another: make PYTHON=python3.12" % sys.version.split()[0])'
 NOT_BY_HAND := not slow and not gpu and not browser and not weights and not campaign and not interop
 
 .DEFAULT_GOAL := help
@@ -10,13 +11,14 @@ NOT_BY_HAND := not slow and not gpu and not browser and not weights and not camp
 
 LOWEST := .venv-lowest
 LATEST := .venv-latest
+INTEROP := .venv-interop
 FAST := tests/layers tests/kernels tests/test_functional.py tests/test_config.py tests/test_modes.py
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convattn needs Python 3.11 or newer, this is %s; name another: make PYTHON=python3.12" % sys.version.split()[0])'
+	@$(NEW_ENOUGH)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev,docs]'
 	touch $@
@@ -34,6 +36,7 @@ test-long: $(INSTALLED) ## Run the tests that take seconds each (five minutes mo
 
 # Warnings of packages as old as that are not ours to mend.
 $(LOWEST)/.installed: pyproject.toml
+	@$(NEW_ENOUGH)
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --quiet uv
 	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[all,dev]'
@@ -46,11 +49,13 @@ test-lowest-fast: $(LOWEST)/.installed ## The same for layers, kernels and maths
 	$(LOWEST)/bin/python -m pytest -o filterwarnings=default -m "not long and $(NOT_BY_HAND)" $(FAST)
 
 test-latest: ## Run the tests with the newest versions there are, in .venv-latest
+	@$(NEW_ENOUGH)
 	test -x $(LATEST)/bin/python || $(PYTHON) -m venv $(LATEST)
 	$(LATEST)/bin/python -m pip install --disable-pip-version-check --upgrade --upgrade-strategy eager --editable '.[all,dev]'
 	$(LATEST)/bin/python -m pytest -n 2 --dist worksteal -m "$(NOT_BY_HAND)"
 
 wheel-test: ## Build the wheel, install it with all it needs into an empty environment, walk through it
+	@$(NEW_ENOUGH)
 	rm -rf build/wheel && mkdir -p build/wheel
 	$(PYTHON) -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv build/wheel/env
@@ -73,10 +78,11 @@ campaign: $(INSTALLED) ## Kill, damage and attack everything (half an hour), wri
 	CONVATTN_CAMPAIGN=docs/campaign.md $(BIN)/python -m pytest -n 2 --dist load -m campaign tests/campaign
 
 interop: ## Run the tests with other people's tools, in an environment of their own (.venv-interop)
-	test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
-	.venv-interop/bin/python -m pip install --disable-pip-version-check --upgrade 'pip>=25.1'
-	.venv-interop/bin/python -m pip install --disable-pip-version-check --editable '.[all,dev]' --group interop
-	.venv-interop/bin/python -m pytest -m interop tests/interop
+	@$(NEW_ENOUGH)
+	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(INTEROP)/bin/python -m pip install --disable-pip-version-check --editable '.[all,dev]' --group interop
+	$(INTEROP)/bin/python -m pytest -m interop tests/interop
 
 docs: $(INSTALLED) ## Build the documentation into site/ (seconds); broken links and assets from elsewhere are errors
 	$(BIN)/zensical build --clean --strict

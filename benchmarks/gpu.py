@@ -11,6 +11,12 @@ A part that fails is written as failed, with its error and the rows that it had,
 the exit status is 1 then. ``gpu.md`` and ``gpu.json`` are written after every part. ``--cpu`` takes
 small sizes and, from Triton 3.9 on, Triton's interpreter: it tries this program, and its times say
 nothing of a GPU.
+
+    python benchmarks/gpu.py --adopt runs/gpu/gpu.json
+
+makes what such a file says of the part ``layer`` the default of attention on that device: for every
+dtype, forward (inference) and forward and backward (training), the fastest of our backends whose
+numbers the part ``correctness`` found right. It goes into ``src/convattn/kernels/measured.json``.
 """
 
 from __future__ import annotations
@@ -41,6 +47,7 @@ import aa_layer
 import convattn
 import patchconvnet
 from convattn.bench import Comparison, Step, compare, describe_error, training_step
+from convattn.kernels import measured
 from convattn.kernels.attention import Backend, attention
 from convattn.kernels.attention.biases import relative_biases
 from convattn.text import markdown_table
@@ -461,6 +468,55 @@ def finetune_step(pool: bool, batch: int, side: int, device: str) -> Step:
     return training_step(model, images, optimizer, autocast=device != "cpu")
 
 
+def fastest_backends(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Dtype -> "inference" or "training" -> backend, out of what a run on a GPU has written.
+
+    Args:
+        found: A ``gpu.json``.
+
+    Raises:
+        ValueError: If it is of a run on the CPU, or has no times of a backend that is right.
+    """
+    if found["cpu"]:
+        raise ValueError("it is of a run on the CPU, which says nothing of a GPU")
+    rows = {part["name"]: part["rows"] for part in found["parts"]}
+    right: dict[str, bool] = {}
+    for row in rows.get("correctness", []):
+        name, dtype = [*row["name"].split(", "), "", ""][:2]
+        right[f"{name}, {dtype}"] = right.get(f"{name}, {dtype}", True) and row["note"].startswith(
+            "at most"
+        )
+    times: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows.get("layer", []):
+        title, _, way = row["name"].partition(": ours, ")
+        if row["unit"] != "ms" or row["value"] is None or not way:
+            continue
+        _, dtype, step = title.split(", ")
+        if right.get(f"{way}, {dtype}"):
+            times.setdefault((dtype, step), {})[way] = row["value"]
+    if not times:
+        raise ValueError("it has no time of a backend that was found right: run all its parts")
+    chosen: dict[str, dict[str, str]] = {}
+    for (dtype, step), of_ways in times.items():
+        kind = "inference" if step == "forward" else "training"
+        chosen.setdefault(dtype, {})[kind] = min(of_ways, key=of_ways.__getitem__)
+    return chosen
+
+
+def adopt(file: Path, table: Path = measured.FILE) -> None:
+    """Write what a run found into the table of defaults; other devices' entries stay.
+
+    Args:
+        file: A ``gpu.json``.
+        table: The table.
+    """
+    found = json.loads(file.read_text())
+    defaults = json.loads(table.read_text())
+    defaults[found["device"]] = fastest_backends(found)
+    table.write_text(json.dumps(defaults, indent=1, sort_keys=True) + "\n")
+    print(f"{table}: {found['device']}: {defaults[found['device']]}")
+
+
 NAMES = ("correctness", "tests", "layer", "memory", "s60", "finetune")
 
 
@@ -488,7 +544,14 @@ def main() -> int:
     parser.add_argument("--public", type=Path, help="checkout of the public layer")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the page")
     parser.add_argument("--check", choices=CHECKED, help=argparse.SUPPRESS)
+    parser.add_argument("--adopt", type=Path, metavar="JSON", help="make its findings the defaults")
     given = parser.parse_args()
+    if given.adopt is not None:
+        try:
+            adopt(given.adopt)
+        except (OSError, ValueError, KeyError) as error:
+            parser.error(f"--adopt {given.adopt}: {describe_error(error)}")
+        return 0
     device = "cpu" if given.cpu else "cuda"
     if not given.cpu and not torch.cuda.is_available():
         parser.error("no CUDA device here: give --cpu to try all parts with small sizes")

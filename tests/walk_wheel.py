@@ -29,6 +29,8 @@ def walk_files():
     assert file.is_relative_to(sys.prefix), f"{file} is not of this environment"
     for name in ("py.typed", "models/weights", "checks/data.html", "pages/base.html"):
         assert (file.parent / name).exists(), f"the wheel lacks {name}"
+    required = metadata.metadata("convattn")["Requires-Python"]
+    assert required == ">=3.11", f"the wheel requires Python {required}"
     return f"{file.parent.name} {metadata.version('convattn')}, of this environment"
 
 

@@ -59,3 +59,61 @@ def test_a_run_on_the_cpu(tmp_path: Path) -> None:
     again = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
     assert again.returncode == 2
     assert "name a new folder by --out" in again.stderr
+
+
+def row(name, value, unit="ms", note=""):
+    return {"name": name, "value": value, "unit": unit, "spread": None, "note": note}
+
+
+def invented(**changes):
+    """What a run on a GPU might have written."""
+    title = "8 x 160 x 32 x 32, bfloat16"
+    correctness = [
+        row("sdpa, bfloat16, 9 x 33", 1e-3, "relative error", "at most 0.02"),
+        row("experimental_triton, bfloat16, 9 x 33", 1e-3, "relative error", "at most 0.02"),
+        row("plain, bfloat16, 9 x 33", 0.5, "relative error", "WRONG: 0.5 over 0.02"),
+        row("plain, bfloat16, 14 x 14", 1e-3, "relative error", "at most 0.02"),
+    ]
+    layer = [
+        row(f"{title}, forward: ours, sdpa", 2.0),
+        row(f"{title}, forward: ours, experimental_triton", 1.0),
+        row(f"{title}, forward: ours, experimental_triton", 0.1, "times"),
+        row(f"{title}, forward: ours, plain", 0.5),
+        row(f"{title}, forward: plain convolution", 0.2),
+        row(f"{title}, forward + backward: ours, sdpa", 3.0),
+        row(f"{title}, forward + backward: ours, experimental_triton", None),
+        row(f"{title}, forward + backward: ours without positions", 1.0),
+    ]
+    parts = [{"name": "correctness", "rows": correctness}, {"name": "layer", "rows": layer}]
+    return {"cpu": False, "device": "Invented 9000", "parts": parts, **changes}
+
+
+def test_the_fastest_backend_that_is_right_is_adopted(gpu, tmp_path: Path) -> None:
+    file, table = tmp_path / "gpu.json", tmp_path / "measured.json"
+    table.write_text('{"Other": {}}')
+    file.write_text(json.dumps(invented()))
+    gpu.adopt(file, table)
+    found = {"bfloat16": {"inference": "experimental_triton", "training": "sdpa"}}
+    assert json.loads(table.read_text()) == {"Invented 9000": found, "Other": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"cpu": True}, "a run on the CPU"),
+        ({"parts": []}, "no time of a backend that was found right"),
+        ({"parts": invented()["parts"][1:]}, "no time of a backend that was found right"),
+    ],
+)
+def test_what_says_nothing_of_a_gpu_is_not_adopted(
+    gpu, tmp_path: Path, monkeypatch, capsys, changes, sentence
+) -> None:
+    file = tmp_path / "gpu.json"
+    file.write_text(json.dumps(invented(**changes)))
+    before = gpu.measured.FILE.read_text()
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--adopt", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert gpu.measured.FILE.read_text() == before

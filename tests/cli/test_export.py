@@ -98,6 +98,7 @@ def test_a_model_by_name_takes_weights_from_a_file(capsys, tmp_path, monkeypatch
     ("arguments", "expected"),
     [
         (["patchconvnet_nan"], "the nearest model is 'patchconvnet_nano'"),
+        (["/nowhere"], "'/nowhere' is a path, and there is no such run folder"),
         (["aa_resnet50"], "no released weights of 'aa_resnet50'"),
         (["run", "--weights", "x.pth"], "--weights goes with a model's name"),
         (["run", "--num-classes", 3], "--num-classes goes with a model's name"),

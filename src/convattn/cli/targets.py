@@ -224,6 +224,8 @@ def find_target(
 
     names = [*timm.list_models(), *timm.list_pretrained(), *others]
     if target not in names:
+        if Path(target).name != target:  # no model has a slash in its name
+            raise UsageError(f"{target!r} is a path, and there is no such run folder")
         raise UsageError(
             f"{target!r} is neither a run folder nor a model; the nearest "
             f"{'name' if others else 'model'} is {nearest(target, names)!r}"

@@ -5,6 +5,7 @@ import torch
 
 import convattn.kernels.attention as kernels
 from convattn import AAConv2d, relative_attention_2d
+from convattn.kernels import measured
 from convattn.kernels.attention import BACKENDS, VARIABLE, attention
 
 SIZE = (2, 3)
@@ -167,11 +168,75 @@ def test_other_errors_pass(monkeypatch):
         small()(torch.randn(3, 8, 4, 5))
 
 
-def test_what_falls_back_is_said_once():
-    kernels._say_once.cache_clear()
-    with pytest.warns(UserWarning, match="takes its place"):
-        kernels._say_once("heads of 300: the attention backend 'sdpa' takes its place")
-    kernels._say_once("heads of 300: the attention backend 'sdpa' takes its place")
+@pytest.fixture
+def refusing(monkeypatch):
+    """Triton's kernels, where they take no heads of that width."""
+    monkeypatch.setitem(kernels._DEVICES, "experimental_triton", ("cpu",))
+    monkeypatch.setattr(kernels, "_refusal", lambda *_: "heads of 300 channels are too wide")
+
+
+def test_what_was_asked_for_and_refuses_is_an_error(refusing):
+    with pytest.raises(ValueError, match="'experimental_triton' cannot be had: heads of 300"):
+        attention(*inputs(), feat_size=SIZE, backend="experimental_triton")
+
+
+def test_only_triton_refuses():
+    q, _, v, *_ = inputs()
+    assert [name for name in BACKENDS if kernels._refusal(name, q, v) is not None] in (
+        [],
+        ["experimental_triton"],
+    )
+
+
+class Somewhere:
+    """A device and a dtype, as a tensor has them."""
+
+    def __init__(self, device, dtype):
+        self.device, self.dtype, self.shape = torch.device(device), dtype, (2, 2, 6, 4)
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """Measurements of a device that was invented."""
+    monkeypatch.setattr(measured, "_name", lambda _: "Invented 9000")
+    entry = {"bfloat16": {"inference": "experimental_triton", "training": "plain"}}
+    monkeypatch.setattr(measured, "TABLE", {"Invented 9000": entry})
+    return entry
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_measured_device_has_its_own_default(table, monkeypatch, dtype, training):
+    monkeypatch.setattr(kernels, "_refusal", lambda *_: None)
+    expected = {False: "experimental_triton", True: "plain"}[training]
+    there = Somewhere("cuda", dtype)
+    with torch.set_grad_enabled(training):
+        chosen = kernels._chosen(None, there, there)
+    assert chosen == (expected if dtype == torch.bfloat16 else "sdpa")
+
+
+def test_a_measured_default_that_refuses_gives_way(table, refusing):
+    there = Somewhere("cuda", torch.bfloat16)
+    with torch.no_grad():
+        assert kernels._chosen(None, there, there) == "sdpa"
+
+
+def test_measurements_are_of_gpus_alone(table, used):
+    attention(*inputs(), feat_size=SIZE)
+    assert used == ["chunked"]
+
+
+def test_other_devices_have_the_default_of_before(table, monkeypatch):
+    monkeypatch.setattr(measured, "_name", lambda _: "Invented 9001")
+    there = Somewhere("cuda", torch.bfloat16)
+    assert kernels._chosen(None, there, there) == "sdpa"
+
+
+def test_the_table_names_backends():
+    for dtypes in measured.TABLE.values():
+        for kinds in dtypes.values():
+            assert kinds.keys() <= {"inference", "training"}
+            assert set(kinds.values()) <= set(BACKENDS) - {"auto", "chunked"}
 
 
 def test_every_backend_is_described():

@@ -10,28 +10,29 @@ experimental_flex   CUDA (the CPU for tests)  ``flex_attention`` with a ``score_
 plain               any device                all pairs of positions; the oracle
 =================== ========================= ==================================================
 
-"auto" takes ``chunked`` on the CPU and ``sdpa`` elsewhere. It also takes ``sdpa`` in exported
-programs, which can hold no operator of ours, under ``torch.func``, and for bfloat16 without
-gradients on processors with matrix units for it (AMX; inferred, not measured).
+"auto" takes ``chunked`` on the CPU; elsewhere what :mod:`convattn.kernels.measured` knows to be
+fastest on that device, and ``sdpa`` where nothing was measured or that one refuses. It also takes
+``sdpa`` in exported programs, which can hold no operator of ours, under ``torch.func``, and for
+bfloat16 without gradients on processors with matrix units for it (AMX; inferred, not measured).
 
-The experimental ones must be asked for. ``experimental_triton`` was run interpreted on the CPU
-against the oracle, forward and backward, and compiled ahead of time for NVIDIA's targets, never
-run or timed on a GPU. ``experimental_flex`` was run on the CPU without its compiler, and never
-compiled, run or timed on a GPU.
+The experimental ones must be asked for, unless they were measured on the device; where one cannot
+take the tensors that is an error. ``experimental_triton`` was run interpreted on the CPU against
+the oracle, forward and backward, and compiled ahead of time for NVIDIA's targets, never run or
+timed on a GPU. ``experimental_flex`` was run on the CPU without its compiler, and never compiled,
+run or timed on a GPU.
 
 An argument overrides all that, and so does the environment variable
 ``CONVATTN_ATTENTION_BACKEND``; the argument counts more.
 """
 
 import os
-import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from convattn.kernels import measured
 from convattn.kernels.attention.biases import relative_biases
 from convattn.kernels.attention.chunked import chunked_attention
 from convattn.kernels.attention.plain import plain_attention
@@ -89,7 +90,8 @@ def attention(
         (B, heads, N, d_v).
 
     Raises:
-        ValueError: If there is no such backend, or it does not run where the tensors are.
+        ValueError: If there is no such backend, it does not run where the tensors are, or it does
+            not take their dtype or channels.
     """
     name = _chosen(backend, q, v)
     if name == "chunked":
@@ -102,33 +104,41 @@ def _chosen(backend: Backend | None, q: Tensor, v: Tensor) -> str:
     if device == "meta" and wanted != "plain":
         return "chunked"  # nothing is computed: shapes and the work are all that is asked for
     if wanted == "auto":
-        ours = device in _DEVICES["chunked"] and not needs_standard_operators()
-        return "chunked" if ours and not _prefers_matrix_units(q) else "sdpa"
+        return _default(q, v)
     if device not in _DEVICES.get(wanted, (device,)):
         fitting = ", ".join(name for name in BACKENDS if device in _DEVICES.get(name, (device,)))
         raise ValueError(
             f"the attention backend {wanted!r} runs on {_DEVICES[wanted][0]}, and the tensors are "
             f"on {device}: choose among {fitting}"
         )
-    if wanted == "experimental_triton":
-        from convattn.kernels.attention.experimental_triton import (
-            refusal,  # absent on some machines
-        )
-
-        reason = refusal(q, v)
-        if reason is not None:
-            _say_once(f"{reason}: the attention backend 'sdpa' takes its place")
-            return "sdpa"
+    if (reason := _refusal(wanted, q, v)) is not None:
+        raise ValueError(f"the attention backend {wanted!r} cannot be had: {reason}; take 'auto'")
     return wanted
+
+
+def _default(q: Tensor, v: Tensor) -> str:
+    """What "auto" takes."""
+    if needs_standard_operators():
+        return "sdpa"
+    if q.device.type in _DEVICES["chunked"]:
+        return "sdpa" if _prefers_matrix_units(q) else "chunked"
+    fastest = measured.fastest(q.device, q.dtype, training=torch.is_grad_enabled())
+    if fastest is None or _refusal(fastest, q, v) is not None:
+        return "sdpa"
+    return fastest
+
+
+def _refusal(name: str, q: Tensor, v: Tensor) -> str | None:
+    """Why a backend cannot take these queries and values on a device that it is for."""
+    if name != "experimental_triton":
+        return None
+    from convattn.kernels.attention.experimental_triton import refusal  # absent on some machines
+
+    return refusal(q, v)
 
 
 def _prefers_matrix_units(q: Tensor) -> bool:
     return _HAS_AMX and q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
-
-
-@cache
-def _say_once(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=4)
 
 
 def _kernel(name: str) -> _Kernel:
