@@ -27,6 +27,6 @@ def fastest(device: torch.device, dtype: torch.dtype, *, training: bool) -> str 
     return found.get("training" if training else "inference")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def _name(index: int) -> str:
     return str(torch.cuda.get_device_name(index))
