@@ -74,8 +74,8 @@ wheel-check: $(INSTALLED) ## The same in seconds: dependencies are those of .ven
 browser: $(INSTALLED) ## Run the tests of pages in headless Chromium, which the system must have
 	$(BIN)/python -m pytest -m browser tests/demo tests/checks
 
-campaign: $(INSTALLED) ## Kill, damage and attack everything (half an hour), write docs/campaign.md
-	CONVATTN_CAMPAIGN=docs/campaign.md $(BIN)/python -m pytest -n 2 --dist load -m campaign tests/campaign
+campaign: $(INSTALLED) ## Kill, damage and attack everything (half an hour), write docs/results/campaign.md
+	CONVATTN_CAMPAIGN=docs/results/campaign.md $(BIN)/python -m pytest -n 2 --dist load -m campaign tests/campaign
 
 interop: ## Run the tests with other people's tools, in an environment of their own (.venv-interop)
 	@$(NEW_ENOUGH)

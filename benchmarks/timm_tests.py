@@ -24,7 +24,7 @@ from convattn.models import OUR_MODELS
 
 LEFT_OUT = ("inference", "pretrained", "with_features_fx", "naflex", "gemma4")
 """Words in the names of tests that are about timm's own models, or download."""
-_CONTROL_FLOW = "layers choose by the size of their input, which symbolic tracing cannot follow"
+_SCRIPT = "TorchScript is deprecated: torch.export and ONNX are what is supported"
 _AA = ("patchconvnet_*", "aa_*")
 EXCEPTIONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("test_model_default_cfgs", ("patchconvnet_*",), "takes any size: its cfg has no pool_size"),
@@ -33,13 +33,11 @@ EXCEPTIONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         ("patchconvnet_*",),
         "all its maps are of one stride: one level",
     ),
-    ("test_model_forward_fx", _AA, _CONTROL_FLOW),
-    ("test_model_backward_fx", _AA, _CONTROL_FLOW),
-    ("test_model_forward_fx_torchscript", _AA, _CONTROL_FLOW),
+    ("test_model_forward_fx_torchscript", _AA, _SCRIPT),
     (
         "test_model_forward_torchscript",
         (*_AA, "wide_resnet*"),
-        "TorchScript is deprecated: torch.export and ONNX are what is supported",
+        _SCRIPT,
     ),
 )
 """Test, patterns of models, and why it cannot pass."""

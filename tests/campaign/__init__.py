@@ -1,1 +1,1 @@
-"""Load, damage and attack: ``make campaign``; a file a row of docs/campaign.md."""
+"""Load, damage and attack: ``make campaign``; a file a row of docs/results/campaign.md."""

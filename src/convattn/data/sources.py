@@ -92,7 +92,7 @@ def load_source(
       ``KEY.json`` lie side by side, at any place: ``root`` is the folder that ``convattn shard``
       has written, which then is as the data set was, or names tars,
       ``OUT/train-{000000..000003}.tar``, also by URL. ``litdata`` reads such a folder in litdata's
-      format. See docs/shards.md.
+      format. See docs/howto/shards.md.
 
     Args:
         name: One of ``DATASETS``.
