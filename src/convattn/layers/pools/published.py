@@ -34,6 +34,7 @@ class EfficientProbingPool(Pool):
             of another width than the map.
 
     Examples:
+        >>> from convattn import create_pool
         >>> pool = create_pool("ep", 64, num_queries=8)
         >>> x = torch.randn(2, 64, 7, 9)
         >>> pool(x).shape, pool.attention_weights(x).shape
