@@ -527,10 +527,10 @@ class TrainConfig:
         Raises:
             ValueError: If a field of another task was set.
         """
-        if self.strategy == FSDP2 and task != "classification":
+        if self.strategy in _REFUSED_STRATEGIES[task]:
             raise ValueError(
-                f"strategy={FSDP2} is for classifiers, and {self.model.name} is for {task}; train "
-                "it by ddp"
+                f"strategy={self.strategy} is for classifiers, and {self.model.name} is for {task}; "
+                "train it by ddp"
             )
         for path, default in _UNUSED[task].items():
             part, name = path.split(".")
@@ -1152,3 +1152,6 @@ _UNUSED = {
     "segmentation": _OF_CLASSIFIERS | _OF_DETECTORS,
 }
 """Task -> the fields that it does not heed."""
+
+_REFUSED_STRATEGIES = {"classification": (), "detection": (FSDP2,), "segmentation": (FSDP2,)}
+"""Task -> the strategies that cannot train its networks."""
