@@ -529,8 +529,8 @@ class TrainConfig:
         """
         if self.strategy in _REFUSED_STRATEGIES[task]:
             raise ValueError(
-                f"strategy={self.strategy} is for classifiers, and {self.model.name} is for {task}; "
-                "train it by ddp"
+                f"strategy={self.strategy} is for classifiers, and {self.model.name} is for "
+                f"{task}; train it by ddp"
             )
         for path, default in _UNUSED[task].items():
             part, name = path.split(".")
