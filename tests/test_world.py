@@ -12,7 +12,7 @@ import pytest
 from convattn.cli import main
 from convattn.world import World, share
 from tests.classification.runs import CLASSES, make_run, paint
-from tests.ranks import run_ranks
+from tests.ranks import run_fresh_ranks, run_ranks
 
 MODES = ["evaluate", "predict"]
 
@@ -270,7 +270,7 @@ def rows_of(folder):
 @pytest.mark.long
 @pytest.mark.parametrize("count", [2, 9])
 def test_processes_share_the_maps_of_a_probe(count, probed, tmp_path):
-    ended = run_ranks(count, probe_words(tmp_path), tmp_path / "words")
+    ended = run_fresh_ranks(count, probe_words(tmp_path), tmp_path / "words")
     assert [one.status for one in ended] == [0] * count, [one.errors for one in ended]
     assert maps_of(tmp_path) == probed[0]
     assert rows_of(tmp_path) == probed[1]
@@ -279,26 +279,25 @@ def test_processes_share_the_maps_of_a_probe(count, probed, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_probe_goes_on_after_one_was_killed(rank, probed, tmp_path):
-    def before(own):
-        from convattn.probing import cache
-
-        cache._CHUNK = 1
-        if own == rank:
-            tell = cache._Maps.tell
-
-            def tell_and_die(self, done):
-                tell(self, done)
-                if done >= 64:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            cache._Maps.tell = tell_and_die
-
-    ended = run_ranks(2, probe_words(tmp_path), tmp_path / "words", before=before)
+    before = f"""
+if rank == {rank}:
+    import os
+    from convattn.probing import cache
+    tell = cache._Maps.tell
+    def tell_and_die(self, done):
+        tell(self, done)
+        if done >= 64:
+            os.kill(os.getpid(), {int(signal.SIGKILL)})
+    cache._Maps.tell = tell_and_die
+from convattn.probing import cache
+cache._CHUNK = 1
+"""
+    ended = run_fresh_ranks(2, probe_words(tmp_path), tmp_path / "words", before=before)
     assert ended[rank].status == -signal.SIGKILL
     assert ended[1 - rank].status == 130, ended[1 - rank].errors
     assert f"of 2 lost process {rank}, " in ended[1 - rank].errors
     assert f"go on with: convattn probe --resume {tmp_path / 'run'}" in ended[1 - rank].errors
-    again = run_ranks(2, ["probe", "--resume", tmp_path / "run"], tmp_path / "again")
+    again = run_fresh_ranks(2, ["probe", "--resume", tmp_path / "run"], tmp_path / "again")
     assert [one.status for one in again] == [0, 0], [one.errors for one in again]
     assert maps_of(tmp_path) == probed[0]
     assert rows_of(tmp_path) == probed[1]
