@@ -21,21 +21,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convattn.explanation.truth import MEASURES
+from convattn.explanation.truth import MEASURES, NETWORK_METHODS, YARDSTICKS
 from convattn.text import markdown_table
 from rows import append_rows, read_rows
 
-METHODS = (
-    "evidence",
-    "attention",
-    "gradcam",
-    "layercam",
-    "integrated_gradients",
-    "occlusion",
-    "trained",
-    "random",
-    "centre",
-)
+METHODS = (*NETWORK_METHODS, "trained", *YARDSTICKS)
 COLUMNS = (
     "data",
     "seed",

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 from convattn.bench import Counts, HeldTensors, count
 from convattn.config import FSDP2, TrainConfig
 from convattn.detection import MaskRCNN, RetinaNet
-from convattn.train.fsdp import units
+from convattn.models.blocks import units
 from convattn.train.optim import create_optimizer, optimizer_args
 
 _SMALL = 64  # pixels; two of a network's coarsest positions

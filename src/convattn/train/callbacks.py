@@ -335,8 +335,8 @@ class BestEpoch(Callback):
             self._score, self.epoch = score, self._judged
             if self.keep:
                 strategy = trainer.strategy
-                whole = strategy.lightning_module_state_dict if self.ema is None else None
-                weights = whole() if whole else self.ema.averaged()  # type: ignore[union-attr]
+                own = self.ema
+                weights = strategy.lightning_module_state_dict() if own is None else own.averaged()
                 self.weights = {
                     name: tensor.detach().to("cpu", copy=True)
                     for name, tensor in weights.items()

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from convattn.config import FSDP2, TrainConfig
+from convattn.models.blocks import units
 from convattn.train.task import TrainingTask
 
 
@@ -161,24 +162,3 @@ def part_when_configured(task: TrainingTask) -> None:
                 fully_shard(unit, mesh=mesh)
 
     task.__dict__["configure_model"] = types.MethodType(configure_model, task)
-
-
-def units(model: nn.Module) -> Iterator[nn.Module]:
-    """Blocks whose parameters are gathered together: the inner ones first.
-
-    They are what lists and sequences of a network hold, but layers, lists and sequences.
-
-    Args:
-        model: A network.
-
-    Examples:
-        >>> block = nn.ModuleDict({"conv": nn.Conv2d(3, 8, 3)})
-        >>> list(units(nn.Sequential(nn.Linear(1, 1), nn.Sequential(block)))) == [block]
-        True
-    """
-    lists = (nn.ModuleList, nn.Sequential)
-    for module in reversed(list(model.modules())):
-        if isinstance(module, lists):
-            for one in reversed(list(module.children())):
-                if not isinstance(one, lists) and any(True for _ in one.children()):
-                    yield one
