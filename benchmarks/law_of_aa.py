@@ -1,7 +1,7 @@
 """Beyond which distance do attention convolutions see what others cannot?
 
     python benchmarks/law_of_aa.py [--tasks ...] [--networks ...] [--seeds N] [--minutes M]
-        [--cost | --page]
+        [--cost | --page | --check]
 
 Tasks of which no part of the image knows the answer, made by code; small residual networks on one
 map of 16 x 16 cells, so that the receptive field is known exactly, with as many parameters each.
@@ -12,7 +12,8 @@ edge, on validation images (seed 0); the test images are seen once a network and
 A trained network is as many rows of docs/results/law_of_aa.csv as there are distances, and a tried
 rate a row of docs/results/law_of_aa_rates.csv; what is there is not made again, so that the study
 can be stopped at any time. --cost tells how long what is missing will take, --page writes
-docs/explanation/law_of_aa.md and its pictures from the rows alone.
+docs/explanation/law_of_aa.md and its pictures from the rows alone, --check says which lines of the
+page are not what the rows give.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from timm.layers import GlobalContext, SqueezeExcite
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
+import pages
 from convattn import AAConv2d
 from convattn.data import (
     TensorImages,
@@ -45,6 +47,7 @@ from convattn.probing.report import over_seeds
 from convattn.text import markdown_table
 from rows import append_rows, read_rows
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 TASKS: dict[str, Callable[..., TensorImages]] = {
     "same_different": generate_same_different,
     "count": generate_count,
@@ -387,13 +390,15 @@ def found_of(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[int, float]
     return found
 
 
-def write_page(study: Study, docs: Path, machine: str, date: str) -> None:
-    """docs/explanation/law_of_aa.md and its pictures; what stands below "Reading it" is kept."""
-    file, rows, rates = docs / "law_of_aa.md", read_rows(study.file), read_rows(study.rates_file)
-    found = found_of(rows)
-    written = file.read_text() if file.exists() else ""
+def tasks_of(found: Found) -> list[str]:
+    """Those with rows."""
+    return [task for task in TASKS if any(key[0] == task for key in found)]
+
+
+def page_of(study: Study, written: str, made: str) -> str:
+    """The page; what stands below "Reading it" in the written one is kept."""
+    found, rates = found_of(read_rows(study.file)), read_rows(study.rates_file)
     kept = written.partition(READING)[2].partition(TABLE)[0].strip()
-    tasks = [task for task in TASKS if any(key[0] == task for key in found)]
     seconds = [float(row["seconds"]) for row in rates]
     lines = [
         "# Beyond which distance attention convolutions help",
@@ -412,8 +417,7 @@ def write_page(study: Study, docs: Path, machine: str, date: str) -> None:
         f"{', '.join(f'{rate:g}' for rate in RATES)} and more at the edge, seed 0; {NUM_TEST} test "
         "images a distance. Accuracy in per cent (chance is 50), Student's 95 % intervals over the "
         "seeds where there are three. "
-        f"{len(rates)} rates tried, {sum(seconds) / max(1, len(seconds)):.0f} seconds each. Torch "
-        f"{torch.__version__.split('+')[0]}, one thread of {machine}; {date}.",
+        f"{len(rates)} rates tried, {sum(seconds) / max(1, len(seconds)):.0f} seconds each. {made}",
         "",
         "![The tasks, distance and answer](law_of_aa_images.png)",
         "",
@@ -426,7 +430,7 @@ def write_page(study: Study, docs: Path, machine: str, date: str) -> None:
         "",
         TABLE,
         "",
-        *(line for task in tasks for line in _section(found, rates, task)),
+        *(line for task in tasks_of(found) for line in _section(found, rates, task)),
         "## What timm's own pairs say",
         "",
         "Networks with attention below their twins without, of the same size of image: top-1 in "
@@ -438,8 +442,14 @@ def write_page(study: Study, docs: Path, machine: str, date: str) -> None:
         timm_table(),
         "",
     ]
-    file.write_text("\n".join(lines))
-    draw_figure(found, tasks, docs / "law_of_aa.png")
+    return "\n".join(lines)
+
+
+def write_page(study: Study, docs: Path, made: str) -> None:
+    """docs/explanation/law_of_aa.md and its pictures."""
+    file, found = docs / "law_of_aa.md", found_of(read_rows(study.file))
+    file.write_text(page_of(study, file.read_text() if file.exists() else "", made))
+    draw_figure(found, tasks_of(found), docs / "law_of_aa.png")
     draw_examples(docs / "law_of_aa_images.png")
 
 
@@ -542,12 +552,17 @@ def draw_examples(file: Path) -> None:
 
 def main() -> None:
     """Make what is missing, then the page."""
+    kept = Study(DOCS / "results")
+    pages.answer_check_of_rows(
+        DOCS / "explanation" / "law_of_aa.md",
+        lambda text: page_of(kept, text, pages.made_line_of(text)),
+    )
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after these")
-    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
+    parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--cost", action="store_true", help="tell the cost alone")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     parser.add_argument("--machine", default="a CPU")
@@ -557,7 +572,8 @@ def main() -> None:
     if not arguments.page:
         make_rows(arguments, study)
     if not arguments.cost:
-        write_page(study, arguments.docs / "explanation", arguments.machine, arguments.date)
+        made = pages.made_line(arguments.machine, arguments.date)
+        write_page(study, arguments.docs / "explanation", made)
 
 
 if __name__ == "__main__":

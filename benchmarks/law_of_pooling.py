@@ -1,7 +1,7 @@
 """From which size of object and map on does an attention pool beat the average?
 
     python benchmarks/law_of_pooling.py --root DIR --weights FILE [--shares ...] [--sides ...]
-        [--pools ...] [--tiles] [--cost | --page]
+        [--pools ...] [--tiles] [--cost | --page | --check]
 
 DIR holds tiny_imagenet_40, camvid and magnetic_tiles, FILE is a plain state dict of
 EfficientNet-Lite0. Objects of ten classes, cut out of their pictures by their boxes, are pasted
@@ -17,7 +17,8 @@ tile together; ``oracle`` averages the cells of the defect's mask.
 
 A fold's result is a row of docs/results/law_of_pooling.csv; a row that is there is not made again,
 so that the study can be stopped at any time. --cost tells how long what is missing will take,
---page writes docs/explanation/law_of_pooling.md and .png from the rows alone.
+--page writes docs/explanation/law_of_pooling.md and .png from the rows alone, --check says which
+lines of the page are not what the rows give.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import pages
 from convattn.config import ProbeConfig
 from convattn.data import transform_of
 from convattn.probing.backbone import open_backbone
@@ -56,6 +58,7 @@ from convattn.text import markdown_table
 from frozen_features import DEFECTS, read_features
 from rows import append_rows, read_rows
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 DATA = "pasted photographs"
 TILES = "magnetic_tiles "
 """Before the name of a class; the accuracy is that of its images."""
@@ -408,10 +411,9 @@ def gains(found: Found, size: int, pool: str) -> Iterator[tuple[float, Any]]:
             yield share, over_seeds([own[fold] - average[fold] for fold in sorted(own)])
 
 
-def write_page(rows: Sequence[Mapping[str, str]], docs: Path, machine: str, date: str) -> None:
-    """docs/explanation/law_of_pooling.md and .png; what stands below "Reading it" is kept."""
-    file, found = docs / "law_of_pooling.md", found_of(rows)
-    written = file.read_text() if file.exists() else ""
+def page_of(rows: Sequence[Mapping[str, str]], written: str, made: str) -> str:
+    """The page; what stands below "Reading it" in the written one is kept."""
+    found = found_of(rows)
     kept = written.partition(READING)[2].partition(TABLE)[0].strip()
     lines = [
         "# From which size of object and map on attention pools help",
@@ -428,8 +430,7 @@ def write_page(rows: Sequence[Mapping[str, str]], docs: Path, machine: str, date
         f"training images of each, dropout {DROPS[0]:g} before every classifier; accuracy in per "
         "cent (chance is 10) and, for other pools than the average behind a BatchNorm "
         "(`avg-bn`), points above it, paired over the folds, with "
-        f"Student's 95 % intervals. Torch {torch.__version__.split('+')[0]}, one thread of "
-        f"{machine}; {date}.",
+        f"Student's 95 % intervals. {made}",
         "",
         READING,
         "",
@@ -454,8 +455,14 @@ def write_page(rows: Sequence[Mapping[str, str]], docs: Path, machine: str, date
             tiles,
             "",
         ]
-    file.write_text("\n".join(lines))
-    draw(found, docs / "law_of_pooling.png")
+    return "\n".join(lines)
+
+
+def write_page(rows: Sequence[Mapping[str, str]], docs: Path, made: str) -> None:
+    """docs/explanation/law_of_pooling.md and .png."""
+    file = docs / "law_of_pooling.md"
+    file.write_text(page_of(rows, file.read_text() if file.exists() else "", made))
+    draw(found_of(rows), docs / "law_of_pooling.png")
 
 
 def _table(found: Found, size: int, shares: Sequence[float]) -> str:
@@ -539,6 +546,10 @@ def draw(found: Found, file: Path) -> None:
 
 def main() -> None:
     """Make what is missing, then the page."""
+    rows, page = DOCS / "results" / "law_of_pooling.csv", DOCS / "explanation" / "law_of_pooling.md"
+    pages.answer_check_of_rows(
+        page, lambda text: page_of(read_rows(rows), text, pages.made_line_of(text))
+    )
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path)
     parser.add_argument("--weights", type=Path)
@@ -547,7 +558,7 @@ def main() -> None:
     parser.add_argument("--pools", nargs="+", default=list(POOLS), choices=POOLS)
     parser.add_argument("--tiles", action="store_true", help="magnetic tiles instead of scenes")
     parser.add_argument("--cache", type=Path, default=Path("runs/maps"), help="of the tiles' maps")
-    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
+    parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--cost", action="store_true", help="tell the cost alone")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     parser.add_argument("--machine", default="a CPU")
@@ -557,9 +568,8 @@ def main() -> None:
     if not arguments.page:
         (make_tile_rows if arguments.tiles else make_rows)(arguments, file)
     if not arguments.cost:
-        write_page(
-            read_rows(file), arguments.docs / "explanation", arguments.machine, arguments.date
-        )
+        made = pages.made_line(arguments.machine, arguments.date)
+        write_page(read_rows(file), arguments.docs / "explanation", made)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ row, the column, and the cell as it is printed. The table ``measured`` says of e
 command, seed and machine its numbers were made, and when.
 
 A script that measures calls ``publish`` with its page in Markdown, and ``answer_check`` before it
-reads its arguments, which gives it a ``--check`` of its own.
+reads its arguments, which gives it a ``--check`` of its own. A page that its script makes whole out
+of rows is no such page: its script calls ``answer_check_of_rows``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ TABLE = re.compile(r"^<!-- table: (.+) -->\n\n((?:\|.*\n)+)\n<!-- end of table -
 BARE = re.compile(
     r"((?:^\|[^\n]*\n)+)|^(#{1,6}) ([^\n]*)\n|^```.*?^```\n", re.MULTILINE | re.DOTALL
 )
+MADE = re.compile(r"Torch [\d.]+, one thread of .+; [\d-]+\.$", re.MULTILINE)
 
 Table = list[list[str]]
 """The names of the columns, then the rows."""
@@ -101,6 +103,43 @@ def answer_check(page: str) -> None:
     """
     if "--check" in sys.argv[1:]:
         sys.exit(main([page, "--check"]))
+
+
+def answer_check_of_rows(page: Path, made: Callable[[str], str]) -> None:
+    """End the program where its command asks for ``--check`` of a page made whole out of rows.
+
+    Args:
+        page: The page.
+        made: What it would be today, of what it is: rows, and the prose that is kept.
+    """
+    if "--check" in sys.argv[1:]:
+        written = page.read_text()
+        now, then = made(written).splitlines(), written.splitlines()
+        longest = range(max(len(now), len(then)))
+        other = [n for n in longest if now[n : n + 1] != then[n : n + 1]]
+        for number in other:
+            print(f"{page.name}:{number + 1} is not what the rows give", file=sys.stderr)
+        sys.exit(1 if other else 0)
+
+
+def made_line(machine: str, date: str) -> str:
+    """By what a page of rows was made, as its sentence.
+
+    Args:
+        machine: With its article.
+        date: Of the day.
+    """
+    return f"Torch {torch.__version__.split('+')[0]}, one thread of {machine}; {date}."
+
+
+def made_line_of(text: str) -> str:
+    """The sentence ``made_line`` in a page; "" in a page without.
+
+    Args:
+        text: A page.
+    """
+    found = MADE.search(text)
+    return found[0] if found else ""
 
 
 def name_tables(text: str) -> str:

@@ -150,7 +150,7 @@ def test_the_page_keeps_what_is_written_and_has_every_network(law, tmp_path):
             made = [dict(zip(law.COLUMNS, row, strict=True)) for row in rows]
             law.append_rows(study.file, law.COLUMNS, made)
     (tmp_path / "law_of_aa.md").write_text("## Reading it\n\nTrust it.\n\n## Table\n\nold\n")
-    law.write_page(study, tmp_path, "a test", "today")
+    law.write_page(study, tmp_path, "Made by a test.")
     text = (tmp_path / "law_of_aa.md").read_text()
     assert "Trust it." in text
     assert "old" not in text

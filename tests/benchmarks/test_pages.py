@@ -8,7 +8,7 @@ from tests.benchmarks.conftest import FOLDER
 
 RESULTS = FOLDER.parent / "docs" / "results"
 SCRIPTS = sorted(
-    file.stem for file in FOLDER.glob("*.py") if "pages.answer_check(" in file.read_text()
+    file.stem for file in FOLDER.glob("*.py") if "pages.answer_check" in file.read_text()
 )
 MARKED = sorted(file.stem for file in RESULTS.glob("*.md") if "<!-- table: " in file.read_text())
 
@@ -50,6 +50,28 @@ def test_every_page_has_its_script():
     )
     assert sorted(calls) == MARKED
     assert len(MARKED) == 13
+
+
+def test_a_page_made_of_rows_whole_tells_its_lines(pages, page, monkeypatch, capsys):
+    made = "Torch 2.15.0, one thread of a machine; 2026-11-30."
+    page.write_text(f"# Title\n\n{made}\n\nold\n")
+    assert pages.made_line_of(page.read_text()) == made
+    monkeypatch.setattr("sys.argv", ["law.py", "--check"])
+    with pytest.raises(SystemExit) as ended:
+        pages.answer_check_of_rows(page, lambda text: text.replace("old", "new"))
+    assert ended.value.code == 1
+    assert "page.md:5 is not what the rows give" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        pages.answer_check_of_rows(page, lambda text: f"# Title\n\n{made}\n\nold\n")
+    assert ended.value.code == 0
+    monkeypatch.setattr("sys.argv", ["law.py"])
+    pages.answer_check_of_rows(page, lambda text: "")
+
+
+def test_the_sentence_of_a_law_is_found_again(pages):
+    made = pages.made_line("an AMD EPYC (AVX-512, no AMX)", "2026-11-30")
+    assert pages.made_line_of(f"Objects; of things. {made}\n\nmore") == made
+    assert pages.made_line_of("nothing") == ""
 
 
 def test_a_page_of_its_own_is_marked_and_has_rows(pages, page):
