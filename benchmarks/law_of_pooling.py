@@ -1,7 +1,7 @@
 """From which size of object and map on does an attention pool beat the average?
 
     python benchmarks/law_of_pooling.py --root DIR --weights FILE [--shares ...] [--sides ...]
-        [--pools ...] [--tiles] [--cost | --page | --check]
+        [--pools ...] [--tiles | --digits] [--cost | --page | --check]
 
 DIR holds tiny_imagenet_40, camvid and magnetic_tiles, FILE is a plain state dict of
 EfficientNet-Lite0. Objects of ten classes, cut out of their pictures by their boxes, are pasted
@@ -14,6 +14,8 @@ images are tested by heads of the other 1,600, rates and epochs chosen on a fift
 --tiles asks the same of photographs of magnetic tiles, class by class: how many of the tiles of a
 defect are known, on maps of 10 x 10 cells. A seed is one of five folds that keep the pictures of a
 tile together; ``oracle`` averages the cells of the defect's mask.
+
+--digits asks it of networks trained from scratch (digits_by_size.py): a seed is one of five.
 
 A fold's result is a row of docs/results/law_of_pooling.csv; a row that is there is not made again,
 so that the study can be stopped at any time. --cost tells how long what is missing will take,
@@ -40,6 +42,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import digits_by_size
 import pages
 from convattn.config import ProbeConfig
 from convattn.data import transform_of
@@ -394,10 +397,12 @@ def _seconds(step: Callable[..., Any], *arguments: Any) -> float:
 Found = Mapping[tuple[int, str, float], Mapping[int, float]]
 
 
-def found_of(rows: Sequence[Mapping[str, str]]) -> dict[tuple[int, str, float], dict[int, float]]:
-    """(map's size, pool, share) -> fold -> accuracy."""
+def found_of(
+    rows: Sequence[Mapping[str, str]], data: str = DATA
+) -> dict[tuple[int, str, float], dict[int, float]]:
+    """(map's size, pool, share) -> fold or seed -> accuracy."""
     found: dict[tuple[int, str, float], dict[int, float]] = {}
-    for row in (row for row in rows if row["data"] == DATA):
+    for row in (row for row in rows if row["data"] == data):
         key = (int(row["map_size"]), row["pool"], float(row["object_share"]))
         found.setdefault(key, {})[int(row["seed"])] = float(row["accuracy"])
     return found
@@ -439,10 +444,19 @@ def page_of(rows: Sequence[Mapping[str, str]], written: str, made: str) -> str:
         TABLE,
         "",
     ]
-    for size in dict.fromkeys(side // 32 for side in SIDES):
-        shares = [s for s in SHARES if (size, "avg-bn", s) in found]
-        if shares:
-            lines += [f"### {size} x {size} cells", "", _table(found, size, shares), ""]
+    lines += _tables(found, "### {0} x {0} cells")
+    digits = found_of(rows, digits_by_size.DATA)
+    if digits:
+        lines += [
+            f"### {digits_by_size.DATA.capitalize()}, from scratch",
+            "",
+            f"Handwritten digits among fragments on photographs, {digits_by_size.SIDE} pixels a "
+            f"side; {digits_by_size.STEPS} steps of {digits_by_size.BATCH} images, none seen "
+            f"twice; {digits_by_size.SEEDS} seeds, {digits_by_size.NUM_TEST:,} test images; rates "
+            "of Muon chosen for each pool, size and map on validation images; else as above.",
+            "",
+            *_tables(digits, "#### {0} x {0} cells, digits"),
+        ]
     tiles = tile_table(rows)
     if tiles:
         lines += [
@@ -462,7 +476,17 @@ def write_page(rows: Sequence[Mapping[str, str]], docs: Path, made: str) -> None
     """docs/explanation/law_of_pooling.md and .png."""
     file = docs / "law_of_pooling.md"
     file.write_text(page_of(rows, file.read_text() if file.exists() else "", made))
-    draw(found_of(rows), docs / "law_of_pooling.png")
+    draw(rows, docs / "law_of_pooling.png")
+
+
+def _tables(found: Found, heading: str) -> list[str]:
+    """Lines: a table for each map's size, the smallest first."""
+    lines = []
+    for size in sorted({size for size, *_ in found}):
+        shares = [s for s in SHARES if (size, "avg-bn", s) in found]
+        if shares:
+            lines += [heading.format(size), "", _table(found, size, shares), ""]
+    return lines
 
 
 def _table(found: Found, size: int, shares: Sequence[float]) -> str:
@@ -508,19 +532,28 @@ def tile_table(rows: Sequence[Mapping[str, str]]) -> str:
     return markdown_table(("pool", *heads), lines)
 
 
-def draw(found: Found, file: Path) -> None:
+def draw(rows: Sequence[Mapping[str, str]], file: Path) -> None:
     """A panel a map's size: gain of each pool over the average, against the object's share."""
-    sizes = sorted({size for size, *_ in found})
+    kinds = [
+        (found_of(rows, DATA), "photographs, frozen"),
+        (found_of(rows, digits_by_size.DATA), "digits, from scratch"),
+    ]
+    panels = [
+        (found, size, name)
+        for found, name in kinds
+        for size in sorted({size for size, *_ in found})
+        if any(len(list(gains(found, size, pool))) for pool in POOLS if pool != "avg-bn")
+    ]
     figure, grid = plt.subplots(
-        1,
-        len(sizes),
-        figsize=(4 * len(sizes), 4),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+        1, len(panels), figsize=(4 * len(panels), 4), squeeze=False, layout="constrained"
     )
-    panels = grid[0]
-    for panel, size in zip(panels, sizes, strict=True):
+    first: dict[str, Any] = {}
+    for panel, (found, size, name) in zip(grid[0], panels, strict=True):
+        if name in first:
+            panel.sharey(first[name])
+        else:
+            panel.set_ylabel("points over the average")
+        first.setdefault(name, panel)
         panel.axhline(0, color="grey", linewidth=0.8)
         for number, pool in enumerate(name for name in POOLS if name != "avg-bn"):
             points = list(gains(found, size, pool))
@@ -534,10 +567,9 @@ def draw(found: Found, file: Path) -> None:
         panel.set_xscale("log")
         panel.set_xticks(SHARES, [f"{share:g}" for share in SHARES])
         panel.minorticks_off()
-        panel.set_title(f"map of {size} x {size}")
+        panel.set_title(f"{name}, {size} x {size} cells")
         panel.set_xlabel("object, % of the image")
-    panels[0].set_ylabel("points over the average")
-    drawn = [panel.get_legend_handles_labels() for panel in panels]
+    drawn = [panel.get_legend_handles_labels() for panel in grid[0]]
     shown = {label: handle for pair in drawn for handle, label in zip(*pair, strict=True)}
     figure.legend(shown.values(), shown.keys(), loc="outside right center", frameon=False)
     figure.savefig(file, dpi=120)
@@ -553,10 +585,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
+    parser.add_argument("--shares", nargs="+", type=float)
     parser.add_argument("--sides", nargs="+", type=int, default=list(SIDES), choices=SIDES)
     parser.add_argument("--pools", nargs="+", default=list(POOLS), choices=POOLS)
-    parser.add_argument("--tiles", action="store_true", help="magnetic tiles instead of scenes")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--tiles", action="store_true", help="magnetic tiles instead of scenes")
+    instead.add_argument("--digits", action="store_true", help="networks from scratch on digits")
+    maps = digits_by_size.MAPS
+    parser.add_argument("--maps", nargs="+", type=int, default=list(maps), choices=maps)
     parser.add_argument("--cache", type=Path, default=Path("runs/maps"), help="of the tiles' maps")
     parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--cost", action="store_true", help="tell the cost alone")
@@ -564,8 +600,13 @@ def main() -> None:
     parser.add_argument("--machine", default="a CPU")
     parser.add_argument("--date", default=time.strftime("%Y-%m-%d"))
     arguments = parser.parse_args()
+    arguments.shares = arguments.shares or (digits_by_size.SHARES if arguments.digits else SHARES)
     file = arguments.docs / "results" / "law_of_pooling.csv"
-    if not arguments.page:
+    if arguments.page:
+        pass
+    elif arguments.digits:
+        digits_by_size.make_rows(arguments, file, COLUMNS)
+    else:
         (make_tile_rows if arguments.tiles else make_rows)(arguments, file)
     if not arguments.cost:
         made = pages.made_line(arguments.machine, arguments.date)

@@ -65,6 +65,16 @@ def test_cached_set_is_shared():
     )
 
 
+@pytest.mark.parametrize("side", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("image_size", [32, 64])
+def test_digits_of_any_height_lie_in_the_image(side, image_size):
+    digits = generate_cluttered_digits(64, image_size=image_size, digit_side=(side, side))
+    boxes = digits.boxes
+    assert bool((boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= image_size).all())
+    heights = (boxes[:, 3] - boxes[:, 1]).double().mean() / image_size
+    assert 0.8 * side < float(heights) < 1.15 * side
+
+
 def test_box_is_tight_around_the_mask():
     digits = generate_cluttered_digits(200)
     for mask, box in zip(digits.masks.numpy(), digits.boxes.tolist(), strict=True):
@@ -206,6 +216,9 @@ def test_place_squares_equals_the_slow_loop():
         ({"num_images": 1, "split": "val"}, "split='val'; expected 'train' or 'test'"),
         ({"num_images": 1, "image_size": 31}, "image_size=31.*at least 32"),
         ({"num_images": 1, "seed": -1}, "seed=-1"),
+        ({"num_images": 1, "digit_side": (0.3, 0.2)}, r"digit_side=\(0.3, 0.2\); expected two"),
+        ({"num_images": 1, "digit_side": (0.3, 0.95)}, "at most 0.9"),
+        ({"num_images": 1, "digit_side": (0, 0.5)}, "above 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

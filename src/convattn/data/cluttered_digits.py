@@ -20,7 +20,8 @@ Split = Literal["train", "test"]
 _CHUNK = 256  # images drawn together: bounds the memory, and part of what a seed means
 _NUM_FRAGMENTS = 6
 _NUM_PLACES = 8  # draws of a place for a fragment before it is left out
-_DIGIT_SIDE = (18 / 64, 28 / 64)  # of the image's side
+DIGIT_SIDE = (18 / 64, 28 / 64)  # of the image's side
+_LARGEST_DIGIT = 0.9  # a turned one still lies within the image
 FRAGMENT_SIDE = (0.40, 0.58)  # of its digit's side: about a sixth to a third of the area
 MAX_TURN = 0.26  # radians, 15 degrees
 _CROP_SIDES = (80, 95, 113, 135, 160, 190, 226, 256)  # pixels of the photograph
@@ -29,7 +30,12 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def generate_cluttered_digits(
-    num_images: int, *, split: Split = "train", image_size: int = 64, seed: int = 0
+    num_images: int,
+    *,
+    split: Split = "train",
+    image_size: int = 64,
+    seed: int = 0,
+    digit_side: tuple[float, float] = DIGIT_SIDE,
 ) -> TensorImages:
     """One handwritten digit an image, on a photograph, among fragments of other digits.
 
@@ -52,6 +58,8 @@ def generate_cluttered_digits(
         num_images: How many, at least 1.
         image_size: Side of the square images in pixels, at least 32; everything scales with it.
         seed: Any integer from 0.
+        digit_side: Smallest and largest height of a digit, of the image's side, at most 0.9.
+            Fragments keep their size beside it; on large digits few find room.
 
     Returns:
         ``images`` (N, 3, S, S) uint8 RGB, ``labels`` (N,), ``boxes`` (N, 4): the tight box of the
@@ -67,7 +75,13 @@ def generate_cluttered_digits(
         (torch.Size([100, 3, 64, 64]), torch.Size([100, 4]))
     """
     check_request(num_images, split, image_size, seed, smallest=32)
-    return _generate(num_images, split, image_size, seed)
+    low, high = map(float, digit_side)
+    if not 0 < low <= high <= _LARGEST_DIGIT:
+        raise ValueError(
+            f"digit_side={digit_side}; expected two shares of the image's side, the smaller one "
+            f"first, above 0 and at most {_LARGEST_DIGIT}"
+        )
+    return _generate(num_images, split, image_size, seed, (low, high))
 
 
 def check_request(
@@ -103,7 +117,13 @@ class Material:
 
 
 @functools.lru_cache(maxsize=4)
-def _generate(num_images: int, split: Split, image_size: int, seed: int) -> TensorImages:
+def _generate(
+    num_images: int,
+    split: Split,
+    image_size: int,
+    seed: int,
+    digit_side: tuple[float, float] = DIGIT_SIDE,
+) -> TensorImages:
     material = load_material(split, image_size)
     images = torch.empty(num_images, 3, image_size, image_size, dtype=torch.uint8)
     labels = torch.empty(num_images, dtype=torch.int64)
@@ -113,7 +133,7 @@ def _generate(num_images: int, split: Split, image_size: int, seed: int) -> Tens
         # A stream of its own for each chunk, always drawn whole: the images do not depend on
         # how many were asked for.
         rng = np.random.default_rng([seed, int(split == "test"), image_size, chunk])
-        drawn = _draw_chunk(material, image_size, rng)
+        drawn = _draw_chunk(material, image_size, rng, digit_side)
         part = slice(start, min(start + _CHUNK, num_images))
         for whole, piece in zip((images, labels, boxes, masks), drawn, strict=True):
             whole[part] = piece[: part.stop - start]
@@ -121,16 +141,16 @@ def _generate(num_images: int, split: Split, image_size: int, seed: int) -> Tens
 
 
 def _draw_chunk(
-    material: Material, image_size: int, rng: np.random.Generator
+    material: Material, image_size: int, rng: np.random.Generator, digit_side: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images, labels, boxes and masks of ``_CHUNK`` images."""
     count = _CHUNK
     canvas = crop_photographs(material.photographs, count, image_size, rng)
 
     source = integers(rng, len(material.digits), count)
-    side = uniform(rng, *_DIGIT_SIDE, count) * image_size
+    side = uniform(rng, *digit_side, count) * image_size
     turn = uniform(rng, -MAX_TURN, MAX_TURN, count)
-    patch = patch_side(_DIGIT_SIDE[1] * image_size)
+    patch = patch_side(digit_side[1] * image_size)
     ink = render(material.digits[source], side, turn, torch.zeros(count, 2), patch)
     stroke = mask_boxes(ink >= 0.5)
     width, height = (stroke[:, 2:] - stroke[:, :2]).unbind(1)
@@ -141,7 +161,8 @@ def _draw_chunk(
     ink, top, left = ink.unsqueeze(1), top.unsqueeze(1), left.unsqueeze(1)
     colour = contrasting_colour(mean_under(canvas, ink, top, left), rng)
 
-    _paint_fragments(canvas, material, source, side, colour, box, rng)
+    fragment = patch_side(FRAGMENT_SIDE[1] * digit_side[1] * image_size)
+    _paint_fragments(canvas, material, source, side, fragment, colour, box, rng)
     paint(canvas, ink, colour.unsqueeze(1), top, left)
 
     mask = torch.zeros(count, 1, image_size, image_size)
@@ -155,6 +176,7 @@ def _paint_fragments(
     material: Material,
     digit: Tensor,
     digit_side: Tensor,
+    patch: int,
     digit_colour: Tensor,
     digit_box: Tensor,
     rng: np.random.Generator,
@@ -170,7 +192,6 @@ def _paint_fragments(
     window = uniform(rng, *FRAGMENT_SIDE, len(source), 2)
     side = digit_side.repeat_interleave(_NUM_FRAGMENTS)
     turn = uniform(rng, -MAX_TURN, MAX_TURN, len(source))
-    patch = patch_side(FRAGMENT_SIDE[1] * _DIGIT_SIDE[1] * canvas.shape[-1])
     ink = render(material.digits[source], side, turn, centre, patch, window)
 
     room = canvas.shape[-1] - patch + 1
