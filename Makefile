@@ -54,6 +54,9 @@ test-latest: ## Run the tests with the newest versions there are, in .venv-lates
 	$(LATEST)/bin/python -m pip install --disable-pip-version-check --upgrade --upgrade-strategy eager --editable '.[all,dev]'
 	$(LATEST)/bin/python -m pytest -n 2 --dist worksteal -m "$(NOT_BY_HAND)"
 
+# Where the links of the description lead: see hatch_build.py.
+wheel-test wheel-check: export CONVATTN_REPOSITORY ?= https://repository.invalid/convattn
+
 wheel-test: ## Build the wheel, install it with all it needs into an empty environment, walk through it
 	@$(NEW_ENOUGH)
 	rm -rf build/wheel && mkdir -p build/wheel

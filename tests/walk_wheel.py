@@ -5,6 +5,7 @@
 ``make wheel-test`` and ``make wheel-check`` run it, in environments that they make.
 """
 
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -32,6 +33,20 @@ def walk_files():
     required = metadata.metadata("convattn")["Requires-Python"]
     assert required == ">=3.11", f"the wheel requires Python {required}"
     return f"{file.parent.name} {metadata.version('convattn')}, of this environment"
+
+
+def walk_description():
+    """Links and pictures of the description work on an index, files and issues are linked."""
+    told = metadata.metadata("convattn")
+    links = re.findall(r"\]\(([^)]+)\)", told.get_payload())
+    assert len(links) > 20, f"the description has {len(links)} links"
+    within = [link for link in links if not link.startswith("https://")]
+    assert not within, f"the description links {within[0]}, which no index has"
+    names = [url.partition(",")[0] for url in told.get_all("Project-URL")]
+    assert {"Source", "Issues", "Documentation", "Changelog"} <= set(names), names
+    pythons = [line for line in told.get_all("Classifier") if "Python :: 3.1" in line]
+    assert len(pythons) >= 3, pythons
+    return f"all {len(links)} links of the description are absolute, and {len(names)} beside it"
 
 
 def walk_extras():
@@ -83,7 +98,8 @@ def walk_command():
 def main():
     """Walk; every line is told."""
     status = 0
-    for step in (walk_files, walk_extras, walk_library, walk_command, walk_time):
+    steps = (walk_files, walk_description, walk_extras, walk_library, walk_command, walk_time)
+    for step in steps:
         try:
             print(f"right: {step()}", flush=True)
         except AssertionError as error:
