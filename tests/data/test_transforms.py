@@ -12,6 +12,7 @@ from torchvision.transforms import InterpolationMode
 from convattn.data import (
     ImageFiles,
     TensorImages,
+    batch_augmentation,
     batch_mix,
     eval_transform,
     train_transform,
@@ -207,7 +208,7 @@ def test_flip_mirrors_the_share_asked_for(chance, shares):
 def test_jitter_equals_torchvision_image_by_image(channels, seed):
     images = bytes_batch(5, channels)
     torch.manual_seed(seed)
-    ours = transforms._jitter_colour(images, 0.6)
+    ours = batch_augmentation.jitter_colour(images, 0.6)
     torch.manual_seed(seed)
     expected = images.float() / 255
     for step in torch.randperm(3).tolist():
@@ -266,9 +267,9 @@ def test_resized_crop_equals_torchvision_image_by_image(mode):
     images = smooth_batch(20)
     scale, ratio = (0.3, 0.9), (0.75, 4 / 3)
     torch.manual_seed(1)
-    ours = transforms._random_resized_crop(images, (32, 32), scale, ratio, mode)
+    ours = batch_augmentation.random_resized_crop(images, (32, 32), scale, ratio, mode)
     torch.manual_seed(1)
-    places, fits = transforms._draw_rectangles(20, (32, 32), scale, ratio, inclusive=True)
+    places, fits = batch_augmentation._draw_rectangles(20, (32, 32), scale, ratio, inclusive=True)
     assert fits.all()
     for image, crop, place in zip(images, ours, places.tolist(), strict=True):
         expected = TF.resized_crop(image, *place, [32, 32], InterpolationMode(mode))
@@ -280,7 +281,7 @@ def test_resized_crop_equals_torchvision_image_by_image(mode):
 def test_rectangles_keep_to_area_ratio_and_image():
     torch.manual_seed(0)
     size, area, aspect = (40, 60), (0.1, 0.9), (0.5, 2.0)
-    drawn, fits = transforms._draw_rectangles(2000, size, area, aspect, inclusive=True)
+    drawn, fits = batch_augmentation._draw_rectangles(2000, size, area, aspect, inclusive=True)
     top, left, height, width = drawn[fits].float().unbind(1)
     assert fits.float().mean() > 0.99
     assert ((top >= 0) & (top + height <= 40) & (left >= 0) & (left + width <= 60)).all()
@@ -298,13 +299,15 @@ def test_rectangles_keep_to_area_ratio_and_image():
 
 @pytest.mark.parametrize("inclusive", [True, False])
 def test_rectangle_as_long_as_the_image_fits_where_it_may(inclusive):
-    _, fits = transforms._draw_rectangles(5, (9, 9), (1, 1), (1, 1), inclusive=inclusive)
+    _, fits = batch_augmentation._draw_rectangles(5, (9, 9), (1, 1), (1, 1), inclusive=inclusive)
     assert (fits == inclusive).all()
 
 
 def test_where_no_rectangle_fits_the_middle_is_taken():
     images = bytes_batch(3, 3, 8, 32)
-    seen = transforms._random_resized_crop(images, (8, 8), (0.9, 0.9), (1.0, 1.0), "bilinear")
+    seen = batch_augmentation.random_resized_crop(
+        images, (8, 8), (0.9, 0.9), (1.0, 1.0), "bilinear"
+    )
     assert torch.equal(seen, images[:, :, :, 12:20])
 
 
