@@ -69,7 +69,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "magnetic_tiles": Kind(
         "finetune {root}/magnetic_tiles/images --data.group num_([0-9]+) --image-size 128"
-        " --pool attention --class-weights balanced --minutes 4",
+        " --pool attention --class-weights balanced --epochs 4 --minutes 90",
         "--num-images 150 --masks {root}/magnetic_tiles/masks",
         (5, 12),
     ),

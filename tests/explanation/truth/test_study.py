@@ -91,6 +91,23 @@ def test_a_map_of_other_weights_stays_when_the_networks_are_random(report):
     assert "stays much the same when the network's weights are random" in reasons
 
 
+def test_what_the_network_knows_is_beyond_the_commonest_class(study, model, data):
+    images, labels, _ = data
+    with torch.inference_mode(), frozen_eval_mode(model):
+        right = model(images).argmax(1) == labels
+    commonest = max(range(3), key=lambda one: (int((labels == one).sum()), -one))
+    expected = right.double() - (labels == commonest).double()
+    assert torch.equal(study.knows, expected)
+
+
+def test_maps_of_a_network_that_knows_nothing_are_doubted_at_best(data, tmp_path):
+    found = study_of(make_network(seed=5).eval(), data, tmp_path)
+    report = TruthReport.of(found, PROTOCOL)
+    verdict = report.verdicts["evidence"]
+    assert verdict.word != "believe"
+    assert any("its maps explain a guess" in reason for reason in verdict.reasons)
+
+
 def test_yardsticks_are_never_believed(report):
     assert {report.verdicts[name].word for name in ("random", "centre")} == {"do not believe"}
 

@@ -93,3 +93,17 @@ def test_the_sum_of_gradients_is_a_rule_of_steps():
     assert judge("integrated_gradients", values).word == "believe"
     values["integrated_gradients"]["sum_error"] += 1
     assert judge("integrated_gradients", values).word == "doubt"
+
+
+def test_maps_of_a_network_that_has_not_learned_are_doubted():
+    labels = torch.tensor([0] * 45 + [1] * 15)
+    guess = (labels == 0).double() - (labels == 0).double()
+    verdict = judge("evidence", values_of(), knows=guess)
+    assert verdict.word == "doubt"
+    assert "explain a guess" in verdict.reasons[0]
+    learned = torch.ones(NUM, dtype=torch.float64) - (labels == 0).double()
+    verdict = judge("evidence", values_of(), knows=learned)
+    assert verdict.word == "believe"
+    assert any("right more often than the commonest class" in told for told in verdict.reasons)
+    few = (torch.arange(NUM) == NUM - 1).double()  # one image more is no proof
+    assert judge("evidence", values_of(), knows=few).word == "doubt"

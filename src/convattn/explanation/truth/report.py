@@ -111,7 +111,8 @@ class TruthReport:
                 for method in study.values
             },
             verdicts={
-                method: judge(method, study.values, protocol.seed) for method in study.values
+                method: judge(method, study.values, protocol.seed, knows=study.knows)
+                for method in study.values
             },
         )
 

@@ -86,6 +86,9 @@ class Study:
     """Name of a method -> why the network cannot be asked by it."""
     top1: float
     """Share of images whose class is the most likely one."""
+    knows: Tensor | None
+    """(N,): 1 of an image whose class the network says, less 1 of the images' commonest class: what
+    it knows beyond that; None of a study that was begun before this was kept."""
     object_share: float | None
     """Mean share of the image that the object covers; None where none is known."""
     num_images: int
@@ -160,6 +163,7 @@ def run_study(
 def _study(parts: Sequence[dict[str, Tensor]], left_out: Mapping[str, str], others: int) -> Study:
     whole = {name: torch.cat([part[name] for part in parts if name in part]) for name in parts[0]}
     correct, share = whole.pop("/correct"), whole.pop("/object_share", None)
+    labels = whole.pop("/label", torch.empty(0))
     values: dict[str, dict[str, Tensor]] = {}
     for name, value in whole.items():
         method, measure = name.split("/")
@@ -169,10 +173,15 @@ def _study(parts: Sequence[dict[str, Tensor]], left_out: Mapping[str, str], othe
         values={name: values[name] for name in dict.fromkeys(order) if name in values},
         left_out=left_out,
         top1=float(correct.mean()),
+        knows=_beyond_commonest(correct, labels) if len(labels) == len(correct) else None,
         object_share=None if share is None else float(share.nanmean()),
         num_images=len(correct),
         num_others=others,
     )
+
+
+def _beyond_commonest(correct: Tensor, labels: Tensor) -> Tensor:
+    return correct - (labels == labels.mode().values).double()
 
 
 class _Asking:
@@ -205,7 +214,7 @@ class _Asking:
             logits = self._model(images)
         check_finite(logits)
         predicted = logits.argmax(1)
-        found = {"/correct": (predicted == labels).double()}
+        found = {"/correct": (predicted == labels).double(), "/label": labels}
         if masks is not None:
             share = masks.flatten(1).double().mean(1)
             found["/object_share"] = torch.where(share > 0, share, torch.nan)

@@ -3,6 +3,8 @@
 Every rule is asked of a 95 % interval. One that fails means "do not believe", one that doubts
 means "doubt":
 
+- **knows**: the network is right more often than the images' commonest class alone would be, or
+  doubts: the maps of a network that has not learned explain a guess.
 - **needs**: the network needs what the map shows more than random cells: insertion less deletion,
   and ROAD, image by image. Neither above random cells' fails; one alone doubts, as do two that four
   times the images would probably put above.
@@ -66,20 +68,36 @@ class _Answer:
 _WORDS: tuple[Word, ...] = ("believe", "doubt", "do not believe")
 
 
-def judge(name: str, values: Mapping[str, Values], seed: int = 0) -> Verdict:
+def judge(
+    name: str, values: Mapping[str, Values], seed: int = 0, *, knows: Tensor | None = None
+) -> Verdict:
     """Whether a method's maps can be believed.
 
     Args:
         name: Of the method.
         values: By method, the yardsticks among them.
         seed: Of the draws.
+        knows: (N,), of the network, as ``Study`` has it; None: not known.
     """
     if name in YARDSTICKS:
         reason = "a yardstick: it is drawn without asking the network"
         return Verdict(word="do not believe", reasons=(reason,))
-    answers = sorted(_answers(name, values, seed), key=lambda answer: -answer.grade)
+    found = [*_knows(knows, seed), *_answers(name, values, seed)]
+    answers = sorted(found, key=lambda answer: -answer.grade)
     worst = max((answer.grade for answer in answers), default=1)
     return Verdict(word=_WORDS[worst], reasons=tuple(answer.reason for answer in answers))
+
+
+def _knows(knows: Tensor | None, seed: int) -> Iterator[_Answer]:
+    gain = None if knows is None else interval(knows, seed=seed)
+    if gain is None:
+        return
+    than = "than the commonest class alone would be"
+    if gain.low > 0:
+        yield _Answer(0, f"the network is right more often {than}: by {gain}")
+    else:
+        told = f"the network is not surely right more often {than} ({gain})"
+        yield _Answer(1, f"{told}: its maps explain a guess")
 
 
 def _answers(name: str, values: Mapping[str, Values], seed: int) -> Iterator[_Answer]:
