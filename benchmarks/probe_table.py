@@ -33,7 +33,8 @@ from convattn.data import ImageFiles, Source, load_source
 from convattn.layers import POOLS
 from convattn.probing.backbone import open_backbone
 from convattn.probing.report import over_seeds, to_csv
-from convattn.probing.study import COLUMNS, Probe, cache_maps, train_seed
+from convattn.probing.seeds import Probe, train_seed
+from convattn.probing.study import COLUMNS, cache_maps
 from convattn.text import markdown_table
 from frozen_features import tiles_of
 from rows import read_rows

@@ -11,8 +11,10 @@ from PIL import Image
 from convattn.config import DataConfig, ProbeConfig
 from convattn.exceptions import Interrupted
 from convattn.explanation import class_probabilities, evidence
+from convattn.probing import seeds
 from convattn.probing import study as module
-from convattn.probing.study import Probe, resume_probe, run_probe, train_seed
+from convattn.probing.seeds import Probe, train_seed
+from convattn.probing.study import resume_probe, run_probe
 from convattn.runs import Run
 from tests.probing.maps import Counted, write
 
@@ -112,7 +114,7 @@ def test_float16_and_float32_maps_give_the_same_accuracy(probed, tmp_path):
 
 @pytest.mark.long
 def test_one_that_was_stopped_is_resumed_to_the_same_rows(probed, tmp_path, monkeypatch):
-    real = module._refit
+    real = seeds._refit
 
     def stop(probe, seed, *rest):
         if seed == 1:
@@ -120,7 +122,7 @@ def test_one_that_was_stopped_is_resumed_to_the_same_rows(probed, tmp_path, monk
         return real(probe, seed, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_refit", stop)
+        patch.setattr(seeds, "_refit", stop)
         with pytest.raises(Interrupted, match="go on with: convattn probe --resume"):
             run_probe(tiny(tmp_path))
     assert not (tmp_path / "run" / "report.md").exists()
@@ -196,13 +198,13 @@ def test_own_validation_images_choose_for_every_seed_and_are_learnt_in_the_end(
                 file = tmp_path / "images" / part / str(colour) / f"{number}.png"
                 paint(file, colour, number + 20 * (["train", "val", "test"].index(part)))
     seen = []
-    build = module.training_of
+    build = seeds.training_of
 
     def record(probe, trials, fit, valid, **more):
         seen.append((fit.tolist(), None if valid is None else valid.tolist()))
         return build(probe, trials, fit, valid, **more)
 
-    monkeypatch.setattr(module, "training_of", record)
+    monkeypatch.setattr(seeds, "training_of", record)
     found = run_probe(of_folder(tmp_path / "images", tmp_path))
     own = list(range(16, 22))  # behind the 16 of training
     chosen = [(fit, valid) for fit, valid in seen if valid is not None]
@@ -234,7 +236,7 @@ def test_weights_of_a_table_count_in_the_loss(tmp_path):
         weights=images.source.train.weights,
     )
     fit, valid = probe.split(0)
-    training = module.training_of(probe, [module.Trial("avg", 1e-3, 0.0)], fit, valid, seed=0)
+    training = seeds.training_of(probe, [seeds.Trial("avg", 1e-3, 0.0)], fit, valid, seed=0)
     labels = cache.labels[fit]
     expected = torch.where(labels == 0, 1.0, 3.0)
     torch.testing.assert_close(training.weights[fit], expected / expected.mean())
