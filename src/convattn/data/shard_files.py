@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import io
 import json
 import os
+import random
 import re
 import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from convattn.text import one_line
@@ -259,7 +266,7 @@ def open_image(path: str) -> io.BufferedReader | io.BytesIO:
     offset, size = _members(shard).find(name)
     if shard.endswith(".bin"):
         what = "mask" if f"{MASK}." in name else "image"
-        return io.BytesIO(_stream(os.path.dirname(shard), os.getpid())[offset][what])
+        return io.BytesIO(_item_of(os.path.dirname(shard), offset)[what])
     content = read_bytes(shard, offset, size)
     if len(content) != size:
         raise OSError(
@@ -320,7 +327,26 @@ def _members(shard: str) -> _Members:
 @cache
 def _stream(folder: str, process: int) -> Any:
     """Litdata's reader of a folder; each process has its own, whose files no other moves."""
-    return import_litdata(folder).StreamingDataset(folder)
+    litdata = import_litdata(folder)
+    if not is_url(folder):
+        return litdata.StreamingDataset(folder)
+    # Litdata copies the index of a URL into a folder of this machine, which it first deletes where
+    # it does not look finished: one process at a time.
+    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"convattn-{getpass.getuser()}-{name}.lock"):
+        return litdata.StreamingDataset(folder)
+
+
+def _item_of(folder: str, number: int) -> dict[str, Any]:
+    """What litdata's chunks hold of an image."""
+    if not is_url(folder):
+        found: dict[str, Any] = _stream(folder, os.getpid())[number]
+        return found
+    with _drawing_nothing():
+        # Litdata 0.2.76 fetches the chunk of a part, and keeps it; by a number alone it asks for
+        # the bytes of that item, and gets none of chunks as it writes them.
+        part: list[dict[str, Any]] = _stream(folder, os.getpid())[number : number + 1]
+        return part[0]
 
 
 def import_litdata(what: str) -> Any:
@@ -403,9 +429,21 @@ def read_bytes(path: str, start: int = 0, size: int | None = None) -> bytes:
         with open(path, "rb") as file:
             file.seek(start)
             return file.read(-1 if size is None else size)
-    system, place = _system_of(path)
-    content: bytes = system.cat_file(place, start, None if size is None else start + size)
-    return content
+    with _drawing_nothing():
+        system, place = _system_of(path)
+        end = None if size is None else start + size
+        content: bytes = system.cat_file(place, start=start, end=end)
+        return content
+
+
+@contextmanager
+def _drawing_nothing() -> Iterator[None]:
+    """What talks to a server may draw how long it waits: augmentation must not see that."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _exists(path: str) -> bool:
