@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import nn
 
-from convattn.config import DataConfig, EvaluateConfig, PredictConfig, TrainConfig
+from convattn.config import DataConfig, DataFormat, EvaluateConfig, PredictConfig, TrainConfig
 from convattn.data import (
     DATASETS,
     DETECTION_DATASETS,
@@ -26,6 +26,9 @@ from convattn.data import (
     SEGMENTATION_DATASETS,
     UnreadableImageError,
 )
+from convattn.data.formats import OBJECT_FORMATS, Format, is_in
+from convattn.data.segmentation import SEGMENTATION_FORMATS
+from convattn.data.shards import SHARDED, task_of_shards
 from convattn.detection import DETECTORS, create_detector, finds_masks
 from convattn.files import new_folder, read_json, replace_atomically
 from convattn.ownership import owned
@@ -105,6 +108,46 @@ class Task(ABC):
             ValueError: If they are not what they should be.
             FileNotFoundError: If they are missing.
         """
+
+    @abstractmethod
+    def may_hold(self, data: DataConfig) -> bool:
+        """Whether a data set looks like one for this task; nothing is opened.
+
+        Args:
+            data: Its name, place and format.
+        """
+
+    def shard(self, data: DataConfig, out: Path, *, boxes_only: bool = False, **how: Any) -> str:
+        """Write the data set as shards into ``out``, or go on with it: how much there is, in words.
+
+        Args:
+            data: Name and place of the data set.
+            out: Folder of the shards.
+            boxes_only: Leave the outlines of objects out.
+            how: As of ``write_shards``.
+
+        Raises:
+            ValueError: If an option is for another task, the data are not what they should be, or
+                ``out`` holds something else.
+            OSError: If an image cannot be read, or a shard not written.
+        """
+        given = {
+            f"data.{name}": getattr(data, name) != getattr(DataConfig(), name)
+            for name in (option.removeprefix("data.") for option in _HEEDED_IN_SHARDING)
+            if hasattr(data, name)
+        }
+        for option, is_given in {**given, "boxes_only": boxes_only}.items():
+            heeding = _HEEDED_IN_SHARDING[option]
+            if is_given and self.name not in heeding.split(" and "):
+                raise ValueError(
+                    f"--{option.replace('_', '-')} is for {heeding}, and {data.root or data.name} "
+                    f"is read for {self.name} (--task says otherwise); leave it out"
+                )
+        return self._shard(data, out, **how, **({"boxes_only": True} if boxes_only else {}))
+
+    @abstractmethod
+    def _shard(self, data: DataConfig, out: Path, **how: Any) -> str:
+        """As ``shard``, of options that are heeded."""
 
     @abstractmethod
     def assumed_size(self, data: DataConfig) -> tuple[int, int]:
@@ -233,6 +276,16 @@ class Classification(Task):
 
         return open_data(data, training=training, class_names=class_names)
 
+    def may_hold(self, data: DataConfig) -> bool:
+        """Any: class folders are the least a sign."""
+        return True
+
+    def _shard(self, data: DataConfig, out: Path, **how: Any) -> str:
+        """Images and their classes."""
+        from convattn.classification.sharding import shard_data
+
+        return shard_data(data, out, **how)
+
     def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them; nothing is downloaded."""
         from convattn.classification.dataset import pretrained_cfg
@@ -317,6 +370,19 @@ class Classification(Task):
 
 class Dense(Task):
     """What detectors and segmenters have in common: a run's network, its classes by name."""
+
+    formats: ClassVar[Mapping[DataFormat, Format]]
+    """What a person's own folder may be in."""
+
+    def may_hold(self, data: DataConfig) -> bool:
+        """What lies in shards of it, has its name, or is a folder in one of its formats."""
+        if data.root is None or data.name not in self.datasets:
+            return False
+        if data.name in SHARDED:
+            return task_of_shards(data.name, data.root) == self.name
+        if data.name != "folder":
+            return True
+        return is_in(self.formats, Path(data.root).expanduser(), data.format, data.annotations)
 
     def assumed_size(self, data: DataConfig) -> tuple[int, int]:
         """Height and width of what the network would see of data that are not there."""
@@ -453,6 +519,7 @@ class Detection(Dense):
     name = "detection"
     models = DETECTORS
     datasets = tuple(DETECTION_DATASETS)
+    formats = OBJECT_FORMATS
     published: ClassVar[Mapping[str, tuple[int, int]]] = {
         "cluttered_digits": (4_000, 10),
         "coco": (118_287, 80),
@@ -472,6 +539,12 @@ class Detection(Dense):
 
         masks = finds_masks(model)
         return open_data(data, masks=masks, training=training, class_names=class_names)
+
+    def _shard(self, data: DataConfig, out: Path, **how: Any) -> str:
+        """Images and their boxes and outlines."""
+        from convattn.detection.sharding import shard_data
+
+        return shard_data(data, out, **how)
 
     def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them."""
@@ -577,6 +650,7 @@ class Segmentation(Dense):
     name = "segmentation"
     models = SEGMENTERS
     datasets = tuple(SEGMENTATION_DATASETS)
+    formats = SEGMENTATION_FORMATS
     published: ClassVar[Mapping[str, tuple[int, int]]] = {
         "cluttered_digits": (4_000, 11),
         "camvid": (367, 11),
@@ -597,6 +671,12 @@ class Segmentation(Dense):
         from convattn.segmentation.dataset import open_data
 
         return open_data(data, training=training, class_names=class_names)
+
+    def _shard(self, data: DataConfig, out: Path, **how: Any) -> str:
+        """Images and their masks."""
+        from convattn.segmentation.sharding import shard_data
+
+        return shard_data(data, out, **how)
 
     def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them."""
@@ -696,6 +776,34 @@ TASKS: Mapping[str, Task] = {
     task.name: task for task in (Classification(), Detection(), Segmentation())
 }
 """Every task by its name."""
+
+_BY_SIGN = ("detection", "segmentation", "classification")
+"""Tasks in the order in which data are tried for them."""
+
+
+def task_of_data(data: DataConfig) -> Task:
+    """The task that a data set looks like being for: boxes before masks before classes.
+
+    Args:
+        data: Its name, place and format.
+
+    Raises:
+        ValueError, FileNotFoundError: If it is in shards that are not what they should be.
+    """
+    named = data.path_column is not None or data.labels_column is not None
+    tasks = ["classification"] if named else _BY_SIGN
+    return next(TASKS[name] for name in tasks if TASKS[name].may_hold(data))
+
+
+_HEEDED_IN_SHARDING: Mapping[str, str] = {
+    "data.path_column": "classification",
+    "data.labels_column": "classification",
+    "data.val_share": "classification",
+    "data.in_chans": "classification",
+    "data.annotations": "detection and segmentation",
+    "data.split": "detection and segmentation",
+    "boxes_only": "detection",
+}
 
 _HEEDED_BY: Mapping[type, Mapping[str, str]] = {
     EvaluateConfig: {

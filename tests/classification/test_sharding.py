@@ -14,6 +14,7 @@ from convattn.classification import sharding
 from convattn.classification.sharding import shard_data
 from convattn.cli import main
 from convattn.config import DataConfig
+from convattn.data import shard_writing
 from convattn.files import sha256_of
 from tests.data.test_sources import make_classes
 
@@ -60,7 +61,7 @@ def test_any_number_of_processes_writes_the_same_bytes(format, folder, tmp_path)
 def test_stopped_at_any_place_it_ends_with_the_same_bytes(format, folder, tmp_path, monkeypatch):
     need(format)
     whole = contents(shard(folder, tmp_path / "whole", format=format))
-    replace = sharding.replace_atomically
+    replace = shard_writing.replace_atomically
     written = []
 
     def stop_later(path, content):
@@ -73,7 +74,7 @@ def test_stopped_at_any_place_it_ends_with_the_same_bytes(format, folder, tmp_pa
         out = tmp_path / f"stopped{stop}"
         written.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(sharding, "replace_atomically", stop_later)
+            patch.setattr(shard_writing, "replace_atomically", stop_later)
             with pytest.raises(RuntimeError, match="power cut"):
                 shard(folder, out, format=format)
         begun = {file: os.stat(out / file).st_mtime_ns for file in contents(out)}

@@ -35,7 +35,7 @@ def test_list_shows_both_formats(capsys):
     assert main(["list", "--data"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line for line in lines if line[0] in FORMATS] == [
-        [name, "classification"] for name in FORMATS
+        [name, "classification,", "detection,", "segmentation"] for name in FORMATS
     ]
 
 

@@ -61,4 +61,4 @@ def test_scenes_without_masks():
 
 
 def test_every_name_opens_something():
-    assert DETECTION_DATASETS == ("cluttered_digits", "folder", "coco")
+    assert DETECTION_DATASETS == ("cluttered_digits", "folder", "coco", "webdataset", "litdata")

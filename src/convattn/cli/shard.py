@@ -16,7 +16,7 @@ _PROG = "convattn shard"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardedDataOptions:
-    """The images, and how they are parted."""
+    """The images, and how they are read and parted."""
 
     name: str = "folder"
     """Name of the data set; `convattn list --data` shows them all."""
@@ -26,12 +26,19 @@ class ShardedDataOptions:
     """Tables: the column of the images' paths; None: the one whose name says so."""
     labels_column: str | None = None
     """Tables: the column of their classes, alike."""
+    annotations: str | None = None
+    """Detection: name of the COCO json before _train2017.json; None: instances."""
     bad_annotations: BadAnnotations = "error"
-    """Tables: refuse one with faulty rows, or leave those out."""
+    """Tables, detection and segmentation: refuse a set with faulty annotations, or leave them
+    out."""
     group: str | None = None
     """What has no splits, or with val_share: as in training."""
+    split: str | None = None
+    """Detection and segmentation: the split that is the test set, val or test; None: val where
+    there are both."""
     val_share: float | None = None
-    """Share of the training images that is set aside to validate on, in shards of its own."""
+    """Classification: share of the training images that is set aside to validate on, in shards of
+    its own."""
     in_chans: Literal[1, 3] | None = None
     """Folders and tables: channels that are read later; 1 for grey."""
     num_train: int | None = None
@@ -42,10 +49,14 @@ class ShardedDataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOptions:
-    """Write a data set for classification as shards, or go on with a call that was stopped."""
+    """Write a data set as shards, or go on with a call that was stopped."""
 
     data: ShardedDataOptions = field(default_factory=ShardedDataOptions)
-    """The images, and how they are parted."""
+    """The images, and how they are read and parted."""
+    task: Literal["auto", "classification", "detection", "segmentation"] = "auto"
+    """What the data are for; auto looks for boxes, then masks, then classes."""
+    boxes_only: bool = False
+    """Detection: leave outlines out, where not every object has one."""
     format: Literal["webdataset", "litdata"] = "webdataset"
     """WebDataset's tars, which need no package to be read, or litdata's chunks."""
     shard_size: int = 1000
@@ -76,14 +87,19 @@ def command(arguments: list[str]) -> int:
         ShardOptions, ShardOptions(), with_data_flags(arguments[2:], "val-share"), prog=prog
     )
 
-    from convattn.classification.sharding import shard_data
+    from convattn.data.folders import listed_once
+    from convattn.tasks import TASKS, task_of_data
 
-    written = shard_data(
-        located(DataConfig(**asdict(options.data)), root),
-        Path(out),
-        format=options.format,
-        shard_size=options.shard_size,
-        num_workers=options.num_workers,
-    )
-    say(f"{out} holds {written}")
+    data = located(DataConfig(**asdict(options.data)), root)
+    with listed_once():
+        task = task_of_data(data) if options.task == "auto" else TASKS[options.task]
+        written = task.shard(
+            data,
+            Path(out),
+            format=options.format,
+            shard_size=options.shard_size,
+            boxes_only=options.boxes_only,
+            num_workers=options.num_workers,
+        )
+    say(f"{out} holds {written}, for {task.name}")
     return 0

@@ -23,6 +23,7 @@ from convattn.data.annotated import (
 )
 from convattn.data.choosing import check_format, check_name, draw_part, find_root, refuse_root
 from convattn.data.classes import match_classes
+from convattn.data.dense_shards import load_object_shards, refuse_parting
 from convattn.data.folders import held_out_split, refuse_group
 from convattn.data.formats import OBJECT_FORMATS, find_format, refuse_annotations
 from convattn.data.listing import Listing
@@ -34,8 +35,9 @@ from convattn.data.objects import (
     target_of,
 )
 from convattn.data.scenes import SCENES_MEAN, SCENES_STD, Scenes, draw_scenes, scene_names
+from convattn.data.shards import SHARDED
 
-DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "folder", "coco")
+DETECTION_DATASETS: tuple[str, ...] = ("cluttered_digits", "folder", "coco", *SHARDED)
 """Names that ``load_detection`` takes."""
 
 DetectionImages = AnnotatedImages[dict[str, Any]]
@@ -83,6 +85,8 @@ def load_detection(
       images of 96 x 96 unless told otherwise. ``seed`` chooses the training images; the test
       images are always the same.
     - ``folder`` reads your own, in one of the formats below; ``coco`` is a folder in the first.
+    - ``webdataset`` and ``litdata`` read what ``convattn shard`` has written of such a folder: the
+      same items, in the same order.
 
     Splits may be called train or training, val, valid, validation or dev, and test or testing, in
     any case; where there are val and test, val is the test set. Where nothing parts the images,
@@ -174,19 +178,24 @@ def load_detection(
         source = _load_scenes(image_size, num_train, num_test, masks, seed)
         require_same_classes(source.class_names, class_names, name)
         return source
-    folder = find_root(name, root, download=False)
     faults = Faults(bad_annotations)
-    objects = load_objects(
-        Listing(folder, faults.left_out),
-        "coco" if name == "coco" else format,
-        annotations,
-        faults,
-        masks=masks,
-        group=group,
-        split=split,
-        are_known=class_names is not None,
-        seed=seed,
-    )
+    if name in SHARDED:
+        refuse_annotations(annotations, name)
+        refuse_parting(group, split)
+        objects = load_object_shards(name, root, masks=masks)
+    else:
+        folder = find_root(name, root, download=False)
+        objects = load_objects(
+            Listing(folder, faults.left_out),
+            "coco" if name == "coco" else format,
+            annotations,
+            faults,
+            masks=masks,
+            group=group,
+            split=split,
+            are_known=class_names is not None,
+            seed=seed,
+        )
     source = _file_source(name, objects, class_names, ignore_unknown, empty_images, faults)
     return replace(
         source,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from convattn.config import DataFormat
 from convattn.data import coco, labelme, voc, yolo
+from convattn.data.folders import LeftOut
 from convattn.data.listing import Listing
 from convattn.data.objects import ObjectSet
 
@@ -37,6 +39,24 @@ OBJECT_FORMATS: Mapping[DataFormat, ObjectFormat] = {
     "voc": ObjectFormat("Pascal VOC", voc.LOOKED_FOR, voc.find, voc.read),
     "labelme": ObjectFormat("LabelMe", labelme.LOOKED_FOR, labelme.find, labelme.read),
 }
+
+
+def is_in(
+    formats: Mapping[DataFormat, Format], root: Path, format: DataFormat, annotations: str | None
+) -> bool:
+    """Whether a folder is in one of the formats, as a look at its names and files tells.
+
+    Args:
+        formats: Which may be.
+        root: The folder.
+        format: The one that it is said to be in; ``"auto"``: any.
+        annotations: As for ``find_format``.
+    """
+    if not root.is_dir():
+        return False
+    listing = Listing(root, LeftOut())
+    asked = [one for name, one in formats.items() if format in ("auto", name)]
+    return any(one.find(listing, annotations) is not None for one in asked)
 
 
 def find_format(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -400,9 +400,13 @@ class MaskReader:
     Args:
         numbers: The index of each class, from class 0; -1 for one that is ignored.
         layout: What the masks' values mean.
+
+    Attributes:
+        layout: As given, without the images.
     """
 
     def __init__(self, numbers: Sequence[int], layout: MaskSet) -> None:
+        self.layout = replace(layout, train=[], test=None)
         values, ignored = layout.values, layout.ignored
         self.colours = layout.colours
         self.meaning = np.full(256, -1, np.int64)

@@ -25,6 +25,7 @@ from convattn.data.annotated import (
 )
 from convattn.data.choosing import check_format, check_name, draw_part, find_root, refuse_root
 from convattn.data.classes import match_classes
+from convattn.data.dense_shards import load_mask_shards, refuse_parting
 from convattn.data.detection import load_objects
 from convattn.data.folders import LeftOut, held_out_split, refuse_group
 from convattn.data.formats import OBJECT_FORMATS, Format, find_format, refuse_annotations
@@ -34,6 +35,7 @@ from convattn.data.masks import IGNORED, LAYOUTS, MaskReader, MaskSet
 from convattn.data.objects import ImageRecord, ObjectSet, decode_mask, orientation_of
 from convattn.data.reading import read_sample, turned
 from convattn.data.scenes import SCENES_MEAN, SCENES_STD, Scenes, draw_scenes, scene_names
+from convattn.data.shards import SHARDED
 
 SEGMENTATION_DATASETS: tuple[str, ...] = (
     "cluttered_digits",
@@ -42,6 +44,7 @@ SEGMENTATION_DATASETS: tuple[str, ...] = (
     "camvid",
     "ade20k",
     "voc",
+    *SHARDED,
 )
 """Names that ``load_segmentation`` takes."""
 
@@ -97,6 +100,8 @@ def load_segmentation(
       folders, as in the development kit's sample of three, the images in ``root/images`` serve
       for training and test alike, with a warning.
     - ``voc`` is a folder in that format.
+    - ``webdataset`` and ``litdata`` read what ``convattn shard`` has written of one of these, or of
+      boxes with outlines: the same items, in the same order.
 
     Splits of a ``folder`` may be called as those of ``load_detection``, and are drawn as there
     where nothing parts the images.
@@ -164,34 +169,28 @@ def load_segmentation(
         source = _load_scenes(image_size, num_train, num_test, seed)
         require_same_classes(source.class_names, class_names, name)
         return source
-    folder = find_root(name, root, download=False)
     faults = Faults(bad_annotations)
     notes: list[str] = []
-    listing = Listing(folder, LeftOut()) if name == "folder" else None
-    if listing is not None:
-        if format == "auto":
-            format = find_format(listing, SEGMENTATION_FORMATS, annotations, notes)
-        refuse_annotations(annotations, format)
-    layout = format if name == "folder" else name
-    if listing is None or layout in LAYOUTS:
-        found = _read_masks(LAYOUTS[layout](folder, faults, split), folder, group, seed, faults)
+    if name in SHARDED:
+        refuse_parting(group, split)
+        found = _read_shards(name, root, seed, faults)
     else:
-        faults.left_out = listing.left_out
-        objects = load_objects(
-            listing,
+        folder = find_root(name, root, download=False)
+        found = _read_folder(
+            name,
+            folder,
             format,
             annotations,
             faults,
-            masks=True,
+            notes,
             group=group,
             split=split,
             are_known=class_names is not None,
             seed=seed,
         )
-        found = _paint_objects(objects, folder)
     numbers = list(range(len(found.class_names)))
     if class_names is not None:
-        numbers = match_classes(found.class_names, class_names, ignore_unknown, str(folder))
+        numbers = match_classes(found.class_names, class_names, ignore_unknown, str(root))
         for theirs, number in zip(found.class_names, numbers, strict=True):
             if number < 0:
                 faults.left_out.add("class that the network does not know", theirs)
@@ -220,6 +219,51 @@ class _Found:
     reader: Callable[[Sequence[int]], Callable[[Any], tuple[Any, tv_tensors.Mask]]]
     """Called with what each class is to be as an index; makes what reads a sample."""
     notes: tuple[str, ...]
+
+
+def _read_folder(
+    name: str,
+    folder: Path,
+    format: DataFormat,
+    annotations: str | None,
+    faults: Faults,
+    notes: list[str],
+    *,
+    group: str | None,
+    split: str | None,
+    are_known: bool,
+    seed: int,
+) -> _Found:
+    layout = name
+    if name == "folder":
+        listing = Listing(folder, LeftOut())
+        if format == "auto":
+            format = find_format(listing, SEGMENTATION_FORMATS, annotations, notes)
+        refuse_annotations(annotations, format)
+        layout = format
+    if layout in LAYOUTS:
+        return _read_masks(LAYOUTS[layout](folder, faults, split), folder, group, seed, faults)
+    faults.left_out = listing.left_out
+    objects = load_objects(
+        listing,
+        format,
+        annotations,
+        faults,
+        masks=True,
+        group=group,
+        split=split,
+        are_known=are_known,
+        seed=seed,
+    )
+    return _paint_objects(objects, folder)
+
+
+def _read_shards(name: str, root: str | Path | None, seed: int, faults: Faults) -> _Found:
+    found = load_mask_shards(name, root)
+    where = Path(str(root))
+    if isinstance(found, ObjectSet):
+        return _paint_objects(found, where)
+    return _read_masks(found, where, None, seed, faults)
 
 
 def _images(

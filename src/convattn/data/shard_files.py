@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import io
 import json
 import os
+import random
 import re
 import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from convattn.text import one_line
@@ -20,9 +27,27 @@ from convattn.text import one_line
 INDEX = "index.json"
 """What a folder of shards holds beside them: classes and hashes."""
 
+MASK = ".mask"
+"""Between the number of an image in a shard and the end of its mask's name."""
+
 _IN_SHARD = re.compile(r"(?P<shard>.+?\.(?:tar|bin))/(?P<name>.+)", re.DOTALL)
-_DESCRIBED = ("class_names", "multi_label", "test_drawn", "image_size", "in_chans", "mean", "std")
-_COLUMNS = ("names", "offsets", "sizes", "places", "classes", "groups", "weights")
+_DESCRIBED = {
+    "classification": (
+        *("class_names", "multi_label", "test_drawn", "image_size", "in_chans", "mean", "std"),
+    ),
+    "detection": ("class_names", "category_ids", "has_masks"),
+    "segmentation": ("class_names", "first", "ignored", "is_binary", "colours"),
+}
+SHARD_TASKS = {
+    "classification": "images with a class each",
+    "detection": "images with boxes",
+    "segmentation": "images with masks",
+}
+"""What shards may be for -> what they then hold."""
+
+_COLUMNS = (
+    *("names", "offsets", "sizes", "places", "classes", "groups", "weights", "objects", "masks"),
+)
 _AGAIN = "write the shards anew with `convattn shard`, or copy them once more"
 
 
@@ -46,16 +71,23 @@ class Shard:
     """Bytes of each."""
     places: Sequence[int]
     """Place of each among the images of its split."""
-    classes: Sequence[int | list[int]]
+    classes: Sequence[int | list[int]] | None = None
     """Number of the class of each, or numbers of several."""
-    groups: Sequence[int] | None
+    groups: Sequence[int] | None = None
     """Number of what each belongs with; None: each stands alone."""
-    weights: Sequence[float] | None
+    weights: Sequence[float] | None = None
     """How much each counts in the loss; None: all alike."""
+    objects: Sequence[dict[str, Any]] | None = None
+    """What is on each; None: what is known of them is not that."""
+    masks: Sequence[tuple[str, int, int]] | None = None
+    """Name, offset and size of the mask of each, alike."""
 
     def to_json(self) -> bytes:
         """The file that lies beside the shard."""
         return (json.dumps(vars(self)) + "\n").encode()
+
+
+_FIELDS = tuple(field.name for field in fields(Shard))
 
 
 def index_of(shard: str) -> str:
@@ -78,15 +110,22 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def read_index(folder: str, format: str) -> dict[str, Any] | None:
+def read_index(
+    folder: str, format: str, tasks: Sequence[str] = ("classification",)
+) -> dict[str, Any] | None:
     """Classes, splits and shards of a folder that ``convattn shard`` has written; None for others.
 
     Args:
         folder: Its path or URL.
         format: The format that it must have.
+        tasks: What they may be for.
+
+    Returns:
+        The index; ``task`` is in it.
 
     Raises:
-        ValueError: If it has another format, is not finished, or is no such index.
+        ValueError: If it has another format, is for another task, is not finished, or is no such
+            index.
     """
     place = f"{folder}/{INDEX}"
     if not _exists(place):
@@ -96,7 +135,8 @@ def read_index(folder: str, format: str) -> dict[str, Any] | None:
         if "shard_format" not in index:
             return None
         found, finished = index["shard_format"], index["finished"]
-        lacking = {*_DESCRIBED, *(["splits"] if finished else [])}.difference(index)
+        task = index.setdefault("task", "classification")
+        lacking = {*_DESCRIBED[task], *(["splits"] if finished else [])}.difference(index)
         if lacking:
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -105,6 +145,11 @@ def read_index(folder: str, format: str) -> dict[str, Any] | None:
         ) from error
     if found != format:
         raise ValueError(f"{folder} holds {found} shards, not {format}; give --data.name {found}")
+    if task not in tasks:
+        raise ValueError(
+            f"{folder} holds {SHARD_TASKS[task]}, for {task}, and this is {tasks[0]}, which needs "
+            f"{SHARD_TASKS[tasks[0]]}; name other shards, or a recipe for {task}"
+        )
     if not finished:
         raise ValueError(
             f"{folder} is not finished; go on with the same `convattn shard` that began it"
@@ -140,18 +185,22 @@ def read_shard(shard: str) -> Shard | None:
 def _parsed(content: bytes, place: str) -> Shard:
     try:
         found = json.loads(content)
-        index = Shard(**{field.name: found[field.name] for field in fields(Shard)})
+        index = Shard(**{name: found[name] for name in _FIELDS if name in found})
         columns = [getattr(index, name) for name in _COLUMNS]
         lengths = {len(column) for column in columns if column is not None}
         if lengths != {index.images}:
             raise ValueError("its columns differ in length")
-        if not all(isinstance(name, str) for name in index.names):
+        if not all(isinstance(name, str) for name in (*index.names, *_mask_names(index))):
             raise ValueError("a name is no text")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{place} is no index of a shard ({one_line(error) or type(error).__name__}); {_AGAIN}"
         ) from error
     return index
+
+
+def _mask_names(index: Shard) -> list[Any]:
+    return [name for name, _, _ in index.masks or ()]
 
 
 # --- one image
@@ -216,7 +265,8 @@ def open_image(path: str) -> io.BufferedReader | io.BytesIO:
     shard, name = found
     offset, size = _members(shard).find(name)
     if shard.endswith(".bin"):
-        return io.BytesIO(_stream(os.path.dirname(shard), os.getpid())[offset]["image"])
+        what = "mask" if f"{MASK}." in name else "image"
+        return io.BytesIO(_item_of(os.path.dirname(shard), offset)[what])
     content = read_bytes(shard, offset, size)
     if len(content) != size:
         raise OSError(
@@ -264,7 +314,8 @@ def _members(shard: str) -> _Members:
     place = index_of(shard)
     if _exists(place):
         index = _parsed(read_bytes(place), place)
-        return _Members(index.names, index.offsets, index.sizes)
+        images = zip(index.names, index.offsets, index.sizes, strict=True)
+        return _Members(*zip(*images, *(index.masks or ()), strict=True))
     members = list(tar_members(shard))
     return _Members(
         [member.name for member in members],
@@ -276,7 +327,26 @@ def _members(shard: str) -> _Members:
 @cache
 def _stream(folder: str, process: int) -> Any:
     """Litdata's reader of a folder; each process has its own, whose files no other moves."""
-    return import_litdata(folder).StreamingDataset(folder)
+    litdata = import_litdata(folder)
+    if not is_url(folder):
+        return litdata.StreamingDataset(folder)
+    # Litdata copies the index of a URL into a folder of this machine, which it first deletes where
+    # it does not look finished: one process at a time.
+    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"convattn-{getpass.getuser()}-{name}.lock"):
+        return litdata.StreamingDataset(folder)
+
+
+def _item_of(folder: str, number: int) -> dict[str, Any]:
+    """What litdata's chunks hold of an image."""
+    if not is_url(folder):
+        found: dict[str, Any] = _stream(folder, os.getpid())[number]
+        return found
+    with _drawing_nothing():
+        # Litdata 0.2.76 fetches the chunk of a part, and keeps it; by a number alone it asks for
+        # the bytes of that item, and gets none of chunks as it writes them.
+        part: list[dict[str, Any]] = _stream(folder, os.getpid())[number : number + 1]
+        return part[0]
 
 
 def import_litdata(what: str) -> Any:
@@ -359,9 +429,21 @@ def read_bytes(path: str, start: int = 0, size: int | None = None) -> bytes:
         with open(path, "rb") as file:
             file.seek(start)
             return file.read(-1 if size is None else size)
-    system, place = _system_of(path)
-    content: bytes = system.cat_file(place, start, None if size is None else start + size)
-    return content
+    with _drawing_nothing():
+        system, place = _system_of(path)
+        end = None if size is None else start + size
+        content: bytes = system.cat_file(place, start=start, end=end)
+        return content
+
+
+@contextmanager
+def _drawing_nothing() -> Iterator[None]:
+    """What talks to a server may draw how long it waits: augmentation must not see that."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _exists(path: str) -> bool:

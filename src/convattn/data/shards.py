@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from convattn.data.images import ImageFiles
 from convattn.data.labelled import Source, file_source
 from convattn.data.shard_files import (
     INDEX,
+    SHARD_TASKS,
     Shard,
     import_litdata,
     index_of,
@@ -37,11 +39,13 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Written:
+class Written:
     """Shards that ``convattn shard`` has written into a folder."""
 
     folder: str
+    """Its path or URL."""
     index: Mapping[str, Any]
+    """What its ``index.json`` tells."""
     named: Sequence[str] = ()
     """Those that are read; none: all."""
 
@@ -98,21 +102,63 @@ def load_shards(
         FileNotFoundError: If some are missing.
         ModuleNotFoundError: If litdata is not installed, and is the format.
     """
-    if root is None:
-        raise ValueError(f"{name} needs root (--data.root), the folder or the tars of its shards")
+    place = place_of(name, root)
     if group is not None:
         raise ValueError(
             f"group={group!r} (--data.group) parts images of a folder, and {root} is shards; give "
             "it to `convattn shard`, with --data.val-share"
         )
-    place = str(root) if is_url(str(root)) else str(Path(root).expanduser())
-    written, foreign = _find(name, place)
+    written, foreign = find_shards(name, place, ("classification",))
     if foreign:
         return _source_of_foreign(place, read_foreign(foreign), seed, testing, test_all)
-    if name == "litdata":
-        import_litdata(place)
-    try:
+    with told_if_damaged(written):
         return _source_of_written(name, written, testing=testing)
+
+
+def place_of(name: str, root: str | Path | None) -> str:
+    """Where shards are: a folder, a pattern of names, or the URL of either.
+
+    Args:
+        name: One of ``SHARDED``.
+        root: As a person has given it.
+
+    Raises:
+        ValueError: If nothing was given.
+        ModuleNotFoundError: If litdata is not installed, and is the format.
+    """
+    if root is None:
+        raise ValueError(f"{name} needs root (--data.root), the folder or the tars of its shards")
+    if name == "litdata":
+        import_litdata(str(root))
+    return str(root) if is_url(str(root)) else str(Path(root).expanduser())
+
+
+def task_of_shards(name: str, root: str | Path | None) -> str:
+    """What shards are for: "classification", "detection" or "segmentation".
+
+    Args:
+        name: One of ``SHARDED``.
+        root: As for ``place_of``.
+
+    Raises:
+        ValueError, FileNotFoundError, ModuleNotFoundError: As ``place_of`` and ``find_shards``.
+    """
+    written, _ = find_shards(name, place_of(name, root), tuple(SHARD_TASKS))
+    return str(written[0].index["task"]) if written else "classification"
+
+
+@contextmanager
+def told_if_damaged(written: Sequence[Written]) -> Iterator[None]:
+    """Errors of what reads an index as if it were whole are a sentence.
+
+    Args:
+        written: What is read in the block.
+
+    Raises:
+        ValueError: If the index is not what it should be.
+    """
+    try:
+        yield
     except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{written[0].folder}/{INDEX}, or what lies beside a shard there, is damaged "
@@ -168,10 +214,22 @@ def _names_tars(place: str) -> bool:
     return place.endswith(".tar") or _BRACES.search(place) is not None
 
 
-def _find(name: str, place: str) -> tuple[list[_Written], dict[str | None, list[str]]]:
-    """Shards that ``convattn shard`` has written, or others by their split."""
+def find_shards(
+    name: str, place: str, tasks: Sequence[str]
+) -> tuple[list[Written], dict[str | None, list[str]]]:
+    """Shards that ``convattn shard`` has written, or others by their split.
+
+    Args:
+        name: One of ``SHARDED``.
+        place: As ``place_of`` gives it.
+        tasks: What they may be for, those that ``convattn shard`` has written.
+
+    Raises:
+        ValueError: If they are not what they should be, or not of one kind.
+        FileNotFoundError: If some are missing.
+    """
     if not _names_tars(place):
-        return _find_in(name, place.rstrip("/"))
+        return _find_in(name, place.rstrip("/"), tasks)
     if name != "webdataset":
         raise ValueError(f"root={place} names tars, and {name} needs a folder; name its folder")
     files = expand_braces(place)
@@ -181,9 +239,9 @@ def _find(name: str, place: str) -> tuple[list[_Written], dict[str | None, list[
     for file in files:
         folders.setdefault(os.path.dirname(file), []).append(file)
     written = [
-        _Written(folder=folder, index=index, named=named)
+        Written(folder=folder, index=index, named=named)
         for folder, named in folders.items()
-        if (index := read_index(folder or ".", name)) is not None
+        if (index := read_index(folder or ".", name, tasks)) is not None
     ]
     if not written:
         return [], _by_split(files)
@@ -196,12 +254,14 @@ def _find(name: str, place: str) -> tuple[list[_Written], dict[str | None, list[
     return written, {}
 
 
-def _find_in(name: str, folder: str) -> tuple[list[_Written], dict[str | None, list[str]]]:
+def _find_in(
+    name: str, folder: str, tasks: Sequence[str]
+) -> tuple[list[Written], dict[str | None, list[str]]]:
     if not is_url(folder) and not os.path.exists(folder):
         raise FileNotFoundError(f"root={folder} does not exist; name a folder that does")
-    index = read_index(folder, name)
+    index = read_index(folder, name, tasks)
     if index is not None:
-        return [_Written(folder=folder, index=index)], {}
+        return [Written(folder=folder, index=index)], {}
     tars = sorted(glob.glob(f"{glob.escape(folder)}/*.tar")) if name == "webdataset" else []
     if not tars:
         raise FileNotFoundError(
@@ -225,21 +285,12 @@ def _by_split(files: Sequence[str]) -> dict[str | None, list[str]]:
 # --- written by convattn shard
 
 
-def _source_of_written(name: str, written: Sequence[_Written], *, testing: bool) -> Source:
-    first = written[0].index
-    for one in written[1:]:
-        for what in ("class_names", "multi_label", "in_chans"):
-            if one.index[what] != first[what]:
-                raise ValueError(
-                    f"the shards of {written[0].folder} and {one.folder} differ in {what}: "
-                    f"{_shown(first[what])} and {_shown(one.index[what])}; read them one by one, "
-                    "or shard both from one folder"
-                )
+def _source_of_written(name: str, written: Sequence[Written], *, testing: bool) -> Source:
+    first = require_alike(written, ("class_names", "multi_label", "in_chans"))
     files = [one.files() for one in written]
-    place = written[0].named[0] if written[0].named else written[0].folder
     named = [split for split in SPLITS if any(one.get(split) for one in files)]
-    if not testing and "train" not in named:
-        raise ValueError(f"{place} has no shards to train on; name some of train, or the folder")
+    if not testing:
+        require_train(written, named)
 
     def images(split: str) -> ImageFiles:
         names, several = first["class_names"], first["multi_label"]
@@ -261,6 +312,43 @@ def _source_of_written(name: str, written: Sequence[_Written], *, testing: bool)
     )
 
 
+def require_alike(written: Sequence[Written], names: Sequence[str]) -> Mapping[str, Any]:
+    """What the index of the first folder tells.
+
+    Args:
+        written: Folders that are read as one data set.
+        names: What the others must tell alike.
+
+    Raises:
+        ValueError: If one tells otherwise.
+    """
+    first = written[0].index
+    for one in written[1:]:
+        for what in names:
+            if one.index[what] != first[what]:
+                raise ValueError(
+                    f"the shards of {written[0].folder} and {one.folder} differ in {what}: "
+                    f"{_shown(first[what])} and {_shown(one.index[what])}; read them one by one, "
+                    "or shard both from one folder"
+                )
+    return first
+
+
+def require_train(written: Sequence[Written], splits: Collection[str]) -> None:
+    """Refuse shards that are all of other splits than that of training.
+
+    Args:
+        written: Folders that are read as one data set.
+        splits: Of the shards that are read.
+
+    Raises:
+        ValueError: If none is to train on.
+    """
+    if "train" not in splits:
+        place = written[0].named[0] if written[0].named else written[0].folder
+        raise ValueError(f"{place} has no shards to train on; name some of train, or the folder")
+
+
 class _Set(NamedTuple):
     """The images of one split of one folder."""
 
@@ -272,9 +360,9 @@ class _Set(NamedTuple):
 
 def _read_set(files: Sequence[str], num_classes: int, *, several: bool) -> _Set:
     """In the order that the images had."""
-    shards = [(file, _require_shard(file)) for file in files]
+    shards = [(file, require_shard(file)) for file in files]
     paths = [f"{file}/{name}" for file, shard in shards for name in shard.names]
-    classes = [one for _, shard in shards for one in shard.classes]
+    classes = [one for _, shard in shards for one in shard.classes or ()]
     numbers = [number for one in classes for number in (one if isinstance(one, list) else [one])]
     if not all(0 <= number < num_classes for number in numbers):
         raise ValueError(
@@ -294,7 +382,16 @@ def _read_set(files: Sequence[str], num_classes: int, *, several: bool) -> _Set:
     )
 
 
-def _require_shard(file: str) -> Shard:
+def require_shard(file: str) -> Shard:
+    """What is in a shard that ``convattn shard`` has written.
+
+    Args:
+        file: Its path or URL.
+
+    Raises:
+        FileNotFoundError: If it, or what lies beside it, is not there.
+        ValueError: If it is not the file that was written.
+    """
     shard = read_shard(file)
     if shard is None:
         raise FileNotFoundError(

@@ -20,7 +20,7 @@ _LONGEST_OVER_SHORTER = 5 / 3
 def open_data(
     config: DataConfig,
     *,
-    masks: bool,
+    masks: bool | None,
     training: bool = True,
     class_names: Sequence[str] | None = None,
 ) -> DetectionSource:
@@ -28,7 +28,7 @@ def open_data(
 
     Args:
         config: Name, place and size of the data set.
-        masks: Whether the objects' masks are needed.
+        masks: Whether the objects' masks are needed; None: they are read where there are some.
         training: Whether the training images are wanted; else there is but one of them.
         class_names: What the network that is tested on it calls its classes; None: those of the
             data set.
@@ -46,7 +46,7 @@ def open_data(
         num_test=config.num_test,
         format=config.format,
         annotations=config.annotations,
-        masks=masks,
+        masks=masks is not False,
         bad_annotations=config.bad_annotations,
         class_names=class_names,
         ignore_unknown=config.ignore_unknown,
