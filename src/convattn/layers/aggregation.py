@@ -3,7 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from convattn.functional import aggregation_weights, weighted_values, weights_by_keys
+from convattn.functional import (
+    aggregation_weights,
+    multiply_tokens,
+    weighted_values,
+    weights_by_keys,
+)
 from convattn.kernels.tracing import as_number, refuse_scripting
 from convattn.modes import is_unmodified
 
@@ -40,8 +45,7 @@ class ClassTokenLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_classes, in_features) -> (B, num_classes)."""
-        # Not the sum of a product: OpenVINO adds the bias wrongly to that in batches.
-        return torch.einsum("bkc,kc->bk", x, self.weight) + self.bias
+        return multiply_tokens(x, self.weight, training=self.training) + self.bias
 
 
 class _TokenAttention(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from convattn.functional import multiply_tokens
 from convattn.layers.pools.base import (
     Pool,
     class_maps,
@@ -72,8 +73,8 @@ class ClassQueryPool(_ClassQueries):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, num_classes)."""
         pooled = self.gather(x)
-        logits = torch.einsum("bkc,kc->bk", pooled, self.weight.to(pooled.dtype))
-        return logits + self.bias.to(pooled.dtype)
+        weight, bias = self.weight.to(pooled.dtype), self.bias.to(pooled.dtype)
+        return multiply_tokens(pooled, weight, training=self.training) + bias
 
     def contributions(self, x: Tensor, weight: Tensor) -> Tensor:
         """(B, C, H, W) and (K, num_classes) -> (B, K, H, W), without the bias."""

@@ -120,9 +120,8 @@ class LogSumExpPool(Pool):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C)."""
         self._positions(x)
-        largest = x.amax((2, 3), keepdim=True)  # or the exponentials would overflow
-        powers = (self.r * (x - largest)).exp()
-        return largest[..., 0, 0] + powers.mean((2, 3)).log() / self.r
+        count = x.new_ones(()) * (x.shape[2] * x.shape[3])  # a symbol in an exported program
+        return ((self.r * x).logsumexp((2, 3)) - count.log()) / self.r
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W): what each position's change changes."""

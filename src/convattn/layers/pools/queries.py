@@ -68,7 +68,10 @@ class QueryPool(Pool):
         if not self.training or x.shape[0] == 0:
             return self.running_var
         with torch.no_grad():
-            return x.to(self.running_var.dtype).var((0, 2, 3), correction=0)
+            # As BatchNorm does it: ``x.var`` takes ten to fifty times as long on a CPU.
+            x = x.to(self.running_var.dtype)
+            found = torch.native_batch_norm(x, None, None, None, None, True, 0.0, _LEAST_VARIANCE)
+            return (found[2].square().reciprocal() - _LEAST_VARIANCE).clamp(min=0)
 
     def _weigh(self, x: Tensor, variance: Tensor) -> Tensor:
         self._positions(x)
