@@ -4,7 +4,7 @@
 of timm's blocks sees images of 64 pixels on a last map of 4 x 4 or 8 x 8 cells. Everything but the
 pool is the same, and no image is seen twice. A rate is chosen for each pool, size and map on
 validation images (seed 0), on a grid that goes on while the best lies at its edge; the test images
-are seen once a network and seed.
+are seen once a network and seed. Trainings of another length (--steps) take the same rates.
 """
 
 from __future__ import annotations
@@ -154,10 +154,20 @@ def evaluate(model: Network, images: TensorImages, cells: int) -> float:
     return right / len(images.labels)
 
 
-def place_of(cell: Cell) -> dict[str, str]:
+def data_of(steps: int) -> str:
+    """What the table calls digits that were learned for so long."""
+    return DATA if steps == STEPS else f"{DATA}, {steps:,} steps"
+
+
+def place_of(cell: Cell, steps: int = STEPS) -> dict[str, str]:
     """A cell as its columns of the table."""
     share, cells, pool = cell
-    return {"data": DATA, "object_share": f"{share:g}", "map_size": str(cells), "pool": pool}
+    return {
+        "data": data_of(steps),
+        "object_share": f"{share:g}",
+        "map_size": str(cells),
+        "pool": pool,
+    }
 
 
 def rates_to_try(tried: Mapping[float, float]) -> list[float]:
@@ -185,11 +195,11 @@ def missing_of(rows: Sequence[Mapping[str, str]], arguments: argparse.Namespace)
         for share in arguments.shares
         for pool in arguments.pools
     ]
-    return [cell for cell in asked if len(_seeds_of(rows, cell)) < SEEDS]
+    return [cell for cell in asked if len(_seeds_of(rows, cell, arguments.steps)) < SEEDS]
 
 
-def _seeds_of(rows: Sequence[Mapping[str, str]], cell: Cell) -> set[int]:
-    place = place_of(cell).items()
+def _seeds_of(rows: Sequence[Mapping[str, str]], cell: Cell, steps: int) -> set[int]:
+    place = place_of(cell, steps).items()
     return {int(row["seed"]) for row in rows if place <= row.items()}
 
 
@@ -197,11 +207,11 @@ def make_rows(arguments: argparse.Namespace, file: Path, columns: Sequence[str])
     """Every row that is asked for and not there yet.
 
     Args:
-        arguments: ``maps``, ``shares``, ``pools`` and ``cost``.
+        arguments: ``maps``, ``shares``, ``pools``, ``steps`` and ``cost``.
         file: The law's table; the tried rates lie beside it.
         columns: Of the table.
     """
-    rates_file = file.with_name("law_of_pooling_rates.csv")
+    rates_file, steps = file.with_name("law_of_pooling_rates.csv"), arguments.steps
 
     def tried(cell: Cell) -> dict[float, float]:
         place = place_of(cell).items()
@@ -210,12 +220,13 @@ def make_rows(arguments: argparse.Namespace, file: Path, columns: Sequence[str])
 
     missing = missing_of(read_rows(file), arguments)
     runs = sum(
-        SEEDS - len(_seeds_of(read_rows(file), cell)) + len(rates_to_try(tried(cell)))
+        SEEDS - len(_seeds_of(read_rows(file), cell, steps)) + len(rates_to_try(tried(cell)))
         for cell in missing
     )
     if not missing:
         return
-    print(f"{DATA}: {runs} trainings or more, {_training_seconds(missing[0]):.0f} s each")
+    seconds = _training_seconds(missing[0]) * steps / STEPS
+    print(f"{data_of(steps)}: {runs} trainings or more, {seconds:.0f} s each", flush=True)
     if arguments.cost:
         return
 
@@ -235,9 +246,14 @@ def make_rows(arguments: argparse.Namespace, file: Path, columns: Sequence[str])
         """Train unless it is trained, test and keep."""
         share, cells, _ = cell
         lr, started = best_rate(tried(cell)), time.monotonic()
-        model = model or train(cell, lr, seed)
+        model = model or train(cell, lr, seed, steps)
         accuracy = evaluate(model, draw(share, NUM_TEST, split="test"), cells)
-        row = {**place_of(cell), "seed": seed, "accuracy": round(accuracy, 4), "lr": f"{lr:g}"}
+        row = {
+            **place_of(cell, steps),
+            "seed": seed,
+            "accuracy": round(accuracy, 4),
+            "lr": f"{lr:g}",
+        }
         row |= {"epoch": 1, "seconds": round(time.monotonic() - started, 1)}
         append_rows(file, columns, [row])
         print(time.strftime("%H:%M"), *row.values(), flush=True)
@@ -249,11 +265,11 @@ def make_rows(arguments: argparse.Namespace, file: Path, columns: Sequence[str])
             models = {}
             while wanted := rates_to_try(tried(cell)):
                 models[wanted[0]] = learn(cell, wanted[0])
-            if 0 not in _seeds_of(read_rows(file), cell):
-                add(cell, 0, models.get(best_rate(tried(cell))))
+            if 0 not in _seeds_of(read_rows(file), cell, steps):
+                add(cell, 0, models.get(best_rate(tried(cell))) if steps == STEPS else None)
         for seed in range(1, SEEDS):
             for cell in own:
-                if seed not in _seeds_of(read_rows(file), cell):
+                if seed not in _seeds_of(read_rows(file), cell, steps):
                     add(cell, seed)
 
 

@@ -445,17 +445,12 @@ def page_of(rows: Sequence[Mapping[str, str]], written: str, made: str) -> str:
         "",
     ]
     lines += _tables(found, "### {0} x {0} cells")
-    digits = found_of(rows, digits_by_size.DATA)
-    if digits:
+    for name in digits_in(rows):
         lines += [
-            f"### {digits_by_size.DATA.capitalize()}, from scratch",
+            f"### {name.capitalize()}, from scratch",
             "",
-            f"Handwritten digits among fragments on photographs, {digits_by_size.SIDE} pixels a "
-            f"side; {digits_by_size.STEPS} steps of {digits_by_size.BATCH} images, none seen "
-            f"twice; {digits_by_size.SEEDS} seeds, {digits_by_size.NUM_TEST:,} test images; rates "
-            "of Muon chosen for each pool, size and map on validation images; else as above.",
-            "",
-            *_tables(digits, "#### {0} x {0} cells, digits"),
+            *([_about_digits(), ""] if name == digits_by_size.DATA else []),
+            *_tables(found_of(rows, name), "#### {0} x {0} cells, " + name),
         ]
     tiles = tile_table(rows)
     if tiles:
@@ -477,6 +472,22 @@ def write_page(rows: Sequence[Mapping[str, str]], docs: Path, made: str) -> None
     file = docs / "law_of_pooling.md"
     file.write_text(page_of(rows, file.read_text() if file.exists() else "", made))
     draw(rows, docs / "law_of_pooling.png")
+
+
+def digits_in(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """What the rows call digits, by the length of training, the shortest first."""
+    names = {row["data"] for row in rows if row["data"].startswith(digits_by_size.DATA)}
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def _about_digits() -> str:
+    own = digits_by_size
+    return (
+        f"Handwritten digits among fragments on photographs, {own.SIDE} pixels a side; {own.STEPS} "
+        f"steps of {own.BATCH} images, none seen twice, unless it is said; {own.SEEDS} seeds, "
+        f"{own.NUM_TEST:,} test images; rates of Muon chosen for each pool, size and map on "
+        "validation images; else as above."
+    )
 
 
 def _tables(found: Found, heading: str) -> list[str]:
@@ -534,10 +545,8 @@ def tile_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 def draw(rows: Sequence[Mapping[str, str]], file: Path) -> None:
     """A panel a map's size: gain of each pool over the average, against the object's share."""
-    kinds = [
-        (found_of(rows, DATA), "photographs, frozen"),
-        (found_of(rows, digits_by_size.DATA), "digits, from scratch"),
-    ]
+    kinds = [(found_of(rows, DATA), "photographs, frozen")]
+    kinds += [(found_of(rows, name), f"{name}, from scratch") for name in digits_in(rows)]
     panels = [
         (found, size, name)
         for found, name in kinds
@@ -567,7 +576,7 @@ def draw(rows: Sequence[Mapping[str, str]], file: Path) -> None:
         panel.set_xscale("log")
         panel.set_xticks(SHARES, [f"{share:g}" for share in SHARES])
         panel.minorticks_off()
-        panel.set_title(f"{name}, {size} x {size} cells")
+        panel.set_title(f"{name}\n{size} x {size} cells", fontsize="medium")
         panel.set_xlabel("object, % of the image")
     drawn = [panel.get_legend_handles_labels() for panel in grid[0]]
     shown = {label: handle for pair in drawn for handle, label in zip(*pair, strict=True)}
@@ -593,6 +602,8 @@ def main() -> None:
     instead.add_argument("--digits", action="store_true", help="networks from scratch on digits")
     maps = digits_by_size.MAPS
     parser.add_argument("--maps", nargs="+", type=int, default=list(maps), choices=maps)
+    steps = digits_by_size.STEPS
+    parser.add_argument("--steps", type=int, default=steps, help="of a training on digits")
     parser.add_argument("--cache", type=Path, default=Path("runs/maps"), help="of the tiles' maps")
     parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--cost", action="store_true", help="tell the cost alone")

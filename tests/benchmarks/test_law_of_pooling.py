@@ -78,7 +78,9 @@ def test_what_is_there_is_not_made_again(digits, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(digits, "_training_seconds", lambda cell: 0)
     file = tmp_path / "law_of_pooling.csv"
     columns = ("data", "object_share", "map_size", "pool", "seed", "accuracy", "lr", "epoch")
-    asked = argparse.Namespace(maps=[4], shares=[20.0], pools=["avg-bn", "query"], cost=True)
+    asked = argparse.Namespace(
+        maps=[4], shares=[20.0], pools=["avg-bn", "query"], steps=digits.STEPS, cost=True
+    )
     digits.make_rows(asked, file, (*columns, "seconds"))
     assert "10 trainings or more" in capsys.readouterr().out
     assert not learned
@@ -95,6 +97,12 @@ def test_what_is_there_is_not_made_again(digits, monkeypatch, tmp_path, capsys):
     assert len(learned) == len(tried) + 2  # seed 0 is the chosen rate's network
     digits.make_rows(asked, file, (*columns, "seconds"))
     assert len(learned) == len(tried) + 2
+    asked.steps = 1_000  # by the same rates
+    digits.make_rows(asked, file, (*columns, "seconds"))
+    assert len(learned) == len(tried) + 2 + 4
+    more = [row for row in digits.read_rows(file) if row not in rows]
+    assert {row["data"] for row in more} == {"cluttered digits, 1,000 steps"}
+    assert [row["lr"] for row in more] == [row["lr"] for row in rows]
 
 
 def test_a_table_pairs_seeds(law, digits):
@@ -105,7 +113,7 @@ def test_a_table_pairs_seeds(law, digits):
         for seed in range(5)
     ]
     page = law.page_of(rows, "", "Made.")
-    table = page.partition("#### 8 x 8 cells, digits")[2]
+    table = page.partition("#### 8 x 8 cells, cluttered digits\n")[2]
     assert "| query | +25.0 (+25.0 to +25.0) |" in table
     assert "| avg-bn | 52.0 (50.0 to 54.0) |" in table
     assert "### 4 x 4" not in page
