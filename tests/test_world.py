@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -117,6 +118,94 @@ def killed_after(batches, mode, rank):
             kind.append = append_or_die
 
     return before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("absent", [[0], [1], [1, 2]])
+def test_who_never_comes_is_told_by_name(absent, place, tmp_path):
+    def before(rank):
+        from convattn import world
+
+        world._SECONDS_TO_COME, world._SECONDS_TO_SAY_WHO = 5.0, 2.0
+        if rank in absent:
+            os._exit(7)
+
+    words = words_of("evaluate", place, tmp_path / "out")
+    began = time.monotonic()
+    ended = run_ranks(3, words, tmp_path / "words", before=before)
+    assert time.monotonic() - began < 30
+    who = "processes 1, 2" if len(absent) == 2 else f"process {absent[0]}"
+    for rank, one in enumerate(ended):
+        if rank in absent:
+            continue
+        assert one.status == 130
+        *_, last = one.errors.strip().splitlines()
+        assert last.startswith(
+            f"convattn: process {rank} of 3 has waited 5 seconds for {who} in vain; "
+        )
+    told = f"seconds for {who}, and gives up after 5"
+    assert told in ended[0 if 0 not in absent else 1].errors
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_port_that_is_taken_is_told(place, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        words = words_of("evaluate", place, tmp_path / "out")
+
+        def before(rank):
+            if rank:
+                os._exit(7)
+            os.environ["MASTER_PORT"] = port
+
+        first, _ = run_ranks(2, words, tmp_path / "words", before=before)
+    assert first.status == 2
+    (last,) = first.errors.strip().splitlines()[-1:]
+    assert f"to meet at port {port} of 127.0.0.1, which cannot be listened on" in last
+    assert last.endswith("set MASTER_PORT to one that is free")
+
+
+TRAINING = """
+import os
+from convattn import world
+world._SECONDS_TO_COME, world._SECONDS_TO_SAY_WHO = {seconds}
+for name in ("NTASKS", "NTASKS_PER_NODE"):
+    os.environ["SLURM_" + name] = "2"
+os.environ.update(SLURM_JOB_ID="42", SLURM_JOB_NAME="train", SLURM_NNODES="1", SLURM_NODEID="0")
+os.environ["SLURM_LOCALID"] = str(rank)
+from convattn.train import classification, run
+run.draw_curves = classification.draw_attention = lambda *args, **kwargs: None
+if rank == {absent}:
+    os._exit(7)
+"""
+TRAIN = (
+    "train quickstart --data.num-train 32 --data.num-test 8 --data.image-size 32 --epochs 1 "
+    "--data.batch-size 16 --model.name test_convnext --accelerator cpu --strategy ddp --out"
+)
+
+
+@pytest.mark.long
+def test_training_by_srun_tells_who_never_comes(tmp_path):
+    words = [*TRAIN.split(), tmp_path / "run"]
+    before = TRAINING.format(seconds=(6.0, 2.0), absent=1)
+    first, _ = run_fresh_ranks(2, words, tmp_path / "words", before=before)
+    assert first.status == 130, first.errors
+    assert "process 0 of 2 has waited 2 seconds for process 1, and gives up after 6" in first.errors
+    *_, last = first.errors.strip().splitlines()
+    assert "convattn: process 0 of 2 has waited 6 seconds for process 1 in vain; " in last
+
+
+@pytest.mark.long
+def test_training_by_srun_goes_on_once_all_have_come(tmp_path):
+    words = [*TRAIN.split(), tmp_path / "run"]
+    before = TRAINING.format(seconds=(300.0, 1.0), absent=None)
+    before += "if rank == 0:\n    import time\n    time.sleep(4)\n"
+    ended = run_fresh_ranks(2, words, tmp_path / "words", before=before)
+    assert [one.status for one in ended] == [0, 0], [one.errors for one in ended]
+    assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
@@ -19,11 +19,14 @@ from torch.distributed.rendezvous import rendezvous
 from convattn.exceptions import LostProcess
 from convattn.heartbeat import Heartbeat, is_lost_process
 from convattn.launching import local_rank, rank_and_count
+from convattn.text import list_names, one_line, report
 
 _SECONDS_TO_COME = 300.0
+_SECONDS_TO_SAY_WHO = 30.0  # has not come, and as often again
 _SECONDS_TO_LEAVE = 10.0
 _SECONDS_TO_READ = 2.0  # of one that looks every second
 _SECONDS_BETWEEN_LOOKS = 0.1
+_HERE, _IN_VAIN = "convattn/here/", "convattn/in_vain"
 
 
 class World:
@@ -130,11 +133,7 @@ class World:
         local = local_rank()
         if torch.cuda.is_available() and local is not None:
             torch.cuda.set_device(local % torch.cuda.device_count())
-        _set_address()
-        wait = timedelta(seconds=_SECONDS_TO_COME)
-        self._store, _, _ = next(rendezvous("env://", self.rank, self.count, timeout=wait))
-        self._store.set(f"convattn/here/{self.rank}", "")
-        self._store.wait([f"convattn/here/{rank}" for rank in range(self.count)], wait)
+        self._store = meet(self.rank, self.count, self.advice)
         self._heartbeat.begin(self._store.clone(), self.rank, self.count)
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._terminate)
@@ -192,20 +191,14 @@ def shared_work() -> Iterator[World]:
 
     Raises:
         LostProcess: If another one is gone, or does not come within five minutes.
+        ValueError: If the port where they meet is taken.
     """
     rank, count = rank_and_count()
     world = World(rank, count)
     if count == 1:
         yield world
         return
-    try:
-        world._begin()
-    except RuntimeError as error:
-        if not is_lost_process(error):
-            raise
-        raise world._lost(
-            f"has waited {_SECONDS_TO_COME:.0f} seconds for the others in vain"
-        ) from None
+    world._begin()
     try:
         yield world
         world.leave()
@@ -218,6 +211,126 @@ def shared_work() -> Iterator[World]:
         raise found from None
     finally:
         world._end()
+
+
+def meet(rank: int, count: int, advice: str) -> Any:
+    """Wait for all processes of a job; who has not come is told, every half minute.
+
+    Args:
+        rank: Of this process.
+        count: How many there are.
+        advice: How to go on, in words, should one not come.
+
+    Returns:
+        The store that they share. Process 0 holds it: whoever opens another at the same address in
+        that process gets the same.
+
+    Raises:
+        LostProcess: If one does not come within five minutes, or process 0 has gone meanwhile.
+        ValueError: If the port where they meet is taken.
+    """
+    _set_address()
+    waiting = _Waiting(rank, count, advice)
+    try:
+        store = _store(waiting)
+        store.set(f"{_HERE}{rank}", "")
+        while not store.check([f"{_HERE}{one}" for one in range(count)]):
+            if store.check([_IN_VAIN]):
+                raise waiting.lost(store.get(_IN_VAIN).decode())
+            if rank == 0:
+                _see_who_lacks(store, waiting)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise waiting.lost("lost process 0, which was killed or ended") from None
+    return store
+
+
+def _see_who_lacks(store: Any, waiting: _Waiting) -> None:
+    """What process 0, which holds the store, does for all: tell who has not come, and give up."""
+    if waiting.is_due:
+        lacking = [one for one in range(waiting.count) if not store.check([f"{_HERE}{one}"])]
+        told = waiting.in_vain(lacking)
+        if lacking and told is not None:
+            store.set(_IN_VAIN, told)
+            time.sleep(_SECONDS_TO_READ)  # in which the others read it
+            raise waiting.lost(told)
+
+
+class _Waiting:
+    """How long a process has waited for others to come."""
+
+    def __init__(self, rank: int, count: int, advice: str) -> None:
+        self.rank, self.count, self.advice = rank, count, advice
+        self._began = time.monotonic()
+        self._next = min(_SECONDS_TO_SAY_WHO, _SECONDS_TO_COME)
+
+    @property
+    def left(self) -> float:
+        """Seconds until something is to be said."""
+        return max(self._next - (time.monotonic() - self._began), 0.0)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something is to be said."""
+        return self.left == 0.0
+
+    def in_vain(self, lacking: Sequence[int]) -> str | None:
+        """Tell who has not come; the words to give up with, once it is time for that.
+
+        Args:
+            lacking: Numbers of those processes.
+        """
+        seconds = time.monotonic() - self._began
+        self._next = min(seconds + _SECONDS_TO_SAY_WHO, _SECONDS_TO_COME)
+        who = f"process{'' if len(lacking) == 1 else 'es'} {list_names([*map(str, lacking)], 8)}"
+        if seconds >= _SECONDS_TO_COME:
+            return f"has waited {_SECONDS_TO_COME:.0f} seconds for {who} in vain"
+        if lacking:
+            report(
+                f"process {self.rank} of {self.count} has waited {seconds:.0f} seconds for {who}, "
+                f"and gives up after {_SECONDS_TO_COME:.0f}",
+                by_each=True,
+            )
+        return None
+
+    def lost(self, told: str) -> LostProcess:
+        """The error of a process that does not go on.
+
+        Args:
+            told: Why.
+        """
+        return LostProcess(f"process {self.rank} of {self.count} {told}; {self.advice}")
+
+
+def _store(waiting: _Waiting) -> Any:
+    """The store of the launcher, or that of process 0, as soon as it holds one."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        wait = timedelta(seconds=_SECONDS_TO_COME)
+        store, _, _ = next(rendezvous("env://", waiting.rank, waiting.count, timeout=wait))
+        return store
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    while True:
+        try:
+            return torch.distributed.TCPStore(  # type: ignore[attr-defined]
+                host,
+                port,
+                waiting.count,
+                is_master=waiting.rank == 0,
+                timeout=timedelta(seconds=max(waiting.left, 1.0)),
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        except torch.distributed.DistError as error:
+            if waiting.rank == 0:
+                raise ValueError(
+                    f"the processes of this job are to meet at port {port} of {host}, which cannot "
+                    f"be listened on ({one_line(error)}); set MASTER_PORT to one that is free"
+                ) from None
+            told = waiting.in_vain([0])
+            if told is not None:
+                raise waiting.lost(told) from None
 
 
 def _set_address() -> None:

@@ -16,7 +16,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from convattn import heartbeat
 from convattn.config import TrainConfig
+from convattn.launching import rank_and_count
 from convattn.text import one_line
+from convattn.world import meet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,26 @@ def processes_of(config: TrainConfig) -> dict[str, Any]:
     """Lightning's ``devices`` and ``num_nodes``: what a launcher has started, or what is asked."""
     found = started() or config
     return {"devices": found.devices, "num_nodes": found.num_nodes}
+
+
+def meet_by_srun(advice: str) -> Any:
+    """Wait for all processes that srun has started; who has not come is told.
+
+    Args:
+        advice: How to go on, in words, should one not come.
+
+    Returns:
+        What has to be held until they train.
+
+    Raises:
+        LostProcess: If one does not come within five minutes.
+        ValueError: If the port where they meet is taken.
+    """
+    found = started()
+    rank, count = rank_and_count()
+    if found is None or found.launcher != "srun" or count == 1:
+        return None
+    return meet(rank, count, advice)
 
 
 def slurm_job() -> str | None:

@@ -44,7 +44,7 @@ from convattn.train.curves import draw_curves
 from convattn.train.fsdp import FullySharded, SharedBuffers, check_fsdp2, part_when_configured
 from convattn.train.layer_sync import SyncBatchNorm
 from convattn.train.loggers import check_loggers, make_loggers, quiet_writers
-from convattn.train.processes import Heartbeat, check_processes, processes_of
+from convattn.train.processes import Heartbeat, check_processes, meet_by_srun, processes_of
 from convattn.train.task import Job, TrainingTask, described_failure
 from convattn.weights import write_weights
 
@@ -346,6 +346,8 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
         )
         if config.compile:
             task.model.compile()
+        # Lightning's processes wait half an hour for each other, in the same store.
+        met = meet_by_srun(_advice(LostProcess(), folder))
         started = time.monotonic()
         with (
             kept_signals(),
@@ -354,6 +356,7 @@ def _fit(job: Job, task: TrainingTask, folder: Path, *, checkpoint: Path | None)
             described_failure(lambda: heartbeat.told),
         ):
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+        del met
         seconds = time.monotonic() - started
         last = trainer.strategy.lightning_module_state_dict() if ema is None else ema.averaged()
         if not trainer.is_global_zero:
