@@ -5,8 +5,8 @@
 trains ResNets (plain, squeeze-excite, the light pool, the paper's, attention-augmented convolutions
 with three kinds of positions, both kinds of attention) and a PatchConvNet on both data sets: the
 same images in the same order, epochs, optimiser and schedule, seeds 0 to 2. Then it tests every
-saved network, measures training steps side by side, and writes docs/results/study.md, .png and
-.csv.
+saved network, measures training steps side by side, and writes docs/results/study.md, .png, .csv
+(the page's cells; --check compares) and study_runs.csv, a row a run.
 
 A finished run is never made again and an interrupted one goes on, so that the study can be stopped
 at any time and grown by --seeds; --minutes stops it by itself. --jobs trains several at once.
@@ -22,7 +22,6 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -38,6 +37,7 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
+import pages
 from convattn.bench import Comparison, Quartiles, compare, count, training_step
 from convattn.classification.dataset import open_data, test_batches
 from convattn.config import (
@@ -470,30 +470,23 @@ def draw(found: Mapping[str, tuple[Set, list[Row]]], file: Path) -> None:
     plt.close(figure)
 
 
-def write(
+def page_of(
     found: Mapping[str, tuple[Set, list[Row]]],
     steps: Mapping[str, Comparison],
     options: argparse.Namespace,
-) -> None:
-    """The page, its image, and every number."""
-    seeds = " ".join(map(str, options.seeds))
+) -> str:
+    """The page without what is read in it, which a page that is there keeps."""
     optim = next(iter(found.values()))[0].config.optim
     lines = [
         "# Does attention help a convnet? A controlled study",
         "",
-        "```sh",
-        "python benchmarks/study.py --tiny-imagenet DIR --fashion-mnist DIR "
-        f"--size {options.size} --seeds {seeds}",
-        "```",
-        "",
-        f"Torch {torch.__version__.split('+')[0]}, {platform.machine()} "
-        f"{'GPU' if options.size == 'gpu' else 'CPU'}, {time.strftime('%-d %B %Y')}; networks of "
-        f"{options.size} size. Every network of a data set saw the same images in the same "
-        "order, with the same augmentation, number of epochs, "
+        f"Networks of {options.size} size. Every network of a data set saw the same images in the "
+        "same order, with the same augmentation, number of epochs, "
         f"{optim.opt} at learning rate {optim.lr:g} and schedule; nothing was tuned for one of "
         "them. The first interval is Student's over the seeds (what another seed would give on "
         "these test images), the second a bootstrap over the test images (what these networks "
-        "would give on others). `study.csv` beside this page holds every number with its command.",
+        "would give on others). `study_runs.csv` beside this page holds every run with its "
+        "command.",
         "",
         f"![gains over the plain network]({options.out.with_suffix('.png').name})",
         "",
@@ -512,13 +505,32 @@ def write(
             ),
             "",
         ]
-    reading = options.out.with_name("study_reading.md")
-    if reading.exists():
-        lines += [reading.read_text().strip(), ""]
-    options.out.write_text("\n".join(lines))
+    return "\n".join(lines)
+
+
+def write(
+    found: Mapping[str, tuple[Set, list[Row]]],
+    steps: Mapping[str, Comparison],
+    options: argparse.Namespace,
+) -> None:
+    """The page with its tables as CSV, its image, and a row a run."""
+    seeds = " ".join(map(str, options.seeds))
+    command = (
+        "python benchmarks/study.py --tiny-imagenet DIR --fashion-mnist DIR "
+        f"--size {options.size} --seeds {seeds}"
+    )
+    pages.publish(
+        options.out, page_of(found, steps, options), [pages.provenance(command, seed=seeds)]
+    )
     draw(found, options.out.with_suffix(".png"))
-    with options.out.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+    write_runs(found, options)
+
+
+def write_runs(found: Mapping[str, tuple[Set, list[Row]]], options: argparse.Namespace) -> None:
+    """A row a run, with its command."""
+    file = options.out.with_name(f"{options.out.stem}_runs.csv")
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
         writer.writerow(("data", "network", "model", "seed", "top1", "epochs", "date", "command"))
         for name, (data, rows) in found.items():
             for row in rows:
@@ -559,6 +571,7 @@ def missing(
 
 def main() -> int:
     """Train what is missing, then test, measure and write."""
+    pages.answer_check("study")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tiny-imagenet", type=Path, help="folder of train.parquet, val.parquet")
     parser.add_argument("--fashion-mnist", type=Path, help="folder of the four IDX files")

@@ -19,6 +19,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 INSTALL = (DOCS / "howto" / "install.md").read_text()
+PAGE_LIST = (DOCS / "pages.md").read_text()
 # Flags that only some runs, layers or data sets have, which --help without one does not list.
 DEPENDING = {"--args.in-channels", "--args.num-heads", "--split", "--group"}
 
@@ -110,6 +111,17 @@ def test_commands_exist(page):
         CHECKS[program](*words)
 
 
+def test_the_number_of_blocks_is_told():
+    def count(language, pages):
+        return sum(len(blocks(page, language)) for page in pages)
+
+    with_readme = [*OUTSIDE_THE_GALLERY, ROOT / "README.md"]
+    gallery = [page for page in PAGES if page.parent.name == "gallery"]
+    numbers = [int(word) for word in re.findall(r"\b\d+\b", PAGE_LIST.rpartition("|")[2])]
+    wanted = [("python", with_readme), ("python", gallery), ("py", PAGES), ("sh", with_readme)]
+    assert numbers == [count(*one) for one in wanted]
+
+
 def paths_of(nav):
     for entry in nav:
         value = entry if isinstance(entry, str) else next(iter(entry.values()))
@@ -130,7 +142,7 @@ def test_every_public_module_is_in_the_reference():
 
 
 def test_every_page_has_its_question():
-    listed = set(re.findall(r"\]\(([^)#:]+)\)", (DOCS / "pages.md").read_text()))
+    listed = set(re.findall(r"\]\(([^)#:]+)\)", PAGE_LIST))
     many = {"gallery", "reference"}  # of which the first page stands for all
     pages = {str(page.relative_to(DOCS)) for page in PAGES if page.parent.name not in many}
     firsts = {"gallery/index.md", "reference/convattn.md"}

@@ -108,6 +108,15 @@ def test_what_is_too_old_is_named_with_what_mends_it(old_gradio):
     assert find_too_old() == [SENTENCE]
 
 
+def test_what_several_extras_need_is_told_once(old_gradio, monkeypatch):
+    asked = [f'gradio>=6.31; extra == "{extra}"' for extra in ("all", "demo", "dev")]
+    monkeypatch.setattr(metadata, "requires", lambda name: asked)
+    assert find_too_old() == [
+        "gradio 4.9 is installed, and convattn[all] and convattn[demo] need gradio>=6.31; mend it "
+        "with: pip install --upgrade 'gradio>=6.31'"
+    ]
+
+
 def test_what_is_not_installed_is_not_too_old(monkeypatch):
     monkeypatch.setattr(metadata, "requires", lambda name: ['nowhere>=1; extra == "demo"'])
     assert find_too_old() == []

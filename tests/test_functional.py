@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from convattn.functional import (
     aggregate,
     aggregation_weights,
+    multiply_tokens,
     relative_attention_2d,
     relative_attention_weights_2d,
     weighted_values,
@@ -197,3 +198,11 @@ def test_aggregate_names_the_heads_that_do_not_fit():
     weight = torch.eye(8)
     with pytest.raises(ValueError, match="num_heads=3 does not divide the 8 channels"):
         aggregate(torch.zeros(1, 2, 8), torch.zeros(1, 8), weight, weight, num_heads=3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_each_token_has_a_row_of_its_own(training):
+    x, weight = torch.randn(3, 5, 8, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
+    found = multiply_tokens(x, weight, training=training)
+    loop = torch.stack([torch.stack([x[b, k] @ weight[k] for k in range(5)]) for b in range(3)])
+    torch.testing.assert_close(found, loop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 
@@ -37,7 +38,7 @@ def find_too_old() -> list[str]:
     """A sentence for each package that is installed in a version older than convattn's bound."""
     from packaging.requirements import Requirement
 
-    found = []
+    needing: dict[tuple[str, str], list[str]] = {}
     with contextlib.suppress(metadata.PackageNotFoundError):  # convattn runs from a checkout
         for requirement in map(Requirement, metadata.requires("convattn") or ()):
             extra = re.search(r"extra == ['\"]([\w-]+)", str(requirement.marker))
@@ -46,12 +47,22 @@ def find_too_old() -> list[str]:
             if version is None or (extra and extra[1] in _OF_DEVELOPERS):
                 continue
             if not requirement.specifier.contains(version, prereleases=True):
-                found.append(
-                    f"{requirement.name} {version} is installed, and {what} needs "
-                    f"{requirement.name}{requirement.specifier}; mend it with: "
-                    f"pip install --upgrade '{what}'"
-                )
-    return list(dict.fromkeys(found))
+                name = requirement.name
+                key = (f"{name} {version}", f"{name}{requirement.specifier}")
+                needing.setdefault(key, []).append(what)
+    return [_sentence(*key, whats) for key, whats in needing.items()]
+
+
+def _sentence(installed: str, wanted: str, whats: Sequence[str]) -> str:
+    """Which package is too old, for what, and what mends it."""
+    whats = list(dict.fromkeys(whats))
+    *others, last = whats
+    need = f"{', '.join(others)} and {last} need" if others else f"{last} needs"
+    mended = wanted if others else last
+    return (
+        f"{installed} is installed, and {need} {wanted}; mend it with: "
+        f"pip install --upgrade '{mended}'"
+    )
 
 
 @cache

@@ -49,7 +49,19 @@ def test_every_page_has_its_script():
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "pages.answer_check"
     )
     assert sorted(calls) == MARKED
-    assert len(MARKED) == 13
+    assert len(MARKED) == 15
+
+
+def test_the_study_shows_its_runs(pages):
+    shown = pages.read_tables(RESULTS / "study.csv")
+    runs = pages.read_rows(RESULTS / "study_runs.csv")
+    assert len(runs) == 48
+    for title, data in (("Tiny ImageNet", "tiny_imagenet"), ("Fashion-MNIST", "fashion_mnist")):
+        (table,) = (table for name, table in shown.items() if name.startswith(title))
+        place = table[0].index("top-1 by seed (%)")
+        for row in table[1:]:
+            own = [one for one in runs if (one["data"], one["network"]) == (data, row[0])]
+            assert row[place] == " / ".join(f"{100 * float(one['top1']):.2f}" for one in own)
 
 
 def test_a_page_made_of_rows_whole_tells_its_lines(pages, page, monkeypatch, capsys):

@@ -319,6 +319,18 @@ def test_a_query_counts_channels_in_their_own_deviation():
         create_pool("query", 8, momentum=0)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_query_knows_deviations_far_from_zero(memory_format):
+    generator = torch.Generator().manual_seed(0)
+    x = 100 + 0.1 * torch.randn(4, 8, 5, 6, generator=generator)
+    x[:, 0] = 3  # one channel never changes
+    pool = create_pool("query", 8).train()
+    assert pool(x.contiguous(memory_format=memory_format)).isfinite().all()
+    expected = x.double().var((0, 2, 3), correction=0).float()
+    torch.testing.assert_close(pool.running_var, expected, rtol=1e-3, atol=1e-7)
+    assert (pool.running_var >= 0).all()
+
+
 def test_residual_with_nothing_to_begin_from_is_refused():
     with pytest.raises(ValueError, match="no gradient"):
         create_pool("residual", 8, gate=0.0, query_std=0.0)
