@@ -31,10 +31,11 @@ class CustomMetadataHook(MetadataHookInterface):
             r'^__version__ = "(.+)"', Path(self.root, "src/convattn/__init__.py").read_text(), re.M
         )
         assert version is not None
+        tag = f"v{version[1]}"
         if repository:
-            text = absolute(text, repository, f"v{version[1]}")
+            text = absolute(text, repository, tag)
         metadata["readme"] = {"content-type": "text/markdown", "text": text}
-        metadata["urls"] = {**links(repository, f"v{version[1]}"), **PAPERS}
+        metadata["urls"] = {**links(repository, tag), **PAPERS}
 
 
 def absolute(text: str, repository: str, tag: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from convattn.data import TensorImages, generate_cluttered_digits
 from convattn.probing.heads import make_head
+from rates import best_rate, rates_beyond
 from rows import append_rows, read_rows
 
 DATA = "cluttered digits"
@@ -100,9 +101,15 @@ def _block(width: int, planes: int, stride: int) -> nn.Module:
     return BasicBlock(width, planes, stride, shortcut)
 
 
-def shares_of_cells(boxes: Tensor, cells: int) -> Tensor:
-    """How much of each cell of a map lies in boxes (B, 4) of pixels: (B, h, w), of sum 1."""
-    edges = torch.linspace(0, SIDE, cells + 1)
+def shares_of_cells(boxes: Tensor, cells: int, side: int = SIDE) -> Tensor:
+    """How much of each cell of a map lies in boxes: (B, h, w), of sum 1.
+
+    Args:
+        boxes: (B, 4): left, top, right, bottom in pixels.
+        cells: Of a side of the map.
+        side: Of the image in pixels.
+    """
+    edges = torch.linspace(0, side, cells + 1)
     left, top, right, bottom = boxes.float().unsqueeze(2).unbind(1)
     across = (edges[1:].minimum(right) - edges[:-1].maximum(left)).clamp(min=0)
     down = (edges[1:].minimum(bottom) - edges[:-1].maximum(top)).clamp(min=0)
@@ -110,8 +117,13 @@ def shares_of_cells(boxes: Tensor, cells: int) -> Tensor:
     return areas / areas.sum((1, 2), keepdim=True)
 
 
-def _pixels(images: Tensor) -> Tensor:
-    return ((images.float() / 255 - 0.5) / 0.25).to(memory_format=torch.channels_last)
+def _batches(images: TensorImages, cells: int, size: int) -> Iterator[tuple[Tensor, ...]]:
+    """What a network sees of some images, how much of each cell lies in their digits, labels."""
+    assert images.boxes is not None
+    parts = (images.images.split(size), images.boxes.split(size), images.labels.split(size))
+    for pixels, boxes, labels in zip(*parts, strict=True):
+        seen = ((pixels.float() / 255 - 0.5) / 0.25).to(memory_format=torch.channels_last)
+        yield seen, shares_of_cells(boxes, cells), labels
 
 
 def train(cell: Cell, lr: float, seed: int, steps: int = STEPS) -> Network:
@@ -129,11 +141,8 @@ def train(cell: Cell, lr: float, seed: int, steps: int = STEPS) -> Network:
     images = draw(share, steps * BATCH, seed=seed)
     optimizer = create_optimizer_v2(model, opt="muon", lr=lr, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
-    for start in range(0, steps * BATCH, BATCH):
-        part = slice(start, start + BATCH)
-        assert images.boxes is not None
-        inside = shares_of_cells(images.boxes[part], cells)
-        loss = F.cross_entropy(model(_pixels(images.images[part]), inside), images.labels[part])
+    for seen, inside, labels in _batches(images, cells, BATCH):
+        loss = F.cross_entropy(model(seen, inside), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -144,13 +153,10 @@ def train(cell: Cell, lr: float, seed: int, steps: int = STEPS) -> Network:
 @torch.inference_mode()
 def evaluate(model: Network, images: TensorImages, cells: int) -> float:
     """Share of the images whose class is found."""
-    assert images.boxes is not None
-    right = 0
-    for start in range(0, len(images.labels), 4 * BATCH):
-        part = slice(start, start + 4 * BATCH)
-        inside = shares_of_cells(images.boxes[part], cells)
-        said = model(_pixels(images.images[part]), inside).argmax(1)
-        right += int((said == images.labels[part]).sum())
+    right = sum(
+        int((model(seen, inside).argmax(1) == labels).sum())
+        for seen, inside, labels in _batches(images, cells, 4 * BATCH)
+    )
     return right / len(images.labels)
 
 
@@ -171,20 +177,8 @@ def place_of(cell: Cell, steps: int = STEPS) -> dict[str, str]:
 
 
 def rates_to_try(tried: Mapping[float, float]) -> list[float]:
-    """The grid, then a rate beyond the best while that lies at its edge."""
-    missing = [rate for rate in RATES if rate not in tried]
-    if missing:
-        return missing
-    best = best_rate(tried)
-    beyond = {min(tried): best / FACTOR, max(tried): best * FACTOR}.get(best)
-    if beyond is None or not RATES[0] / WIDEST <= beyond <= RATES[-1] * WIDEST:
-        return []
-    return [beyond]
-
-
-def best_rate(tried: Mapping[float, float]) -> float:
-    """The rate of highest validation accuracy, of equal ones the lowest."""
-    return max(sorted(tried), key=lambda rate: tried[rate])
+    """The grid, then half or twice the best while that lies at its edge."""
+    return rates_beyond(tried, RATES, factor=FACTOR, widest=WIDEST)
 
 
 def missing_of(rows: Sequence[Mapping[str, str]], arguments: argparse.Namespace) -> list[Cell]:

@@ -45,6 +45,7 @@ from convattn.data.long_range import DISTANCES, GROUP_SIDE, SHAPE_SIDE
 from convattn.data.pathfinder import DASHES
 from convattn.probing.report import over_seeds
 from convattn.text import markdown_table
+from rates import best_rate, rates_beyond
 from rows import append_rows, read_rows
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -279,19 +280,7 @@ class Study:
 
 def rates_to_try(tried: Mapping[float, float]) -> list[float]:
     """The grid, then half or twice the best while that lies at its edge."""
-    missing = [rate for rate in RATES if rate not in tried]
-    if missing:
-        return missing
-    best = best_rate(tried)
-    beyond = {min(tried): best / FACTOR, max(tried): best * FACTOR}.get(best)
-    if beyond is None or not RATES[0] / WIDEST <= beyond <= RATES[-1] * WIDEST:
-        return []
-    return [beyond]
-
-
-def best_rate(tried: Mapping[float, float]) -> float:
-    """The rate of highest validation accuracy, of equal ones the lowest."""
-    return max(sorted(tried), key=lambda rate: tried[rate])
+    return rates_beyond(tried, RATES, factor=FACTOR, widest=WIDEST)
 
 
 def missing_of(rows: Sequence[Row], arguments: argparse.Namespace) -> list[tuple[str, str, int]]:

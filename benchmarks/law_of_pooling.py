@@ -59,6 +59,7 @@ from convattn.probing.heads import (
 from convattn.probing.report import over_seeds
 from convattn.text import markdown_table
 from frozen_features import DEFECTS, read_features
+from memory_maps import MemoryMaps
 from rows import append_rows, read_rows
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -134,38 +135,10 @@ class Scenes:
         return scene, (left, top, left + width, top + height)
 
 
-class Maps:
-    """Maps of all scenes in memory, read as ``probing.cache.MapCache`` is."""
-
-    views = 1
-
-    def __init__(self, maps: Tensor, labels: Tensor) -> None:
-        self.maps, self.labels = maps, labels
-        self.shape = tuple(maps.shape[1:])
-
-    def rows(self, images: Tensor, view: Tensor | int = 0) -> Tensor:
-        """The rows of images."""
-        return images
-
-    def read(self, rows: Tensor) -> Tensor:
-        """Maps in float32."""
-        return self.maps[rows].float()
-
-
-def inside(box: Sequence[int], cells: int) -> Tensor:
-    """How much of each cell of a map lies in a box of the scene, (cells, cells), of sum 1."""
-    edges = torch.linspace(0, SCENE, cells + 1)
-    left, top, right, bottom = map(float, box)
-    across = (edges[1:].clamp(max=right) - edges[:-1].clamp(min=left)).clamp(min=0)
-    down = (edges[1:].clamp(max=bottom) - edges[:-1].clamp(min=top)).clamp(min=0)
-    area = down[:, None] * across
-    return area / area.sum()
-
-
 @torch.inference_mode()
 def make_maps(
     scenes: Scenes, share: float, side: int, network: nn.Module, cfg: Mapping[str, Any]
-) -> dict[str, Maps]:
+) -> dict[str, MemoryMaps]:
     """What every pool reads: all cells; their average; the average of the box."""
     transform = transform_of({**cfg, "input_size": (3, side, side), "crop_pct": 1.0})
     maps, oracles = [], []
@@ -173,15 +146,16 @@ def make_maps(
     for start in tqdm(places[::BATCH], desc=f"{share} %, {side} pixels", disable=None, leave=False):
         made = [scenes.make(place, share) for place in places[start : start + BATCH]]
         found = network(torch.stack([transform(scene) for scene, _ in made]))
-        weights = torch.stack([inside(box, found.shape[-1]) for _, box in made])
+        boxes = torch.tensor([box for _, box in made])
+        weights = digits_by_size.shares_of_cells(boxes, found.shape[-1], SCENE)
         maps.append(found.half())
         oracles.append(torch.einsum("bchw,bhw->bc", found, weights)[..., None, None])
     cells = torch.cat(maps)
     averages = torch.cat([part.float().mean((2, 3), keepdim=True) for part in cells.split(BATCH)])
     return {
-        "cells": Maps(cells, scenes.labels),
-        "averages": Maps(averages, scenes.labels),
-        "oracles": Maps(torch.cat(oracles), scenes.labels),
+        "cells": MemoryMaps(cells, scenes.labels),
+        "averages": MemoryMaps(averages, scenes.labels),
+        "oracles": MemoryMaps(torch.cat(oracles), scenes.labels),
     }
 
 
@@ -223,7 +197,9 @@ class Fold:
         return cls(number, known, drawn, places[tested], names)
 
 
-def train_fold(maps: Mapping[str, Maps], pool: str, fold: Fold) -> tuple[dict[str, Any], Tensor]:
+def train_fold(
+    maps: Mapping[str, MemoryMaps], pool: str, fold: Fold
+) -> tuple[dict[str, Any], Tensor]:
     """Choose a rate, learn all images but the fold's; what is right of those, (N,) bool."""
     started = time.monotonic()
     read = {"avg": "averages", "avg-bn": "averages", "oracle": "oracles"}.get(pool, "cells")
@@ -327,9 +303,9 @@ def make_tile_rows(arguments: argparse.Namespace, file: Path) -> None:
     )
     labels = features.labels
     maps = {
-        "cells": Maps(cells, labels),
-        "averages": Maps(features.means[..., None, None], labels),
-        "oracles": Maps(oracles[..., None, None], labels),
+        "cells": MemoryMaps(cells, labels),
+        "averages": MemoryMaps(features.means[..., None, None], labels),
+        "oracles": MemoryMaps(oracles[..., None, None], labels),
     }
     names = sorted([*DEFECTS, "free"])
     shares = {
@@ -374,7 +350,9 @@ def tell_cost(missing: Sequence[Key], network: nn.Module) -> str:
     steps = FOLDS * 4 * count // BATCH * 12  # four rates, twelve epochs: about what is usual
     for _, side, pool in missing:
         if pool not in ("avg", "avg-bn", "oracle"):
-            maps = Maps(torch.randn(BATCH, 1280, side // 32, side // 32), torch.arange(BATCH) % 10)
+            maps = MemoryMaps(
+                torch.randn(BATCH, 1280, side // 32, side // 32), torch.arange(BATCH) % 10
+            )
             trials = [Trial(pool, 1e-3, DECAY)]
             fit = torch.arange(BATCH)
             cache = cast(MapCache, maps)

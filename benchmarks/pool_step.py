@@ -33,6 +33,7 @@ from convattn.bench.comparison import Timing, interleave
 from convattn.probing.cache import MapCache
 from convattn.probing.heads import Training, Trial, make_head
 from convattn.text import markdown_table
+from memory_maps import MemoryMaps
 
 SIDES = (7, 14)
 BATCH, NUM_CLASSES, STEPS = 64, 10, 4
@@ -228,23 +229,10 @@ def adam(network: nn.Module, lr: float = 1e-12) -> torch.optim.Optimizer:
 # ---------------------------------------------------------------------------- steps of a probe
 
 
-class Maps:
-    """Maps in half precision in memory, read as ``probing.cache.MapCache`` is."""
-
-    views = 1
-
-    def __init__(self, channels: int, side: int) -> None:
-        self.maps = features(channels, side, STEPS * BATCH).half().contiguous()
-        self.labels = torch.arange(len(self.maps)) % NUM_CLASSES
-        self.shape = tuple(self.maps.shape[1:])
-
-    def rows(self, images: Tensor, view: Tensor | int = 0) -> Tensor:
-        """The rows of images."""
-        return images
-
-    def read(self, rows: Tensor) -> Tensor:
-        """Maps in float32."""
-        return self.maps[rows].float()
+def make_maps(channels: int, side: int) -> MemoryMaps:
+    """Maps in half precision, and labels: the batches of an epoch."""
+    maps = features(channels, side, STEPS * BATCH).half().contiguous()
+    return MemoryMaps(maps, torch.arange(len(maps)) % NUM_CLASSES)
 
 
 class PlainHead(nn.Module):
@@ -282,7 +270,7 @@ class PlainLoop:
         epochs: Length of the schedule.
     """
 
-    def __init__(self, name: str, maps: Maps, epochs: int) -> None:
+    def __init__(self, name: str, maps: MemoryMaps, epochs: int) -> None:
         self.maps, self.epochs, self.epoch = maps, epochs, 0
         channels = maps.shape[0]
         made = [make_head(name, channels, NUM_CLASSES, seed=0) for _ in RATES]
@@ -312,7 +300,7 @@ class PlainLoop:
         self.epoch += 1
 
 
-def make_epochs(name: str, maps: Maps, epochs: int) -> tuple[Training, PlainLoop]:
+def make_epochs(name: str, maps: MemoryMaps, epochs: int) -> tuple[Training, PlainLoop]:
     """The same training, ours and by hand.
 
     Args:
@@ -346,7 +334,7 @@ def compare_probe(name: str, channels: int, side: int, repeats: int) -> Comparis
     Raises:
         AssertionError: If their losses differ.
     """
-    ours, plain = make_epochs(name, Maps(channels, side), repeats + WARM_UP)
+    ours, plain = make_epochs(name, make_maps(channels, side), repeats + WARM_UP)
 
     def step() -> None:
         ours._train_epoch(None)

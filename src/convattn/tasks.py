@@ -28,6 +28,7 @@ from convattn.data import (
 )
 from convattn.data.formats import OBJECT_FORMATS, Format, is_in
 from convattn.data.segmentation import SEGMENTATION_FORMATS
+from convattn.data.shard_files import import_litdata
 from convattn.data.shards import SHARDED, task_of_shards
 from convattn.detection import DETECTORS, create_detector, finds_masks
 from convattn.files import new_folder, read_json, replace_atomically
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from convattn.classification.table import PredictedTable
+    from convattn.data.shard_writing import Part
     from convattn.explanation.dense import DenseExplanation
     from convattn.train.run import TrainedRun
     from convattn.train.task import Job
@@ -143,10 +145,12 @@ class Task(ABC):
                     f"--{option.replace('_', '-')} is for {heeding}, and {data.root or data.name} "
                     f"is read for {self.name} (--task says otherwise); leave it out"
                 )
-        return self._shard(data, out, **how, **({"boxes_only": True} if boxes_only else {}))
+        if how.get("format") == "litdata":  # before anything is read
+            import_litdata("--format litdata")
+        return self._shard(data, out, boxes_only=boxes_only, **how)
 
     @abstractmethod
-    def _shard(self, data: DataConfig, out: Path, **how: Any) -> str:
+    def _shard(self, data: DataConfig, out: Path, *, boxes_only: bool, **how: Any) -> str:
         """As ``shard``, of options that are heeded."""
 
     @abstractmethod
@@ -280,8 +284,8 @@ class Classification(Task):
         """Any: class folders are the least a sign."""
         return True
 
-    def _shard(self, data: DataConfig, out: Path, **how: Any) -> str:
-        """Images and their classes."""
+    def _shard(self, data: DataConfig, out: Path, *, boxes_only: bool, **how: Any) -> str:
+        """Images and their classes, of which none has a box."""
         from convattn.classification.sharding import shard_data
 
         return shard_data(data, out, **how)
@@ -383,6 +387,23 @@ class Dense(Task):
         if data.name != "folder":
             return True
         return is_in(self.formats, Path(data.root).expanduser(), data.format, data.annotations)
+
+    def _shard(self, data: DataConfig, out: Path, *, boxes_only: bool, **how: Any) -> str:
+        """Images of files, and what is known of them."""
+        from convattn.data.shard_writing import write_shards
+
+        if data.root is None:
+            raise ValueError(
+                f"{data.name} is generated for {self.name}, a scene at a time, and needs no "
+                "shards; name a folder of images"
+            )
+        return write_shards(out, *self._shard_parts(data, boxes_only=boxes_only), **how)
+
+    @abstractmethod
+    def _shard_parts(
+        self, data: DataConfig, *, boxes_only: bool
+    ) -> tuple[Mapping[str, Part], Mapping[str, Any]]:
+        """Split -> its images, and what their ``index.json`` tells; of a folder."""
 
     def assumed_size(self, data: DataConfig) -> tuple[int, int]:
         """Height and width of what the network would see of data that are not there."""
@@ -540,11 +561,13 @@ class Detection(Dense):
         masks = finds_masks(model)
         return open_data(data, masks=masks, training=training, class_names=class_names)
 
-    def _shard(self, data: DataConfig, out: Path, **how: Any) -> str:
+    def _shard_parts(
+        self, data: DataConfig, *, boxes_only: bool
+    ) -> tuple[Mapping[str, Part], Mapping[str, Any]]:
         """Images and their boxes and outlines."""
-        from convattn.detection.sharding import shard_data
+        from convattn.detection.sharding import shard_parts
 
-        return shard_data(data, out, **how)
+        return shard_parts(data, boxes_only=boxes_only)
 
     def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them."""
@@ -672,11 +695,13 @@ class Segmentation(Dense):
 
         return open_data(data, training=training, class_names=class_names)
 
-    def _shard(self, data: DataConfig, out: Path, **how: Any) -> str:
+    def _shard_parts(
+        self, data: DataConfig, *, boxes_only: bool
+    ) -> tuple[Mapping[str, Part], Mapping[str, Any]]:
         """Images and their masks."""
-        from convattn.segmentation.sharding import shard_data
+        from convattn.segmentation.sharding import shard_parts
 
-        return shard_data(data, out, **how)
+        return shard_parts(data)
 
     def describe(self, config: TrainConfig) -> Contents:
         """Open the data of a run and count them."""

@@ -32,7 +32,7 @@ def test_what_differs_is_found(steps, monkeypatch):
 
 @pytest.mark.parametrize("name", ["avg", "residual", "query", "ep", "class"])
 def test_a_loop_by_hand_learns_what_probe_learns(steps, name):
-    ours, plain = steps.make_epochs(name, steps.Maps(32, 3), 2)
+    ours, plain = steps.make_epochs(name, steps.make_maps(32, 3), 2)
     ours._train_epoch(None)
     plain.train_epoch()
     steps.check_losses(ours, plain)

@@ -17,7 +17,6 @@ from convattn.classification.dataset import open_data, with_validation
 from convattn.config import DataConfig
 from convattn.data.images import ImageFiles, TensorImages, digest_of_list
 from convattn.data.labelled import Source
-from convattn.data.shard_files import import_litdata
 from convattn.data.shard_writing import Part, ShardFormat, file_content, write_shards
 
 _COLUMNS = ("groups", "weights")
@@ -108,8 +107,6 @@ def shard_data(
         OSError: If an image cannot be read, or a shard not written.
         ModuleNotFoundError: If litdata is not installed, and asked for.
     """
-    if format == "litdata":
-        import_litdata("--format litdata")
     source = with_validation(config, open_data(config), seed=0)
     if source.in_chans not in (1, 3):
         raise ValueError(

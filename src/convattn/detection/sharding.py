@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from convattn.config import DataConfig
 from convattn.data.dense_shards import describe_objects, entry_of
 from convattn.data.images import digest_of_list
 from convattn.data.objects import ImageRecord
-from convattn.data.shard_files import import_litdata
-from convattn.data.shard_writing import Part, ShardFormat, file_content, write_shards
+from convattn.data.shard_writing import Part, file_content
 from convattn.detection.dataset import open_data
 
 
@@ -53,59 +51,33 @@ class _ObjectPart(Part):
         return entry_of(self.records[place], has_masks=self.has_masks)
 
 
-def shard_data(
-    config: DataConfig,
-    out: Path,
-    *,
-    boxes_only: bool = False,
-    format: ShardFormat = "webdataset",
-    shard_size: int = 1000,
-    num_workers: int = 0,
-) -> str:
-    """Write images with boxes, and outlines where there are some, as shards; or go on with it.
-
-    Files of images go in as they are. See ``write_shards``.
+def shard_parts(
+    config: DataConfig, *, boxes_only: bool = False
+) -> tuple[Mapping[str, Part], Mapping[str, Any]]:
+    """Images with boxes, and outlines where there are some, for ``write_shards``.
 
     Args:
-        config: The data set.
-        out: Folder of the shards; new, or begun by such a call.
+        config: The data set, a folder.
         boxes_only: Leave outlines out, which then need not be there for every object.
-        format: WebDataset's tars, or litdata's chunks.
-        shard_size: Images a shard.
-        num_workers: Processes that write; 0: this one.
 
     Returns:
-        How much there is, in words.
+        Split -> its images, and what ``index.json`` tells of them.
 
     Raises:
-        ValueError: If the images are no files, or ``out`` holds something else.
-        OSError: If an image cannot be read, or a shard not written.
-        ModuleNotFoundError: If litdata is not installed, and asked for.
+        ValueError: If the data are not what they should be.
     """
-    if format == "litdata":
-        import_litdata("--format litdata")
-    if config.root is None:
-        raise ValueError(
-            f"{config.name} is generated for detection, a scene at a time, and needs no shards; "
-            "name a folder of images"
-        )
+    assert config.root is not None
     source = open_data(config, masks=False if boxes_only else None)
-    root = config.root
     parts = {
         split: _ObjectPart(
             records=images.samples,
             names=images.names,
-            root=root,
+            root=config.root,
             class_names=source.class_names,
             has_masks=source.has_masks,
         )
         for split, images in (("train", source.train), ("test", source.test))
     }
-    return write_shards(
-        out,
-        parts,
-        describe_objects(source.class_names, source.category_ids, has_masks=source.has_masks),
-        format=format,
-        shard_size=shard_size,
-        num_workers=num_workers,
+    return parts, describe_objects(
+        source.class_names, source.category_ids, has_masks=source.has_masks
     )

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from convattn.config import DataConfig
 from convattn.data.dense_shards import describe_masks
 from convattn.data.images import digest_of_list
 from convattn.data.masks import MaskReader, Pair
-from convattn.data.shard_files import MASK, import_litdata
-from convattn.data.shard_writing import Part, ShardFormat, file_content, write_shards
+from convattn.data.shard_files import MASK
+from convattn.data.shard_writing import Part, file_content
 from convattn.segmentation.dataset import open_data
 
 
@@ -51,40 +50,19 @@ class _MaskPart(Part):
         yield digest_of_list(self).encode()
 
 
-def shard_data(
-    config: DataConfig,
-    out: Path,
-    *,
-    format: ShardFormat = "webdataset",
-    shard_size: int = 1000,
-    num_workers: int = 0,
-) -> str:
-    """Write images and their masks as shards, or go on where a call like this one was stopped.
-
-    Files of both go in as they are. See ``write_shards``.
+def shard_parts(config: DataConfig) -> tuple[Mapping[str, Part], Mapping[str, Any]]:
+    """Images and their masks, for ``write_shards``.
 
     Args:
-        config: The data set.
-        out: Folder of the shards; new, or begun by such a call.
-        format: WebDataset's tars, or litdata's chunks.
-        shard_size: Images a shard.
-        num_workers: Processes that write; 0: this one.
+        config: The data set, a folder.
 
     Returns:
-        How much there is, in words.
+        Split -> its images, and what ``index.json`` tells of them.
 
     Raises:
-        ValueError: If there are no files of masks, or ``out`` holds something else.
-        OSError: If a file cannot be read, or a shard not written.
-        ModuleNotFoundError: If litdata is not installed, and asked for.
+        ValueError: If there are no files of masks, or the data are not what they should be.
     """
-    if format == "litdata":
-        import_litdata("--format litdata")
-    if config.root is None:
-        raise ValueError(
-            f"{config.name} is generated for segmentation, a scene at a time, and needs no shards; "
-            "name a folder of images"
-        )
+    assert config.root is not None
     source = open_data(config)
     reader = source.train.read
     if not isinstance(reader, MaskReader):
@@ -96,11 +74,4 @@ def shard_data(
         split: _MaskPart(pairs=images.samples, root=config.root)
         for split, images in (("train", source.train), ("test", source.test))
     }
-    return write_shards(
-        out,
-        parts,
-        describe_masks(reader.layout),
-        format=format,
-        shard_size=shard_size,
-        num_workers=num_workers,
-    )
+    return parts, describe_masks(reader.layout)
