@@ -74,7 +74,7 @@ class Network:
         """Model, its arguments, and the pool if that is replaced."""
         arguments = [f"{name}={value}" for name, value in self.model_args.items()]
         pool = [] if self.pool is None else [f"pool={self.pool}"]
-        return ", ".join([f"`{self.model}`", *arguments, *pool])
+        return ", ".join([self.model, *arguments, *pool])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +92,11 @@ def family(plain: str, squeezed: Network, augmented: str, patches: Network) -> t
         Network(title=PLAIN, model=plain),
         squeezed,
         Network(title="light pool", model=plain, pool="attention"),
-        Network(title="attention pool", model=plain, pool="aggregation"),
+        Network(title="paper's pool", model=plain, pool="aggregation"),
         Network(title="AA, relative", model=augmented),
         Network(title="AA, sine", model=augmented, model_args={"position": "sine"}),
         Network(title="AA, no positions", model=augmented, model_args={"position": "none"}),
-        Network(title="AA, relative + attention pool", model=augmented, pool="aggregation"),
+        Network(title="AA, relative + paper's pool", model=augmented, pool="aggregation"),
         patches,
     )
 
@@ -545,7 +545,7 @@ def write_runs(found: Mapping[str, tuple[Set, list[Row]]], options: argparse.Nam
                         (
                             name,
                             row.network.title,
-                            row.network.made_of.replace("`", ""),
+                            row.network.made_of,
                             seed,
                             f"{top1 / 100:.4f}",
                             data.config.epochs,
