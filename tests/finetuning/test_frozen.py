@@ -90,7 +90,7 @@ def test_several_splits_choose_by_the_mean_over_all_images(monkeypatch: pytest.M
 
     monkeypatch.setattr(frozen, "_training", train)
     splits = [(torch.arange(5), torch.arange(size)) for size in sizes]
-    choice = choose(_maps([0], None), splits, _config(), 2)
+    choice = choose(_maps([0], None), "attention", splits, _config(), 2)
     means = {
         rate: [(10 * a + 30 * b) / 40 for a, b in zip(*two, strict=True)]
         for rate, two in losses.items()
@@ -112,7 +112,9 @@ def test_dropout_is_chosen_with_the_rate(monkeypatch: pytest.MonkeyPatch) -> Non
         return SimpleNamespace(run=lambda: outcomes)
 
     monkeypatch.setattr(frozen, "_training", train)
-    choice = choose(_maps([0], None), [(torch.arange(5), torch.arange(3))], _config(), 2)
+    choice = choose(
+        _maps([0], None), "attention", [(torch.arange(5), torch.arange(3))], _config(), 2
+    )
     assert (choice.trial.lr, choice.trial.drop_rate) == (1.5e-3, 0.5)
     assert choice.grid == {5e-4: 0.9, 1.5e-3: 0.7, 4.5e-3: 2.0}
 

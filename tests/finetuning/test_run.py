@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -251,3 +252,39 @@ def test_a_view_is_not_tried_where_its_maps_and_heads_would_take_too_long(
     assert re.search(r"images of 96 x 96 are not tried: they would take about 6\d\d s", told)
     assert "images of 96 x 96: validation loss" not in told
     assert "images of 96 x 96 uncropped: validation loss" in told
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("best", ["attention", "query"])
+def test_the_pool_with_the_least_validation_loss_is_that_of_the_run(
+    config: FinetuneConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    best: str,
+) -> None:
+    choose, asked = finetuning.first_stage.choose, []
+
+    def judged(maps: object, pool: str, *arguments: Any) -> Choice:
+        asked.append(pool)
+        choice = choose(maps, pool, *arguments)
+        loss = 0.25 if pool == best else 0.75
+        return dataclasses.replace(choice, outcome=dataclasses.replace(choice.outcome, loss=loss))
+
+    def die(*_: object) -> None:
+        raise _Killed
+
+    monkeypatch.setattr(finetuning.first_stage, "choose", judged)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "_train_folds", die)
+        with pytest.raises(_Killed):
+            run_finetune(dataclasses.replace(config, pool="auto", folds=2))
+    assert asked == ["attention", "query"]
+    told = capsys.readouterr().err
+    for pool in asked:
+        loss = 0.25 if pool == best else 0.75
+        assert f"pool {pool}, images of 64 x 64: validation loss {loss:.4f}" in told
+    folder = resume_finetune(Path(str(config.out))).folder
+    assert asked[2:] == [best, best]  # of the folds alone
+    assert Run.open(folder).config.model.model_args["pool"] == best
+    assert f">{best} of attention, query<" in (folder / "report.html").read_text()
+    assert json.loads((folder / "finetune.json").read_text())["pool"] == "auto"

@@ -190,8 +190,9 @@ class FinetuneConfig(ImagesConfig):
     """File of trained weights of the model."""
     pretrained: bool = False
     """Take the model's released weights, which may be downloaded."""
-    pool: PoolName = "attention"
-    """What pools the last map: attention, avg, class ...; see convattn.POOLS."""
+    pool: PoolName | Literal["auto"] = "attention"
+    """What pools the last map: attention, avg, class ...; see convattn.POOLS. auto: attention or
+    query, which finds one small thing in clutter, whichever validation images find better."""
     image_size: int | None = None
     """Height and width that the network sees, in pixels; None: what its weights want, or larger
     where the images are and that is better on validation images."""

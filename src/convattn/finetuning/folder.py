@@ -16,6 +16,7 @@ from convattn.config import DataConfig, FinetuneConfig, as_flags
 from convattn.data import describe_skipped
 from convattn.data.counts import by_severity, count, judge_counts
 from convattn.files import replace_atomically
+from convattn.finetuning.frozen import possible_pools
 from convattn.finetuning.images import Images
 from convattn.finetuning.network import Folds, Network, divided, predict
 from convattn.finetuning.page import Judged, Told, render_report
@@ -24,7 +25,7 @@ from convattn.finetuning.setup import Setup
 from convattn.probing.network import save_network
 from convattn.runs import Run
 from convattn.runs.card import write_card
-from convattn.text import aligned, markdown_text
+from convattn.text import aligned, list_names, markdown_text
 
 REPORT = "report.html"
 """What has it has ended."""
@@ -115,6 +116,12 @@ def _probabilities(logits: Tensor, images: Images) -> Tensor:
     return logits.sigmoid() if images.source.multi_label else logits.softmax(1)
 
 
+def _tried(config: FinetuneConfig) -> list[str]:
+    """Pools of which validation images chose one, in words; none if one was asked for."""
+    tried = possible_pools(config)
+    return [list_names(tried)] if len(tried) > 1 else []
+
+
 def _told(setup: Setup, folder: Path, network: Network) -> Told:
     config, images, frozen = setup.config, setup.images, setup.maps.frozen
     source, told = images.source, network.told
@@ -133,7 +140,7 @@ def _told(setup: Setup, folder: Path, network: Network) -> Told:
         settings=[
             ("backbone", f"{frozen.name}, {frozen.origin}"),
             ("images", str(setup.maps.view)),
-            ("pool", config.pool),
+            ("pool", " of ".join([setup.pool, *_tried(config)])),
             ("trained", "pool and classifier" if not network.epochs else "the whole network"),
             ("learning rate of the head", f"{told['rate']:.2g}"),
             ("dropout of the head", f"{network.drop_rate:.2g}"),

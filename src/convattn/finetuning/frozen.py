@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convattn.config import FinetuneConfig
+from convattn.config import FinetuneConfig, PoolName
 from convattn.data import TensorImages
 from convattn.data.reading import read_size
 from convattn.finetuning.images import Images, Split
@@ -207,18 +207,34 @@ def _training(
     )
 
 
-def choose(maps: Maps, splits: Sequence[Split], config: FinetuneConfig, num_classes: int) -> Choice:
+def possible_pools(config: FinetuneConfig) -> tuple[PoolName, ...]:
+    """What is tried: the pool that was asked for, or those of ``auto``.
+
+    Args:
+        config: Of the finetuning.
+    """
+    return ("attention", "query") if config.pool == "auto" else (config.pool,)
+
+
+def choose(
+    maps: Maps,
+    pool: PoolName,
+    splits: Sequence[Split],
+    config: FinetuneConfig,
+    num_classes: int,
+) -> Choice:
     """Rate, dropout and epochs of the head with the least validation loss, the mean over splits.
 
     Args:
         maps: Of all images.
+        pool: Of the head.
         splits: Numbers of the images to learn and of those to choose by.
         config: Of the finetuning.
         num_classes: Classes.
     """
     outcomes: dict[Trial, Outcome] = {}
     trials = [
-        Trial(config.pool, rate, _DECAY, drop_rate)
+        Trial(pool, rate, _DECAY, drop_rate)
         for rate in first_rates(True, None)
         for drop_rate in _DROP_RATES
     ]
@@ -227,8 +243,8 @@ def choose(maps: Maps, splits: Sequence[Split], config: FinetuneConfig, num_clas
             outcomes |= _training(maps, trials, *splits[0], config, num_classes).run()
         else:
             outcomes |= _mean_outcomes(maps, trials, splits, config, num_classes)
-        trials = wider_rates(outcomes, config.pool)
-    best = best_trial(outcomes, config.pool)
+        trials = wider_rates(outcomes, pool)
+    best = best_trial(outcomes, pool)
     return Choice(
         trial=best,
         outcome=outcomes[best],

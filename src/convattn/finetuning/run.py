@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from convattn.config import FinetuneConfig
+from convattn.config import FinetuneConfig, PoolName
 from convattn.exceptions import Interrupted
 from convattn.files import new_run_folder, replace_atomically, unfinished
 from convattn.finetuning import end_to_end as second_stage
@@ -118,13 +118,15 @@ def _go_on(config: FinetuneConfig, folder: Path, images: Images, frozen: Frozen)
 def _with_maps(
     config: FinetuneConfig, images: Images, own: Frozen, stages: Path, deadline: float
 ) -> tuple[Setup, Choice | None]:
-    """The backbone as validation images like it best to see, its maps, and its head.
+    """The backbone as validation images like it best to see, its maps, and its pool and head.
 
     The head is None where there was no choice.
     """
-    file = stages / "view.json"
+    file, pools = stages / "view.json", first_stage.possible_pools(config)
     if file.is_file():
-        views = [View(**json.loads(file.read_text()))]
+        kept = json.loads(file.read_text())
+        pools = (kept.pop("pool", config.pool),)
+        views = [View(**kept)]
     else:
         views = first_stage.possible_views(config, images, own)
     found: dict[View, tuple[Setup, Choice | None]] = {}
@@ -137,17 +139,30 @@ def _with_maps(
         if found and _is_too_long(config, frozen, view, images, head, left):
             continue
         maps = first_stage.map_images(config, frozen, images)
-        setup, choice = Setup(config=config, images=images, maps=maps), None
-        if len(views) > 1:
+        setup, choice = Setup(config=config, images=images, maps=maps, pool=pools[0]), None
+        if len(views) > 1 or len(pools) > 1:
             started = time.monotonic()
-            choice = _choose(setup, images.train)
+            setup, choice = _best_pool(setup, pools)
             seconds = seconds or time.monotonic() - started
             losses[view] = choice.outcome.loss
             report(f"images of {view}: validation loss {choice.outcome.loss:.4f}")
         found[view] = setup, choice
     best = min(losses, key=losses.__getitem__) if losses else views[0]
-    replace_atomically(file, json.dumps(dataclasses.asdict(best)).encode())
+    chosen = {**dataclasses.asdict(best), "pool": found[best][0].pool}
+    replace_atomically(file, json.dumps(chosen).encode())
     return found[best]
+
+
+def _best_pool(setup: Setup, pools: Sequence[PoolName]) -> tuple[Setup, Choice]:
+    """The pool that validation images find best, and its head; of equal ones the first."""
+    found = []
+    for pool in pools:
+        own = dataclasses.replace(setup, pool=pool)
+        found.append((own, _choose(own, setup.images.train)))
+        if len(pools) > 1:
+            view, loss = setup.maps.view, found[-1][1].outcome.loss
+            report(f"pool {pool}, images of {view}: validation loss {loss:.4f}")
+    return min(found, key=lambda one: one[1].outcome.loss)
 
 
 def _is_too_long(
@@ -169,7 +184,7 @@ def _is_too_long(
 
 def _choose(setup: Setup, images: Tensor) -> Choice:
     splits = setup.splits(images)
-    return first_stage.choose(setup.maps, splits, setup.config, setup.num_classes)
+    return first_stage.choose(setup.maps, setup.pool, splits, setup.config, setup.num_classes)
 
 
 def _train(setup: Setup, images: Tensor, place: Path, choice: Choice | None = None) -> Network:

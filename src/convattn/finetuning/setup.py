@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from convattn.config import FinetuneConfig, TrainConfig
+from convattn.config import FinetuneConfig, PoolName, TrainConfig
 from convattn.finetuning import end_to_end
 from convattn.finetuning.end_to_end import Trained
 from convattn.finetuning.frozen import Maps
@@ -32,6 +32,8 @@ class Setup:
     """All images."""
     maps: Maps
     """The frozen backbone and its maps."""
+    pool: PoolName
+    """What pools the last map."""
 
     @property
     def num_classes(self) -> int:
@@ -51,7 +53,7 @@ class Setup:
             "finetune",
             config.data,
             self.maps.frozen,
-            config.pool,
+            self.pool,
             self.num_classes,
             seed=config.seed,
         )
