@@ -4,9 +4,11 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from packaging.version import Version
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +33,9 @@ def test_an_example_draws_what_its_page_shows(example, tmp_path, monkeypatch):
         coarse(folder / f"{example.stem}.png") for folder in (tmp_path, gallery.GALLERY)
     )
     assert drawn.shape == shown.shape
-    assert np.corrcoef(drawn.ravel(), shown.ravel())[0, 1] > 0.9
+    # Before Matplotlib 3.11, which drew the pictures, axes may lie a few pixels further.
+    least = 0.9 if Version(matplotlib.__version__).release >= (3, 11) else 0.8
+    assert np.corrcoef(drawn.ravel(), shown.ravel())[0, 1] > least
 
 
 def test_pages_are_what_the_examples_say():

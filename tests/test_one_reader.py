@@ -3,6 +3,7 @@ to decoders that are not ours."""
 
 import io
 import json
+import re
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -170,7 +171,7 @@ def kinds():
     yield "packed tiff", Kind(".tif", packed, RGB, 0, ("opencv",))
     profile = {"icc_profile": b"a profile that is none"}
     yield "colour profile", Kind(".jpg", encode(RGB, "JPEG", **LOSSY, **profile), RGB, 12, BOTH)
-    if features.check("avif"):
+    if "avif" in features.get_supported():
         yield "avif", Kind(".avif", encode(RGB, "AVIF", quality=95, subsampling="4:4:4"), RGB, 12)
 
 
@@ -271,6 +272,8 @@ def read_by_opencv(content):
     # Turned as EXIF says, in the depth that the file has.
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR
     read = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    if content.startswith(b"GIF") and re.search(r"GIF: +NO", cv2.getBuildInformation()):
+        pytest.skip("this OpenCV is built without GIF")
     assert read is not None
     return read[..., ::-1] / (257 if read.dtype == np.uint16 else 1)
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -87,8 +88,7 @@ def test_images_in_memory_are_taken_as_files_are(run, folder):
     image = read_image(file)
     (expected,) = opened.predict(file, device="cpu")
     assert expected.path == str(file)
-    pixels = torch.tensor(list(image.get_flattened_data()), dtype=torch.uint8)
-    pixels = pixels.reshape(image.height, image.width, 3).permute(2, 0, 1)
+    pixels = torch.tensor(np.array(image)).permute(2, 0, 1)
     found = list(opened.predict([image, pixels, file, str(file)], device="cpu"))
     found += opened.predict(image, device="cpu")
     assert [one.path for one in found] == [None, None, str(file), str(file), None]

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import pytest
 import timm
 import torch
+from packaging.version import Version
 from torch import nn
 
 import convattn
@@ -63,6 +64,10 @@ def check(model, converted):
         assert difference < TOLERANCE, (shape, float(difference))
 
 
+# Before, whether a map's side was even in the example became a condition on every image's.
+POOLS_ANY_SIZE = Version(torch.__version__).release >= (2, 14)
+
+
 def dynamic():
     free = torch.export.Dim.DYNAMIC
     return ({0: free, 2: free, 3: free},)
@@ -83,7 +88,7 @@ def test_exported_program(name):
     model = woken(name)
     program = torch.export.export(model, (images((2, 3, 64, 64)),), dynamic_shapes=dynamic())
     with torch.no_grad():
-        check(model, program.module())
+        check(model, program.module(check_guards=POOLS_ANY_SIZE))
 
 
 @pytest.mark.long

@@ -53,7 +53,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def short() -> Iterator[None]:
     """Heads are trained for a few epochs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frozen, "_MOST_EPOCHS", 8)
+        patch.setattr(frozen, "_MOST_EPOCHS", 16)
         yield
 
 

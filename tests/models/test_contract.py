@@ -48,6 +48,7 @@ def test_the_papers_networks_are_registered():
     assert set(OUR_MODELS) <= set(timm.list_models())
 
 
+@pytest.mark.filterwarnings("error:Overwriting")  # also where the command asks for none
 def test_registering_overwrites_nothing_of_timm_s():
     # timm only warns of a clash, then overwrites; pytest turns the warning into an error.
     # Run under a name of its own: a reloaded module would be another than everybody else's.

@@ -512,7 +512,7 @@ def _read_box(bbox: Any, height: int, width: int) -> NDArray[np.float32]:
         ValueError: If it is no box of the image; it begins with "has".
     """
     try:
-        x, y, wide, high = map(float, np.asarray(bbox, np.float64))
+        x, y, wide, high = map(float, np.asarray(bbox, np.float64).tolist())
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"has the box {bbox}; expected four numbers x, y, width, height") from None
     expected = "x, y, width, height, the last two above 0"

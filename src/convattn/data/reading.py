@@ -271,7 +271,8 @@ def image_extensions() -> tuple[str, ...]:
         >>> ".jpg" in image_extensions() and ".gif" in image_extensions()
         True
     """
-    more = [".avif"] if features.check("avif") else []
+    # Pillow warns of a name that it does not know; it knows AVIF since 11.3.
+    more = [".avif"] if "avif" in features.get_supported() else []
     more += [".jp2"] if features.check("jpg_2000") else []
     return (*_EXTENSIONS, *more, *((".heic", ".heif") if _add_heif() else ()))
 

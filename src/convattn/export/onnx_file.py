@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,7 +126,8 @@ def _converted(program: ExportedProgram, names: tuple[str, ...], opset: int | No
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not _OLDEST_OPSET <= opset <= newest:
         raise ValueError(f"opset={opset} is not one of {_OLDEST_OPSET} to {newest}")
-    with quiet("onnxscript"):
+    # onnxscript 0.6 prints how many rules it applied.
+    with quiet("onnxscript"), redirect_stdout(StringIO()):
         exported = torch.onnx.export(
             program,
             dynamo=True,

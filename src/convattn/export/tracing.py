@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import floordiv
 
 import torch
+from packaging.version import Version
 from timm.layers import padding
-from torch import SymInt, Tensor, nn
+from torch import SymInt, Tensor, _meta_registrations, nn
 from torch.export import Dim, ExportedProgram
 
 from convattn.export.checking import first_line
@@ -36,7 +38,7 @@ def trace(network: nn.Module, example: Tensor) -> ExportedProgram:
             layer.attn_backend = "sdpa"  # PyTorch's own, whatever the layer or the variable asks
     sizes = dict.fromkeys(AXES, Dim.DYNAMIC)
     try:
-        with _traceable_same_padding():
+        with _traceable_same_padding(), _traceable_pooling():
             return torch.export.export(network, (example,), dynamic_shapes=(sizes,))
     except Exception as error:  # of many kinds, from anywhere in the tracer
         raise ValueError(
@@ -57,6 +59,24 @@ def _traceable_same_padding() -> Iterator[None]:
         yield
     finally:
         padding.get_same_padding = rounding
+
+
+@contextmanager
+def _traceable_pooling() -> Iterator[None]:
+    """Let PyTorch before 2.14 pool a map of any size.
+
+    It corrected the sign of a division that needs none, and what the correction asked of the
+    example's size became a condition on every size: images of 81 x 81 were refused.
+    """
+    if Version(torch.__version__).release >= (2, 14):
+        yield
+        return
+    dividing = _meta_registrations.div_rtn
+    _meta_registrations.div_rtn = floordiv
+    try:
+        yield
+    finally:
+        _meta_registrations.div_rtn = dividing
 
 
 def _same_padding(size: int | SymInt, kernel_size: int, stride: int, dilation: int) -> int | SymInt:
