@@ -1,4 +1,4 @@
-"""Which maps can be believed? Nine methods by twelve measures, three kinds of images, three seeds.
+"""Which maps can be believed? Nine methods by twelve measures, three seeds.
 
     python benchmarks/truth_table.py --root DIR [--runs DIR] [--sets ...] [--seeds N] [--cost]
         [--page | --check]
@@ -66,6 +66,12 @@ KINDS: Mapping[str, Kind] = {
         " --model.model-args global_pool attention --epochs 5",
         "--num-images 150",
         (6, 4),
+    ),
+    "tiny_imagenet_40_16_epochs": Kind(
+        "train patchconvnet_tiny_imagenet --data.root {root}/tiny_imagenet_40"
+        " --model.model-args global_pool attention",
+        "--num-images 150",
+        (20, 6),
     ),
     "magnetic_tiles": Kind(
         "finetune {root}/magnetic_tiles/images --data.group num_([0-9]+) --image-size 128"

@@ -16,7 +16,7 @@ from PIL import Image
 from convattn.classification.sharding import shard_data
 from convattn.config import DataConfig
 from convattn.data import UnreadableImageError, load_source
-from convattn.data.folders import find_duplicates
+from convattn.data.drawing import find_duplicates
 from convattn.data.shards import expand_braces
 from tests.data.test_sources import make_classes
 

@@ -425,8 +425,9 @@ def test_what_is_hung_on_a_layer_learns_and_merges(name):
     [
         (
             lambda: create_pool("simpol", 8),
-            "unknown pool 'simpol'; the nearest is 'simpool' of avg",
+            "unknown pool 'simpol'; the nearest is 'simpool' of attention, avg",
         ),
+        (lambda: create_pool("attentoin", 8), "the nearest is 'attention' of"),
         (
             lambda: create_pool("ep", 8, num_queries=3),
             "num_queries=3 does not divide out_features=8",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convattn.data.counts import PART_WORDS, Finding, Severity
-from convattn.data.folders import find_duplicates, find_equal, number_units
+from convattn.data.drawing import find_duplicates, find_equal, number_units
 
 MOST_BITS = 4
 """Of 64, in which perceptual hashes of images that look alike differ at most.

@@ -9,7 +9,7 @@ from convattn.checks.copies import Copies
 from convattn.classification.out_of_fold import classes_cell
 from convattn.data import ImageFiles, Source
 from convattn.data.counts import parts_of
-from convattn.data.folders import find_equal, number_units
+from convattn.data.drawing import find_equal, number_units
 from convattn.text import csv_text
 
 

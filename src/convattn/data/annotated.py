@@ -15,13 +15,8 @@ from torch.utils.data import Dataset
 
 from convattn.config import BadAnnotations
 from convattn.data.classes import match_classes
-from convattn.data.folders import (
-    LeftOut,
-    draw_mixed_test,
-    find_duplicates,
-    group_images,
-    note_copies,
-)
+from convattn.data.drawing import draw_mixed_test, find_duplicates, group_images, note_copies
+from convattn.data.folders import LeftOut
 
 Truth = TypeVar("Truth")
 Source = TypeVar("Source", bound="AnnotatedSource[Any]")

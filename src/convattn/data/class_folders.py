@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 
 from convattn.data.classes import find_alike, normal_name
-from convattn.data.folders import (
-    LeftOut,
+from convattn.data.drawing import (
     draw_held_out,
     find_duplicates,
-    find_images,
-    find_splits,
     group_images,
-    held_out_of,
-    holds_images,
     note_copies,
     number_units,
     refuse_group,
+)
+from convattn.data.folders import (
+    LeftOut,
+    find_images,
+    find_splits,
+    held_out_of,
+    holds_images,
     split_of,
     subfolders,
 )

@@ -16,11 +16,8 @@ from convattn.data.class_folders import (
     set_aside,
     tell_all_tested,
 )
-from convattn.data.folders import (
-    group_images,
-    number_units,
-    split_of,
-)
+from convattn.data.drawing import group_images, number_units
+from convattn.data.folders import split_of
 from convattn.data.images import ImageFiles
 from convattn.data.labelled import Source, file_source
 from convattn.data.table_files import (

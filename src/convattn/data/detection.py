@@ -24,7 +24,8 @@ from convattn.data.annotated import (
 from convattn.data.choosing import check_format, check_name, draw_part, find_root, refuse_root
 from convattn.data.classes import match_classes
 from convattn.data.dense_shards import load_object_shards, refuse_parting
-from convattn.data.folders import held_out_split, refuse_group
+from convattn.data.drawing import refuse_group
+from convattn.data.folders import held_out_split
 from convattn.data.formats import OBJECT_FORMATS, find_format, refuse_annotations
 from convattn.data.listing import Listing
 from convattn.data.objects import (

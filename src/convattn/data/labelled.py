@@ -12,9 +12,7 @@ from torch import Tensor
 
 from convattn.data.bands import measure_channels
 from convattn.data.classes import match_classes
-from convattn.data.folders import (
-    LeftOut,
-)
+from convattn.data.folders import LeftOut
 from convattn.data.images import ImageFiles, TensorImages
 from convattn.text import list_names
 

@@ -18,11 +18,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from convattn.data.choosing import TEST_SEED, draw_indices
-from convattn.data.folders import (
-    LeftOut,
-    find_images,
-    subfolders,
-)
+from convattn.data.folders import LeftOut, find_images, subfolders
 from convattn.data.images import TensorImages
 from convattn.data.labelled import Source
 from convattn.data.reading import read_sample

@@ -27,7 +27,8 @@ from convattn.data.choosing import check_format, check_name, draw_part, find_roo
 from convattn.data.classes import match_classes
 from convattn.data.dense_shards import load_mask_shards, refuse_parting
 from convattn.data.detection import load_objects
-from convattn.data.folders import LeftOut, held_out_split, refuse_group
+from convattn.data.drawing import refuse_group
+from convattn.data.folders import LeftOut, held_out_split
 from convattn.data.formats import OBJECT_FORMATS, Format, find_format, refuse_annotations
 from convattn.data.labelme import BACKGROUND
 from convattn.data.listing import Listing

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from convattn.data.class_folders import find_together, set_aside, tell_all_tested
-from convattn.data.folders import SPLITS, number_units, split_of
+from convattn.data.drawing import number_units
+from convattn.data.folders import SPLITS, split_of
 from convattn.data.foreign_shards import ForeignImages, labels_of, read_foreign
 from convattn.data.images import ImageFiles
 from convattn.data.labelled import Source, file_source

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convattn.data.class_folders import MOST_COMPARED, with_classless
-from convattn.data.folders import draw_held_out, find_duplicates, find_equal, number_units
+from convattn.data.drawing import draw_held_out, find_duplicates, find_equal, number_units
 from convattn.data.images import ImageFiles, TensorImages
 from convattn.data.labelled import Source
 from convattn.text import list_names

@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from convattn.config import FinetuneConfig
 from convattn.data import ImageFiles, Source, TensorImages
-from convattn.data.folders import find_duplicates, number_units
+from convattn.data.drawing import find_duplicates, number_units
 from convattn.probing.heads import draw_validation
 from convattn.probing.images import find_groups, join_images, merge_validation, open_source
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from convattn.classification.dataset import open_data
 from convattn.config import DataConfig
 from convattn.data import ImageFiles, Source, TensorImages
-from convattn.data.folders import find_duplicates, find_equal, group_by_name, number_units
+from convattn.data.drawing import find_duplicates, find_equal, group_by_name, number_units
 from convattn.data.images import find_readable
 from convattn.text import report
 

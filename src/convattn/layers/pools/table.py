@@ -73,8 +73,9 @@ def create_pool(name: str, in_features: int, **options: Any) -> Pool:
     """
     name = pool_layer(name)
     if name not in POOLS:
+        names = ("attention", *POOLS)
         raise ValueError(
-            f"unknown pool {name!r}; the nearest is {nearest(name, POOLS)!r} of {', '.join(POOLS)}"
+            f"unknown pool {name!r}; the nearest is {nearest(name, names)!r} of {', '.join(names)}"
         )
     try:
         return POOLS[name](in_features, **options)
