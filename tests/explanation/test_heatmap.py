@@ -11,7 +11,7 @@ import convattn
 from convattn import AAConv2d, augment, capture_attention
 from convattn.data import generate_cluttered_digits
 from convattn.explanation import attention_maps, attention_through, class_names, explain_classes
-from convattn.explanation.heatmap import find_class
+from convattn.explanation.classes import find_class
 from convattn.explanation.overlay import overlay
 from convattn.layers import LearnedAggregation2d
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convattn.data import UnreadableImageError
 from convattn.explanation import Prediction, class_names, class_probabilities, preprocess
-from convattn.explanation.heatmap import pretrained_cfg
+from convattn.explanation.classes import pretrained_cfg
 from convattn.explanation.preprocessing import read_as_seen
 from convattn.files import replace_atomically
 from convattn.modes import eval_mode

@@ -18,7 +18,7 @@ from convattn.data import ImageSource, UnreadableImageError, read_image, transfo
 from convattn.data.bands import read_channels
 from convattn.data.batches import list_images
 from convattn.explanation import class_names, class_probabilities
-from convattn.explanation.heatmap import pretrained_cfg
+from convattn.explanation.classes import pretrained_cfg
 from convattn.explanation.preprocessing import check_elongation
 from convattn.modes import default_device, eval_mode, num_cores
 

@@ -33,7 +33,7 @@ from convattn.classification.streaming import (
 from convattn.config import PredictConfig
 from convattn.data.batches import list_images
 from convattn.exceptions import Interrupted
-from convattn.explanation.heatmap import pretrained_cfg
+from convattn.explanation.classes import pretrained_cfg
 from convattn.files import replace_atomically
 from convattn.modes import default_device
 from convattn.progress import Progress

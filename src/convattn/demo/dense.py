@@ -12,8 +12,8 @@ from torch import nn
 
 from convattn.demo.network import SHOWN_SIDE, Query, shown_size
 from convattn.explanation import attention_layers
+from convattn.explanation.attention import num_heads
 from convattn.explanation.dense import DenseExplanation
-from convattn.explanation.heatmap import num_heads
 from convattn.explanation.overlay import overlay
 from convattn.layers import AAConv2d
 from convattn.tasks import Dense

@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from convattn.explanation import Explanation, attention_layers, class_names, explain
-from convattn.explanation.heatmap import Method, Target, num_heads
+from convattn.explanation.attention import num_heads
+from convattn.explanation.classes import Target
+from convattn.explanation.heatmap import Method
 from convattn.layers import AAConv2d, LearnedAggregation2d
 
 SHOWN_SIDE = 1024

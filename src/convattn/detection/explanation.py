@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype
 
+from convattn.explanation.classes import find_class
 from convattn.explanation.dense import DenseExplanation, Levels, attention_from
-from convattn.explanation.heatmap import find_class
 from convattn.modes import frozen_eval_mode
 
 

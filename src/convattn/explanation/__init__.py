@@ -3,7 +3,9 @@
 ``explain`` is its door.
 """
 
+from convattn.explanation.attention import attention_maps
 from convattn.explanation.capture import AttentionMaps, attention_layers, capture_attention
+from convattn.explanation.classes import class_names, class_probabilities
 from convattn.explanation.faithfulness import (
     Report,
     deletion_insertion,
@@ -16,10 +18,7 @@ from convattn.explanation.gradcam import cam_layers, grad_cam
 from convattn.explanation.heatmap import (
     Explanation,
     Prediction,
-    attention_maps,
     attention_through,
-    class_names,
-    class_probabilities,
     explain,
     explain_classes,
 )

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from convattn.exceptions import NoEvidenceError
+from convattn.explanation.attention import attention_maps
 from convattn.explanation.capture import attention_layers
+from convattn.explanation.classes import class_probabilities
 from convattn.explanation.geometry import Grid
 from convattn.explanation.gradcam import cam_layers, grad_cam
-from convattn.explanation.heatmap import attention_maps, class_probabilities
 from convattn.explanation.linear_evidence import evidence, evidence_maps
 from convattn.modes import default_device, frozen_eval_mode
 from convattn.text import json_text

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -14,35 +13,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from convattn.data import ImageSource
 from convattn.data.bands import as_rgb
 from convattn.exceptions import NoEvidenceError
-from convattn.explanation.capture import (
-    AttentionLayer,
-    Queries,
-    attention_layers,
-    capture_attention,
-    check_logits,
-    named_layers,
+from convattn.explanation.attention import (
+    attention_of_layers,
+    has_aggregation,
+    run_with_attention,
+    select_classes,
+)
+from convattn.explanation.capture import attention_layers, check_logits
+from convattn.explanation.classes import (
+    Target,
+    class_names,
+    class_numbers,
+    class_probabilities,
+    pretrained_cfg,
 )
 from convattn.explanation.geometry import Grid
 from convattn.explanation.gradcam import grad_cam
 from convattn.explanation.linear_evidence import evidence_of_classes
 from convattn.explanation.overlay import overlay
 from convattn.explanation.preprocessing import Preprocessed, View, preprocess, read_as_seen
-from convattn.layers import AAConv2d, LearnedAggregation2d
-from convattn.modes import check_finite, frozen_eval_mode
-from convattn.text import nearest_few, one_line
+from convattn.layers import AAConv2d
+from convattn.modes import frozen_eval_mode
+from convattn.text import one_line
 
 Shown = Literal["evidence", "attention", "gradcam"]
 Method = Literal["auto", "evidence", "attention", "gradcam"]
-Target = int | str
 
-_IMAGENET = {"input_size": (3, 224, 224)}  # timm's defaults for the rest
-_IMAGES_AT_ONCE = 32
 _NUM_TOP = 5
 
 
@@ -260,9 +261,9 @@ def explain_classes(
         )
     shown, prepared, pixels = _preprocess(model, image, view)
     point = None if query is None else _on_input(query, prepared, shown)
-    attend = cache(partial(_run_with_attention, model, pixels, layer, head, point))
+    attend = cache(partial(run_with_attention, model, pixels, layer, head, point))
     # What learned aggregation makes has no exact shares, which need not be tried.
-    if choice or (method == "auto" and _has_aggregation(model)):
+    if choice or (method == "auto" and has_aggregation(model)):
         method = "attention"
     with frozen_eval_mode(model):
         with _describe_refusal(model, pixels), torch.no_grad():
@@ -270,7 +271,7 @@ def explain_classes(
         logits = check_logits(model, out)
         names = class_names(model, logits.shape[1])
         order = logits[0].argsort(descending=True).tolist()
-        wanted = _class_numbers(targets, top_k, names, order)
+        wanted = class_numbers(targets, top_k, names, order)
         found = _look(model, pixels, wanted, method, attend)
     probabilities, values = class_probabilities(model, logits)[0].tolist(), logits[0].tolist()
 
@@ -327,98 +328,8 @@ def _look(
         maps, grid = grad_cam(model, pixels.expand(len(classes), -1, -1, -1), numbers)
         return _Looked("gradcam", maps, grid, True)
     _, per_token, grid = attend()
-    maps = _select_classes(per_token.expand(len(classes), -1, -1, -1), numbers)
+    maps = select_classes(per_token.expand(len(classes), -1, -1, -1), numbers)
     return _Looked("attention", maps, grid, per_token.shape[1] > 1)
-
-
-def _has_aggregation(model: nn.Module) -> bool:
-    return any(isinstance(module, LearnedAggregation2d) for module in model.modules())
-
-
-def attention_maps(
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor | None = None,
-    *,
-    layer: str | None = None,
-    head: int | None = None,
-    query: tuple[float, float] | None = None,
-) -> tuple[Tensor, Tensor, Grid]:
-    """The logits of a batch and where the network looked, one map an image, its sum 1.
-
-    The attention pool says it directly; with a token a class it is the token of the class asked
-    for. Without a pool it is how much the positions of the last attention convolution are looked
-    at. Runs a few images at a time, without gradients.
-
-    Args:
-        model: A network with attention, in evaluation mode.
-        images: (B, C, H, W), normalised, on the model's device.
-        targets: (B,) class numbers; None takes the predicted classes.
-        layer: Name of the layer with attention; None takes the last pool, or the last layer.
-        head: Number of the attention head; None takes their mean.
-        query: y and x in pixels of the input: what does an attention convolution look at from the
-            position that is nearest? None takes the mean over all positions.
-
-    Returns:
-        (B, num_classes), (B, h, w), and where the cells lie on the images.
-
-    Raises:
-        ValueError: If the network has no attention, or no such layer or head.
-    """
-    logits, maps = [], []
-    for start in range(0, len(images), _IMAGES_AT_ONCE):
-        few = slice(start, start + _IMAGES_AT_ONCE)
-        found, per_token, grid = _run_with_attention(model, images[few], layer, head, query)
-        logits.append(found)
-        maps.append(
-            _select_classes(per_token, found.argmax(1) if targets is None else targets[few])
-        )
-    return torch.cat(logits), torch.cat(maps), grid
-
-
-def _run_with_attention(
-    model: nn.Module,
-    images: Tensor,
-    layer: str | None,
-    head: int | None,
-    query: tuple[float, float] | None,
-) -> tuple[Tensor, Tensor, Grid]:
-    """The logits, the attention of every token (B, tokens, h, w), and where its cells lie."""
-    name, found = find_attention_layer(model, layer)
-    if head is not None and not 0 <= head < num_heads(found):
-        raise ValueError(
-            f"head={head}, but {name} has {num_heads(found)}; give a number from 0 to "
-            f"{num_heads(found) - 1}"
-        )
-    if query is not None and not isinstance(found, AAConv2d):
-        raise ValueError(
-            f"query={query} asks what a position looks at, but in {name} a learned token looks, "
-            "not a position; name an attention convolution as layer, or leave query out"
-        )
-    logits, per_head, grids = _capture(model, images, [name], query)
-    check_logits(model, logits)
-    per_token = per_head[name].mean(1) if head is None else per_head[name][:, head]
-    return logits, per_token, grids[name]
-
-
-def _select_classes(per_token: Tensor, classes: Tensor) -> Tensor:
-    """The map of each image's class, (B, h, w), its sum 1; a single token serves all classes."""
-    token = classes if per_token.shape[1] > 1 else torch.zeros_like(classes)
-    maps = per_token[torch.arange(len(token), device=token.device), token]
-    return maps / maps.sum((1, 2), keepdim=True)
-
-
-def _capture(
-    model: nn.Module, images: Tensor, names: Sequence[str], query: tuple[float, float] | None
-) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Grid]]:
-    """The logits, each layer's attention (B, heads, tokens, h, w), and where its cells lie."""
-    asked: Queries | None = "mean" if query is None else None
-    with (
-        torch.no_grad(),
-        capture_attention(model, queries=asked, point=query, layers=names) as maps,
-    ):
-        logits = model(images)
-    return logits, maps, maps.grids
 
 
 def attention_through(
@@ -449,104 +360,11 @@ def attention_through(
     point = None if query is None else _on_input(query, prepared, shown)
     size = (shown.height, shown.width)
     with frozen_eval_mode(model):
-        _, maps, grids = _capture(model, pixels, names, point)
+        _, maps, grids = attention_of_layers(model, pixels, names, point)
     return shown, {
         name: list(grids[name].heat(maps[name][0, :, 0].cpu(), size, prepared.region).numpy())
         for name in names
     }
-
-
-def class_probabilities(model: nn.Module, logits: Tensor) -> Tensor:
-    """How likely a classifier finds each class, (B, K), between 0 and 1.
-
-    Args:
-        model: The classifier; where its ``pretrained_cfg["multi_label"]`` is true every class is a
-            question of its own, else they sum to 1. A single logit is such a question always.
-        logits: What it gives, (B, K).
-    """
-    check_finite(logits)
-    values = logits.float()
-    questions = values.shape[1] == 1 or pretrained_cfg(model).get("multi_label")
-    return values.sigmoid() if questions else values.softmax(1)
-
-
-def class_names(model: nn.Module, num_classes: int) -> list[str]:
-    """What a network's classes are called, their numbers where nobody has said.
-
-    Args:
-        model: A classifier; ``pretrained_cfg["label_names"]`` has the names, or its ImageNet
-            subset tells them.
-        num_classes: How many it tells apart.
-    """
-    names = pretrained_cfg(model).get("label_names")
-    if names is not None and len(names) == num_classes:
-        return list(names)
-    subset = infer_imagenet_subset({"num_classes": num_classes})
-    if subset is not None:
-        return list(ImageNetInfo(subset).label_descriptions())
-    return [str(index) for index in range(num_classes)]
-
-
-def pretrained_cfg(model: nn.Module) -> Mapping[str, Any]:
-    """What a network says about its images and classes, in timm's words.
-
-    Args:
-        model: Any network; torchvision's and others say nothing, which means ImageNet's.
-    """
-    return getattr(model, "pretrained_cfg", None) or _IMAGENET
-
-
-def num_heads(layer: AttentionLayer) -> int:
-    """Attention heads of a layer; queries of a light pool."""
-    if isinstance(layer, LearnedAggregation2d):
-        return layer.attn.num_heads
-    if isinstance(layer, AAConv2d):
-        return layer.num_heads
-    return layer.num_maps
-
-
-def find_class(target: Target, names: Sequence[str]) -> int:
-    """The number of a class.
-
-    Args:
-        target: Its number, or its name, in whatever case; of several names that ", " separates,
-            as ImageNet's have, one is enough.
-        names: Name of each class number.
-
-    Raises:
-        ValueError: If there is no such class, or more than one.
-    """
-    last = len(names) - 1
-    if not isinstance(target, str):
-        try:
-            number = operator.index(target)
-        except TypeError:
-            raise ValueError(
-                f"target={target!r}; expected one name or number, explain_classes takes several"
-            ) from None
-        if not 0 <= number <= last:
-            raise ValueError(f"there is no class number {number}; give one from 0 to {last}")
-        return number
-    asked = target.strip().casefold()
-    whole = [name.casefold() for name in names]
-    for matches in (
-        [i for i, name in enumerate(whole) if name == asked],
-        [i for i, name in enumerate(whole) if asked in name.split(", ")],
-    ):
-        if len(matches) > 1:
-            raise ValueError(
-                f"{len(matches)} classes are called {target!r}; give a number instead: "
-                f"{', '.join(map(str, matches))}"
-            )
-        if matches:
-            return matches[0]
-    if asked.isdecimal() and int(asked) <= last:
-        return int(asked)
-    single = {part.casefold(): part for name in names for part in (name, *name.split(", "))}
-    near = nearest_few(asked, single)
-    raise ValueError(
-        f"unknown class {target!r}; the nearest are {', '.join(repr(single[n]) for n in near)}"
-    )
 
 
 def _preprocess(
@@ -572,34 +390,6 @@ def _describe_refusal(model: nn.Module, pixels: Tensor) -> Iterator[None]:
             f"({one_line(error)}); its pretrained_cfg must say the input_size, mean "
             "and std that it takes, and view='crop' keeps to that size"
         ) from error
-
-
-def _class_numbers(
-    targets: Sequence[Target] | None, top_k: int, names: Sequence[str], order: Sequence[int]
-) -> list[int]:
-    """The numbers of the classes to explain."""
-    if targets is None:
-        if not 1 <= top_k <= len(names):
-            raise ValueError(f"top_k={top_k}; expected 1 to {len(names)}, the number of classes")
-        return list(order[:top_k])
-    if not targets:
-        raise ValueError("targets is an empty list; name at least one class")
-    return [find_class(one, names) for one in targets]
-
-
-def find_attention_layer(model: nn.Module, layer: str | None = None) -> tuple[str, AttentionLayer]:
-    """The layer whose attention says where a network looks, with its name.
-
-    Args:
-        layer: Its name; None takes the last pool, or without one the last attention convolution.
-
-    Raises:
-        ValueError: If the network has no attention, or no such layer.
-    """
-    layers = named_layers(model, None if layer is None else [layer])
-    pools = [name for name, one in layers.items() if not isinstance(one, AAConv2d)]
-    name = [*layers, *pools][-1]
-    return name, layers[name]
 
 
 def _on_input(

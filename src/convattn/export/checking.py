@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convattn import __version__
-from convattn.explanation.heatmap import class_names
+from convattn.explanation.classes import class_names
 from convattn.export.dense import DenseNetwork
 from convattn.export.networks import WithMaps, classifier_of, image_cfg, noise, output_names
 from convattn.files import written_whole

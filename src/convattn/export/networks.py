@@ -9,8 +9,9 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
+from convattn.explanation.attention import find_attention_layer
 from convattn.explanation.capture import attention_layers
-from convattn.explanation.heatmap import find_attention_layer, pretrained_cfg
+from convattn.explanation.classes import pretrained_cfg
 from convattn.explanation.linear_evidence import LinearHead, linear_head
 from convattn.export.dense import DenseNetwork, raw_network
 from convattn.layers import AAConv2d, LearnedAggregation2d, Pool

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from convattn.explanation.classes import find_class
 from convattn.explanation.dense import DenseExplanation, Levels, attention_from
-from convattn.explanation.heatmap import find_class
 from convattn.modes import check_finite, frozen_eval_mode
 from convattn.segmentation.prediction import prepared
 

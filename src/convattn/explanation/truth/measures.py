@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convattn.explanation.classes import class_probabilities
 from convattn.explanation.faithfulness import hottest_first
 from convattn.explanation.geometry import Grid
-from convattn.explanation.heatmap import class_probabilities
 
 THRESHOLDS: tuple[float, ...] = tuple(step / 20 for step in range(20))
 """Of a map's largest value."""

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from convattn.exceptions import NoEvidenceError
+from convattn.explanation.attention import attention_maps
 from convattn.explanation.capture import attention_layers
 from convattn.explanation.faithfulness import centre_maps
 from convattn.explanation.geometry import Grid
 from convattn.explanation.gradcam import cam_layers, grad_cam, layer_cam
-from convattn.explanation.heatmap import attention_maps
 from convattn.explanation.linear_evidence import evidence_maps, evidence_of_classes
 from convattn.text import one_line
 
