@@ -196,6 +196,14 @@ def png_of(colour):
     return written.getvalue()
 
 
+def reds_of(items):
+    return [image.getpixel((0, 0))[0] for image, _ in items]
+
+
+def numbers_of(items):
+    return [number_of(image) for image, _ in items]
+
+
 def shown(images, num_workers, rank, epoch, batch_size):
     """Numbers of the images that a rank is shown in an epoch, batch by batch."""
     batches = EpochBatches(len(images), batch_size, seed=1, rank=rank, world_size=3)
@@ -204,7 +212,7 @@ def shown(images, num_workers, rank, epoch, batch_size):
         SeededBatches(images),
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=lambda items: [image.getpixel((0, 0))[0] for image, _ in items],
+        collate_fn=reds_of,
     )
     return list(loader)
 
@@ -253,7 +261,7 @@ def test_three_ranks_see_each_image_of_shards_of_1_to_997_once_an_epoch(sampler,
                 SeededBatches(images),
                 batch_sampler=batches,
                 num_workers=rank,
-                collate_fn=lambda items: [number_of(image) for image, _ in items],
+                collate_fn=numbers_of,
             )
             ranks.append(list(loader))
         assert [len(batches) for batches in ranks] == [192, 192, 192]

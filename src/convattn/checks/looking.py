@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from convattn.checks import quality
 from convattn.data.reading import read_header
+from convattn.data.workers import end_with_reader
 from convattn.exceptions import UnreadableImageError
 from convattn.modes import num_cores
 
@@ -63,6 +64,7 @@ def look_at(images: Any, *, decode: bool, num_workers: int | None) -> Iterator[L
         _Looks(images, decode=decode, measured=decode and quality.is_installed()),
         batch_size=_AT_ONCE,
         num_workers=num_workers,
+        worker_init_fn=end_with_reader,
         collate_fn=list,
     )
     progress = tqdm(

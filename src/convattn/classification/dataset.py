@@ -23,6 +23,7 @@ from convattn.data import (
 from convattn.data.batches import opened
 from convattn.data.images import Transform, find_readable
 from convattn.data.validation import set_aside_validation
+from convattn.data.workers import end_with_reader
 from convattn.text import report
 
 _SIZE_OF_VARYING_IMAGES = 224
@@ -207,6 +208,7 @@ def test_batches(
         source.test.with_transform(transform_of(cfg)),
         batch_size=config.batch_size,
         num_workers=config.num_workers,
+        worker_init_fn=end_with_reader,
     )
     as_they_are = tuple(cfg["input_size"][1:]) == source.image_size and cfg["crop_pct"] == 1
     boxes = source.test.boxes if isinstance(source.test, TensorImages) else None

@@ -17,6 +17,7 @@ from convattn.config import PredictConfig
 from convattn.data import ImageSource, UnreadableImageError, read_image, transform_of
 from convattn.data.bands import read_channels
 from convattn.data.batches import list_images
+from convattn.data.workers import end_with_reader
 from convattn.explanation import class_names, class_probabilities
 from convattn.explanation.classes import pretrained_cfg
 from convattn.explanation.preprocessing import check_elongation
@@ -126,6 +127,7 @@ def load_batches(
         images,
         batch_size=batch_size,
         num_workers=num_workers,
+        worker_init_fn=end_with_reader,
         collate_fn=_collate,
         pin_memory=pin_memory,
     )

@@ -21,6 +21,7 @@ from convattn.classification.settings import transform_words, weights_sha256
 from convattn.config import DataConfig
 from convattn.data import ImageFiles, TensorImages, transform_of
 from convattn.data.images import digest_of_list
+from convattn.data.workers import end_with_reader
 from convattn.exceptions import Interrupted
 from convattn.explanation.figures import draw_truth
 from convattn.explanation.truth import (
@@ -238,6 +239,7 @@ def _measure(
         images.with_transform(transform),
         batch_size=_BATCH_SIZE,
         num_workers=config.data.num_workers,
+        worker_init_fn=end_with_reader,
     )
     looks = _trained_looks([model, *others], parts, config) if config.protocol.trained_steps else {}
     with Progress(len(images)) as progress:
@@ -292,7 +294,11 @@ def _learn_masks(
         generator=torch.Generator().manual_seed(config.protocol.seed),
     )
     loader = DataLoader(
-        images, batch_size=_BATCH_SIZE, sampler=drawn, num_workers=config.data.num_workers
+        images,
+        batch_size=_BATCH_SIZE,
+        sampler=drawn,
+        num_workers=config.data.num_workers,
+        worker_init_fn=end_with_reader,
     )
     with Progress(steps * _BATCH_SIZE) as progress:
         batches = (batch[0].to(device) for batch in loader)

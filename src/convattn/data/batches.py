@@ -15,6 +15,7 @@ from convattn.data.bands import extensions_of
 from convattn.data.counts import summarize
 from convattn.data.folders import LeftOut, find_images
 from convattn.data.images import TensorImages, find_readable
+from convattn.data.workers import end_with_reader
 from convattn.text import report
 
 Source = TypeVar("Source", bound=Any)
@@ -117,6 +118,7 @@ def list_batches(config: DataConfig, images: Dataset[Any]) -> DataLoader[Any]:
         images,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
+        worker_init_fn=end_with_reader,
         collate_fn=collate_lists,
     )
 

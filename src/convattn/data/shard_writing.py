@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from convattn.data.shard_files import INDEX, MASK, Shard, import_litdata, index_of, open_image
+from convattn.data.workers import end_with_reader
 from convattn.files import read_json, replace_atomically, sha256_of, written_whole
 from convattn.ownership import owned
 from convattn.progress import Progress
@@ -228,7 +229,10 @@ def _write(planned: Sequence[_Planned], format: ShardFormat, num_workers: int) -
     total = sum(len(one.places) for one in planned)
     done = total - sum(len(one.places) for one in missing)
     loader: DataLoader[int] = DataLoader(
-        _Shards(missing, format), batch_size=None, num_workers=num_workers
+        _Shards(missing, format),
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=end_with_reader,
     )
     with Progress(total, done) as progress:
         for count in loader if missing else ():

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from convattn.config import FinetuneConfig
 from convattn.data import transform_of
+from convattn.data.workers import end_with_reader
 from convattn.files import replace_atomically
 from convattn.finetuning.images import Images
 from convattn.finetuning.results import fit_rejection, fit_temperature, fit_thresholds
@@ -143,7 +144,12 @@ def predict(
     """
     device = default_device(config.device)
     chosen = images.all.select(numbers).with_transform(transform_of(cfg))
-    loader = DataLoader(chosen, batch_size=_BATCH, num_workers=config.data.num_workers)
+    loader = DataLoader(
+        chosen,
+        batch_size=_BATCH,
+        num_workers=config.data.num_workers,
+        worker_init_fn=end_with_reader,
+    )
     model.to(device)
     with eval_mode(model):
         bar = tqdm(loader, desc=what, unit=" batches", disable=None, leave=False)

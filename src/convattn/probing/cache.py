@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from convattn.data import ImageFiles, TensorImages
 from convattn.data.shard_files import file_of
+from convattn.data.workers import end_with_reader
 from convattn.exceptions import Interrupted
 from convattn.files import replace_atomically
 from convattn.modes import eager_mode, eval_mode
@@ -322,6 +323,7 @@ class _Pass:
             Subset(self.images, range(first + done, first + end)),
             batch_size=_BATCH,
             num_workers=options.num_workers,
+            worker_init_fn=end_with_reader,
         )
         bar = tqdm(total=end, initial=done, desc="maps", unit=" images", disable=None, leave=False)
         with (

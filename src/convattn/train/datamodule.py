@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from convattn.config import DataConfig
 from convattn.data.images import Replacing, TensorImages, digest_of_list
+from convattn.data.workers import end_with_reader
 from convattn.train.seeding import derive_seed, seeded
 
 _SHARDS_AT_ONCE = 8
@@ -263,6 +264,7 @@ class TrainingData(L.LightningDataModule):
         return DataLoader(
             dataset,
             num_workers=config.num_workers,
+            worker_init_fn=end_with_reader,
             persistent_workers=stay,
             prefetch_factor=config.prefetch_factor,
             pin_memory=self._pins_memory(),
