@@ -465,11 +465,11 @@ def write(rows: Rows, page: Path) -> None:
         "```",
         "",
         f"Torch {torch.__version__.split('+')[0]}, AMD EPYC, one of 2 cores (AVX-512, no AMX), one "
-        f"thread, 28 to 30 November 2026; {len(rows.found)} runs, {hours:.1f} hours. Networks, images, "
-        "augmentation, optimiser (muon) and schedule are those of [study.md](study.md), step for "
-        "step. Runs of equal seed start from the same weights but for the pool's and see the same "
-        "images in the same order. Intervals are Student's, 95 %, of the mean difference at equal "
-        "seeds. `pool_ablation.csv` beside this page holds every run.",
+        f"thread, 28 to 30 November 2026; {len(rows.found)} runs, {hours:.1f} hours. Networks, "
+        "images, augmentation, optimiser (muon) and schedule are those of [study.md](study.md), "
+        "step for step. Runs of equal seed start from the same weights but for the pool's and see "
+        "the same images in the same order. Intervals are Student's, 95 %, of the mean difference "
+        "at equal seeds. `pool_ablation.csv` beside this page holds every run.",
         "",
         f"![differences from the average pool]({page.with_suffix('.png').name})",
         "",
