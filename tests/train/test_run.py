@@ -95,16 +95,31 @@ def test_report_names_the_result_and_the_commands(finished):
     assert f"convattn train --resume {finished.folder}" in report
 
 
+# An epoch takes a tenth of a second; from the second epoch's second step on a step takes one.
+SLOWER = """
+import time
+from pathlib import Path
+from convattn.config import TrainConfig
+from convattn.tasks import train
+from convattn.train.classification import ClassificationTask
+
+real = ClassificationTask.training_step
+
+def training_step(self, batch, batch_idx):
+    if self.global_step > 9:
+        time.sleep(1)
+    return real(self, batch, batch_idx)
+
+ClassificationTask.training_step = training_step
+"""
+
+
 @pytest.mark.long
 def test_killed_run_resumes_to_the_same_weights_and_metrics(finished, start, tmp_path):
     folder = tmp_path / "killed"
     config = tmp_path / "config.json"
     config.write_text(tiny(folder).to_json())
-    code = (
-        "import sys; from convattn.config import TrainConfig; "
-        "from convattn.tasks import train; train(TrainConfig.from_json(__import__('pathlib')"
-        f".Path({str(config)!r}).read_text()))"
-    )
+    code = SLOWER + f"train(TrainConfig.from_json(Path({str(config)!r}).read_text()))"
     process = start("-c", code)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     # Rows of steps 9 and 12 are written inside the second epoch, after its first checkpoint.
