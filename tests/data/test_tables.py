@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from packaging.version import Version
 from PIL import Image
 
 from convattn.config import DataConfig, TrainConfig
@@ -585,6 +586,7 @@ ROW_OF = {
     "csv": r"\bline \d+\b",
     "tsv": r"\bline \d+\b",
     "jsonl": r"\bline \d+\b",
+    "parquet": r"\brow \d+\b",
 }
 
 
@@ -625,9 +627,11 @@ def test_damage_is_one_sentence_that_names_the_file(form, tmp_path, twenty):
         except (ValueError, FileNotFoundError) as error:
             said.append(str(error))
     assert len(said) > 60
-    if form != "parquet":  # whose damage hardly ever leaves rows to be read
-        rows = sum(re.search(ROW_OF[form], one) is not None for one in said)
+    rows = sum(re.search(ROW_OF[form], one) is not None for one in said)
+    if form != "parquet":
         assert rows > len(said) / 3, said
+    elif Version(pa.__version__).major > 18:  # whose files hardly ever leave rows to be read
+        assert rows > 0, said
     assert [one for one in said if f"labels.{form}" not in one or "\n" in one] == []
 
 

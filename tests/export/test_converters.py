@@ -5,11 +5,11 @@ from importlib.util import find_spec
 import pytest
 import timm
 import torch
-from packaging.version import Version
 from torch import nn
 
 import convattn
 from convattn.export.openvino_file import import_openvino
+from convattn.export.tracing import POOLS_ANY_SIZE
 
 TOLERANCE = 1e-4
 SIZES = [(1, 3, 64, 64), (2, 3, 80, 52), (3, 3, 33, 96)]  # as recorded, and beside it
@@ -62,10 +62,6 @@ def check(model, converted):
         found = converted(x)
         difference = (found - expected).abs().max() / expected.abs().max()
         assert difference < TOLERANCE, (shape, float(difference))
-
-
-# Before, whether a map's side was even in the example became a condition on every image's.
-POOLS_ANY_SIZE = Version(torch.__version__).release >= (2, 14)
 
 
 def dynamic():

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 
 from convattn import AAConv2d, LearnedAggregation2d
@@ -115,10 +116,11 @@ def test_dynamic_quantisation_stays_near(kind):
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("name", NETWORKS)
-def test_logits_stay_within_five_per_cent_of_dynamic_quantisation(name):
+def test_logits_stay_within_two_per_cent_of_dynamic_quantisation(name):
     model = woken(name)
     with torch.no_grad():
         expected = model(images())
         found = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})(images())
-    # 0.7 to 3.0 %, by the random weights that a version of PyTorch draws
-    assert 0 < difference(found, expected) < 0.05
+    # The weights are random, and others before: 3.0 % with those of PyTorch 2.9.
+    most = 0.02 if Version(torch.__version__).release >= (2, 14) else 0.05
+    assert 0 < difference(found, expected) < most

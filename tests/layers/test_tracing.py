@@ -4,11 +4,11 @@ import io
 
 import pytest
 import torch
-from packaging.version import Version
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convattn import AAConv2d, LearnedAggregation2d
+from convattn.export.tracing import POOLS_ANY_SIZE
 from convattn.layers.pools import create_pool
 from convattn.models.patchconvnet import PatchConvBlock
 
@@ -36,8 +36,6 @@ LAYERS = {
 }
 HALVED = {"stride", "smaller attention"}
 """Their attention runs on half of the map: a single position for an image of 2 x 2."""
-# Before, whether a map's side was even in the example became a condition on every map's.
-POOLS_ANY_SIZE = Version(torch.__version__).release >= (2, 14)
 
 
 def woken(kind: str) -> nn.Module:

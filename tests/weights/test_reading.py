@@ -123,7 +123,7 @@ def test_no_more_than_a_namespace_is_let_in(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save({"model": {"a": torch.ones(1)}, "out": tmp_path}, file)
     before = set(torch.serialization.get_safe_globals())  # a list out of a set, in no order
-    with pytest.raises(ValueError, match=r"it asks for pathlib\.[\w.]+Path"):
+    with pytest.raises(ValueError, match=r"it asks for pathlib\.(_local\.)?\w+Path"):
         read_weights(file)
     assert set(torch.serialization.get_safe_globals()) == before
 

@@ -20,6 +20,11 @@ from convattn.surgery.copying import fix_computed_weights
 AXES = {0: "batch", 2: "height", 3: "width"}
 """Those of the images whose sizes are free."""
 
+POOLS_ANY_SIZE = Version(torch.__version__).release >= (2, 14)
+"""Whether this PyTorch traces pooling for maps of any size. Earlier ones corrected the sign of a
+division that needs none, and what the correction asked of the example's size became a condition on
+every size: images of 81 x 81 were refused."""
+
 
 def trace(network: nn.Module, example: Tensor) -> ExportedProgram:
     """The network's operators for any batch, height and width.
@@ -63,12 +68,8 @@ def _traceable_same_padding() -> Iterator[None]:
 
 @contextmanager
 def _traceable_pooling() -> Iterator[None]:
-    """Let PyTorch before 2.14 pool a map of any size.
-
-    It corrected the sign of a division that needs none, and what the correction asked of the
-    example's size became a condition on every size: images of 81 x 81 were refused.
-    """
-    if Version(torch.__version__).release >= (2, 14):
+    """Let every PyTorch pool a map of any size, see ``POOLS_ANY_SIZE``."""
+    if POOLS_ANY_SIZE:
         yield
         return
     dividing = _meta_registrations.div_rtn
